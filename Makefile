@@ -1,0 +1,29 @@
+# Each target sets itself up in .venv; python3 (3.11 or newer) and make are all that is needed. PYTHON=... picks another one.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+READY := .venv/.ready
+
+.PHONY: demo test lint venv
+
+demo: venv  ## colour rendered sample frames; the page to look at is out/demo/gallery.html
+	$(BIN)/cmmfnet demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+venv: $(READY)
+
+# Where there is no NVIDIA GPU, torch is pinned first: a wider requirement may bring gigabytes of CUDA libraries along.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "cmmfnet needs Python 3.11 or newer; found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv (a few minutes the first time)"
+	@if nvidia-smi >/dev/null 2>&1; then $(PIP) 'torch>=2.6'; else $(PIP) torch==2.13.0; fi
+	@$(PIP) -e '.[dev]'
+	@touch $@

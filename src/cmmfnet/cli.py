@@ -1,0 +1,167 @@
+"""The command line: one function a command, its signature is the command's arguments, its docstring their help.
+
+Positional parameters of the function are positional here, keyword-only ones are options: ``batch_size`` is
+``--batch-size``, a ``False`` default makes a flag, a dataclass a group of nested options. A command's module is
+imported when that command is asked for, so ``cmmfnet --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+
+from cmmfnet import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """``target`` is "module:function"; ``config`` adds ``--config FILE.yaml``."""
+
+    target: str
+    help: str
+    config: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "colorize": Command("cmmfnet.colorize:colorize", "turn thermal pictures into colour"),
+    "demo": Command("cmmfnet.demo:demo", "render sample frames, colour them and write a page to look at"),
+    "models": Command("cmmfnet.colorize:models", "list the known models, or describe one"),
+}
+
+SHORT = {"-o": "--out"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0; 1 (files failed, the system refused); 2 (the request makes no sense as typed); 130 (Ctrl-C).
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        print(f"cmmfnet {__version__}")
+        return 0
+    name, *arguments = argv
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        known = ", ".join(COMMANDS)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        print(f"cmmfnet: error: unknown command {name!r}; {hint}Commands: {known}", file=sys.stderr)
+        return 2
+
+    module, function_name = COMMANDS[name].target.split(":")
+    function = getattr(importlib.import_module(module), function_name)
+    parser = make_parser(name, function, config=COMMANDS[name].config)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    values = instantiate(parser.parse_args(_normal(arguments))).as_dict()
+    values.pop("config", None)
+    formatwarning = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"cmmfnet: warning: {message}\n"
+    try:
+        result = function(**values)
+    except KeyboardInterrupt:
+        print("cmmfnet: interrupted; what is finished is whole, the same command goes on from there", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        print(f"cmmfnet: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, OSError) else 2
+    finally:
+        warnings.formatwarning = formatwarning
+    return getattr(result, "exit_status", 0)
+
+
+def make_parser(name: str, function: Callable, *, config: bool = False):
+    """The ``jsonargparse.ArgumentParser`` of a function's signature."""
+    import jsonargparse
+
+    text, notes = _docstring(function)
+    parser = jsonargparse.ArgumentParser(prog=f"cmmfnet {name}", description=text)
+    if config:
+        parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    hints = typing.get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        kind, note = hints[parameter.name], notes.get(parameter.name, "")
+        option = "--" + parameter.name.replace("_", "-")
+        optional = parameter.default is not inspect.Parameter.empty
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            extra = {"nargs": "?", "default": parameter.default} if optional else {}
+            parser.add_argument(parameter.name, type=kind, help=note, **extra)
+        elif is_dataclass(kind):
+            parser.add_argument(f"--{parameter.name}", type=kind, default=parameter.default, help=note)
+        elif kind is bool and parameter.default is False:
+            parser.add_argument(option, action="store_true", help=note)
+        elif optional:
+            parser.add_argument(option, type=kind, default=parameter.default, help=note)
+        else:
+            shorts = [short for short, long in SHORT.items() if long == option]
+            parser.add_argument(*shorts, option, type=kind, required=True, help=note)
+    return parser
+
+
+def _normal(arguments: list[str]) -> list[str]:
+    """``--span -10,35`` -> ``--span=-10,35``: argparse takes a value that starts with a minus for an option."""
+    out: list[str] = []
+    for argument in arguments:
+        if out and re.fullmatch(r"-[\d.][\d.,e+-]*", argument) and re.fullmatch(r"--[a-z][\w.-]*", out[-1]):
+            out[-1] += f"={argument}"
+        else:
+            out.append(argument)
+    return out
+
+
+def _docstring(function: Callable) -> tuple[str, dict[str, str]]:
+    """The text before ``Args:``, and what stands under ``Args:`` for each parameter, as one line."""
+    text, _, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    notes: dict[str, str] = {}
+    name = None
+    for line in rest.splitlines():
+        if line and not line.startswith(" "):
+            break  # the next section
+        if match := re.match(r"    (\w+): (.*)", line):
+            name, notes[match[1]] = match[1], match[2]
+        elif name and line.strip():
+            notes[name] += " " + line.strip()
+    return text.strip(), {key: value.replace("``", "").replace("%", "%%") for key, value in notes.items()}
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message alone is what a user needs.
+
+    The package raises types of its own for what a user can put right; anything else is our mistake, and its traceback
+    is wanted.
+    """
+    ours = any(cls.__module__.partition(".")[0] == "cmmfnet" for cls in type(error).__mro__)
+    missing_extra = isinstance(error, ImportError) and "pip install" in str(error)
+    return ours or missing_extra or isinstance(error, OSError)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items())
+    return f"""usage: cmmfnet COMMAND ...
+
+Thermal-infrared pictures turned into colour, guided by text.
+
+{rows}
+
+  cmmfnet COMMAND --help   the arguments of a command
+  cmmfnet --version
+
+  cmmfnet colorize frames/ -o colour/ --text "a road with cars, trees and a brick house"
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Blocks that two methods or more share. Modules know tensors only.
+
+Sources: the large-kernel block and its downsampling are those of LKAT-GAN's LK_UNet (He et al., IEEE TCE 2023, from which the
+CMMF-Net paper takes its U-Net); the transformer block is the pre-norm ViT block (Dosovitskiy et al., 2021); the discriminator
+is the 70x70 PatchGAN of pix2pix (Isola et al., 2017).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmmfnet.ops import depthwise_conv2d, instance_norm
+
+
+def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1)
+
+
+class LargeKernelBlock(nn.Module):
+    """Residual large-kernel block: IN, 1x1, IN, GELU, k x k depthwise, GELU, 1x1, IN, GELU (LKAT-GAN, stage block).
+
+    ``forward(x (B,C,H,W)) -> (B,C,H,W)``; k is odd.
+    """
+
+    def __init__(self, channels: int, kernel: int):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel is {kernel}; an odd size is needed so that the output keeps its size")
+        self.enter = pointwise(channels, channels)
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.leave = pointwise(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = instance_norm(self.enter(instance_norm(x)), gelu=True)
+        y = F.gelu(depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias))
+        return x + instance_norm(self.leave(y), gelu=True)
+
+
+class ConvFFN(nn.Module):
+    """Residual pointwise feed-forward: IN, 1x1 to 4C, IN, GELU, 1x1 to C, IN (LKAT-GAN)."""
+
+    def __init__(self, channels: int, expansion: int = 4):
+        super().__init__()
+        self.widen = pointwise(channels, expansion * channels)
+        self.narrow = pointwise(expansion * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = instance_norm(self.widen(instance_norm(x)), gelu=True)
+        return x + instance_norm(self.narrow(y))
+
+
+class Downsample(nn.Module):
+    """1x1 convolution to the new width, IN, GELU; 3x3 with stride 2, IN, GELU (LKAT-GAN). Halves H and W."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.widen = pointwise(inputs, outputs)
+        self.stride = nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = instance_norm(self.widen(x), gelu=True)
+        return instance_norm(self.stride(x), gelu=True)
+
+
+def large_kernel_stage(channels: int, blocks: int, kernel: int) -> nn.Sequential:
+    """``blocks`` pairs of a large-kernel block and a ConvFFN."""
+    return nn.Sequential(*(m for _ in range(blocks) for m in (LargeKernelBlock(channels, kernel), ConvFFN(channels))))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries (B,Lq,D) over keys (B,Lk,D) and values (B,Lk,D).
+
+    ``mask`` (B,Lk) bool, True = may be attended. Every row of the mask must allow at least one key.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        allowed = None if mask is None else mask[:, None, None, :]
+        y = F.scaled_dot_product_attention(
+            split(self.query(query)), split(self.key(key)), split(self.value(value)), attn_mask=allowed
+        )
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Sequential):
+    def __init__(self, width: int, expansion: int = 4):
+        super().__init__(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention block of ViT. ``forward(x (B,N,D)) -> (B,N,D)``."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchDiscriminator(nn.Module):
+    """70x70 PatchGAN on the thermal frame and a colour picture, with spectral norm and no batch statistics.
+
+    ``forward(thermal (B,1,H,W), colour (B,3,H,W)) -> (B,1,h,w)`` logits, one a patch.
+    """
+
+    def __init__(self, width: int = 64):
+        super().__init__()
+        sizes = [4, width, 2 * width, 4 * width, 8 * width]
+        norm = nn.utils.parametrizations.spectral_norm
+        layers: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            layers += [norm(nn.Conv2d(a, b, 4, stride=2 if i < 3 else 1, padding=1)), nn.LeakyReLU(0.2)]
+        layers.append(norm(nn.Conv2d(sizes[-1], 1, 4, padding=1)))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, thermal: Tensor, colour: Tensor) -> Tensor:
+        return self.layers(torch.cat([thermal, colour], dim=1))

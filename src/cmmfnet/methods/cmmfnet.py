@@ -1,0 +1,453 @@
+"""CMMF-Net: CLIP-guided multi-modal fusion for thermal-infrared colourisation.
+
+Jiang et al., Intelligence & Robotics 2025;5(1):34-49, doi 10.20517/ir.2025.03. Read top to bottom: image encoder (3.2),
+cross-modal interaction (3.3), U-Net (3.4), the network, its losses. What the paper leaves open stands in ``PAPER`` with the
+choices of docs/architecture.md; ``RELEASED`` is the model that the package bundles.
+
+The image encoder always sees the whole frame resized to ``global_size``; only the U-Net sees full resolution. So the network
+takes any size that is a multiple of 8, and a large frame has one global context and no seams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmmfnet.data.batches import IGNORE
+from cmmfnet.layers import MLP, Attention, Downsample, PatchDiscriminator, TransformerBlock, large_kernel_stage
+from cmmfnet.losses import hinge_discriminator, hinge_generator, l1, ssim_loss, total_variation
+from cmmfnet.perceptual import Perceptual, feature_layers
+from cmmfnet.text import DEFAULT_PROMPT, tag_ids
+
+MAX_TAGS = 16
+
+PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trainable parameters
+RELEASED: dict = {
+    "method": "cmmfnet", "stem": "vgg16", "vit_depth": 4, "vit_width": 320, "vit_heads": 5, "encoder_blocks": (2, 4, 2),
+    "decoder_blocks": (2, 2, 1), "kernels": (7, 13, 13), "ci": "image_query", "text": "clip-tags", "modulation": True,
+    "local_contrast": True, "classes": 25, "tail": 32,
+}  # fmt: skip
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, without antialiasing, so that an exported graph gives the same numbers."""
+    return (
+        x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+    )
+
+
+def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
+    """(B,1,H,W) in [-1,1] -> (B,2,H,W): the frame, and its local contrast (x - local mean) / (local deviation + 0.1), squashed.
+
+    One hot object (a person, an engine) presses the rest of a stretched frame into a few dark levels; the second channel
+    keeps the structure there readable.
+    """
+
+    def mean(x: Tensor) -> Tensor:  # a box is separable: two passes of 33 instead of one of 1,089
+        x = F.avg_pool2d(x, (window, 1), stride=1, padding=(window // 2, 0), count_include_pad=False)
+        return F.avg_pool2d(x, (1, window), stride=1, padding=(0, window // 2), count_include_pad=False)
+
+    local = mean(thermal)
+    deviation = (mean(thermal.square()) - local.square()).clamp_min(0).sqrt()
+    return torch.cat([thermal, torch.tanh((thermal - local) / (deviation + 0.1) / 1.5)], dim=1)
+
+
+class ImageEncoder(nn.Module):
+    """Section 3.2: ViT on the whole frame, (B,C,G,G) -> tokens (B,(G/16)^2,D), and the stem's finer maps where it has them.
+
+    ``stem="patch"``: 16x16 convolution (the paper's plain ViT). ``stem="vgg16"``: a hybrid ViT whose patches are VGG-16's
+    relu5_3 map (stride 16), so that training can start from ImageNet features; its relu2_2, relu3_3 and relu4_3 maps
+    (strides 2, 4, 8) are returned for the U-Net.
+    """
+
+    VGG_TAPS = (8, 15, 22)
+
+    def __init__(self, channels: int, size: int, width: int, depth: int, heads: int, stem: str):
+        super().__init__()
+        if stem == "patch":
+            self.stem = nn.Conv2d(channels, width, 16, stride=16)
+        elif stem == "vgg16":
+            self.stem = feature_layers("vgg16")
+            self.stem[0] = nn.Conv2d(channels, 64, 3, padding=1)
+            self.join = nn.Conv2d(512, width, 1)
+        else:
+            raise ValueError(f"stem is {stem!r}; expected 'patch' or 'vgg16'")
+        self.hybrid = stem == "vgg16"
+        self.size = size
+        self.positions = nn.Parameter(torch.randn(1, (size // 16) ** 2, width) * 0.02)
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def load_imagenet(self, features: nn.Sequential) -> None:
+        """Start the VGG stem from ImageNet: its colour filters are summed, and shared among our tone channels.
+
+        Inputs in [-1,1] span about the range that normalised ImageNet pictures have, so no further scale is needed.
+        """
+        state = features.state_dict()
+        channels = self.stem[0].in_channels
+        state["0.weight"] = state["0.weight"].sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) * (2.0 / channels)
+        self.stem.load_state_dict(state)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = resize(x, (self.size, self.size))
+        maps: list[Tensor] = []
+        if self.hybrid:
+            x = x.contiguous(memory_format=torch.channels_last)
+            for i, layer in enumerate(self.stem):
+                x = layer(x)
+                if i in self.VGG_TAPS:
+                    maps.append(x)
+            x = self.join(x)
+        else:
+            x = self.stem(x)
+        tokens = x.flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens), maps
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm cross-attention and MLP; the residual is on the query stream (notes, section 15, rows 3 and 4)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm_q, self.norm_k, self.norm_v = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm, self.mlp = nn.LayerNorm(width), MLP(width)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = query + self.attention(self.norm_q(query), self.norm_k(key), self.norm_v(value), mask)
+        return x + self.mlp(self.norm(x))
+
+
+class CrossModalInteraction(nn.Module):
+    """Section 3.3 and Figure 2: two transformer blocks between text and image tokens, then OutputProj to an image map.
+
+    image (B,N,D), text (B,L,D), text_mask (B,L) -> (B,C,grid,grid), where the text has been joined with a learned token for
+    "no text", so that an empty text is valid. Modes:
+
+    - ``text_query`` (Fig. 2): Q = text; K = V = image, in the second block "the output of the current layer plus text tokens".
+      The output has L rows; OutputProj mixes them into positions (linear over tokens, padding zeroed), L <= text_length.
+    - ``image_query``: Q = image, K = V = text; keeps every position (an extension, the usual choice elsewhere).
+    - ``text_key`` (section 3.1 to the letter): Q and V from the image, K from the text resampled to N rows by a linear map.
+    - ``add`` (Table 3, "without CI"): pooled text through a linear layer is added to every image token.
+    - ``none`` (Table 3, "without text encoder"): self-attention on the image tokens.
+    """
+
+    def __init__(
+        self, mode: str, width: int, heads: int, depth: int, tokens: int, grid: int, channels: int, length: int
+    ):
+        super().__init__()
+        if mode not in ("text_query", "image_query", "text_key", "add", "none"):
+            raise ValueError(f"ci is {mode!r}; expected 'text_query', 'image_query', 'text_key', 'add' or 'none'")
+        self.mode, self.grid, self.length = mode, grid, length
+        self.no_text = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(0 if mode == "add" else depth))
+        if mode == "add":
+            self.add = nn.Linear(width, width)
+        if mode == "text_key":
+            self.resample = nn.Linear(length + 1, tokens)
+        if mode == "text_query":
+            self.mix = nn.Linear(length + 1, grid * grid)
+        self.project, self.norm = nn.Linear(width, channels), nn.LayerNorm(channels)
+
+    def _fixed_length(self, text: Tensor, mask: Tensor) -> Tensor:
+        if text.shape[1] > self.length + 1:
+            raise ValueError(f"text has {text.shape[1] - 1} tokens; this network takes at most {self.length}")
+        return F.pad(text * mask.unsqueeze(-1), (0, 0, 0, self.length + 1 - text.shape[1]))
+
+    def forward(self, image: Tensor, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> map (B,C,grid,grid) and the pooled text (B,D) (the learned "no text" token where there is none)."""
+        batch = image.shape[0]
+        empty = self.no_text.expand(batch, -1, -1)
+        if text is None:
+            text, mask = empty, torch.ones(batch, 1, dtype=torch.bool, device=image.device)
+        else:
+            if mask is None:
+                mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+            text = torch.cat([empty, text.to(empty.dtype)], dim=1)
+            mask = F.pad(mask, (1, 0), value=True)
+        weight = mask.unsqueeze(-1).to(text.dtype)
+        pooled = (text * weight).sum(dim=1) / weight.sum(dim=1)
+
+        if self.mode == "text_query":
+            text = self._fixed_length(text, mask)
+            state = key = image
+            for block in self.blocks:
+                state = block(text, key, key)
+                key = state + text
+            tokens = self.mix(state.transpose(1, 2)).transpose(1, 2)
+        elif self.mode == "add":
+            tokens = image + self.add(pooled).unsqueeze(1)
+        else:
+            tokens = image
+            if self.mode == "text_key":
+                text = self.resample(self._fixed_length(text, mask).transpose(1, 2)).transpose(1, 2)
+            for block in self.blocks:
+                if self.mode == "image_query":
+                    tokens = block(tokens, text, text, mask)
+                elif self.mode == "text_key":
+                    tokens = block(tokens, text, tokens)
+                else:
+                    tokens = block(tokens, tokens, tokens)
+        side = math.isqrt(tokens.shape[1])
+        out = self.norm(self.project(tokens)).transpose(1, 2).unflatten(2, (side, side))
+        return resize(out, (self.grid, self.grid)), pooled
+
+
+class Modulation(nn.Module):
+    """Feature-wise scale and shift of a map (B,C,H,W) by a vector (B,D); starts as the identity."""
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
+        scale, shift = self.linear(vector)[:, :, None, None].chunk(2, dim=1)
+        return x * (1 + scale) + shift
+
+
+class CMMFNet(nn.Module):
+    """The whole network (Figure 1). ``forward(thermal (B,1,H,W) in [-1,1], text (B,L,D), text_mask (B,L) bool) -> (B,3,H,W)``.
+
+    H and W are multiples of 8. ``text=None`` means no text. The defaults are ``cmmfnet-paper``. Beyond the paper:
+    ``stem="vgg16"`` (see ImageEncoder), ``local_contrast`` (a second tone channel), ``modulation`` (text and frame scale and
+    shift the decoder, a path that text cannot be left out of), ``words`` (a table of tag vectors: ``embed_tags``),
+    a tag head (``predict_tags``) where there are words, and ``classes`` (an auxiliary label head at H/8, for training).
+    """
+
+    multiple_of, fixed_size = 8, None
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int] = (64, 128, 256),
+        encoder_blocks: Sequence[int] = (2, 6, 2),
+        decoder_blocks: Sequence[int] = (2, 6, 2),
+        kernels: Sequence[int] = (13, 13, 13),
+        stem: str = "patch",
+        global_size: int = 256,
+        vit_depth: int = 9,
+        vit_width: int = 512,
+        vit_heads: int = 8,
+        ci: str = "text_query",
+        ci_depth: int = 2,
+        text: str = "clip-sentence",
+        text_width: int = 512,
+        text_length: int = 77,
+        words: Sequence[str] = (),
+        skip: str = "concat",
+        output: str = "tanh",
+        modulation: bool = False,
+        local_contrast: bool = False,
+        classes: int = 0,
+        tail: int = 64,
+        default_text: str = "none",
+        tag_threshold: float = 0.5,
+        working_size: int = 512,
+    ):
+        super().__init__()
+        if text not in ("clip-sentence", "clip-tags", "none"):
+            raise ValueError(f"text is {text!r}; expected 'clip-sentence', 'clip-tags' or 'none'")
+        if skip not in ("concat", "add") or output not in ("tanh", "clip"):
+            raise ValueError(f"skip is {skip!r}, output is {output!r}; expected concat or add, tanh or clip")
+        self.text_source, self.words = text, list(words)
+        self.text_width = text_width
+        self.output, self.concat, self.local_contrast = output, skip == "concat", local_contrast
+        self.default_text, self.tag_threshold, self.working_size = default_text, tag_threshold, working_size
+        self.predicts_tags = bool(self.words)
+        c1, c2, c3 = channels
+        inputs = 2 if local_contrast else 1
+
+        self.image_encoder = ImageEncoder(inputs, global_size, vit_width, vit_depth, vit_heads, stem)
+        self.text_projection = nn.Linear(text_width, vit_width) if text_width != vit_width else nn.Identity()
+        if text == "clip-tags":
+            # Rows are CLIP vectors while training; in a released file they are folded through text_projection.
+            self.word_vectors = nn.Parameter(torch.randn(max(len(self.words), 1), text_width) * text_width**-0.5)
+        self.interaction = CrossModalInteraction(
+            "none" if text == "none" else ci, vit_width, vit_heads, ci_depth,
+            (global_size // 16) ** 2, global_size // 8, c3, text_length,
+        )  # fmt: skip
+        if self.predicts_tags:
+            self.tag_head = nn.Linear(vit_width, len(self.words))
+
+        self.down1, self.encode1 = Downsample(inputs, c1), large_kernel_stage(c1, encoder_blocks[0], kernels[0])
+        self.down2, self.encode2 = Downsample(c1, c2), large_kernel_stage(c2, encoder_blocks[1], kernels[1])
+        self.down3, self.encode3 = Downsample(c2, c3), large_kernel_stage(c3, encoder_blocks[2], kernels[2])
+        self.fuse = nn.Conv2d(2 * c3, c3, 1)
+        self.up3 = nn.Conv2d(c3, c2, 3, padding=1)
+        self.skip2 = nn.Conv2d(2 * c2, c2, 1) if self.concat else None
+        self.decode2 = large_kernel_stage(c2, decoder_blocks[0], kernels[1])
+        self.up2 = nn.Conv2d(c2, c1, 3, padding=1)
+        self.skip1 = nn.Conv2d(2 * c1, c1, 1) if self.concat else None
+        self.decode1 = large_kernel_stage(c1, decoder_blocks[1] + decoder_blocks[2], kernels[0])
+        self.up1 = nn.Conv2d(c1, tail, 3, padding=1)
+        self.last = nn.Conv2d(tail, 3, 3, padding=1)
+
+        self.laterals = None
+        if self.image_encoder.hybrid:
+            self.laterals = nn.ModuleList([nn.Conv2d(128, c1, 1), nn.Conv2d(256, c2, 1), nn.Conv2d(512, c3, 1)])
+        self.modulations = None
+        if modulation:
+            self.modulations = nn.ModuleList(Modulation(2 * vit_width, c) for c in (c3, c2, c1))
+        self.label_head = nn.Conv2d(c3, classes, 1) if classes else None
+
+    def embed_tags(self, ids: Tensor) -> Tensor:
+        """Rows of the word table: ids (B,L) long, indices into ``words`` -> text tokens (B,L,text_width)."""
+        return F.embedding(ids, self.word_vectors)
+
+    def fold_text_projection(self) -> dict:
+        """Replace the word table by its projection; returns the changed constructor keywords. For release: no CLIP vectors."""
+        if self.text_source != "clip-tags" or isinstance(self.text_projection, nn.Identity):
+            return {}
+        with torch.no_grad():
+            self.word_vectors = nn.Parameter(self.text_projection(self.word_vectors))
+        self.text_projection = nn.Identity()
+        self.text_width = self.word_vectors.shape[1]
+        return {"text_width": self.text_width}
+
+    def predict_tags(self, thermal: Tensor) -> Tensor:
+        """Probability of each of ``words`` in the frame: (B,1,H,W) -> (B,len(words)) in [0,1]."""
+        return torch.sigmoid(self._tag_logits(self.image_encoder(self._tones(thermal))[0]))
+
+    def _tones(self, thermal: Tensor) -> Tensor:
+        return tone_channels(thermal) if self.local_contrast else thermal
+
+    def _tag_logits(self, tokens: Tensor) -> Tensor:
+        return self.tag_head(tokens.mean(dim=1)).float()
+
+    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+        return self.forward_all(thermal, text, text_mask)[0]
+
+    def forward_all(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None):
+        """-> colour (B,3,H,W), tag logits (B,len(words)) or None, label logits (B,classes,H/8,W/8) or None."""
+        if thermal.ndim != 4 or thermal.shape[1] != 1 or thermal.shape[2] % 8 or thermal.shape[3] % 8:
+            raise ValueError(f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8")
+        x = self._tones(thermal)
+        tokens, maps = self.image_encoder(x)
+        text = None if text is None or self.text_source == "none" else self.text_projection(text)
+        context, pooled_text = self.interaction(tokens, text, text_mask)
+        vector = torch.cat([tokens.mean(dim=1), pooled_text.expand(tokens.shape[0], -1)], dim=1)
+
+        e1 = self.encode1(self.down1(x))
+        e2 = self.encode2(self.down2(e1))
+        e3 = self.encode3(self.down3(e2))
+        y = self.fuse(torch.cat([e3, resize(context, e3.shape[-2:])], dim=1))
+        y = self._guide(y, maps, 2, vector)
+        labels = self.label_head(y) if self.label_head is not None else None
+        y = self._guide(self._merge(self.up3(self._double(y)), e2, self.skip2), maps, 1, vector)
+        y = self.decode2(y)
+        y = self._guide(self._merge(self.up2(self._double(y)), e1, self.skip1), maps, 0, vector)
+        y = self.decode1(y)
+        y = self.last(F.gelu(self.up1(self._double(y))))
+        colour = torch.tanh(y) if self.output == "tanh" else y.clamp(-1, 1)
+        return colour, self._tag_logits(tokens) if self.predicts_tags else None, labels
+
+    @staticmethod
+    def _double(x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    def _merge(self, x: Tensor, skip: Tensor, join: nn.Conv2d | None) -> Tensor:
+        return join(torch.cat([x, skip], dim=1)) if join is not None else x + skip
+
+    def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
+        """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""
+        if self.laterals is not None:
+            x = x + resize(self.laterals[level](maps[level]), x.shape[-2:])
+        return self.modulations[2 - level](x, vector) if self.modulations is not None else x
+
+
+class CMMFNetMethod:
+    """Networks, losses and steps for training. ``weights``: loss name -> weight; 0 or absent leaves a loss (and its network) out.
+
+    Names: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with weight 1 in the paper),
+    ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy of the two auxiliary heads).
+    ``text_dropout``: share of pictures trained without text, so that the network does without; night pictures always keep
+    theirs, since nothing else asks for darkness.
+    """
+
+    def __init__(
+        self,
+        network: CMMFNet,
+        weights: dict[str, float],
+        *,
+        perceptual: str = "vgg16",
+        perceptual_mode: str = "l1",
+        pretrained: str | None = None,
+        text_dropout: float = 0.0,
+        sentences=None,
+        device: str | torch.device = "cpu",
+    ):
+        known = ("l1", "perceptual", "tv", "ssim", "adversarial", "tags", "labels")
+        if unknown := set(weights) - set(known):
+            raise ValueError(f"unknown loss {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
+        self.weights = {k: w for k, w in weights.items() if w}
+        self.generator, self.sentences, self.text_dropout = network, sentences, text_dropout
+        self.discriminator = PatchDiscriminator() if "adversarial" in self.weights else None
+        self.perceptual = None
+        if "perceptual" in self.weights:
+            self.perceptual = Perceptual(perceptual, perceptual_mode, pretrained).to(device)
+
+    def text(self, batch, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None]:
+        """Text tokens and mask of a batch; draws which pictures go without text."""
+        network, device = self.generator, batch.thermal.device
+        if network.text_source == "none":
+            return None, None
+        if network.text_source == "clip-sentence":
+            tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
+            dropped = torch.from_numpy(rng.random(len(batch.captions)) < self.text_dropout)
+            return tokens.to(device), (mask.cpu() & ~dropped[:, None]).to(device)
+        kept = []
+        for tags in batch.tags:
+            drop, chosen = rng.random() < self.text_dropout, [t for t in tags if t in network.words and rng.random() < 0.8]
+            kept.append(["night"] if "night" in tags and drop else [] if drop else list(dict.fromkeys(chosen)))
+            if "night" in tags and "night" not in kept[-1]:
+                kept[-1].append("night")
+        ids, mask = tag_ids([k[-MAX_TAGS:] for k in kept], network.words)
+        pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that a compiled network is compiled once
+        return network.embed_tags(F.pad(ids, pad).to(device)), F.pad(mask, pad).to(device)
+
+    def generator_losses(self, batch, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """-> weighted losses by name (scalars), and the pictures (B,3,H,W)."""
+        tokens, mask = self.text(batch, rng)
+        colour, tag_logits, label_logits = self.generator.forward_all(batch.thermal, tokens, mask)
+        truth = batch.visible
+        losses: dict[str, Tensor] = {}
+        if "l1" in self.weights:
+            losses["l1"] = l1(colour, truth)
+        if "perceptual" in self.weights:
+            losses["perceptual"] = self.perceptual(colour, truth).mean()
+        if "tv" in self.weights:
+            losses["tv"] = total_variation(colour)
+        if "ssim" in self.weights:
+            losses["ssim"] = ssim_loss(colour, truth)
+        if "adversarial" in self.weights:
+            losses["adversarial"] = hinge_generator(self._judge(batch.thermal, colour))
+        if "tags" in self.weights and tag_logits is not None:
+            target = torch.zeros(tag_logits.shape)
+            index = {w: i for i, w in enumerate(self.generator.words)}
+            for row, tags in enumerate(batch.tags):
+                target[row, [index[t] for t in tags if t in index]] = 1
+            each = F.binary_cross_entropy_with_logits(tag_logits, target.to(tag_logits.device), reduction="none").sum(dim=1)
+            losses["tags"] = (each * batch.tagged).mean()
+        if "labels" in self.weights and label_logits is not None:
+            small = batch.label[:, 4::8, 4::8]
+            entropy = F.cross_entropy(label_logits.float(), small, ignore_index=IGNORE, reduction="sum")
+            losses["labels"] = entropy / (small != IGNORE).sum().clamp_min(1)
+        return {k: v * self.weights[k] for k, v in losses.items()}, colour
+
+    def discriminator_loss(self, batch, colour: Tensor) -> Tensor:
+        """Hinge loss on the true pictures and the (detached) ``colour``."""
+        real, fake = self._judge(batch.thermal, batch.visible), self._judge(batch.thermal, colour.detach())
+        return hinge_discriminator(real, fake)
+
+    def _judge(self, thermal: Tensor, colour: Tensor) -> Tensor:
+        with torch.autocast(thermal.device.type, enabled=False):  # half precision turns GANs black
+            return self.discriminator(thermal.float(), colour.float())

@@ -1,0 +1,6 @@
+"""Operators that PyTorch runs far from what the hardware allows."""
+
+from cmmfnet.ops.depthwise import depthwise_conv2d
+from cmmfnet.ops.norm import instance_norm
+
+__all__ = ["depthwise_conv2d", "instance_norm"]

@@ -1,7 +1,7 @@
 """Training state on disk: written atomically, loaded without pickle.
 
-A checkpoint holds the networks, their EMA copy, the optimisers, the step and every random state. ``latest`` goes by the step
-number in the name, never by string order.
+A checkpoint holds the networks, their EMA copy, the optimisers, the step and every random state. ``latest`` goes by the
+step number in the name, never by string order.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def demo(*, out: str = "out/demo", model: str = "cmmfnet", device: str = "auto")
     folder = Path(out)
     scenes = {}
     for kind, seed in FRAMES:
-        scene = render(seed, kind)
+        scene = render(seed, kind, size=(512, 640))
         scenes[f"{kind}-{seed}.png"] = scene
         write_picture(folder / "thermal" / f"{kind}-{seed}.png", scene.thermal)
     report = colorize(

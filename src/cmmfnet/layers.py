@@ -18,6 +18,27 @@ def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1)
 
 
+def folded_norms(x: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """IN, 1x1 convolution, IN as one matrix product, for inference on the CPU, where passes over memory are what costs.
+
+    The second norm's statistics follow from the first's input: with S the covariance of the centred x over a plane's pixels
+    and r its channels' scale, the convolution's output W r x has the variances diag(W r S r W'); biases vanish in the norm.
+    x (B,C,H,W), weight (O,C,1,1) -> centred x (B,C,N) and the matrix (B,O,C) to multiply it by, in x's dtype.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        flat = x.flatten(2).float()
+        centred = flat - flat.mean(dim=2, keepdim=True)
+        covariance = centred @ centred.transpose(1, 2) / flat.shape[2]
+        scale = torch.rsqrt(covariance.diagonal(dim1=1, dim2=2) + eps)
+        matrix = weight.flatten(1).float() * scale.unsqueeze(1)
+        variance = ((matrix @ covariance) * matrix).sum(dim=2, keepdim=True)
+        return centred.to(x.dtype), (matrix * torch.rsqrt(variance + eps)).to(x.dtype)
+
+
+def _on_cpu_without_gradient(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 class LargeKernelBlock(nn.Module):
     """Residual large-kernel block: IN, 1x1, IN, GELU, k x k depthwise, GELU, 1x1, IN, GELU (LKAT-GAN, stage block).
 
@@ -33,7 +54,11 @@ class LargeKernelBlock(nn.Module):
         self.leave = pointwise(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = instance_norm(self.enter(instance_norm(x)), gelu=True)
+        if _on_cpu_without_gradient(x):
+            centred, matrix = folded_norms(x, self.enter.weight)
+            y = F.gelu(matrix @ centred).view_as(x)
+        else:
+            y = instance_norm(self.enter(instance_norm(x)), gelu=True)
         y = F.gelu(depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias))
         return x + instance_norm(self.leave(y), gelu=True)
 
@@ -41,14 +66,21 @@ class LargeKernelBlock(nn.Module):
 class ConvFFN(nn.Module):
     """Residual pointwise feed-forward: IN, 1x1 to 4C, IN, GELU, 1x1 to C, IN (LKAT-GAN)."""
 
+    CHUNK = 4096  # pixels at a time on the CPU: the wide map, four times the input, then never leaves the cache
+
     def __init__(self, channels: int, expansion: int = 4):
         super().__init__()
         self.widen = pointwise(channels, expansion * channels)
         self.narrow = pointwise(expansion * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = instance_norm(self.widen(instance_norm(x)), gelu=True)
-        return x + instance_norm(self.narrow(y))
+        if _on_cpu_without_gradient(x):
+            centred, matrix = folded_norms(x, self.widen.weight)
+            narrow = self.narrow.weight.flatten(1)
+            y = torch.cat([narrow @ F.gelu(matrix @ part) for part in centred.split(self.CHUNK, dim=2)], dim=2).view_as(x)
+        else:
+            y = self.narrow(instance_norm(self.widen(instance_norm(x)), gelu=True))
+        return x + instance_norm(y)
 
 
 class Downsample(nn.Module):

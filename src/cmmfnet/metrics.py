@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 
-def _check(x: np.ndarray, y: np.ndarray) -> None:
-    for a in (x, y):
+def _check(*pictures: np.ndarray) -> None:
+    for a in pictures:
         if a.dtype != np.uint8 or a.ndim != 3 or a.shape[2] != 3:
             raise ValueError(f"found {a.dtype} {a.shape}; expected uint8 (H, W, 3)")
-    if x.shape != y.shape:
-        raise ValueError(f"pictures differ in size: {x.shape} and {y.shape}")
+        if a.shape != pictures[0].shape:
+            raise ValueError(f"pictures differ in size: {pictures[0].shape} and {a.shape}")
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:
@@ -42,6 +42,7 @@ def ssim(x: np.ndarray, y: np.ndarray, preset: str = "skimage-u7") -> float:
 
 def colourfulness(x: np.ndarray) -> float:
     """Hasler & Suesstrunk 2003, M3: deviation + 0.3 mean of the opponent axes R-G and (R+G)/2-B, on 0..255."""
+    _check(x)
     r, g, b = (x[..., i].astype(np.float64) for i in range(3))
     rg, yb = r - g, (r + g) / 2 - b
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))

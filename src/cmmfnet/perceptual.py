@@ -12,7 +12,6 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -139,20 +138,20 @@ class Perceptual(nn.Module):
     """Distance between two pictures on features of a frozen network; 0 for equal pictures.
 
     ``mode``: "lpips" = unit-normalised features, squared difference weighted by the learned LPIPS heads (Zhang et al., eq. 1);
-    "unit" = the same without learned heads (mean over channels of squared differences, times C, summed over levels);
+    "unit" = the same without learned heads (squared differences summed over channels, mean over positions and levels);
     "l1" = plain mean absolute difference summed over levels (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net, eq. 4).
-    ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``.
+    ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``; no gradient reaches ``y``. Raises ``ValueError`` for an unknown network
+    or mode and for LPIPS on a network that has no heads, :class:`PretrainedError` for a file that is not there.
     """
 
     def __init__(self, network: str = "vgg16", mode: str = "lpips", folder: str | Path | None = None):
         super().__init__()
-        self.layers = load_features(network, folder).to(memory_format=torch.channels_last)
-        self.taps = TAPS[network]["family" if mode == "l1" else "lpips"]
-        self.mode, self.distance = mode, unit_distance
-        # LPIPS' own shift and scale, which are ImageNet's mean and deviation for inputs in [-1,1]
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
-        if mode == "lpips":
+        if network not in TAPS or mode not in ("lpips", "unit", "l1"):
+            expected = f"one of {', '.join(TAPS)}, with mode 'lpips', 'unit' or 'l1'"
+            raise ValueError(f"network is {network!r}, mode is {mode!r}; expected {expected}")
+        if mode == "lpips" and network not in HEADS:
+            raise ValueError(f"LPIPS has no heads for {network}; use one of {', '.join(HEADS)}, or mode 'unit' or 'l1'")
+        if mode == "lpips":  # first: small, and in no place to download from
             folder = folder or os.environ.get("CMMFNET_PRETRAINED")
             file, digest = HEADS[network]
             path = Path(folder or ".") / file
@@ -163,8 +162,12 @@ class Perceptual(nn.Module):
             heads = load_file(_checked(path, digest))
             for i, key in enumerate(sorted(heads)):
                 self.register_buffer(f"head{i}", heads[key].float())
-        elif mode not in ("unit", "l1"):
-            raise ValueError(f"mode is {mode!r}; expected 'lpips', 'unit' or 'l1'")
+        self.layers = load_features(network, folder).to(memory_format=torch.channels_last)
+        self.taps = TAPS[network]["family" if mode == "l1" else "lpips"]
+        self.mode, self.distance = mode, unit_distance
+        # LPIPS' own shift and scale, which are ImageNet's mean and deviation for inputs in [-1,1]
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
 
     def features(self, x: Tensor) -> list[Tensor]:
         # channels last: twice as fast on tensor cores, the same numbers
@@ -204,4 +207,6 @@ def unit_distance(a: Tensor, b: Tensor, head: Tensor | None) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-    return x * (1 / (norm + 1e-8)).to(x.dtype)
+    # for a zero vector 1e8, which is infinite in float16, and 0 * inf is NaN
+    inverse = (1 / (norm + 1e-8)).clamp_max(torch.finfo(x.dtype).max)
+    return x * inverse.to(x.dtype)

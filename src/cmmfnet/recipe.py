@@ -1,8 +1,13 @@
-"""The training recipe: what a YAML file under configs/ says. Fields are documented in place; unknown keys are an error."""
+"""The training recipe: what a YAML file under configs/ says. Fields are documented in place, unknown keys an error."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be trained; the message names the field, what it is and what was expected."""
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Recipe:
     """Pictures for sample sheets and for the scores in the log; centre crops."""
     perceptual: str = "vgg19"
     perceptual_mode: str = "l1"
-    """Network and distance of the perceptual loss: vgg16 or vgg19; l1 (the paper), unit, lpips."""
+    """Network and distance of the perceptual loss: vgg16 or vgg19; l1 (the paper), unit, lpips (vgg16 only)."""
     imagenet: bool = False
     """Start a vgg16 stem from ImageNet weights."""
     text_dropout: float = 0.0
@@ -57,9 +62,9 @@ class Recipe:
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     precision: str = "no"
-    """Mixed precision: bf16, fp16 or no."""
+    """Mixed precision: bf16 or no. Not fp16: its loss scaling would have to go through both optimisers."""
     ema: float = 0.999
-    """Decay of the averaged weights, which are what is validated and saved as the model."""
+    """Decay of the averaged weights, which are what is validated and saved as the model; 0 saves the plain weights."""
     seed: int = 0
     save_every: int = 1000
     sheet_every: int = 1000
@@ -68,17 +73,48 @@ class Recipe:
     """Free notes that go with the saved model: data, licence, anything a model card needs."""
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"schedule is {self.schedule!r}; expected constant, linear or cosine")
-        if self.precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"precision is {self.precision!r}; expected no, bf16 or fp16")
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(f"steps is {self.steps}, batch_size is {self.batch_size}; both must be at least 1")
+        """Raises :class:`RecipeError`. What only the network or the losses know is checked when they are built."""
+        for name, allowed in [
+            ("schedule", ("constant", "linear", "cosine")),
+            ("precision", ("no", "bf16")),
+            ("perceptual", ("vgg16", "vgg19")),
+            ("perceptual_mode", ("l1", "unit", "lpips")),
+        ]:
+            if getattr(self, name) not in allowed:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
+        if self.perceptual == "vgg19" and self.perceptual_mode == "lpips":
+            raise RecipeError("perceptual_mode lpips has no learned heads for vgg19; set perceptual: vgg16")
+        for name in ("steps", "batch_size", "save_every", "sheet_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.size < 16 or self.size % 8:
+            raise RecipeError(f"size is {self.size}; expected a multiple of 8 from 16 on")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if not (0 <= self.ema < 1 and 0 <= self.text_dropout <= 1):
+            raise RecipeError(
+                f"ema is {self.ema}, text_dropout is {self.text_dropout}; expected 0 <= ema < 1, 0 <= text_dropout <= 1"
+            )
+        if not any(self.losses.values()):
+            raise RecipeError(
+                f"losses are {self.losses}; at least one needs a weight other than 0, for example l1: 1.0"
+            )
+        if not self.sources:
+            raise RecipeError(
+                "sources is empty; name at least one folder of pairs, for example {folder: pairs, split: train}"
+            )
+        shares = [source.share for source in self.sources]
+        if min(map(min, shares)) < 0 or not all(sum(end) > 0 for end in zip(*shares, strict=True)):
+            raise RecipeError(
+                f"the sources' shares are {shares}; none may be negative, nor all 0 at the start or the end"
+            )
+        for source in self.sources:
+            if not 0 < source.scale[0] <= source.scale[1] <= 1:
+                raise RecipeError(f"scale of {source.folder} is {source.scale}; expected 0 < smallest <= largest <= 1")
 
     def learning_rate_at(self, step: int) -> float:
         """Factor on the learning rate at ``step`` (0-based), in [0, 1]."""
-        import math
-
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         progress = min(1.0, step / self.steps)
         if self.schedule == "cosine":

@@ -48,7 +48,14 @@ class Known:
     summary: str
 
 
-KNOWN: dict[str, Known] = {}
+KNOWN: dict[str, Known] = {
+    "cmmfnet": Known(
+        file="cmmfnet.safetensors",
+        sha256="d5b30b88a03e54f56e2731bd6c55f6e4b1c68ea96aca5645dac47b94172c51ca",
+        licence="research use (the terms of the training data); see docs/model-card.md",
+        summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, pseudo-thermal co-training",
+    ),
+}
 
 
 @dataclass(frozen=True)

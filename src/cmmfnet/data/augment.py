@@ -1,7 +1,7 @@
 """Augmentation of pairs: one geometry for both pictures, sensor effects on the thermal frame only.
 
-All draws come from generators that the caller seeds by (seed, step), never from global state, so that a batch depends on its
-number alone.
+All draws come from generators that the caller seeds by (seed, step), never from global state, so that a batch depends
+on its number alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Crop:
 
     @staticmethod
     def draw(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], aspect: float) -> Crop:
-        """A random crop whose side is ``scale`` times the short side of the picture, stretched by up to ``aspect`` either way."""
+        """A random crop: side ``scale`` times the short side of the picture, stretched up to ``aspect`` either way."""
         side = min(height, width) * rng.uniform(*scale)
         stretch = np.exp(rng.uniform(-np.log(aspect), np.log(aspect)) / 2)
         h, w = min(height, max(8, round(side / stretch))), min(width, max(8, round(side * stretch)))
@@ -71,8 +71,9 @@ def stretch(x: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
 def sensor(frame: Tensor, generator: torch.Generator, strength: float = 1.0, invert: float = 0.1) -> Tensor:
     """Sensor effects on thermal frames (B,1,H,W) in about 0..1 -> stretched (B,1,H,W) in [-1,1].
 
-    Tone curve, polarity (``invert`` = share of black-hot frames), blur, white noise, row and column noise, low contrast before
-    the stretch (which then raises the noise), as uncooled microbolometers show them. ``strength`` scales all but polarity.
+    Tone curve, polarity (``invert`` = share of black-hot frames), blur, white noise, row and column noise, as uncooled
+    microbolometers show them; the stretch raises the noise of frames with little contrast. ``strength`` scales all but
+    polarity.
     """
     batch, _, height, width = frame.shape
     device = frame.device

@@ -1,7 +1,7 @@
 """Batches for training: which items, which crops, simulated or real, as tensors on the training device.
 
-A batch is a function of (seed, step): the draws come from generators seeded with both, so resuming at a step and the number of
-decoding threads change nothing.
+A batch is a function of (seed, step): the draws come from generators seeded with both, so resuming at a step and the
+number of decoding threads change nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cmmfnet.data.augment import Crop, sensor
-from cmmfnet.data.pairs import Pairs
+from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import CLASSES, COCOSTUFF
 from cmmfnet.data.simulate import level, simulate_thermal
 
@@ -27,6 +27,7 @@ class Source:
     """One data set in the mix. ``share`` = (first, last) part of a batch at the start and the end of training.
 
     ``simulate``: the thermal frame is made from the photo and its label map. ``level``: photos are levelled first.
+    Raises :class:`PairsError` where a thermal frame, or for ``simulate`` a label map, is missing.
     """
 
     pairs: Pairs
@@ -35,11 +36,14 @@ class Source:
     level: bool = False
     scale: tuple[float, float] = (0.5, 1.0)
 
+    def __post_init__(self) -> None:
+        self.pairs.require("label" if self.simulate else "thermal")
+
 
 @dataclass
 class Batch:
-    """thermal (B,1,S,S) and visible (B,3,S,S) float32 in [-1,1]; label (B,S,S) long, 255 = none; tags: names per picture;
-    tagged (B,) bool: the tags are complete, so a missing one is absent; captions ("" = none); names."""
+    """thermal (B,1,S,S) and visible (B,3,S,S) float32 in [-1,1]; label (B,S,S) long, 255 = none; tags: names per
+    picture; tagged (B,) bool: the tags are complete, so a missing one is absent; captions ("" = none); names."""
 
     thermal: Tensor
     visible: Tensor
@@ -77,6 +81,11 @@ class Batches:
             thermal = None if pair.thermal is None else torch.from_numpy(pair.thermal.copy())[None].to(self.device)
             # the label map stays on the CPU: its crop is counted there, without waiting for the device
             label = None if pair.label is None else torch.from_numpy(pair.label.copy())[None]
+            if label is not None and (unknown := label[(label >= len(CLASSES)) & (label != IGNORE)]).numel():
+                raise PairsError(
+                    f"{self.sources[source].pairs.root}, {pair.name}: label map with class {int(unknown.max())}; "
+                    f"expected ids below {len(CLASSES)} (cmmfnet.data.scenes.CLASSES), 0 or {IGNORE} where there is none"
+                )
             item = (thermal, visible, label, pair.meta)
             size = visible.numel() * 5 // 3
             if size > self._room:
@@ -90,7 +99,9 @@ class Batches:
         progress = min(1.0, step / max(1, self.steps - 1))
         shares = np.array([s.share[0] + (s.share[1] - s.share[0]) * progress for s in self.sources])
         picks = rng.choice(len(self.sources), size=self.batch_size, p=shares / shares.sum())
-        return rng, [(int(s), int(rng.choice(len(self.sources[s].pairs), p=self.sources[s].pairs.weights))) for s in picks]
+        return rng, [
+            (int(s), int(rng.choice(len(self.sources[s].pairs), p=self.sources[s].pairs.weights))) for s in picks
+        ]
 
     def __getitem__(self, step: int) -> Batch:
         rng, chosen = self._choose(step)
@@ -118,7 +129,8 @@ class Batches:
         photos, labels = torch.stack(visible), torch.stack(label).to(self.device, non_blocking=True)
         frames = []
         if simulated:
-            frames.append(simulate_thermal(photos[:simulated], labels[:simulated], generator))
+            classes = torch.where(labels[:simulated] == IGNORE, 0, labels[:simulated])
+            frames.append(simulate_thermal(photos[:simulated], classes, generator))
         if thermal:
             frames.append(torch.stack(thermal))
         mixed = sensor(torch.cat(frames), generator)
@@ -128,18 +140,20 @@ class Batches:
 
     @staticmethod
     def _tags(meta: dict, label: Tensor | None) -> list[str]:
-        """Names of what is in the crop (label maps tell: at least 1 % of it), or in the whole picture; lighting and sky words."""
+        """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture, lighting, sky."""
         if label is not None:
             share = torch.bincount(label.flatten(), minlength=len(CLASSES)).float() / label.numel()
-            present = [CLASSES[i] for i in share.argsort(descending=True).tolist() if share[i] >= 0.01 and i < len(CLASSES)]
+            present = [
+                CLASSES[i] for i in share.argsort(descending=True).tolist() if share[i] >= 0.01 and i < len(CLASSES)
+            ]
             names = [COCOSTUFF[c] for c in present if COCOSTUFF.get(c)]
         else:
             names = list(meta.get("tags", ()))
-        return names + [w for w in (meta.get("lighting"), meta.get("sky")) if w and w != "none"]
+        return list(dict.fromkeys(names)) + [w for w in (meta.get("lighting"), meta.get("sky")) if w and w != "none"]
 
     def from_step(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) from ``start`` to the last step. The next batch is made meanwhile, on a CUDA stream of its own, and
-        the files of the one after it are decoded."""
+        """(step, batch) from ``start`` to the last step. The next batch is made meanwhile, on a CUDA stream of its own,
+        and the files of a later one are decoded."""
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
         def build(step: int) -> tuple[Batch, torch.cuda.Event | None]:

@@ -1,9 +1,10 @@
-"""Pseudo-thermal frames from labelled colour photos, the lever that makes little real data enough (DESIGN.md, "the recipe").
+"""Pseudo-thermal frames from labelled colour photos, the lever that makes little real data enough (docs/data.md).
 
-A thermal camera sees temperature and emissivity, which a photo does not tell; what carries over from photo to thermal frame is
-shape. So every class gets a random temperature, inside a class the photo's own variation comes back with a random sign and
-strength, and the sensor does the rest (augment.sensor). Half of the frames take temperatures from a weak physical prior (sky
-cold, people warm), half from none at all. Everything is batched tensor code and runs where the tensors are.
+A thermal camera sees temperature and emissivity, which a photo does not tell; what carries over from photo to thermal
+frame is shape. So every class gets a random temperature, inside a class the photo's own variation comes back with a
+random sign and strength, and the sensor does the rest (augment.sensor). Half of the frames take temperatures from a
+weak physical prior (sky cold, people warm), half from none at all. Everything is batched tensor code and runs where the
+tensors are.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _SKY = 1
 
 
 def level(photo: Tensor) -> Tensor:
-    """Levels of a photo (3,H,W) uint8: per channel the darkest 0.5 % to black, 99.7 % of the brightest channel to white."""
+    """Levels of a photo (3,H,W) uint8: each channel's 0.5 % quantile to black, the largest 99.7 % quantile to white."""
     x = photo.float().flatten(1)
     low = torch.quantile(x[:, :: max(1, x.shape[1] // 20000)], 0.005, dim=1)
     high = torch.quantile(x[:, :: max(1, x.shape[1] // 20000)], 0.997, dim=1).max()
@@ -66,8 +67,8 @@ def _class_mean(x: Tensor, label: Tensor, classes: int) -> Tensor:
 def simulate_thermal(photo: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
     """photo (B,3,H,W) float in [0,1], label (B,H,W) long class ids -> raw pseudo-thermal (B,1,H,W) float, about 0..1.
 
-    ``generator`` lives on the photo's device; equal states give equal frames. The frame still wants sensor effects and a
-    stretch (augment.sensor).
+    ``generator`` lives on the photo's device; equal states give equal frames. The frame still wants sensor effects and
+    a stretch (augment.sensor).
     """
     batch, _, height, width = photo.shape
     classes = len(PRIOR)
@@ -87,8 +88,8 @@ def simulate_thermal(photo: Tensor, label: Tensor, generator: torch.Generator) -
     # real frames have as much contrast inside things as between them: classes are drawn together by up to 70 %
     frame = 0.5 + (at_pixels(temperature) - 0.5) * uniform((batch, 1, 1, 1), 0.3, 1.0, generator, device)
 
-    # Inside a class: a random mix of the colour channels (materials differ), smooth luminance, and fine texture, each with a
-    # random sign and strength; unlabelled pixels have nothing else, so theirs is stronger.
+    # Inside a class: a random mix of the colour channels (materials differ) and fine texture of the luminance, each
+    # with a random sign and strength; unlabelled pixels have nothing else, so theirs is stronger.
     mix = torch.randn(batch, classes, 3, generator=generator, device=device)
     mix = mix / mix.norm(dim=2, keepdim=True)
     deviation = photo - _class_mean(photo, label, classes)
@@ -102,7 +103,7 @@ def simulate_thermal(photo: Tensor, label: Tensor, generator: torch.Generator) -
     fine = luminance - blur(luminance, uniform((batch,), 1.5, 4.0, generator, device))
     frame = frame + fine * at_pixels(per_class(-1.6, 1.6))
 
-    # Slow drifts: every class has a gradient of its own (sky warms towards the horizon), the frame a smooth random field.
+    # Slow drifts: every class has a gradient of its own (sky warms towards the horizon), the frame a random field.
     y = torch.linspace(-0.5, 0.5, height, device=device).view(1, 1, -1, 1)
     x = torch.linspace(-0.5, 0.5, width, device=device).view(1, 1, 1, -1)
     slope = per_class(-0.25, 0.25)

@@ -30,7 +30,7 @@ PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trai
 RELEASED: dict = {
     "method": "cmmfnet", "stem": "vgg16", "vit_depth": 4, "vit_width": 320, "vit_heads": 5, "encoder_blocks": (2, 4, 2),
     "decoder_blocks": (2, 2, 1), "kernels": (7, 13, 13), "ci": "image_query", "text": "clip-tags", "modulation": True,
-    "local_contrast": True, "classes": 25, "tail": 32,
+    "text_length": 16, "local_contrast": True, "classes": 25, "tail": 32,
 }  # fmt: skip
 
 
@@ -86,7 +86,8 @@ class ImageEncoder(nn.Module):
     def load_imagenet(self, features: nn.Sequential) -> None:
         """Start the VGG stem from ImageNet: its colour filters are summed, and shared among our tone channels.
 
-        Inputs in [-1,1] span about the range that normalised ImageNet pictures have, so no further scale is needed.
+        Normalised ImageNet pictures span about -2.1 to 2.6, twice our [-1,1], hence the factor 2: a grey frame in every
+        channel gives what the original gives for the picture of twice that value, but for the border and the bias.
         """
         state = features.state_dict()
         channels = self.stem[0].in_channels
@@ -156,10 +157,10 @@ class CrossModalInteraction(nn.Module):
             self.mix = nn.Linear(length + 1, grid * grid)
         self.project, self.norm = nn.Linear(width, channels), nn.LayerNorm(channels)
 
-    def _fixed_length(self, text: Tensor, mask: Tensor) -> Tensor:
+    def _fixed_length(self, text: Tensor) -> Tensor:
         if text.shape[1] > self.length + 1:
             raise ValueError(f"text has {text.shape[1] - 1} tokens; this network takes at most {self.length}")
-        return F.pad(text * mask.unsqueeze(-1), (0, 0, 0, self.length + 1 - text.shape[1]))
+        return F.pad(text, (0, 0, 0, self.length + 1 - text.shape[1]))
 
     def forward(self, image: Tensor, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """-> map (B,C,grid,grid) and the pooled text (B,D) (the learned "no text" token where there is none)."""
@@ -172,22 +173,24 @@ class CrossModalInteraction(nn.Module):
                 mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
             text = torch.cat([empty, text.to(empty.dtype)], dim=1)
             mask = F.pad(mask, (1, 0), value=True)
+            text = text.masked_fill(~mask.unsqueeze(-1), 0)  # a product would let NaN in unset rows through
         weight = mask.unsqueeze(-1).to(text.dtype)
-        pooled = (text * weight).sum(dim=1) / weight.sum(dim=1)
+        pooled = text.sum(dim=1) / weight.sum(dim=1)
 
         if self.mode == "text_query":
-            text = self._fixed_length(text, mask)
+            text = self._fixed_length(text)
+            given = F.pad(mask, (0, text.shape[1] - mask.shape[1]))  # padded queries answer too: not to be used
             state = key = image
-            for block in self.blocks:
-                state = block(text, key, key)
+            for i, block in enumerate(self.blocks):
+                state = block(text, key, key, given if i else None)
                 key = state + text
-            tokens = self.mix(state.transpose(1, 2)).transpose(1, 2)
+            tokens = self.mix((state * given.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2)
         elif self.mode == "add":
             tokens = image + self.add(pooled).unsqueeze(1)
         else:
             tokens = image
             if self.mode == "text_key":
-                text = self.resample(self._fixed_length(text, mask).transpose(1, 2)).transpose(1, 2)
+                text = self.resample(self._fixed_length(text).transpose(1, 2)).transpose(1, 2)
             for block in self.blocks:
                 if self.mode == "image_query":
                     tokens = block(tokens, text, text, mask)
@@ -252,6 +255,7 @@ class CMMFNet(nn.Module):
         default_text: str = "none",
         tag_threshold: float = 0.5,
         working_size: int = 512,
+        least_size: int = 256,
     ):
         super().__init__()
         if text not in ("clip-sentence", "clip-tags", "none"):
@@ -261,7 +265,8 @@ class CMMFNet(nn.Module):
         self.text_source, self.words = text, list(words)
         self.text_width = text_width
         self.output, self.concat, self.local_contrast = output, skip == "concat", local_contrast
-        self.default_text, self.tag_threshold, self.working_size = default_text, tag_threshold, working_size
+        self.default_text, self.tag_threshold = default_text, tag_threshold
+        self.working_size, self.least_size = working_size, least_size  # short side in pixels; Colorizer resizes to it
         self.predicts_tags = bool(self.words)
         c1, c2, c3 = channels
         inputs = 2 if local_contrast else 1
@@ -402,13 +407,14 @@ class CMMFNetMethod:
             return None, None
         if network.text_source == "clip-sentence":
             tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
-            dropped = torch.from_numpy(rng.random(len(batch.captions)) < self.text_dropout)
-            return tokens.to(device), (mask.cpu() & ~dropped[:, None]).to(device)
+            night = np.array(["night" in tags for tags in batch.tags])
+            kept = torch.from_numpy(night | (rng.random(len(batch.captions)) >= self.text_dropout))
+            return tokens.to(device), (mask.cpu() & kept[:, None]).to(device)
         kept = []
         for tags in batch.tags:
             drop, chosen = rng.random() < self.text_dropout, [t for t in tags if t in network.words and rng.random() < 0.8]
-            kept.append(["night"] if "night" in tags and drop else [] if drop else list(dict.fromkeys(chosen)))
-            if "night" in tags and "night" not in kept[-1]:
+            kept.append([] if drop else list(dict.fromkeys(chosen)))
+            if "night" in tags and "night" in network.words and "night" not in kept[-1]:
                 kept[-1].append("night")
         ids, mask = tag_ids([k[-MAX_TAGS:] for k in kept], network.words)
         pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that a compiled network is compiled once

@@ -24,7 +24,8 @@ def instance_norm(x: Tensor, gelu: bool = False, eps: float = 1e-5) -> Tensor:
     if triton is None or not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         if x.shape[2] * x.shape[3] == 1:
             return torch.zeros_like(x)  # one value has no variance, which PyTorch refuses; gelu(0) = 0
-        y = F.instance_norm(x, eps=eps)
+        # Flat, because for a batch of one and a channels-last gradient PyTorch 2.13 on the CPU returns a wrong gradient.
+        y = F.instance_norm(x.flatten(2), eps=eps).reshape(x.shape)
         return F.gelu(y) if gelu else y
     return _norm(x, gelu, eps)[0]
 

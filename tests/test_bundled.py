@@ -1,0 +1,85 @@
+"""The released model, as users get it: it loads, colours, says what it sees and is what the table says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import cmmfnet.weights
+from cmmfnet import Colorizer
+from cmmfnet.data.scenes import render
+from cmmfnet.metrics import colourfulness, psnr
+
+LIMIT = 32 * 2**20  # of all bundled weights together: they travel with every clone
+
+
+@pytest.fixture(scope="module")
+def colorizer() -> Colorizer:
+    return Colorizer.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [render(seed, kind, size=(256, 320), lighting="day") for seed, kind in ((3, "street"), (6, "house"), (4, "park"))]
+
+
+def grey(scene) -> np.ndarray:
+    frame = scene.thermal.astype(float)
+    low, high = np.percentile(frame, [1, 99])
+    level = np.clip((frame - low) / (high - low) * 255, 0, 255).round().astype(np.uint8)
+    return np.repeat(level[..., None], 3, axis=2)
+
+
+def test_the_bundled_files_are_those_of_the_table_and_stay_small():
+    files = sorted(p.name for p in cmmfnet.weights.BUNDLED.glob("*.safetensors"))
+    assert files == sorted(known.file for known in cmmfnet.weights.KNOWN.values())
+    assert sum(p.stat().st_size for p in cmmfnet.weights.BUNDLED.glob("*")) <= LIMIT
+
+
+def test_the_model_describes_itself():
+    facts = cmmfnet.weights.describe("cmmfnet")
+    assert facts["method"] == "cmmfnet" and facts["storage"] == "int8"
+    assert 27_000_000 < facts["parameters"] < 28_000_000
+    assert "research" in facts["licence"]
+    assert facts["training"]["recipe"]["sources"] and facts["training"]["data"]
+
+
+def test_no_clip_vectors_travel_with_the_model(colorizer):
+    """Their width is 512; the released table is folded through the learned projection, so text needs no CLIP."""
+    assert colorizer.network.word_vectors.shape == (177, colorizer.network.text_width)
+    assert colorizer.network.text_width < 512 and isinstance(colorizer.network.text_projection, torch.nn.Identity)
+
+
+def test_colours_are_nearer_to_the_truth_than_grey_and_mean_colour(colorizer, scenes):
+    """Rendered scenes are held out: training used seeds from 10,000 on."""
+    for scene in scenes:
+        colour = colorizer(scene.thermal)
+        mean = np.broadcast_to(scene.visible.mean(axis=(0, 1)).round().astype(np.uint8), scene.visible.shape)
+        assert colour.shape == scene.visible.shape and colour.dtype == np.uint8
+        assert psnr(colour, scene.visible) > psnr(grey(scene), scene.visible) + 2
+        assert psnr(colour, scene.visible) > psnr(np.ascontiguousarray(mean), scene.visible)
+        assert colourfulness(colour) > 0.4 * colourfulness(scene.visible)
+
+
+def test_half_precision_on_the_cpu_stays_close(colorizer, scenes):
+    exact = Colorizer.from_pretrained(device="cpu", dtype=torch.float32)
+    difference = np.abs(colorizer(scenes[0].thermal).astype(int) - exact(scenes[0].thermal).astype(int))
+    assert difference.mean() < 1.0
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 37), (33, 17), (120, 160), (256, 256)])
+def test_any_size_comes_back_at_its_size(colorizer, shape):
+    frame = (np.random.default_rng(0).random(shape) * 60000).astype(np.uint16)
+    assert colorizer(frame).shape == (*shape, 3)
+
+
+def test_it_says_what_it_sees(colorizer, scenes):
+    names = [name for name, _ in colorizer.tags(scenes[0].thermal, top=10)]
+    assert {"road", "sky-other"} <= set(names)
+    assert "road" not in [name for name, p in colorizer.tags(scenes[2].thermal, top=177) if p > 0.9]
+
+
+def test_text_is_accepted_without_clip(colorizer, scenes):
+    colour = colorizer(scenes[1].thermal, text="a brick house, a hedge and a lawn under a cloudy sky")
+    assert colour.shape == scenes[1].visible.shape

@@ -1,0 +1,266 @@
+"""Large-kernel depthwise convolution and instance normalisation: every path against float64 written out by hand.
+
+The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA device.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cmmfnet.ops import depthwise_conv2d, instance_norm
+
+cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="needs a CUDA device and Triton"
+)
+# batch, channels, height, width, kernel: odd sizes, planes smaller than the kernel, more than one tile of 16 columns
+SHAPES = [(2, 3, 20, 21, 13), (1, 2, 8, 40, 5), (2, 2, 33, 17, 31), (3, 1, 16, 16, 7), (1, 4, 1, 1, 9), (1, 1, 5, 3, 3)]
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "sliced": lambda x: F.pad(x, (1, 2, 3, 0))[:, :, 3:, 1:-2],
+}
+
+
+def depthwise_reference(x, weight, bias):
+    """One shifted, zero-padded copy of the input for each weight, in float64."""
+    x, weight = x.double(), weight.double()
+    k, (height, width) = weight.shape[-1], x.shape[-2:]
+    padded = F.pad(x, [k // 2] * 4)
+    y = torch.zeros_like(x) if bias is None else torch.zeros_like(x) + bias.double().view(1, -1, 1, 1)
+    for i in range(k):
+        for j in range(k):
+            y = y + weight[:, 0, i, j].view(1, -1, 1, 1) * padded[:, :, i : i + height, j : j + width]
+    return y
+
+
+def norm_reference(x, gelu, eps=1e-5):
+    """The formula over each plane in float64; GELU is x times the normal distribution function."""
+    x = x.double()
+    centred = x - x.mean(dim=(2, 3), keepdim=True)
+    y = centred / (centred.square().mean(dim=(2, 3), keepdim=True) + eps).sqrt()
+    return y * 0.5 * (1 + torch.erf(y / math.sqrt(2))) if gelu else y
+
+
+def relative(x, y):
+    """Norm of the difference over the norm of the reference ``y``."""
+    x, y = x.detach().double(), y.detach().double()
+    return float((x - y).norm() / y.norm().clamp_min(1e-30))
+
+
+def operands(shape, dtype=torch.float32, device="cpu", layout="contiguous"):
+    """Input, weight, bias and output gradient, the first three as leaves."""
+    b, c, h, w, k = shape
+    generator = torch.Generator().manual_seed(k)
+    x, weight, bias, dy = (
+        torch.randn(s, generator=generator).to(device, dtype) for s in [(b, c, h, w), (c, 1, k, k), (c,), (b, c, h, w)]
+    )
+    x, dy = LAYOUTS[layout](x), LAYOUTS[layout](dy)
+    return x.detach().requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), dy
+
+
+def depthwise_errors(shape, dtype=torch.float32, device="cpu", layout="contiguous", function=depthwise_conv2d):
+    """Relative errors of the value and of the gradients to input, weight and bias."""
+    x, weight, bias, dy = operands(shape, dtype, device, layout)
+    y = function(x, weight, bias)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    want = depthwise_reference(x, weight, bias)
+    given = (y, *torch.autograd.grad(y, (x, weight, bias), dy))
+    wanted = (want, *torch.autograd.grad(want, (x, weight, bias), dy.double()))
+    return [relative(a, b) for a, b in zip(given, wanted, strict=True)]
+
+
+def norm_errors(shape, gelu, dtype=torch.float32, device="cpu", layout="contiguous", function=instance_norm):
+    """Largest absolute errors of the value and of the gradient, for planes of mean 5 and deviation 3."""
+    generator = torch.Generator().manual_seed(1)
+    x = LAYOUTS[layout]((torch.randn(shape, generator=generator) * 3 + 5).to(device, dtype)).detach().requires_grad_()
+    dy = LAYOUTS[layout](torch.randn(shape, generator=generator).to(device, dtype))
+    y = function(x, gelu)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    want = norm_reference(x, gelu)
+    (dx,), (want_dx,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(want, x, dy.double())
+    return [float((a.detach().double() - b.detach()).abs().max()) for a, b in ((y, want), (dx, want_dx))]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_depthwise_values_and_gradients_on_the_cpu(shape, layout):
+    assert max(depthwise_errors(shape, layout=layout)) < 1e-5
+
+
+@pytest.mark.parametrize("kernel", range(1, 33, 2))
+def test_depthwise_keeps_the_size_for_every_odd_kernel(kernel):
+    x, weight, bias, _ = operands((2, 3, 7, 9, kernel))
+    y = depthwise_conv2d(x, weight, bias)
+    assert y.shape == x.shape
+    assert relative(y, depthwise_reference(x, weight, bias)) < 1e-6
+
+
+def test_depthwise_without_bias():
+    x, weight, _, _ = operands((2, 3, 9, 8, 5))
+    assert relative(depthwise_conv2d(x, weight), depthwise_reference(x, weight, None)) < 1e-6
+
+
+def test_depthwise_of_one_lit_pixel_is_the_kernel_turned_round():
+    """Correlation, not convolution: what separates a kernel from its mirror image."""
+    x = torch.zeros(1, 1, 9, 9)
+    x[0, 0, 4, 4] = 1
+    weight = torch.arange(25.0).view(1, 1, 5, 5)
+    assert torch.equal(depthwise_conv2d(x, weight)[0, 0, 2:7, 2:7], weight[0, 0].flip(0, 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 20, 21), (1, 2, 80, 90), (2, 1, 1, 5), (2, 2, 64, 64)], ids=str)
+def test_instance_norm_values_and_gradients_on_the_cpu(shape, gelu, layout):
+    assert max(norm_errors(shape, gelu, layout=layout)) < 2e-6
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_instance_norm_of_one_value_is_zero(gelu):
+    y = instance_norm(torch.randn(2, 3, 1, 1) * 100, gelu)
+    assert torch.equal(y, torch.zeros(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.0, 300.0])
+def test_instance_norm_of_a_flat_plane_is_about_zero_with_a_finite_gradient(value, gelu):
+    x = torch.full((1, 2, 17, 19), value, requires_grad=True)
+    y = instance_norm(x, gelu)
+    (dx,) = torch.autograd.grad(y, x, torch.randn(y.shape))
+    assert y.abs().max() < 0.05  # rounding of the mean, times 1 / sqrt(eps)
+    assert dx.isfinite().all()
+
+
+def test_instance_norm_planes_do_not_know_each_other():
+    x = torch.randn(2, 3, 8, 8)
+    changed = x.clone()
+    changed[1, 2] = 50 * torch.rand(8, 8)
+    same = instance_norm(changed) == instance_norm(x)
+    assert same[0].all() and same[1, :2].all() and not same[1, 2].any()
+
+
+# Triton's interpreter has to be asked for before Triton is imported: another process.
+_INTERPRETED = """
+import json, sys
+import torch
+sys.path.insert(0, {tests!r})
+import test_ops as t
+import cmmfnet.ops.depthwise, cmmfnet.ops.norm
+
+depthwise = torch.ops.cmmfnet.depthwise
+norm = lambda x, gelu: torch.ops.cmmfnet.instance_norm(x, gelu, 1e-5)[0]
+shapes = [s for s in t.SHAPES if s[-1] >= 5]
+flat = torch.full((1, 2, 9, 9), 300.0, requires_grad=True)
+flat_y = norm(flat, True)
+x, weight, bias, dy = t.operands((2, 2, 9, 20, 5))
+y, mean, scale = torch.ops.cmmfnet.instance_norm(x, True, 1e-5)
+torch.library.opcheck(depthwise.default, (x, weight, bias))
+torch.library.opcheck(torch.ops.cmmfnet.depthwise_backward.default, (dy, x.detach(), weight.detach()))
+torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, True, 1e-5))
+torch.library.opcheck(
+    torch.ops.cmmfnet.instance_norm_backward.default, (dy, x.detach(), mean.detach(), scale.detach(), True)
+)
+print(json.dumps({{
+    "depthwise": [t.depthwise_errors(s, function=depthwise) for s in shapes]
+    + [t.depthwise_errors(shapes[1], function=depthwise, layout=l) for l in t.LAYOUTS],
+    "norm": [t.norm_errors(s, g, function=norm) for s in [(2, 2, 20, 21), (1, 2, 70, 66)] for g in (False, True)]
+    + [t.norm_errors((2, 1, 5, 9), True, function=norm, layout=l) for l in t.LAYOUTS],
+    "one value": norm(torch.randn(2, 3, 1, 1) * 100, False).abs().max().item(),
+    "flat": [flat_y.abs().max().item(), torch.autograd.grad(flat_y.sum(), flat)[0].abs().max().item()],
+}}))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_triton_kernels_in_the_interpreter():
+    """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""
+    script = _INTERPRETED.format(tests=str(Path(__file__).parent))
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert len(found["depthwise"]) == 9 and max(map(max, found["depthwise"])) < 1e-6
+    assert len(found["norm"]) == 8 and max(map(max, found["norm"])) < 2e-6
+    assert found["one value"] == 0
+    assert found["flat"][0] < 0.05 and math.isfinite(found["flat"][1])
+
+
+@cuda
+@pytest.mark.parametrize("kernel", range(5, 33, 2))
+def test_depthwise_on_cuda_in_bfloat16(kernel):
+    assert max(depthwise_errors((3, 4, 37, 45, kernel), torch.bfloat16, "cuda")) < 1e-2
+
+
+@cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_depthwise_on_cuda_in_float32(shape, layout):
+    assert max(depthwise_errors(shape, device="cuda", layout=layout)) < 1e-5
+
+
+@cuda
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 20, 21), (1, 2, 80, 90), (2, 1, 1, 5)], ids=str)
+def test_instance_norm_on_cuda(shape, gelu):
+    assert max(norm_errors(shape, gelu, device="cuda")) < 5e-6
+    assert max(norm_errors(shape, gelu, torch.bfloat16, "cuda")) < 3e-2  # half a step of bfloat16 at 4 is 0.016
+
+
+@cuda
+def test_cuda_kernels_are_what_runs():
+    """Otherwise the tests above would compare PyTorch with itself."""
+    x, weight, bias, _ = operands((1, 2, 16, 16, 7), device="cuda")
+    assert "depthwise" in depthwise_conv2d(x, weight, bias).grad_fn.name()
+    with torch.profiler.profile() as profile:
+        instance_norm(depthwise_conv2d(x, weight, bias))
+    assert {"cmmfnet::depthwise", "cmmfnet::instance_norm"} <= {event.key for event in profile.key_averages()}
+
+
+@cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_on_cuda_are_equal_from_run_to_run(dtype):
+    x, weight, bias, dy = operands((4, 8, 64, 72, 13), dtype, "cuda")
+
+    def run():
+        y = instance_norm(depthwise_conv2d(x, weight, bias), gelu=True)
+        return (y, *torch.autograd.grad(y, (x, weight, bias), dy))
+
+    first = run()
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+
+
+@cuda
+def test_compiled_on_cuda():
+    x, weight, bias, dy = operands((2, 4, 24, 40, 13), device="cuda")
+
+    def block(x, weight, bias):
+        return instance_norm(depthwise_conv2d(x, weight, bias), gelu=True)
+
+    results = []
+    for function in (block, torch.compile(block, fullgraph=True)):
+        y = function(x, weight, bias)
+        results.append((y, *torch.autograd.grad(y, (x, weight), dy)))
+    assert all(relative(a, b) < 1e-5 for a, b in zip(*results, strict=True))
+
+
+@cuda
+def test_registration_of_the_operators_on_cuda():
+    x, weight, bias, dy = operands((2, 3, 12, 20, 7), device="cuda")
+    y, mean, scale = (t.detach() for t in torch.ops.cmmfnet.instance_norm(x, True, 1e-5))
+    torch.library.opcheck(torch.ops.cmmfnet.depthwise.default, (x, weight, bias))
+    torch.library.opcheck(torch.ops.cmmfnet.depthwise_backward.default, (dy, x.detach(), weight.detach()))
+    torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, True, 1e-5))
+    torch.library.opcheck(torch.ops.cmmfnet.instance_norm_backward.default, (dy, x.detach(), mean, scale, True))
+    assert y.shape == x.shape

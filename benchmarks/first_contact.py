@@ -57,12 +57,17 @@ def main() -> None:
     rows = []
     for size in SIZES:
         command = [sys.executable, __file__, "--device", arguments.device, "--repeats", str(arguments.repeats)]
-        done = subprocess.run([*command, "--one", *map(str, size)], check=True, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [*command, "--one", *map(str, size)], check=True, capture_output=True, text=True, timeout=600
+        )
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"{platform.processor() or platform.machine()}, {rows[0]['threads']} threads, torch {rows[0]['torch']}, {rows[0]['device']}\n")
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {rows[0]['threads']} threads, torch {rows[0]['torch']}, {rows[0]['device']}\n")
     print("| frame | load, s | first, s | median, s | fastest, s | peak memory, GB |\n|---|---|---|---|---|---|")
     for r in rows:
-        print(f"| {r['size']} | {r['load']:.2f} | {r['first']:.2f} | {r['median']:.2f} | {r['fastest']:.2f} | {r['memory']:.2f} |")
+        print(
+            f"| {r['size']} | {r['load']:.2f} | {r['first']:.2f} | {r['median']:.2f} | {r['fastest']:.2f} | {r['memory']:.2f} |"
+        )
 
 
 if __name__ == "__main__":

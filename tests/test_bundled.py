@@ -21,7 +21,9 @@ def colorizer() -> Colorizer:
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [render(seed, kind, size=(256, 320), lighting="day") for seed, kind in ((3, "street"), (6, "house"), (4, "park"))]
+    return [
+        render(seed, kind, size=(256, 320), lighting="day") for seed, kind in ((3, "street"), (6, "house"), (4, "park"))
+    ]
 
 
 def grey(scene) -> np.ndarray:

@@ -312,7 +312,7 @@ def test_pretrained_files_that_are_missing(data, tmp_path, monkeypatch):
     with pytest.raises(PretrainedError, match="vgg19 was not found"):
         start(data, tmp_path / "out", recipe=recipe(losses={"perceptual": 1.0}))
     monkeypatch.setenv("CMMFNET_PRETRAINED", str(tmp_path))  # a folder without tag vectors is a mistake, too
-    with pytest.raises(FileNotFoundError, match="no file of tag vectors at .*clip-vitb16-cocostuff171"):
+    with pytest.raises(FileNotFoundError, match=r"no file of tag vectors at .*clip-vitb16-cocostuff171"):
         start(data, tmp_path / "out")
 
 
@@ -380,8 +380,8 @@ def test_train_by_command_and_single_fields(data, file, capsys):
 @pytest.mark.parametrize(
     ("edit", "arguments", "message"),
     [
-        (("steps:", "stepz:"), (), "does not accept option 'stepz'"),
-        (("folder:", "foldr:"), (), "Option 'foldr' is not accepted"),
+        (("steps: 50", "steps: 50\nstepz: 7"), (), "'stepz'"),
+        (("folder:", "foldr:"), (), "'foldr'"),
         (("", ""), ("--recipe.steps", "many"), "Expected a <class 'int'>. Got value: many"),
         (("", ""), ("--recipe.schedule", "cosin"), "schedule is 'cosin'; expected one of constant, linear, cosine"),
         (("folder: rendered", "folder: gone"), (), "gone/index.jsonl does not exist"),

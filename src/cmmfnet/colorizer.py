@@ -188,7 +188,9 @@ class Colorizer:
         if fixed := getattr(self.network, "fixed_size", None):
             return fixed, fixed
         least, working = getattr(self.network, "least_size", 0), getattr(self.network, "working_size", 512)
-        scale = min(max(1.0, least / min(height, width)), working / min(height, width), 2 * working / math.sqrt(height * width))
+        scale = min(
+            max(1.0, least / min(height, width)), working / min(height, width), 2 * working / math.sqrt(height * width)
+        )
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def _network_size(self, height: int, width: int) -> tuple[int, int]:

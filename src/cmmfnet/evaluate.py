@@ -1,7 +1,7 @@
 """Scores of a network on pairs under one protocol: short side 256, centre crop 256x256, metrics on uint8.
 
-PSNR and SSIM alone reward grey blur; read them with LPIPS, with the colourfulness of output and truth, and with the trivial
-baselines that :func:`trivial_baselines` scores the same way.
+PSNR and SSIM alone reward grey blur; read them with LPIPS, with the colourfulness of output and truth, and with the
+trivial baselines that :func:`trivial_baselines` scores the same way.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ class Lpips:
 
 
 def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) -> list[dict[str, float | str]]:
-    """One row a picture: name, source, psnr, ssim, lpips (where its files are at hand), colourfulness, colourfulness of the truth.
-
-    ``colour`` is asked for pictures of 256x256.
+    """One row a picture: name, source, lighting, psnr, ssim, colourfulness, that of the truth, and lpips where its files
+    are at hand. ``colour`` is asked for pictures of 256x256.
     """
     lpips = Lpips(pretrained) if Lpips.at_hand(pretrained) else None
     rows = []
@@ -127,7 +126,7 @@ def score_network(network: torch.nn.Module, pairs: Pairs, pretrained: str | Path
 
 
 def trivial_baselines(train: Pairs, size: int = 256) -> dict[str, Colour]:
-    """What needs no learning, for :func:`score`: grey replicate, mean colour, mean picture, mean colour of each thermal level."""
+    """What needs no learning: grey replicate, mean colour, mean picture, mean colour of each of 64 thermal levels."""
     total = np.zeros((size, size, 3))
     levels, counts = np.zeros((64, 3)), np.zeros(64)
     for thermal, truth, _ in centre_crops(train, size):
@@ -163,8 +162,8 @@ def evaluate(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Score a model without text, and what needs no learning, on pairs: the means by source and in all.
 
-    The protocol is printed with the numbers: short side 256, centre crop 256x256, metrics on 8-bit pictures. The trivial
-    baselines come from the split "train" of the same folder, lighting and sources.
+    The protocol is printed with the numbers: short side 256, centre crop 256x256, metrics on 8-bit pictures. The
+    trivial baselines come from the split "train" of the same folder, lighting and sources.
 
     Args:
         model: a name of `cmmfnet models`, a .safetensors file, or hf:OWNER/REPO@COMMIT

@@ -7,6 +7,8 @@ is the 70x70 PatchGAN of pix2pix (Isola et al., 2017).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,7 +79,9 @@ class ConvFFN(nn.Module):
         if _on_cpu_without_gradient(x):
             centred, matrix = folded_norms(x, self.widen.weight)
             narrow = self.narrow.weight.flatten(1)
-            y = torch.cat([narrow @ F.gelu(matrix @ part) for part in centred.split(self.CHUNK, dim=2)], dim=2).view_as(x)
+            y = torch.cat([narrow @ F.gelu(matrix @ part) for part in centred.split(self.CHUNK, dim=2)], dim=2).view_as(
+                x
+            )
         else:
             y = self.narrow(instance_norm(self.widen(instance_norm(x)), gelu=True))
         return x + instance_norm(y)
@@ -158,7 +162,7 @@ class PatchDiscriminator(nn.Module):
         sizes = [4, width, 2 * width, 4 * width, 8 * width]
         norm = nn.utils.parametrizations.spectral_norm
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (a, b) in enumerate(pairwise(sizes)):
             layers += [norm(nn.Conv2d(a, b, 4, stride=2 if i < 3 else 1, padding=1)), nn.LeakyReLU(0.2)]
         layers.append(norm(nn.Conv2d(sizes[-1], 1, 4, padding=1)))
         self.layers = nn.Sequential(*layers)

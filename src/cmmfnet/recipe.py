@@ -69,8 +69,8 @@ class Recipe:
     save_every: int = 1000
     sheet_every: int = 1000
     log_every: int = 50
-    weights: dict = field(default_factory=dict)
-    """Free notes that go with the saved model: data, licence, anything a model card needs."""
+    notes: dict = field(default_factory=dict)
+    """Go with the saved model as they are: data, licence, summary, anything that `cmmfnet models FILE` should say."""
 
     def __post_init__(self) -> None:
         """Raises :class:`RecipeError`. What only the network or the losses know is checked when they are built."""

@@ -205,7 +205,7 @@ class Run:
         for old in self.out.glob("step-*.pt"):
             if old.name != f"step-{step}.pt":
                 old.unlink()
-        training = {"recipe": recipe, "steps": step, **self.recipe.weights}
+        training = {"recipe": recipe, "steps": step, **self.recipe.notes}
         save_model(self.out / "model.safetensors", self.ema.network, self.config, training, storage="float16")
 
     def _restore(self, state: dict) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from .scene_layout import build
 from .scene_render import frame
@@ -195,7 +196,7 @@ def write_pairs(
         (folder / part).mkdir(parents=True, exist_ok=True)
     train = count - round(count * val_fraction)
     rows = []
-    for k in range(count):
+    for k in tqdm(range(count), desc="render", unit="scene", disable=None):  # None: only on a terminal
         scene, name = render(seed + k, size=size), f"rendered_{seed + k:06d}"
         for part, picture in (("thermal", scene.thermal), ("visible", scene.visible), ("label", scene.labels)):
             Image.fromarray(picture).save(folder / part / f"{name}.png")

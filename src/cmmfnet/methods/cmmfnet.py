@@ -394,6 +394,12 @@ class CMMFNetMethod:
         if unknown := set(weights) - set(known):
             raise ValueError(f"unknown loss {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
         self.weights = {k: w for k, w in weights.items() if w}
+        for loss, there in (("tags", network.predicts_tags), ("labels", network.label_head is not None)):
+            if loss in self.weights and not there:
+                needs = "words (text: clip-tags)" if loss == "tags" else "classes: 25"
+                raise ValueError(
+                    f"loss {loss!r} has a weight, but the network has no head for it; it needs {needs}, or leave the loss out"
+                )
         self.generator, self.sentences, self.text_dropout = network, sentences, text_dropout
         self.discriminator = PatchDiscriminator() if "adversarial" in self.weights else None
         self.perceptual = None
@@ -412,7 +418,10 @@ class CMMFNetMethod:
             return tokens.to(device), (mask.cpu() & kept[:, None]).to(device)
         kept = []
         for tags in batch.tags:
-            drop, chosen = rng.random() < self.text_dropout, [t for t in tags if t in network.words and rng.random() < 0.8]
+            drop, chosen = (
+                rng.random() < self.text_dropout,
+                [t for t in tags if t in network.words and rng.random() < 0.8],
+            )
             kept.append([] if drop else list(dict.fromkeys(chosen)))
             if "night" in tags and "night" in network.words and "night" not in kept[-1]:
                 kept[-1].append("night")
@@ -436,14 +445,16 @@ class CMMFNetMethod:
             losses["ssim"] = ssim_loss(colour, truth)
         if "adversarial" in self.weights:
             losses["adversarial"] = hinge_generator(self._judge(batch.thermal, colour))
-        if "tags" in self.weights and tag_logits is not None:
+        if "tags" in self.weights:
             target = torch.zeros(tag_logits.shape)
             index = {w: i for i, w in enumerate(self.generator.words)}
             for row, tags in enumerate(batch.tags):
                 target[row, [index[t] for t in tags if t in index]] = 1
-            each = F.binary_cross_entropy_with_logits(tag_logits, target.to(tag_logits.device), reduction="none").sum(dim=1)
+            each = F.binary_cross_entropy_with_logits(tag_logits, target.to(tag_logits.device), reduction="none").sum(
+                dim=1
+            )
             losses["tags"] = (each * batch.tagged).mean()
-        if "labels" in self.weights and label_logits is not None:
+        if "labels" in self.weights:
             small = batch.label[:, 4::8, 4::8]
             entropy = F.cross_entropy(label_logits.float(), small, ignore_index=IGNORE, reduction="sum")
             losses["labels"] = entropy / (small != IGNORE).sum().clamp_min(1)

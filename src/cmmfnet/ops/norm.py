@@ -81,7 +81,9 @@ if triton is not None:
         mean_dv = tl.sum(sum_dv) / size
         for i in range(0, size, BLOCK):
             v, d = _gradient(x, dy, start, i, at, size, mean, scale, GELU)
-            tl.store(dx + start + i + at, (scale * (d - mean_d - v * mean_dv)).to(dx.dtype.element_ty), mask=i + at < size)
+            tl.store(
+                dx + start + i + at, (scale * (d - mean_d - v * mean_dv)).to(dx.dtype.element_ty), mask=i + at < size
+            )
 
     def _block(size: int) -> int:
         return min(4096, triton.next_power_of_2(size))

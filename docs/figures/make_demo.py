@@ -1,6 +1,6 @@
 """The README's picture: rendered scenes, what the bundled model makes of their thermal frames, and the truth.
 
-    python docs/figures/make_demo.py
+python docs/figures/make_demo.py
 """
 
 from pathlib import Path

@@ -414,12 +414,17 @@ def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(tmp_path, monkeypa
     path = write_picture(tmp_path / "a.png", np.zeros((4, 5, 3), np.uint8))
     before = path.read_bytes()
 
-    def full(self, data):
-        with self.open("wb") as file:
-            file.write(bytes(data)[:10])
-        raise OSError(28, "No space left on device")
+    real = Path.open
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    def open_full(self, mode="r", *args, **kwargs):
+        file = real(self, mode, *args, **kwargs)
+        if "x" in mode:
+            file.write(b"half")
+            file.close()
+            raise OSError(28, "No space left on device")
+        return file
+
+    monkeypatch.setattr(Path, "open", open_full)
     with pytest.raises(OSError, match="No space left"):
         write_picture(path, np.ones((4, 5, 3), np.uint8))
     assert path.read_bytes() == before and names(tmp_path) == ["a.png"]

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from cmmfnet import text
 from cmmfnet.text import COCO_STUFF, COLOURS, DEFAULT_PROMPT, EXTRA_WORDS, WORDS, parse_tags
 
-TABLE = Path("/work/shared/weights/clip-vitb16-cocostuff171.safetensors")
-PAIRS = Path("/work/shared/data/pairs/index.jsonl")
+TABLE = Path(__file__).parents[2] / "shared/weights/clip-vitb16-cocostuff171.safetensors"
+PAIRS = Path(__file__).parents[2] / "shared/data/pairs/index.jsonl"
 
 
 def test_vocabulary():

@@ -132,15 +132,17 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(saved, monkeypatch, step
     elif step == "replace":
         monkeypatch.setattr(Path, "replace", full)
     else:
-        real = os.fdopen
+        real = Path.open
 
-        def fdopen(*args, **kwargs):
-            file = real(*args, **kwargs)
-            file.write(b"half")
-            file.close()
-            full()
+        def open_full(self, mode="r", *args, **kwargs):
+            file = real(self, mode, *args, **kwargs)
+            if "x" in mode:
+                file.write(b"half")
+                file.close()
+                full()
+            return file
 
-        monkeypatch.setattr(os, "fdopen", fdopen)
+        monkeypatch.setattr(Path, "open", open_full)
     with pytest.raises(OSError, match="No space left"):
         save_model(path, Fake(width=90), {"method": "fake", "width": 90})
     monkeypatch.undo()

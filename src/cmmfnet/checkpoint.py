@@ -6,30 +6,18 @@ step number in the name, never by string order.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import torch
 
+from cmmfnet.atomic import atomic_write
+
 
 def save(path: Path, state: dict) -> None:
     """Write ``state`` (tensors, numbers, strings, nested dicts and lists) to ``path``: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with atomic_write(path) as file:
+        torch.save(state, file)
 
 
 def load(path: Path) -> dict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet import __version__
+from cmmfnet.atomic import atomic_write
 
 LONGEST_SIDE = 640
 
@@ -46,21 +46,11 @@ def write_gallery(path: str | Path, items: Iterable[Item], title: str) -> Path:
         OSError: the folder cannot be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(_HEAD.replace("{title}", html.escape(title)))
-            for item in items:
-                file.write(_card(item))
-            file.write(_FOOT.replace("{version}", __version__))
-        except BaseException:
-            temporary.unlink()
-            raise
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    with atomic_write(path, text=True, durable=False) as file:
+        file.write(_HEAD.replace("{title}", html.escape(title)))
+        for item in items:
+            file.write(_card(item))
+        file.write(_FOOT.replace("{version}", __version__))
     return path
 
 

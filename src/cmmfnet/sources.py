@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from cmmfnet import __version__
+from cmmfnet.atomic import atomic_write
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _FORMATS = {
@@ -121,14 +122,8 @@ def write_picture(path: str | Path, rgb: np.ndarray, notes: Mapping[str, str] | 
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, format=form, **options)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(buffer.getbuffer())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path, durable=False) as file:  # a picture can be made again; waiting for the disk costs more
+        file.write(buffer.getbuffer())
     return path
 
 

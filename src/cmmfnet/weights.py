@@ -15,10 +15,11 @@ import json
 import math
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cmmfnet.atomic import atomic_write
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,8 @@ def save_model(
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in network.state_dict().items():
         tensors.update(_stored(name, tensor.detach().cpu(), storage))
-    _write_atomically(path, save(tensors, metadata))
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata))
     return path
 
 
@@ -134,28 +136,6 @@ def _stored(name: str, tensor: torch.Tensor, storage: str) -> dict[str, torch.Te
 
 def _as_int8(shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and math.prod(shape) > INT8_FROM
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself must survive a power cut, too
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # --- loading

@@ -90,7 +90,7 @@ class Colorizer:
         """
         self.device = pick_device(device)
         self.dtype = dtype or torch.float32
-        self._mixed = dtype is None and self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        self._mixed = dtype is None and self.device.type == "cpu" and _cpu_has_bfloat16()
         self.network = network.to(self.device, self.dtype).eval()
         self.name = name
         self._text = functools.lru_cache(maxsize=256)(self._encode_text)
@@ -263,6 +263,11 @@ class Colorizer:
             return None
         ids, mask = tag_ids([names], self.network.words)
         return self.network.embed_tags(ids.to(self.device))[0], mask[0].to(self.device)
+
+
+def _cpu_has_bfloat16() -> bool:
+    # torch has no public name for this; where a release drops the private one, float32 it is
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def _batches(sizes: list[tuple[int, int]], limit: int) -> Iterator[list[int]]:

@@ -85,3 +85,8 @@ def test_it_says_what_it_sees(colorizer, scenes):
 def test_text_is_accepted_without_clip(colorizer, scenes):
     colour = colorizer(scenes[1].thermal, text="a brick house, a hedge and a lawn under a cloudy sky")
     assert colour.shape == scenes[1].visible.shape
+
+
+def test_night_is_dark_when_the_text_says_so(colorizer, scenes):
+    for scene in scenes:
+        assert colorizer(scene.thermal, text="a street at night").mean() < 0.5 * colorizer(scene.thermal).mean()

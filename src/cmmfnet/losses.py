@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
-    """Content loss, eq. 3: mean of |x - y| over all elements."""
+    """Content loss: mean of |x - y| over all elements."""
     return (x.float() - y.float()).abs().mean()
 
 
 def total_variation(x: Tensor, legacy: bool = False) -> Tensor:
-    """Total variation, eq. 5: sum over C, H, W of |x[h+1,w] - x[h,w]| and |x[h,w+1] - x[h,w]|, divided by W*H, mean over B.
+    """Total variation: sum over C, H, W of |x[h+1,w] - x[h,w]| and |x[h,w+1] - x[h,w]|, divided by W*H, mean over B.
 
     ``legacy`` sums over the batch as the family's code does, so that its weight grows with the batch (notes 15, row 13).
     """
@@ -61,7 +61,7 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
 
 
 def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Structural loss, eq. 6: 1 - SSIM(x, y)."""
+    """Structural loss: 1 - SSIM(x, y)."""
     return 1 - ssim(x, y)
 
 

@@ -139,7 +139,7 @@ class Perceptual(nn.Module):
 
     ``mode``: "lpips" = unit-normalised features, squared difference weighted by the learned LPIPS heads (Zhang et al., eq. 1);
     "unit" = the same without learned heads (squared differences summed over channels, mean over positions and levels);
-    "l1" = plain mean absolute difference summed over levels (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net, eq. 4).
+    "l1" = plain mean absolute difference summed over levels (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net).
     ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``; no gradient reaches ``y``. Raises ``ValueError`` for an unknown network
     or mode and for LPIPS on a network that has no heads, :class:`PretrainedError` for a file that is not there.
     """

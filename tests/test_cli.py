@@ -410,21 +410,10 @@ def test_many_inputs_into_one_picture_and_a_file_as_folder_are_refused(tmp_path)
         plan(tmp_path, "in", "in/a.png", out="taken")
 
 
-def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(tmp_path, disk_full_while_writing):
     path = write_picture(tmp_path / "a.png", np.zeros((4, 5, 3), np.uint8))
     before = path.read_bytes()
-
-    real = Path.open
-
-    def open_full(self, mode="r", *args, **kwargs):
-        file = real(self, mode, *args, **kwargs)
-        if "x" in mode:
-            file.write(b"half")
-            file.close()
-            raise OSError(28, "No space left on device")
-        return file
-
-    monkeypatch.setattr(Path, "open", open_full)
+    disk_full_while_writing()
     with pytest.raises(OSError, match="No space left"):
         write_picture(path, np.ones((4, 5, 3), np.uint8))
     assert path.read_bytes() == before and names(tmp_path) == ["a.png"]

@@ -120,7 +120,7 @@ def test_wrong_storage_and_suffix_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_no_rubbish(saved, monkeypatch, step):
+def test_a_full_disk_leaves_the_old_file_and_no_rubbish(saved, monkeypatch, disk_full_while_writing, step):
     _, path = saved
     before = path.read_bytes()
 
@@ -132,17 +132,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(saved, monkeypatch, step
     elif step == "replace":
         monkeypatch.setattr(Path, "replace", full)
     else:
-        real = Path.open
-
-        def open_full(self, mode="r", *args, **kwargs):
-            file = real(self, mode, *args, **kwargs)
-            if "x" in mode:
-                file.write(b"half")
-                file.close()
-                full()
-            return file
-
-        monkeypatch.setattr(Path, "open", open_full)
+        disk_full_while_writing()
     with pytest.raises(OSError, match="No space left"):
         save_model(path, Fake(width=90), {"method": "fake", "width": 90})
     monkeypatch.undo()

@@ -76,23 +76,31 @@ class Lpips:
             return float(self.network(tensor(x), tensor(y)))
 
 
-def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) -> list[dict[str, float | str]]:
-    """One row a picture: name, source, lighting, psnr, ssim, colourfulness, that of the truth, and lpips where its files
-    are at hand. ``colour`` is asked for pictures of 256x256.
+def score_all(
+    methods: dict[str, Colour], pairs: Pairs, pretrained: str | Path | None = None
+) -> dict[str, list[dict[str, float | str]]]:
+    """Method -> one row a picture: name, source, lighting, psnr, ssim, colourfulness, that of the truth, and lpips where
+    its files are at hand. Every picture is decoded once; methods are asked for pictures of 256x256.
     """
     lpips = Lpips(pretrained) if Lpips.at_hand(pretrained) else None
-    rows = []
+    rows: dict[str, list[dict]] = {name: [] for name in methods}
     for thermal, truth, meta in centre_crops(pairs):
-        out = colour(thermal, meta)
-        row = {
-            "name": meta["name"], "source": meta.get("source", ""), "lighting": meta.get("lighting", ""),
-            "psnr": metrics.psnr(out, truth), "ssim": metrics.ssim(out, truth),
-            "colourfulness": metrics.colourfulness(out), "truth": metrics.colourfulness(truth),
-        }  # fmt: skip
-        if lpips is not None:
-            row["lpips"] = lpips(out, truth)
-        rows.append(row)
+        for name, colour in methods.items():
+            out = colour(thermal, meta)
+            row = {
+                "name": meta["name"], "source": meta.get("source", ""), "lighting": meta.get("lighting", ""),
+                "psnr": metrics.psnr(out, truth), "ssim": metrics.ssim(out, truth),
+                "colourfulness": metrics.colourfulness(out), "truth": metrics.colourfulness(truth),
+            }  # fmt: skip
+            if lpips is not None:
+                row["lpips"] = lpips(out, truth)
+            rows[name].append(row)
     return rows
+
+
+def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) -> list[dict[str, float | str]]:
+    """The rows of :func:`score_all` for one method."""
+    return score_all({"": colour}, pairs, pretrained)[""]
 
 
 def summary(rows: list[dict]) -> dict[str, float]:
@@ -194,7 +202,7 @@ def evaluate(
         methods |= trivial_baselines(Pairs(data, "train", **chosen).require("thermal"))
     except PairsError as error:
         warnings.warn(f"without trivial baselines, which come from the split train: {error}", stacklevel=2)
-    rows = {name: score(colour, pairs, pretrained) for name, colour in methods.items()}
+    rows = score_all(methods, pairs, pretrained)
 
     found = {row["source"] for row in rows[loaded.name]}
     scores = {

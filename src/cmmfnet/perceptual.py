@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from urllib.request import urlopen
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from cmmfnet.atomic import atomic_write
 
 # Layer tables: number = 3x3 convolution with that many channels, "M" = 2x2 max pooling (torchvision's numbering of modules).
 _VGG = {
@@ -71,16 +74,9 @@ def feature_layers(name: str) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _checked(path: Path, expected: str) -> Path:
-    found = _sha256(path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):
         raise PretrainedError(
             f"{path} has sha256 {found[:16]}..., expected {expected[:16]}...; delete it and fetch it anew"
@@ -103,21 +99,16 @@ def find_weights(name: str, folder: str | Path | None = None) -> Path:
     for place in ([Path(folder)] if folder else []) + [cache]:
         if (place / original).is_file():
             return _checked(place / original, digest)
-    cache.mkdir(parents=True, exist_ok=True)
-    part = cache / f"{original}.{os.getpid()}.part"
     try:
-        with urlopen(url, timeout=30) as response, part.open("wb") as f:
-            while block := response.read(1 << 20):
-                f.write(block)
-        _checked(part, digest)
-        part.replace(cache / original)
+        with atomic_write(cache / original) as file, urlopen(url, timeout=30) as response:
+            shutil.copyfileobj(response, file)
+            file.flush()
+            _checked(Path(file.name), digest)
     except OSError as error:
         raise PretrainedError(
             f"the loss network {name} was not found in {folder or 'CMMFNET_PRETRAINED (not set)'} (looked for "
             f"{', '.join([*local, original])}) and {url} gave: {error}. Put the file there, or choose another perceptual network"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return cache / original
 
 

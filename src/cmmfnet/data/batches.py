@@ -72,8 +72,8 @@ class Batches:
 
     def _item(self, source: int, index: int) -> tuple[Tensor | None, Tensor, Tensor | None, dict]:
         key = (source, index)
+        decoding = self._decoding.pop(key, None)  # also where it came too late: its picture must not stay in memory
         if key not in self._cache:
-            decoding = self._decoding.pop(key, None)
             pair = decoding.result() if decoding else self.sources[source].pairs[index]
             visible = torch.from_numpy(pair.visible.copy()).permute(2, 0, 1).contiguous().to(self.device)
             if self.sources[source].level:

@@ -426,7 +426,7 @@ class CMMFNetMethod:
             if "night" in tags and "night" in network.words and "night" not in kept[-1]:
                 kept[-1].append("night")
         ids, mask = tag_ids([k[-MAX_TAGS:] for k in kept], network.words)
-        pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that a compiled network is compiled once
+        pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that every step has the same shapes
         return network.embed_tags(F.pad(ids, pad).to(device)), F.pad(mask, pad).to(device)
 
     def generator_losses(self, batch, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:

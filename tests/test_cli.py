@@ -25,13 +25,13 @@ TESTS = Path(__file__).parent
 # The command in a process of its own, knowing the fake method.
 WITH_FAKE = (
     "import sys, cmmfnet.methods; "
-    "cmmfnet.methods.METHODS['fake'] = 'fake_network:Fake'; from cmmfnet.cli import main; sys.exit(main())"
+    "cmmfnet.methods.METHODS['fake'] = 'fake_network:FakeMethod'; from cmmfnet.cli import main; sys.exit(main())"
 )
 
 
 @pytest.fixture(autouse=True)
 def fake_method(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:Fake")
+    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:FakeMethod")
 
 
 @pytest.fixture(scope="session")

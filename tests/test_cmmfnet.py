@@ -14,6 +14,7 @@ from cmmfnet.data.batches import IGNORE, Batch
 from cmmfnet.layers import PatchDiscriminator
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet import MAX_TAGS, PAPER, RELEASED, CMMFNetMethod, ImageEncoder, tone_channels
+from cmmfnet.methods.method import Moment, in_full_precision
 from cmmfnet.perceptual import feature_layers
 from cmmfnet.text import DEFAULT_PROMPT, WORDS
 
@@ -127,11 +128,11 @@ def test_other_shapes_raise(shape):
         tiny()(torch.zeros(shape))
 
 
-def test_forward_all_gives_tags_and_labels():
+def test_heads_give_tags_and_labels():
     network = build_network(TAGS | {"classes": 7})
-    colour, tags, labels = network.forward_all(frames())
+    colour, tags, labels = network(frames(), heads=True)
     assert (colour.shape, tags.shape, labels.shape) == ((2, 3, 32, 40), (2, 5), (2, 7, 4, 5))
-    assert tiny().forward_all(frames())[1:] == (None, None)
+    assert tiny()(frames(), heads=True)[1:] == (None, None)
 
 
 @pytest.mark.parametrize("ci", TEXT_MODES)
@@ -324,7 +325,7 @@ def test_predict_tags():
         found = network.predict_tags(frames(3))
         assert found.shape == (3, 5) and found.dtype == torch.float32
         assert ((found > 0) & (found < 1)).all()
-        assert torch.allclose(found, network.forward_all(frames(3))[1].sigmoid(), atol=1e-6)
+        assert torch.allclose(found, network(frames(3), heads=True)[1].sigmoid(), atol=1e-6)
         network.tag_head.bias.copy_(torch.tensor([50.0, -50.0, 0.0, 0.0, 0.0]))
         assert torch.allclose(network.predict_tags(frames(1))[0, :2], torch.tensor([1.0, 0.0]))
     assert not tiny().predicts_tags
@@ -337,7 +338,7 @@ def test_state_round_trip():
     other.load_state_dict(network.state_dict(), strict=True)
     ids = torch.tensor([[0, 1], [2, 3]])
     with torch.inference_mode():
-        given, found = (n.forward_all(frames(), n.embed_tags(ids)) for n in (network, other))
+        given, found = (n(frames(), n.embed_tags(ids), heads=True) for n in (network, other))
     assert all(torch.equal(a, b) for a, b in zip(given, found, strict=True))
 
 
@@ -374,7 +375,7 @@ IDLE = re.compile(
         # without modulation self-attention on the image has no use for text
         ({"ci": "none"}, {"interaction.no_text", "text_projection.weight", "text_projection.bias"}),
         ({"ci": "none", "modulation": True}, set()),
-        ({"text": "none", "modulation": True}, {"text_projection.weight", "text_projection.bias"}),
+        ({"text": "none", "modulation": True}, set()),
         (TAGS | {"stem": "vgg16", "modulation": True, "local_contrast": True, "classes": 3}, set()),
     ],
     ids=["text_query", "image_query", "text_key", "add", "none", "none, modulated", "no text", "like the released one"],
@@ -389,7 +390,7 @@ def test_gradient_reaches_every_parameter(options, unused):
         text = network.embed_tags(torch.tensor([[0, 1, 2], [3, 4, 0]]))
     else:
         text = sentence(length=6).double()
-    outputs = [o for o in network.forward_all(frames().double(), text) if o is not None]
+    outputs = [o for o in network(frames().double(), text, heads=True) if o is not None]
     loss = sum((o * torch.randn(o.shape, dtype=o.dtype)).mean() for o in outputs)
     loss.backward()
     found = {name: p.grad for name, p in network.named_parameters()}
@@ -451,6 +452,7 @@ def batch(tags=(("road", "car", "day"), ("tree", "night")), captions=("A road at
     return Batch(
         thermal=frames(2, size, size), visible=torch.rand(2, 3, size, size, generator=generator) * 2 - 1, label=label,
         tags=[list(t) for t in tags], tagged=torch.tensor([True, False]), captions=list(captions), names=["a", "b"],
+        positions=[0, 1],
     )  # fmt: skip
 
 
@@ -478,18 +480,26 @@ def test_unknown_loss_raises():
         CMMFNetMethod(tiny(), {"l1": 1.0, "l2": 1.0, "gan": 1.0})
 
 
+NOW = Moment(seed=0, step=0, steps=10)
+
+
+def losses_of(method: CMMFNetMethod, given: Batch | None = None) -> dict:
+    """The generator's losses of one step."""
+    name, losses = next(method.training_step(given or batch(), NOW))
+    assert name == "generator"
+    return losses
+
+
 def test_losses_are_finite_scalars_times_their_weights(small_vgg):
     network = trained_network()
-    weighted, plain = (CMMFNetMethod(network, w) for w in (ALL, dict.fromkeys(ALL, 1.0)))
-    plain.discriminator.load_state_dict(weighted.discriminator.state_dict())
-    found, colour = ([], [])
+    vgg = {"perceptual": "vgg16"}
+    weighted, plain = (CMMFNetMethod(network, w, **vgg) for w in (ALL, dict.fromkeys(ALL, 1.0)))
+    plain.networks["discriminator"].load_state_dict(weighted.networks["discriminator"].state_dict())
+    found = []
     for method in (weighted, plain):
-        method.discriminator.eval()  # in training its spectral norms move on with every call
-        losses, picture = method.generator_losses(batch(), np.random.default_rng(0))
-        found.append(losses)
-        colour.append(picture)
-    assert list(found[0]) == list(ALL) and colour[0].shape == (2, 3, 32, 32)
-    assert torch.equal(*colour)
+        method.networks["discriminator"].eval()  # in training its spectral norms move on with every call
+        found.append(losses_of(method))
+    assert set(found[0]) == set(ALL)
     for name, weight in ALL.items():
         one, other = found[0][name], found[1][name]
         assert one.shape == () and one.dtype == torch.float32 and one.isfinite() and one.item() != 0
@@ -500,14 +510,29 @@ def test_losses_are_finite_scalars_times_their_weights(small_vgg):
 
 def test_a_loss_without_weight_is_left_out_with_its_network():
     method = CMMFNetMethod(trained_network(), {"l1": 1.0, "adversarial": 0.0, "perceptual": 0.0})
-    assert method.discriminator is None and method.perceptual is None
-    assert list(method.generator_losses(batch(), np.random.default_rng(0))[0]) == ["l1"]
+    assert list(method.networks) == list(method.optimisers) == ["generator"] and method.perceptual is None
+    assert list(losses_of(method)) == ["l1"]
+    assert [name for name, _ in method.training_step(batch(), NOW)] == ["generator"]
+
+
+def test_heads_that_nothing_trains_ask_for_no_gradient():
+    network = trained_network()
+    CMMFNetMethod(network, {"l1": 1.0})
+    frozen = {name.split(".")[0] for name, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {"tag_head", "label_head"}
+
+
+def test_the_adversarial_loss_waits_for_its_start():
+    method = CMMFNetMethod(trained_network(), {"l1": 1.0, "adversarial": 0.1}, adversarial_start=0.3)
+    for step, there in ((2, False), (3, True)):
+        parts = dict(method.training_step(batch(), Moment(0, step, 10)))
+        assert ("adversarial" in parts["generator"]) is there and "discriminator" in parts["discriminator"]
 
 
 def test_tag_loss_is_cross_entropy_of_pictures_whose_tags_are_complete():
     network = trained_network()
     given = batch()
-    found = CMMFNetMethod(network, {"tags": 1.0}).generator_losses(given, np.random.default_rng(0))[0]["tags"]
+    found = losses_of(CMMFNetMethod(network, {"tags": 1.0}), given)["tags"]
     p = network.predict_tags(given.thermal)[0].double()
     there = torch.tensor([n in given.tags[0] for n in NAMES])
     assert found.item() == pytest.approx(-torch.where(there, p, 1 - p).log().sum().item() / 2, rel=1e-5)
@@ -516,9 +541,9 @@ def test_tag_loss_is_cross_entropy_of_pictures_whose_tags_are_complete():
 def test_label_loss_is_cross_entropy_of_labelled_pixels():
     network, given = trained_network(), batch()
     found = CMMFNetMethod(network, {"labels": 1.0}, text_dropout=1.0)
-    loss = found.generator_losses(given, np.random.default_rng(0))[0]["labels"]
-    tokens, mask = found.text(given, np.random.default_rng(0))
-    p = network.forward_all(given.thermal, tokens, mask)[2].softmax(dim=1)
+    loss = losses_of(found, given)["labels"]
+    tokens, mask = found.text(given, NOW)
+    p = network(given.thermal, tokens, mask, heads=True)[2].softmax(dim=1)
     want = []
     for b in range(2):
         for h in range(4):
@@ -528,14 +553,14 @@ def test_label_loss_is_cross_entropy_of_labelled_pixels():
                     want.append(-p[b, label, h, w].log().item())
     assert len(want) == 24 and loss.item() == pytest.approx(np.mean(want), rel=1e-5)
     given.label[:] = IGNORE
-    assert found.generator_losses(given, np.random.default_rng(0))[0]["labels"].item() == 0
+    assert losses_of(found, given)["labels"].item() == 0
 
 
 def rows(method: CMMFNetMethod, given: Batch, seed: int) -> list[set[str]]:
     """The words that the tokens of each picture stand for."""
-    tokens, mask = method.text(given, np.random.default_rng(seed))
+    tokens, mask = method.text(given, Moment(seed, 0, 10))
     assert tokens.shape == (2, MAX_TAGS, 12) and mask.shape == (2, MAX_TAGS)
-    table = method.generator.word_vectors
+    table = method.networks["generator"].word_vectors
     return [{NAMES[int((table == t).all(dim=1).nonzero())] for t in tokens[i][mask[i]]} for i in range(2)]
 
 
@@ -562,14 +587,14 @@ def test_text_knows_only_the_networks_words_and_no_more_than_16():
     names = tuple(f"thing {i}" for i in range(30))
     network = build_network(TAGS | {"words": (*names, "night")})
     many = CMMFNetMethod(network, {"l1": 1.0})
-    tokens, mask = many.text(batch(tags=((*names, "night"), names)), np.random.default_rng(0))
+    tokens, mask = many.text(batch(tags=((*names, "night"), names)), NOW)
     assert mask.shape == (2, MAX_TAGS) and mask.all()
     assert torch.equal(tokens[0, -1], network.word_vectors[-1])  # night is not what is cut off
 
 
 def test_night_is_no_tag_where_the_network_does_not_know_it():
     method = CMMFNetMethod(build_network(TAGS | {"words": ("road", "tree")}), {"l1": 1.0}, text_dropout=1.0)
-    assert not method.text(batch(), np.random.default_rng(0))[1].any()
+    assert not method.text(batch(), NOW)[1].any()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
@@ -580,29 +605,35 @@ def test_sentences_of_night_pictures_are_kept(dropout):
         asked.append(captions)
         return sentence(), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
 
-    method = CMMFNetMethod(tiny(), {"l1": 1.0}, text_dropout=dropout, sentences=encode)
-    tokens, mask = method.text(batch(), np.random.default_rng(0))
+    method = CMMFNetMethod(tiny(), {"l1": 1.0}, text_dropout=dropout)
+    method.sentences = encode
+    tokens, mask = method.text(batch(), NOW)
     assert asked == [["A road at noon.", DEFAULT_PROMPT]] and torch.equal(tokens, sentence())
     assert mask.sum(dim=1).tolist() == [0 if dropout else 2, 3]
 
 
 def test_network_without_text_gets_none():
-    assert CMMFNetMethod(tiny(text="none"), {"l1": 1.0}).text(batch(), np.random.default_rng(0)) == (None, None)
+    assert CMMFNetMethod(tiny(text="none"), {"l1": 1.0}).text(batch(), NOW) == (None, None)
 
 
 def test_discriminator_and_generator_learn_apart():
     network = trained_network()
     method = CMMFNetMethod(network, {"adversarial": 1.0})
-    losses, colour = method.generator_losses(batch(), np.random.default_rng(0))
-    loss = method.discriminator_loss(batch(), colour)
-    loss.backward()
-    assert loss.shape == () and loss.isfinite()
-    assert all(p.grad is None for p in network.parameters())
-    for name, p in method.discriminator.named_parameters():
-        # while every logit is within the margin, the last bias is pushed up by the true and down by the made ones alike
-        assert p.grad is not None and (name == "layers.8.bias" or p.grad.abs().max() > 0), name
+    judge = method.networks["discriminator"]
+    step = method.training_step(batch(), NOW)
+    _, losses = next(step)
     losses["adversarial"].backward()
     assert network.last.weight.grad.abs().max() > 0
+    assert all(p.grad is None and p.requires_grad for p in judge.parameters())
+    network.zero_grad(set_to_none=True)
+    name, losses = next(step)
+    loss = losses["discriminator"]
+    loss.backward()
+    assert name == "discriminator" and loss.shape == () and loss.isfinite()
+    assert all(p.grad is None for p in network.parameters())
+    for name, p in judge.named_parameters():
+        # while every logit is within the margin, the last bias is pushed up by the true and down by the made ones alike
+        assert p.grad is not None and (name == "layers.8.bias" or p.grad.abs().max() > 0), name
 
 
 def test_discriminator_is_a_70x70_patchgan_with_spectral_norm():
@@ -621,7 +652,8 @@ def test_discriminator_is_a_70x70_patchgan_with_spectral_norm():
 
 
 def test_discriminator_stays_in_float32_under_autocast():
-    method = CMMFNetMethod(trained_network(), {"adversarial": 1.0})
+    judge = PatchDiscriminator()
     with torch.autocast("cpu", torch.bfloat16):
-        logits = method._judge(batch().thermal, batch().visible.bfloat16())
+        logits = in_full_precision(judge, batch().thermal, batch().visible.bfloat16())
+        assert judge(batch().thermal, batch().visible).dtype == torch.bfloat16
     assert logits.dtype == torch.float32 and logits.shape == (2, 1, 2, 2)

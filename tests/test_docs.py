@@ -18,7 +18,7 @@ import yaml
 from cmmfnet import losses
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet import PAPER, RELEASED, CMMFNet
+from cmmfnet.methods.cmmfnet import PAPER, RELEASED, CMMFNet, CMMFNetMethod
 from cmmfnet.recipe import Recipe
 from cmmfnet.text import WORDS
 
@@ -111,6 +111,7 @@ def test_the_code_on_the_page_runs():
 
 OWNERS = {
     "CMMFNet": CMMFNet,
+    "CMMFNetMethod": CMMFNetMethod,
     "Recipe": Recipe,
     "Pairs": Pairs,
     "total_variation": losses.total_variation,
@@ -220,7 +221,7 @@ def test_shapes_in_the_drawing_are_those_of_the_network(config):
         network = build_network(config)
         for name, module in network.named_children():
             module.register_forward_hook(keep(name))
-        network(torch.zeros(1, 1, height, width))
+        network(torch.zeros(1, 1, height, width), heads=True)
         maps = network.image_encoder(torch.zeros(1, 2 if network.local_contrast else 1, height, width))[1]
 
     for channels, part, names in (

@@ -1,17 +1,22 @@
-"""Picture metrics and the evaluation protocol against explicit formulas and scikit-image."""
+"""Metrics against explicit formulas, scikit-image and the reference implementation of LPIPS."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from skimage.color import deltaE_ciede2000
+from skimage.feature import canny
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from cmmfnet import evaluate, metrics
-from cmmfnet.data.pairs import Pairs
+from cmmfnet import edges, learned, metrics
+from cmmfnet.metrics import METRICS
+from cmmfnet.perceptual import FILES, HEADS
+
+ROOT = Path(__file__).parents[1]
 
 
 def pictures(height=24, width=31, seed=0):
@@ -126,90 +131,133 @@ def test_colourfulness_of_grey_is_zero_and_of_other_arrays_an_error():
         metrics.colourfulness(pictures()[0][..., 0])
 
 
-@pytest.mark.parametrize(
-    "size", [(1, 1), (3, 999), (255, 257), (257, 255), (256, 256), (480, 641), (77, 91), (513, 300)], ids=str
-)
-def test_centre_crop_has_its_size(size):
+def test_every_metric_says_which_way_is_better():
+    assert {metric.better for metric in METRICS.values()} == {"higher", "lower", "near 1", ""}
+    lower = {name for name, metric in METRICS.items() if metric.better == "lower"}
+    assert lower == {"lpips", "lpips_vgg", "delta_e", "flicker", "frechet_vgg16"}
+    for metric in METRICS.values():
+        assert metric.title and metric.meaning and metric.decimals >= 1 and metric.set != bool(metric.values)
+
+
+# --- colour difference
+
+
+def test_delta_e_against_published_pairs_and_by_way_of_srgb():
+    """Sharma, Wu & Dalal (2005), pairs 1, 7, 17 and 25 of their table; then white against black, which is 100."""
+    pairs = [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 0, 0), (50, -1, 2), 2.3669),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492), ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+    ]  # fmt: skip
+    for one, other, want in pairs:
+        assert deltaE_ciede2000(np.array(one), np.array(other)) == pytest.approx(want, abs=1e-4)
+    white = np.full((2, 3, 3), 255, np.uint8)
+    assert metrics.delta_e(white, white * 0) == pytest.approx(100, abs=1e-2)
+    half = white.copy()
+    half[0] = 0
+    assert metrics.delta_e(white, half) == pytest.approx(50, abs=1e-2)  # the mean over pixels
+    assert metrics.delta_e(half, half) == 0
+
+
+# --- edges
+
+
+def scene(seed=0, size=(48, 60)):
+    """Smooth blobs with a few hard edges: (H,W) uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]]
+    picture = 90 + 40 * np.sin(x / 7 + seed) + 30 * np.cos(y / 5) + rng.normal(0, 4, size)
+    picture[10:30, 20:45] += 60
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("high", [0.02, 0.1, 0.3, 0.7, 0.99])
+def test_edges_are_those_of_canny(high):
+    """scikit-image's, given the same thresholds in its own units."""
+    picture = scene()
+    largest = edges.gradient_maxima(picture).max()
+    want = canny(
+        picture / 255, sigma=2**0.5, low_threshold=high / 2 * largest, high_threshold=high * largest, mode="nearest"
+    )
+    assert want.any() and np.array_equal(edges.edge_maps(picture)[round(high * 100) - 1], want)
+
+
+def test_apce_is_the_mean_recall_over_99_thresholds():
+    thermal, other = scene(), scene(3)
+    picture = np.repeat(other[..., None], 3, axis=2)
+    a, b = edges.edge_maps(thermal), edges.edge_maps(other)
+    assert a.shape == (99, 48, 60) and a[0].sum() > a[50].sum() > 0
+    want = np.mean([(x & y).sum() / x.sum() for x, y in zip(a, b, strict=True)])
+    assert edges.apce(thermal, picture) == pytest.approx(want) and 0 < want < 1
+    assert edges.apce(thermal, np.repeat(thermal[..., None], 3, axis=2)) == 1
+    assert edges.apce(thermal, np.repeat(255 - thermal[..., None], 3, axis=2)) == 1  # edges have no sign
+    assert edges.apce(thermal, np.full((48, 60, 3), 90, np.uint8)) == 0
+    assert edges.apce(np.full((48, 60), 90, np.uint8), picture) is None
+
+
+# --- time
+
+
+def test_flicker_counts_change_that_the_truth_does_not_have_where_it_stands_still():
+    before, truth = np.full((4, 4, 3), 100, np.uint8), np.full((4, 4, 3), 104, np.uint8)
+    truth[0] = 180  # moves: not counted
+    assert metrics.flicker(truth, before, truth, before) == 0
+    output = before.copy()
+    assert metrics.flicker(output, before, truth, before) == 4  # the truth drifts by 4, the output does not
+    output[1:, :2] += 24
+    assert metrics.flicker(output, before, truth, before) == pytest.approx((6 * 20 + 6 * 4) / 12)
+    output[0] = 0
+    assert metrics.flicker(output, before, truth, before) == pytest.approx(12)
+    one_channel = before.copy()
+    one_channel[..., 2] += metrics.STATIC + 1
+    assert metrics.flicker(output, before, one_channel, before) is None
+
+
+# --- Frechet distance
+
+
+def test_frechet_distance_of_known_clouds():
     rng = np.random.default_rng(0)
-    assert evaluate.centre_crop(rng.integers(0, 256, (*size, 3)).astype(np.uint8), 256).shape == (256, 256, 3)
-    grey = evaluate.centre_crop(rng.integers(0, 256, size).astype(np.uint8), 256)
-    assert (grey.shape, grey.dtype) == ((256, 256), np.uint8)
+    a = rng.normal(size=(50, 6))
+    assert learned.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert learned.frechet_distance(a, a + np.array([3, 4, 0, 0, 0, 0])) == pytest.approx(25)  # only the mean moves
+    assert learned.frechet_distance(a, 2 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(np.trace(np.cov(a.T)))
+    with pytest.raises(ValueError, match="two pictures or more on each side, found 50 and 1"):
+        learned.frechet_distance(a, a[:1])
 
 
-@pytest.mark.parametrize("size", [(64, 96), (96, 64)], ids=str)
-def test_centre_crop_is_the_middle(size):
-    picture = np.arange(64 * 96, dtype=np.int64).reshape(size) % 251
-    top, left = (size[0] - 64) // 2, (size[1] - 64) // 2
-    want = picture[top : top + 64, left : left + 64].astype(np.uint8)
-    assert np.array_equal(evaluate.centre_crop(picture.astype(np.uint8), 64), want)
+@pytest.mark.parametrize(("n", "m"), [(60, 50), (5, 9)], ids=["full rank", "fewer pictures than features"])
+def test_frechet_distance_against_the_matrix_root(n, m):
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(n, 12)), rng.normal(1, 2, size=(m, 12)) @ rng.normal(size=(12, 12))
+    ca, cb = np.cov(a.T), np.cov(b.T)
+    root = sqrtm(sqrtm(ca) @ cb @ sqrtm(ca)).real  # symmetric: stable where ca cb has no full rank
+    want = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(ca + cb - 2 * root)
+    assert learned.frechet_distance(a, b) == pytest.approx(want, rel=1e-5)
 
 
-def test_centre_crop_scales_the_short_side():
-    """Halved: a grey middle square of half the side stays a middle square of half the side."""
-    picture = np.zeros((128, 200), np.uint8)
-    picture[32:96, 68:132] = 255
-    crop = evaluate.centre_crop(picture, 64) > 127
-    assert crop[17:47, 17:47].all() and crop.sum() == pytest.approx(32 * 32, rel=0.1)
+# --- LPIPS on the real weights
+
+WEIGHTS = Path(os.environ.get("CMMFNET_PRETRAINED") or ROOT.parent / "shared" / "weights")
 
 
-def test_summary_is_means_and_a_share_of_colour():
-    rows = [
-        {"name": "a", "psnr": 20.0, "ssim": 0.5, "lpips": 0.2, "colourfulness": 10.0, "truth": 40.0},
-        {"name": "b", "psnr": 30.0, "ssim": 0.7, "lpips": 0.6, "colourfulness": 50.0, "truth": 20.0},
-    ]
-    want = {"psnr": 25.0, "ssim": 0.6, "lpips": 0.4, "colour_share": 1.0}  # 60 / 60, not the mean of 1/4 and 5/2
-    assert evaluate.summary(rows) == pytest.approx(want)
-    without = [{k: v for k, v in row.items() if k != "lpips"} for row in rows]
-    assert "lpips" not in evaluate.summary(without)
+def texture(seed):
+    y, x = np.mgrid[:96, :112]
+    waves = np.stack([127 + 100 * np.sin(x / (5 + c + seed) + y / (9 - c)) for c in range(3)], axis=-1)
+    return np.clip(np.round(waves + np.random.default_rng(seed).normal(0, 12, waves.shape)), 0, 255).astype(np.uint8)
 
 
-@pytest.fixture
-def pairs(tmp_path):
-    """Two 64x64 pictures: cold left, hot right; the colours of the halves are red and blue, then green and grey."""
-    colours = {"a": [(200, 20, 10), (0, 40, 250)], "b": [(0, 180, 30), (90, 90, 90)]}
-    for part in ("thermal", "visible"):
-        (tmp_path / part).mkdir()
-    for name, (cold, hot) in colours.items():
-        thermal = np.zeros((64, 64), np.uint8)
-        thermal[:, 32:] = 255
-        visible = np.zeros((64, 64, 3), np.uint8)
-        visible[:, :32], visible[:, 32:] = cold, hot
-        Image.fromarray(thermal).save(tmp_path / "thermal" / f"{name}.png")
-        Image.fromarray(visible).save(tmp_path / "visible" / f"{name}.png")
-    (tmp_path / "index.jsonl").write_text("".join(json.dumps({"name": n, "source": "hand"}) + "\n" for n in colours))
-    return Pairs(tmp_path)
-
-
-def test_trivial_baselines_on_halves(pairs):
-    baselines = evaluate.trivial_baselines(pairs, size=64)
-    assert list(baselines) == ["grey replicate", "mean colour", "mean picture", "mean colour of each level"]
-    thermal = np.full((64, 64), -1, np.float32)
-    thermal[:, 32:] = 1
-    cold, hot = [100, 100, 20], [45, 65, 170]  # means of red and green, of blue and grey
-    found = {name: f(thermal, {}) for name, f in baselines.items()}
-    for picture in found.values():
-        assert (picture.shape, picture.dtype) == ((64, 64, 3), np.uint8)
-    halves = {name: (p[:, :32].reshape(-1, 3), p[:, 32:].reshape(-1, 3)) for name, p in found.items()}
-    assert (halves["grey replicate"][0] == 0).all() and (halves["grey replicate"][1] == 255).all()
-    for side in halves["mean colour"]:
-        assert (np.abs(side - (np.array(cold) + hot) / 2) <= 0.5).all()
-    for name in ("mean picture", "mean colour of each level"):
-        assert (halves[name][0] == cold).all() and (halves[name][1] == hot).all()
-    # where the frame is turned round, the mean picture stays and the colours of the levels follow
-    turned = {name: baselines[name](-thermal, {}) for name in ("mean picture", "mean colour of each level")}
-    assert np.array_equal(turned["mean picture"], found["mean picture"])
-    assert (turned["mean colour of each level"][:, :32] == hot).all()
-
-
-def test_scores_of_the_truth_and_of_a_baseline(pairs, tmp_path):
-    """At 256 pixels, without LPIPS, whose files are not there."""
-    truths = {meta["name"]: truth for _, truth, meta in evaluate.centre_crops(pairs)}
-    rows = evaluate.score(lambda thermal, meta: truths[meta["name"]], pairs, tmp_path)
-    assert [(r["name"], r["source"], r["psnr"], r["ssim"]) for r in rows] == [
-        ("a", "hand", math.inf, pytest.approx(1)),
-        ("b", "hand", math.inf, pytest.approx(1)),
-    ]
-    assert all("lpips" not in r and r["colourfulness"] == r["truth"] for r in rows)
-    assert evaluate.summary(rows)["colour_share"] == 1
-    grey = evaluate.score(evaluate.trivial_baselines(pairs)["grey replicate"], pairs, tmp_path)
-    assert evaluate.summary(grey)["colour_share"] == 0 and evaluate.summary(grey)["psnr"] < 15
+@pytest.mark.parametrize(
+    ("network", "want"),
+    # the PyPI package lpips 0.1.4 with the same (float16) convolutions, run once
+    [("alex", (0.112763, 0.981814, 0.969736)), ("vgg16", (0.333696, 0.925501, 0.914359))],
+)
+def test_lpips_check_values(network, want):
+    if not all((WEIGHTS / f).is_file() for f in (HEADS[network][0], *FILES[network][0])):
+        pytest.skip(f"no pre-trained {network} and LPIPS heads in {WEIGHTS} (set CMMFNET_PRETRAINED)")
+    a, b, grey = texture(1), texture(2), np.full((96, 112, 3), 90, np.uint8)
+    assert int(a.sum()) == 4093132 and int(b.sum()) == 4084136  # the pictures that the values belong to
+    distance = learned.Lpips(WEIGHTS, network)
+    assert [distance(a, b), distance(a, grey), distance(b, grey)] == pytest.approx(want, abs=1e-3)
+    assert distance(a, a) == 0

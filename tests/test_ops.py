@@ -182,6 +182,7 @@ print(json.dumps({{
 """
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_kernels_in_the_interpreter():
     """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""

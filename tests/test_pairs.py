@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from cmmfnet.data.pairs import Pairs, PairsError
+from cmmfnet.data.decode import quantile, stretched
+from cmmfnet.data.pairs import Pairs, PairsError, inside
+from cmmfnet.thermal import normalise, read_thermal
 
 
 def data_set(root: Path, entries: list[dict], size: tuple[int, int] = (24, 32), colour: str = "visible") -> Path:
@@ -121,7 +125,9 @@ def test_unequal_sizes(tmp_path, kind):
 def test_a_label_map_of_16_bits(tmp_path):
     root = data_set(tmp_path, ENTRIES)
     Image.fromarray(np.zeros((24, 32), np.uint16)).save(root / "label" / "a.png")
-    with pytest.raises(PairsError, match="the label map is uint16; expected 8-bit class ids"):
+    with pytest.raises(
+        PairsError, match=r"label.a.png cannot be used \(uint16 of shape .*one channel of 8-bit class ids"
+    ):
         Pairs(root)[0]
 
 
@@ -130,3 +136,101 @@ def test_nothing_selected_says_what_there_is(tmp_path):
         PairsError, match=r"split='test'.*split: train \(2\), val \(1\); lighting: .*source: one \(2\), two"
     ):
         Pairs(data_set(tmp_path, ENTRIES), split="test")
+
+
+# ---- decoding
+
+
+def slowly(frame: np.ndarray) -> np.ndarray:
+    return np.round((normalise(frame) + 1) * 127.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (48, 64), (1000, 1201)])  # normalise samples the last
+def test_stretched_is_what_normalise_gives(dtype, size):
+    rng = np.random.default_rng(size[0])
+    top = np.iinfo(dtype).max
+    frames = [rng.integers(0, top + 1, size), rng.normal(top / 3, top / 30, size).clip(0, top), np.full(size, top // 2)]
+    spiked = np.full(size, 9)
+    spiked[0, 0] = 200  # equal percentiles of unequal pixels
+    for frame in [*frames, spiked]:
+        frame = frame.astype(dtype)
+        assert np.array_equal(stretched(read_thermal(frame)), slowly(frame))
+
+
+def test_stretched_takes_floats_and_the_luminance_of_colour(recwarn):
+    frame = np.random.default_rng(0).normal(20, 5, (20, 30)).astype(np.float32)
+    frame[3, 4] = np.nan
+    assert np.array_equal(stretched(read_thermal(frame)), slowly(frame))
+    colour = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    assert np.array_equal(stretched(read_thermal(colour)), slowly(colour))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.floats(0, 1))
+def test_quantile_of_a_histogram_is_numpy_s_to_the_bit(values, q):
+    assert quantile(np.bincount(values), q) == np.quantile(np.array(values, np.float64), q)
+
+
+@pytest.mark.parametrize("kind", ["thermal", "visible", "label"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "gone", "folder"])
+def test_a_broken_file_is_named(tmp_path, kind, damage):
+    pairs = Pairs(data_set(tmp_path, ENTRIES))
+    file = tmp_path / kind / "b.png"
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    elif damage != "gone":
+        file.write_bytes({"empty": b"", "text": b"no picture", "cut": content[: len(content) // 2]}[damage])
+    assert pairs[0].name == "a"
+    with pytest.raises(PairsError, match=rf"{kind}.b.png cannot be used \(.+\); copy it again"):
+        pairs[1]
+
+
+def test_a_jpeg_that_is_cut_off_is_not_taken_for_whole(tmp_path):
+    root = data_set(tmp_path, [{"name": "a"}])
+    (root / "visible" / "a.png").unlink()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)).save(
+        root / "visible" / "a.jpg"
+    )
+    content = (root / "visible" / "a.jpg").read_bytes()
+    (root / "visible" / "a.jpg").write_bytes(content[:-40])
+    with pytest.raises(PairsError, match=r"a.jpg cannot be used \(image file is truncated"):
+        Pairs(root)[0]
+
+
+def test_pictures_of_some_kinds_only(tmp_path):
+    pairs = Pairs(data_set(tmp_path, ENTRIES))
+    (tmp_path / "visible" / "a.png").write_bytes(b"not looked at")
+    found = pairs.pictures(0, ("thermal", "label"))
+    assert list(found) == ["thermal", "label"] and found["thermal"].shape == found["label"].shape == (24, 32)
+    (tmp_path / "label" / "b.png").unlink()
+    assert Pairs(tmp_path).pictures(1, ("label",)) == {"label": None}
+
+
+# ---- sequences, parts, places
+
+
+def test_triplets_are_neighbours_in_the_order_of_numbers(tmp_path):
+    names = ["f10", "f2", "f1", "f9", "g1", "g2", "alone"]
+    entries = [{"name": n, "sequence": n[0] if n != "alone" else None} for n in names]
+    triplets = Pairs(data_set(tmp_path, entries)).triplets()
+    assert triplets.tolist() == [[0, 0, 0], [2, 1, 3], [2, 2, 2], [1, 3, 0], [4, 4, 4], [5, 5, 5], [6, 6, 6]]
+
+
+def test_thinned_is_evenly_spaced(tmp_path):
+    entries = [{"name": str(i), "sequence": "clip" if i < 6 else None} for i in range(10)]
+    pairs = Pairs(data_set(tmp_path, entries))
+    assert pairs.thinned(10) is pairs and pairs.thinned(99) is pairs
+    fewer = pairs.thinned(4)
+    assert [entry["name"] for entry in fewer.entries] == ["0", "2", "5", "7"]
+    assert fewer.weights == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2]) and fewer[3].name == "7"
+    assert len(pairs) == 10 and len(pairs.weights) == 10
+
+
+def test_inside_keeps_the_slashes_of_a_url():
+    assert inside("s3://bucket/data/", "kaist") == "s3://bucket/data/kaist"
+    assert inside("s3://bucket/data", ".") == "s3://bucket/data"
+    assert inside("data", "kaist") == Path("data/kaist") == inside(Path("data"), "kaist")
+    assert inside("data", "memory://kaist") == "memory://kaist"

@@ -23,7 +23,7 @@ CONFIG = {"method": "fake"}
 
 @pytest.fixture(autouse=True)
 def fake_method(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:Fake")
+    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:FakeMethod")
 
 
 @pytest.fixture

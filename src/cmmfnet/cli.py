@@ -18,29 +18,37 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING
 
 from cmmfnet import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cmmfnet.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Command:
-    """``target`` is "module:function"; ``config`` adds ``--config FILE.yaml``."""
+    """``target`` is "module:function"."""
 
     target: str
     help: str
-    config: bool = False
 
 
 COMMANDS: dict[str, Command] = {
     "colorize": Command("cmmfnet.colorize:colorize", "turn thermal pictures into colour"),
     "demo": Command("cmmfnet.demo:demo", "render sample frames, colour them and write a page to look at"),
-    "train": Command("cmmfnet.train:train", "train or fine-tune a model by a recipe", config=True),
-    "evaluate": Command("cmmfnet.evaluate:evaluate", "score a model on pairs"),
+    "prepare": Command("cmmfnet.data.prepare:prepare", "bring a raw data set into the one layout"),
+    "captions": Command("cmmfnet.data.captions:captions", "write and check the captions of a data set"),
+    "train": Command("cmmfnet.train:train", "train or fine-tune a model by a recipe"),
+    "evaluate": Command("cmmfnet.evaluate:evaluate", "score a model, a run or a folder of predictions on pairs"),
+    "compare": Command("cmmfnet.compare:compare", "compare models and folders of predictions in one report"),
     "scenes": Command("cmmfnet.cli:scenes", "render pairs to train on, with nothing at hand"),
     "models": Command("cmmfnet.colorize:models", "list the known models, or describe one"),
 }
 
-SHORT = {"-o": "--out"}
+SHORT = {"-o": "--out", "--from": "--start-from"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,14 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     module, function_name = COMMANDS[name].target.split(":")
     function = getattr(importlib.import_module(module), function_name)
-    parser = make_parser(name, function, config=COMMANDS[name].config)
+    parser = make_parser(name, function)
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     formatwarning = warnings.formatwarning
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"cmmfnet: warning: {message}\n"
     try:
-        values = instantiate(parser.parse_args(_normal(arguments))).as_dict()
-        values.pop("config", None)
-        result = function(**values)
+        values = instantiate(parser.parse_args(_named_config(_normal(arguments)))).as_dict()
+        several = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_POSITIONAL]
+        positional = [item for key in several for item in values.pop(key)]
+        result = function(*positional, **values)
     except argparse.ArgumentError as error:
         message = re.sub(r":?\s*\n\s*(- )?", ": ", str(error))
         print(f"cmmfnet {name}: error: {message}; see cmmfnet {name} --help", file=sys.stderr)
@@ -117,25 +126,26 @@ def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> Non
         raise UsageError(f"--count is {count}, --seed is {seed}; expected a count of 1 or more and a seed of 0 or more")
     if (Path(out) / "index.jsonl").exists():
         raise FileExistsError(f"{out} is a data set already (it has index.jsonl); name another folder")
-    print(f"rendering {count} scenes, about a second each", file=sys.stderr)
-    index = write_pairs(out, count, seed=seed, size=(height, width))
+    print(f"rendering {count} scenes, about a second each for a core", file=sys.stderr)
+    index = write_pairs(out, count, seed=seed, size=(height, width), jobs=os.cpu_count() or 1)
     print(f"{count} pairs in {index.parent}")
 
 
-def make_parser(name: str, function: Callable, *, config: bool = False):
+def make_parser(name: str, function: Callable):
     """The ``jsonargparse.ArgumentParser`` of a function's signature."""
     import jsonargparse
 
     text, notes = _docstring(function)
     parser = jsonargparse.ArgumentParser(prog=f"cmmfnet {name}", description=text, exit_on_error=False)
-    if config:
-        parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         kind, note = hints[parameter.name], notes.get(parameter.name, "")
         option = "--" + parameter.name.replace("_", "-")
         optional = parameter.default is not inspect.Parameter.empty
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        shorts = [short for short, long in SHORT.items() if long == option]
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parser.add_argument(parameter.name, type=kind, nargs="+", help=note)
+        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
             extra = {"nargs": "?", "default": parameter.default} if optional else {}
             parser.add_argument(parameter.name, type=kind, help=note, **extra)
         elif is_dataclass(kind):
@@ -144,9 +154,8 @@ def make_parser(name: str, function: Callable, *, config: bool = False):
         elif kind is bool and parameter.default is False:
             parser.add_argument(option, action="store_true", help=note)
         elif optional:
-            parser.add_argument(option, type=kind, default=parameter.default, help=note)
+            parser.add_argument(option, *shorts, type=kind, default=parameter.default, help=note)
         else:
-            shorts = [short for short, long in SHORT.items() if long == option]
             parser.add_argument(*shorts, option, type=kind, required=True, help=note)
     return parser
 
@@ -160,6 +169,39 @@ def _normal(arguments: list[str]) -> list[str]:
         else:
             out.append(argument)
     return out
+
+
+def _named_config(arguments: list[str]) -> list[str]:
+    """``--config tiny`` -> its file; ``--from MODEL`` without a configuration fine-tunes by the one for that."""
+    from cmmfnet.recipe import find_config
+
+    out, given = list(arguments), False
+    for i, argument in enumerate(arguments):
+        key, equals, value = argument.partition("=")
+        if key != "--config":
+            continue
+        given = True
+        if equals:
+            out[i] = f"--config={find_config(value)}"
+        elif i + 1 < len(arguments):
+            out[i + 1] = str(find_config(arguments[i + 1]))
+    fine_tunes = any(a.partition("=")[0] in ("--from", "--start-from") for a in arguments)
+    return [f"--config={find_config('finetune')}", *out] if fine_tunes and not given else out
+
+
+def read_recipe(file: Path) -> Recipe:
+    """The recipe in a YAML file. Raises :class:`cmmfnet.recipe.RecipeError` for what it does not take."""
+    import jsonargparse
+
+    from cmmfnet.recipe import Recipe, RecipeError
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", type=Recipe, required=True)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    try:
+        return instantiate(parser.parse_args([f"--config={file}"])).config
+    except argparse.ArgumentError as error:
+        raise RecipeError(f"{file}: {error}") from error
 
 
 def _docstring(function: Callable) -> tuple[str, dict[str, str]]:

@@ -176,7 +176,7 @@ class Colorizer:
     # --- sizes
 
     def _multiple(self) -> int:
-        return getattr(self.network, "fixed_size", None) or self.network.multiple_of
+        return getattr(self.network, "fixed_size", None) or getattr(self.network, "multiple_of", 8)
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
         """The size at which a frame is coloured, before padding: short side between ``least_size`` and ``working_size``.
@@ -242,7 +242,7 @@ class Colorizer:
 
     def _encode_text(self, text: str) -> tuple[Tensor, Tensor] | None:
         """Text -> tokens (L, D) and mask (L) on the device; None where nothing in it means anything to the network."""
-        source = self.network.text_source
+        source = getattr(self.network, "text_source", "none")
         if not text.strip():
             return None
         if source == "none":

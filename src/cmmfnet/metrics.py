@@ -1,11 +1,53 @@
-"""Picture metrics on (H,W,3) uint8 arrays. Protocol: notes/methods.md section 11 in short: PSNR on rounded uint8 per picture.
+"""Picture metrics on (H,W,3) uint8 arrays, and the table of everything that is scored (``METRICS``).
 
-SSIM has named presets, because numbers of different windows and ranges cannot be compared.
+SSIM has named presets, because numbers of different windows and ranges cannot be compared. What needs a network stands
+in learned.py (LPIPS, Frechet distance) and detection.py; formulas, sources and how to read them in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+
+
+class MetricError(ValueError):
+    """A metric that does not exist, or that cannot be had from these pictures; the message says what to choose instead."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of a table.
+
+    ``better`` is "higher", "lower", "near 1" or "" (no direction: to be read beside others). The value over a set of
+    pictures is the sum of ``values`` over that of ``per`` in the pictures' rows, where "" counts pictures: a mean. A metric
+    of a whole ``set`` has no value of a single picture.
+    """
+
+    title: str
+    better: str
+    decimals: int
+    unit: str
+    meaning: str
+    values: str
+    per: str = ""
+    set: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "psnr": Metric("PSNR", "higher", 2, "dB", "peak signal-to-noise ratio, peak 255", "psnr"),
+    "ssim": Metric("SSIM", "higher", 3, "", "structural similarity, preset in the protocol", "ssim"),
+    "lpips": Metric("LPIPS", "lower", 3, "", "LPIPS v0.1, AlexNet", "lpips"),
+    "lpips_vgg": Metric("LPIPS VGG", "lower", 3, "", "LPIPS v0.1, VGG-16", "lpips_vgg"),
+    "delta_e": Metric("Delta E", "lower", 2, "CIEDE2000", "mean colour difference", "delta_e"),
+    "colourfulness": Metric("colourf.", "", 1, "", "Hasler & Suesstrunk M3 of the output", "colourfulness"),
+    "colour_share": Metric("colour", "near 1", 2, "", "colourfulness over that of the truth", "colourfulness", "truth"),
+    "apce": Metric("APCE", "higher", 3, "", "share of thermal edges that the output has, 99 Canny thresholds", "apce"),
+    "flicker": Metric("flicker", "lower", 2, "levels", "change between frames where the truth stands still", "flicker"),
+    "frechet_vgg16": Metric("FD VGG-16", "lower", 1, "", "Frechet distance on VGG-16 relu5_3", "", set=True),
+    "recall": Metric("recall", "higher", 3, "", "objects of the true picture that are detected", "found", "objects"),
+    "ap50": Metric("AP50", "higher", 3, "", "average precision at IoU .5, objects of the true picture", "", set=True),
+}
 
 
 def _check(*pictures: np.ndarray) -> None:
@@ -31,12 +73,16 @@ SSIM_PRESETS: dict[str, dict] = {
 
 
 def ssim(x: np.ndarray, y: np.ndarray, preset: str = "skimage-u7") -> float:
-    """Structural similarity by scikit-image on uint8 (range 255), per channel, in one of ``SSIM_PRESETS``."""
+    """Structural similarity by scikit-image on uint8 (range 255), per channel, in one of ``SSIM_PRESETS``.
+
+    Wang et al., IEEE TIP 2004, equation 13, at every place where the window fits. Raises :class:`MetricError` for another
+    preset.
+    """
     from skimage.metrics import structural_similarity
 
     _check(x, y)
     if preset not in SSIM_PRESETS:
-        raise ValueError(f"preset is {preset!r}; expected one of {', '.join(SSIM_PRESETS)}")
+        raise MetricError(f"preset is {preset!r}; expected one of {', '.join(SSIM_PRESETS)}")
     return float(structural_similarity(x, y, channel_axis=2, data_range=255, **SSIM_PRESETS[preset]))
 
 
@@ -46,3 +92,33 @@ def colourfulness(x: np.ndarray) -> float:
     r, g, b = (x[..., i].astype(np.float64) for i in range(3))
     rg, yb = r - g, (r + g) / 2 - b
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
+
+
+def delta_e(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean CIEDE2000 colour difference (Sharma et al. 2005) of sRGB pictures under D65; about 1 is just noticeable."""
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    _check(x, y)
+    return float(deltaE_ciede2000(rgb2lab(x), rgb2lab(y)).mean())
+
+
+STATIC = 10
+"""Grey levels by which a pixel may change from frame to frame, in any channel, and still counts as static."""
+LEAST_STATIC = 0.01
+"""Share of static pixels below which a pair of frames says nothing about flicker."""
+
+
+def flicker(x: np.ndarray, before: np.ndarray, truth: np.ndarray, truth_before: np.ndarray) -> float | None:
+    """Change of the output from one frame to the next that the truth does not have, where the truth stands still.
+
+    Mean of ``|(x - before) - (truth - truth_before)|`` over channels and over the pixels whose true colour changes by at
+    most ``STATIC`` levels in every channel; in grey levels of 255, 0 for the truth itself. No motion is estimated: on a
+    fixed camera this is the scene's still part, on a moving one what happens to keep its colour. None where fewer than
+    ``LEAST_STATIC`` of the pixels are static.
+    """
+    _check(x, before, truth, truth_before)
+    change, true_change = (a.astype(np.int16) - b for a, b in ((x, before), (truth, truth_before)))
+    static = np.abs(true_change).max(axis=2) <= STATIC
+    if static.mean() < LEAST_STATIC:
+        return None
+    return float(np.abs(change - true_change)[static].mean())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 
 class RecipeError(ValueError):
@@ -26,6 +27,12 @@ class SourceRecipe:
     """Level photos first: darkest 0.5 % to black, 99.7 % of the brightest channel to white."""
     scale: tuple[float, float] = (0.5, 1.0)
     """Side of the random crop, in parts of the picture's short side."""
+    aspect: float = 1.3
+    """Largest stretch of the random crop, either way; 1 keeps things as wide as they are."""
+    sensor: bool = True
+    """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only stretches it."""
+    order: str = "scenes"
+    """scenes: drawn at random, every scene as often; epoch: every picture once a pass (for a single source)."""
 
 
 @dataclass
@@ -35,34 +42,38 @@ class Recipe:
     losses: dict[str, float]
     """Loss name -> weight."""
     sources: list[SourceRecipe]
-    steps: int
+    steps: int | None = None
+    epochs: float | None = None
+    """Length of the training: one of the two. An epoch is as many pictures as the sources have."""
     batch_size: int = 1
+    """Pictures a step, over all processes."""
+    accumulate: int = 1
+    """Parts in which a process works through its pictures of a step, where they do not fit its memory at once."""
     size: int = 256
     """Side of the square training crops in pixels, a multiple of 8."""
     validation: SourceRecipe | None = None
     """Pictures for sample sheets and for the scores in the log; centre crops."""
-    perceptual: str = "vgg19"
-    perceptual_mode: str = "l1"
-    """Network and distance of the perceptual loss: vgg16 or vgg19; l1 (the paper), unit, lpips (vgg16 only)."""
-    imagenet: bool = False
-    """Start a vgg16 stem from ImageNet weights."""
-    text_dropout: float = 0.0
-    """Share of pictures that are trained without text."""
-    adversarial_start: float = 0.0
-    """Part of the training before the discriminator's loss reaches the generator; it learns from the start."""
+    validation_pictures: int = 200
+    """At most so many of them, evenly spaced."""
+    training: str | None = None
+    """Whose losses and step train the network: null = its own method's; matched = ours, for any network."""
+    options: dict = field(default_factory=dict)
+    """Further keywords of the method's training (its class under methods/), for example {"text_dropout": 0.5}."""
+    optimiser: str = "adamw"
+    """adam or adamw."""
     learning_rate: float = 5e-4
-    stem_learning_rate: float = 1.0
-    """Factor on the learning rate of a pre-trained stem."""
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.01
     schedule: str = "linear"
-    """After the warm-up: constant, linear (flat for the first half, then to 0) or cosine."""
+    """After the warm-up: constant, linear (flat for the first half, then to 0), cosine or halving (at the milestones)."""
+    milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Parts of the training at which halving halves the learning rate."""
     warmup: int = 0
     """Steps over which the learning rate rises from 0."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient of the generator's optimiser; the others are not clipped. 0 clips nothing."""
     precision: str = "no"
-    """Mixed precision: bf16 or no. Not fp16: its loss scaling would have to go through both optimisers."""
+    """Mixed precision: bf16, fp16 (CUDA only) or no."""
     ema: float = 0.999
     """Decay of the averaged weights, which are what is validated and saved as the model; 0 saves the plain weights."""
     seed: int = 0
@@ -75,27 +86,38 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises :class:`RecipeError`. What only the network or the losses know is checked when they are built."""
         for name, allowed in [
-            ("schedule", ("constant", "linear", "cosine")),
-            ("precision", ("no", "bf16")),
-            ("perceptual", ("vgg16", "vgg19")),
-            ("perceptual_mode", ("l1", "unit", "lpips")),
+            ("schedule", ("constant", "linear", "cosine", "halving")),
+            ("precision", ("no", "bf16", "fp16")),
+            ("optimiser", ("adam", "adamw")),
+            ("training", (None, "matched")),
         ]:
             if getattr(self, name) not in allowed:
-                raise RecipeError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(allowed)}")
-        if self.perceptual == "vgg19" and self.perceptual_mode == "lpips":
-            raise RecipeError("perceptual_mode lpips has no learned heads for vgg19; set perceptual: vgg16")
-        for name in ("steps", "batch_size", "save_every", "sheet_every", "log_every"):
-            if getattr(self, name) < 1:
+                expected = ", ".join(str(a) for a in allowed)
+                raise RecipeError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
+        if (self.steps is None) == (self.epochs is None):
+            raise RecipeError(f"steps is {self.steps}, epochs is {self.epochs}; give one of the two")
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "save_every",
+            "sheet_every",
+            "log_every",
+            "validation_pictures",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; expected 1 or more")
         if self.size < 16 or self.size % 8:
             raise RecipeError(f"size is {self.size}; expected a multiple of 8 from 16 on")
-        for name in ("learning_rate", "clip_norm"):
-            if not getattr(self, name) > 0:
+        for name in ("learning_rate", "epochs"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}; expected more than 0")
-        if not (0 <= self.ema < 1 and 0 <= self.text_dropout <= 1):
+        if self.clip_norm < 0 or not 0 <= self.ema < 1:
             raise RecipeError(
-                f"ema is {self.ema}, text_dropout is {self.text_dropout}; expected 0 <= ema < 1, 0 <= text_dropout <= 1"
+                f"clip_norm is {self.clip_norm}, ema is {self.ema}; expected 0 <= clip_norm, 0 <= ema < 1"
             )
+        if any(not 0 < m < 1 for m in self.milestones):
+            raise RecipeError(f"milestones are {self.milestones}; expected parts of the training between 0 and 1")
         if not any(self.losses.values()):
             raise RecipeError(
                 f"losses are {self.losses}; at least one needs a weight other than 0, for example l1: 1.0"
@@ -112,6 +134,18 @@ class Recipe:
         for source in self.sources:
             if not 0 < source.scale[0] <= source.scale[1] <= 1:
                 raise RecipeError(f"scale of {source.folder} is {source.scale}; expected 0 < smallest <= largest <= 1")
+            if source.aspect < 1:
+                raise RecipeError(f"aspect of {source.folder} is {source.aspect}; expected 1 or more")
+            if source.order not in ("scenes", "epoch") or (source.order == "epoch" and len(self.sources) > 1):
+                raise RecipeError(
+                    f"order of {source.folder} is {source.order!r}; expected scenes, or epoch for a single source"
+                )
+
+    def with_steps(self, pictures: int) -> Recipe:
+        """The same with ``steps``, from ``epochs`` over ``pictures`` where it has them."""
+        if self.steps is not None:
+            return self
+        return replace(self, steps=max(1, round(self.epochs * pictures / self.batch_size)), epochs=None)
 
     def learning_rate_at(self, step: int) -> float:
         """Factor on the learning rate at ``step`` (0-based), in [0, 1]."""
@@ -121,4 +155,36 @@ class Recipe:
             return rise * (0.5 + 0.5 * math.cos(math.pi * progress))
         if self.schedule == "linear":
             return rise * min(1.0, 2 * (1 - progress))
+        if self.schedule == "halving":
+            return rise * 0.5 ** sum(progress >= m for m in self.milestones)
         return rise
+
+    def matched(self) -> Recipe:
+        """This recipe's data, losses and budget with ours for any network: what `--recipe` makes of a file.
+
+        Losses and options that only CMMF-Net has (text, tags, labels) fall away.
+        """
+        from cmmfnet.methods.matched import Matched
+
+        return replace(
+            self,
+            training="matched",
+            losses={k: w for k, w in self.losses.items() if k in Matched.LOSSES},
+            options={k: v for k, v in self.options.items() if k in Matched.OPTIONS},
+        )
+
+
+def find_config(name: str) -> Path:
+    """The file of a configuration: a path, or the name of one that comes with the package, such as ``tiny``.
+
+    Raises :class:`RecipeError` that lists the names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    here = Path(__file__).parent
+    # in an installed package beside the code, in a checkout at its root
+    folder = here / "configs" if (here / "configs").is_dir() else here.parents[1] / "configs"
+    known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if name not in known:
+        raise RecipeError(f"no file and no configuration {name!r}; there are {', '.join(known)}")
+    return known[name]

@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
 from cmmfnet import checkpoint
+from cmmfnet.atomic import atomic_write
 from cmmfnet.data.batches import Batch
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluate import centre_crops, to_picture
-from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet import CMMFNetMethod
-from cmmfnet.perceptual import load_features
+from cmmfnet.methods import build_network, method_class
+from cmmfnet.methods.matched import Matched
+from cmmfnet.methods.method import Losses, Moment
 from cmmfnet.recipe import Recipe, RecipeError
-from cmmfnet.text import WORDS, SentenceEncoder, load_tag_vectors
 from cmmfnet.weights import ModelError, load_model, save_model
-
-TAG_VECTORS = "clip-vitb16-cocostuff171.safetensors"
 
 
 class NonFiniteLoss(RuntimeError):
     """A loss became NaN or infinite; the batch is saved beside the log."""
 
 
-def build(recipe: Recipe, pretrained: Path | None) -> tuple[nn.Module, dict]:
-    """The network of a recipe with its pre-trained parts in place, and its configuration. Raises ``ValueError``."""
-    config = dict(recipe.model)
-    if config.get("text") == "clip-tags":
-        config.setdefault("words", list(WORDS))
-    network = build_network(config)
-    if config.get("text") == "clip-tags":
-        if pretrained is None:
-            warnings.warn("no folder of pre-trained files: the vectors of words start at random", stacklevel=2)
-        else:
-            names, vectors = load_tag_vectors(Path(pretrained) / TAG_VECTORS)
-            index = {w: i for i, w in enumerate(network.words)}
-            with torch.no_grad():
-                for name, vector in zip(names, vectors, strict=True):
-                    if name in index:
-                        network.word_vectors[index[name]] = vector
-    if recipe.imagenet:
-        network.image_encoder.load_imagenet(load_features("vgg16", pretrained))
-    return network, config
+def seed_torch(recipe: Recipe, step: int, process: int) -> None:
+    """Seed what modules draw themselves (dropout, diffusion noise) by (seed, step, process).
+
+    So a run has no random state that a checkpoint could lack: it goes on with the same draws, even on other machines.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, process]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:
@@ -61,22 +49,6 @@ def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:
     if different := [k for k, v in _plain(recipe.model).items() if loaded.config.get(k) != v]:
         warnings.warn(f"{model} keeps its own {', '.join(different)}, which the recipe has otherwise", stacklevel=2)
     return loaded.network.requires_grad_(True), loaded.config
-
-
-def _parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict]:
-    """Weight decay on matrices only; a factor of its own for the pre-trained stem."""
-    groups: dict[tuple[bool, bool], list] = {}
-    for name, parameter in network.named_parameters():
-        stem = recipe.imagenet and name.startswith("image_encoder.stem.")
-        groups.setdefault((stem, parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": p,
-            "weight_decay": recipe.weight_decay if decay else 0.0,
-            "factor": recipe.stem_learning_rate if stem else 1.0,
-        }
-        for (stem, decay), p in groups.items()
-    ]
 
 
 class EMA:
@@ -118,72 +90,137 @@ class Run:
         device = accelerator.device
         torch.manual_seed(recipe.seed)
         try:
+            method = method_class(recipe.model.get("method"))
             if state is not None:
                 network, self.config = build_network(state["config"]), state["config"]
             elif start_from is not None:
                 network, self.config = _take_over(recipe, start_from)
             else:
-                network, self.config = build(recipe, pretrained)
-            self.network = network.to(device).train()
-            self.method = CMMFNetMethod(
-                self.network, recipe.losses, perceptual=recipe.perceptual, perceptual_mode=recipe.perceptual_mode,
-                pretrained=pretrained, text_dropout=recipe.text_dropout, device=device,
-                sentences=SentenceEncoder() if network.text_source == "clip-sentence" else None,
-            )  # fmt: skip
+                self.config = method.configuration(dict(recipe.model))
+                network = build_network(self.config)
+            trains = Matched if recipe.training == "matched" else method
+            self.method = trains(network.train(), recipe.losses, pretrained=pretrained, **recipe.options)
         except ModelError:
             raise
+        except TypeError as error:
+            raise RecipeError(f"options are {recipe.options}: {error}") from error
         except ValueError as error:  # from the network's or the losses' own checks of what the recipe says
             raise RecipeError(str(error)) from error
-        fused = device.type == "cuda"
-        self.optimiser = torch.optim.AdamW(
-            _parameter_groups(self.network, recipe), recipe.learning_rate, betas=recipe.betas, fused=fused
-        )
-        self.ema = EMA(self.network, recipe.ema)
-        self.parts = {"network": self.network, "ema": self.ema.network, "optimiser": self.optimiser}
-        self.judge = None
-        if self.method.discriminator is not None:
-            weights = self.method.discriminator.to(device).parameters()
-            self.judge = torch.optim.AdamW(weights, recipe.learning_rate, betas=(0.5, 0.999), fused=fused)
-            self.parts |= {"discriminator": self.method.discriminator, "judge": self.judge}
-        self._pending: tuple[int, Batch, dict[str, Tensor]] | None = None
+        if state is None and start_from is None:
+            self.method.start()
+        self.method.to(device)
+        self.networks = {name: net.to(device).train() for name, net in self.method.networks.items()}
+        self.optimisers = {name: self._optimiser(name) for name in self.method.optimisers}
+        self.ema = EMA(self.networks["generator"], recipe.ema)
+        self.best: dict[str, float] = {}
+        self._pending: tuple[int, Batch, Losses] | None = None
         if state is not None:
             self._restore(state)
+        if accelerator.num_processes > 1:
+            # Not accelerator.prepare: it would put the mixed precision inside each network, also into discriminators
+            # that must stay in float32. Buffers stay each process' own: batch statistics, which the first one saves.
+            place = [device] if device.type == "cuda" else None
+            for name, net in self.networks.items():
+                if any(p.requires_grad for p in net.parameters()):
+                    self.method.networks[name] = nn.parallel.DistributedDataParallel(
+                        net, device_ids=place, broadcast_buffers=False, gradient_as_bucket_view=True
+                    )
+
+    def _optimiser(self, name: str) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        groups = [{"factor": 1.0} | group for group in self.method.parameter_groups(name, recipe) if group["params"]]
+        kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
+        fused = self.accelerator.device.type == "cuda"
+        return kind(groups, recipe.learning_rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused)
 
     def update(self, step: int, batch: Batch) -> None:
-        """One step of the generator, the discriminator (where there is one) and the EMA.
+        """One step of all optimisers and of the EMA.
 
         Raises :class:`NonFiniteLoss` for the step before: its losses are looked at now, when the device has them, so
         that the loop never waits for the device.
         """
         recipe = self.recipe
         rate = recipe.learning_rate * recipe.learning_rate_at(step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["factor"]
         self.check_finite()
-        with self.accelerator.autocast():
-            losses, colour = self.method.generator_losses(batch, np.random.default_rng([recipe.seed, step, 2]))
-        if "adversarial" in losses and step < recipe.adversarial_start * recipe.steps:
-            del losses["adversarial"]
-        self.optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(sum(losses.values()))
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
-        self.optimiser.step()
-        if self.judge is not None:
-            for group in self.judge.param_groups:
-                group["lr"] = rate
-            losses["discriminator"] = self.method.discriminator_loss(batch, colour)
-            self.judge.zero_grad(set_to_none=True)
-            self.accelerator.backward(losses["discriminator"])
-            self.judge.step()
-        self.ema.update(self.network, step)
-        self._pending = (step + 1, batch, {"norm": norm} | {k: v.detach() for k, v in losses.items()})
+        seed_torch(recipe, step, self.accelerator.process_index)
+        moment = Moment(recipe.seed, step, recipe.steps)
+        parts = batch.split(recipe.accumulate) if recipe.accumulate > 1 else [batch]
+        steps = [self.method.training_step(part, moment) for part in parts]
+        shown: Losses = {}
+        for name in self.method.optimisers:
+            shown |= self._part(name, steps, [len(part.names) / len(batch.names) for part in parts])
+        for generator in steps:  # what a method does after its last part
+            if next(generator, None) is not None:
+                raise RuntimeError(f"{recipe.model['method']} trains more than its optimisers")
+        self.ema.update(self.networks["generator"], step)
+        self._pending = (step + 1, batch, shown)
+
+    def _part(self, name: str, steps: list[Iterator[tuple[str, Losses]]], shares: list[float]) -> Losses:
+        """Gradients of one optimiser from all micro-batches, and its step; the losses, and the gradient's norm."""
+        optimiser, accelerator = self.optimisers[name], self.accelerator
+        shown: Losses = {}
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        for part, share in zip(steps, shares, strict=True):
+            with self._without_reduction(len(steps) > 1), accelerator.autocast():
+                found, losses = next(part)
+                total = sum(losses.values()) * share
+            if found != name:
+                raise RuntimeError(f"{self.recipe.model['method']} trains {found} where {name} was next")
+            with self._without_reduction(len(steps) > 1):
+                accelerator.backward(total)
+            for key, loss in losses.items():
+                shown[key] = shown.get(key, 0.0) + loss.detach() * share
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        if all(p.grad is None for p in parameters):  # a stage that does not train it: its moments stay as they are
+            return shown
+        if len(steps) > 1:
+            self._reduce(parameters)
+        scaler = accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(optimiser)
+        if name == "generator":
+            limit = self.recipe.clip_norm or float("inf")
+            norm = nn.utils.clip_grad_norm_(parameters, limit)
+            if scaler is None:  # with float16 an infinite norm now and then is how the scale is found
+                shown = {"norm": norm} | shown
+        if scaler is None:
+            optimiser.step()
+        else:
+            scaler.step(optimiser)
+            scaler.update()
+        return shown
+
+    def _without_reduction(self, on: bool) -> contextlib.ExitStack:
+        """Micro-batches add their gradients up in each process first: DDP would reduce a network's as soon as one of them
+        is through, which for a network that is used in two parts of a step can be the wrong one."""
+        stack = contextlib.ExitStack()
+        for network in self.method.networks.values() if on else ():
+            if isinstance(network, nn.parallel.DistributedDataParallel):
+                stack.enter_context(network.no_sync())
+        return stack
+
+    def _reduce(self, parameters: list[Tensor]) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.accelerator.num_processes
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def check_finite(self) -> None:
         """Raises :class:`NonFiniteLoss`, with the batch saved, where the last losses or gradient are not finite."""
         if self._pending is None or torch.stack(list(self._pending[2].values())).isfinite().all():
             return
         step, batch, values = self._pending
-        file = self.out / f"non-finite-{step}.pt"
+        process = self.accelerator.process_index
+        file = self.out / (f"non-finite-{step}.pt" if process == 0 else f"non-finite-{step}-process-{process}.pt")
         checkpoint.save(file, {"thermal": batch.thermal.cpu(), "visible": batch.visible.cpu(), "names": batch.names})
         raise NonFiniteLoss(
             f"step {step}: {', '.join(f'{k} {float(v):g}' for k, v in values.items())}; the batch is in {file}. Lower "
@@ -191,40 +228,100 @@ class Run:
         )
 
     def losses(self) -> dict[str, float]:
-        """Gradient norm and weighted losses of the last update."""
+        """Gradient norm and weighted losses of the last update, over all processes."""
         self.check_finite()
-        return {k: float(v) for k, v in self._pending[2].items()}
+        names, values = list(self._pending[2]), torch.stack([v.float() for v in self._pending[2].values()])
+        return dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+
+    def note_scores(self, scores: dict[str, float]) -> bool:
+        """Whether these validation scores are the best so far: by LPIPS where it is scored, else by PSNR."""
+        better = not self.best or (
+            scores["lpips"] < self.best["lpips"] if "lpips" in scores else scores["psnr"] > self.best["psnr"]
+        )
+        if better:
+            self.best = scores
+        return better
 
     def save(self, step: int) -> None:
-        """``step-N.pt`` in place of the older one, and ``model.safetensors``: the averaged weights as float16."""
+        """``step-N.pt`` in place of the older one, and ``model.safetensors``: the averaged weights as float16.
+
+        Every process calls it; the first one writes.
+        """
         self.check_finite()
-        recipe = asdict(self.recipe)
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"step": step, "random": checkpoint.random_state(), "config": self.config, "recipe": recipe}
+        pools = [{name: pool.pictures for name, pool in self.method.pools.items()}]
+        if self.method.pools and self.accelerator.num_processes > 1:
+            gathered: list = [None] * self.accelerator.num_processes
+            dist.all_gather_object(gathered, _on_cpu(pools[0]))
+            pools = gathered
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "step": step, "config": self.config, "recipe": asdict(self.recipe), "best": self.best, "pools": pools,
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "ema": self.ema.network.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+        }  # fmt: skip
         checkpoint.save(self.out / f"step-{step}.pt", state)
         for old in self.out.glob("step-*.pt"):
             if old.name != f"step-{step}.pt":
                 old.unlink()
-        training = {"recipe": recipe, "steps": step, **self.recipe.notes}
-        save_model(self.out / "model.safetensors", self.ema.network, self.config, training, storage="float16")
+        self.save_model(self.out / "model.safetensors", step)
+
+    def save_model(self, file: Path, step: int) -> None:
+        """The averaged weights as float16, with their configuration and recipe."""
+        training = {"recipe": asdict(self.recipe), "steps": step, **self.recipe.notes}
+        save_model(file, self.ema.network, self.config, training, storage="float16")
 
     def _restore(self, state: dict) -> None:
         theirs, other = (
             state["recipe"],
-            "train into another folder, with --start-from and this folder's model.safetensors",
+            "train into another folder, with --from and this folder's model.safetensors",
         )
         if _plain(theirs["model"]) != _plain(self.recipe.model):
             raise RecipeError(
                 f"{self.out} trains the model {theirs['model']}, the recipe says {self.recipe.model}; {other}"
             )
-        if changed := self.parts.keys() ^ (state.keys() - {"step", "random", "config", "recipe"}):
-            raise RecipeError(
-                f"{self.out} has or lacks {', '.join(sorted(changed))}: its losses are {theirs['losses']}, the recipe "
-                f"says {self.recipe.losses}; {other}"
-            )
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        checkpoint.restore_random_state(state["random"])
+        for what, mine in (("networks", self.networks), ("optimisers", self.optimisers)):
+            if changed := mine.keys() ^ state[what].keys():
+                raise RecipeError(
+                    f"{self.out} has or lacks {', '.join(sorted(changed))}: its losses are {theirs['losses']}, the "
+                    f"recipe says {self.recipe.losses}; {other}"
+                )
+            for name, part in mine.items():
+                part.load_state_dict(state[what][name])
+        self.ema.network.load_state_dict(state["ema"])
+        self.best = state["best"]
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        mine = _plain(asdict(self.recipe))
+        data = (
+            "sources",
+            "batch_size",
+            "size",
+            "seed",
+            "steps",
+            "accumulate",
+            "losses",
+            "options",
+            "training",
+            "precision",
+        )
+        if changed := [name for name in data if _plain(theirs)[name] != mine[name]]:
+            warnings.warn(f"{self.out} goes on with other {', '.join(changed)} than it began with", stacklevel=2)
+        processes, me = self.accelerator.num_processes, self.accelerator.process_index
+        if len(state["pools"]) == processes:
+            for name, pool in self.method.pools.items():
+                pool.pictures = [p.to(self.accelerator.device) for p in state["pools"][me][name]]
+        elif self.method.pools:
+            warnings.warn(
+                f"the pictures in the discriminators' pools are of {len(state['pools'])} processes, now there are "
+                f"{processes}: the pools start empty", stacklevel=2,
+            )  # fmt: skip
+
+
+def _on_cpu(pools: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    return {name: [p.cpu() for p in pictures] for name, pictures in pools.items()}
 
 
 def _plain(config: dict) -> dict:
@@ -244,5 +341,5 @@ def write_sheet(path: Path, network: nn.Module, pairs: Pairs, count: int = 8) ->
     half = (len(rows) + 1) // 2
     rows += [np.zeros_like(rows[0])] * (2 * half - len(rows))
     sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half:])], axis=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path, quality=88)
+    with atomic_write(path, durable=False) as file:
+        Image.fromarray(sheet).save(file, format="JPEG", quality=88)

@@ -1,51 +1,120 @@
-"""The training loop: time cap, checkpoint and resume, JSONL log, sample sheets. What one step does stands in run.py.
+"""The training loop: one process or many, checkpoint and resume, log, sample sheets. What one step does stands in run.py.
 
-    cmmfnet train --recipe configs/cmmfnet.yaml --data ../shared/data --pretrained ../shared/weights --out runs/cmmfnet
+    cmmfnet train --config tiny --data out/scenes --out runs/tiny
+    cmmfnet train --from cmmfnet --data my-pairs --out runs/mine
+    torchrun --nproc-per-node 2 -m cmmfnet train --config cmmfnet --data DATA --pretrained WEIGHTS --out runs/cmmfnet
 
 ``OUT/log.jsonl`` has one object a line, ``OUT/step-N.pt`` is the newest checkpoint, ``OUT/sheets/step-N.jpg`` shows
-input, output and truth, ``OUT/model.safetensors`` is the averaged model, which every command takes with ``--model``.
+input, output and truth, ``OUT/model.safetensors`` is the averaged model, which every command takes with ``--model``,
+``OUT/best.safetensors`` the one that scored best on the validation pictures.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import signal
+import threading
 import time
+from contextlib import closing, contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
-from cmmfnet.data.pairs import Pairs
+from cmmfnet.data.pairs import Pairs, inside
 from cmmfnet.recipe import Recipe, RecipeError, SourceRecipe
 
 
-def open_pairs(data: Path, source: SourceRecipe) -> Pairs:
-    return Pairs(Path(data) / source.folder, source.split, source.lighting, source.sources)
+def open_pairs(data: str | Path, source: SourceRecipe) -> Pairs:
+    return Pairs(inside(data, source.folder), source.split, source.lighting, source.sources)
+
+
+@contextmanager
+def signals():
+    """Whether SIGTERM or SIGINT came, as a list that it is put into; a second SIGINT interrupts at once."""
+    came: list[str] = []
+
+    def note(number: int, _) -> None:
+        if came and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.append(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+        yield came
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+GO_ON, TIME_IS_UP, SIGNALLED = range(3)
+
+
+class Agreement:
+    """What all processes do next: the gravest wish of any. It is the answer to the question of the step before, so that
+    nobody waits for it."""
+
+    def __init__(self, accelerator):
+        self.accelerator, self.asked = accelerator, None
+
+    def on(self, wish: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return wish
+        import torch
+        import torch.distributed as dist
+
+        answer = GO_ON
+        if self.asked is not None:
+            flag, work = self.asked
+            work.wait()
+            answer = int(flag.item())
+        flag = torch.tensor([float(wish)], device=self.accelerator.device)
+        self.asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
+        return answer
 
 
 def train(
     *,
-    recipe: Recipe,
-    data: Path,
-    out: Path,
+    config: Recipe,
+    data: str,
+    out: Path = Path("run"),
+    recipe: str = "own",
     pretrained: Path | None = None,
     start_from: str | None = None,
-    resume: bool = True,
+    resume: Literal["auto", "never", "must"] = "auto",
+    max_steps: int | None = None,
     max_minutes: float | None = None,
+    workers: int | None = None,
     device: str = "auto",
+    wandb: str | None = None,
 ) -> dict[str, float]:
-    """Train a model by a recipe. The same command goes on where it was stopped.
+    """Train or fine-tune a model. The same command goes on where it was stopped.
+
+    Several GPUs: torchrun --nproc-per-node N -m cmmfnet train ..., or accelerate launch -m cmmfnet train ...
 
     Args:
-        recipe: a YAML file such as configs/tiny.yaml; --recipe.NAME after it changes a single field
-        data: the folder that the recipe's source folders are in
+        config: a YAML file, or the name of one that comes along: tiny, cmmfnet, finetune, pix2pix, ...;
+            --config.NAME after it changes a single field. With --from it is finetune where nothing else is said
+        data: the folder (or URL of shards) that the configuration's source folders are in; scenes:100 renders 100
+            scenes into OUT/scenes and trains on them, for trying things out with nothing at hand
         out: the run's folder: log, sheets, checkpoint, model.safetensors
+        recipe: own; matched: data, losses and budget of cmmfnet's configuration, and only the network of --config; or
+            a YAML file to match instead
         pretrained: folder of loss networks and CLIP tag vectors (default: environment variable CMMFNET_PRETRAINED)
         start_from: fine-tune this model (known name, file or hf:...) with its own network instead of a fresh one
-        resume: false refuses a folder that already has a checkpoint
-        max_minutes: stop, save and exit after this time
+        resume: auto goes on where the folder has a checkpoint; never refuses such a folder, must refuses one without
+        max_steps: stop after this step, save and exit; the schedule stays that of the configuration
+        max_minutes: stop after this time, save and exit
+        workers: processes that read pictures (default: one a CPU core, up to 16 for each GPU; 0 reads in the loop)
         device: auto, cpu or cuda (CUDA_VISIBLE_DEVICES picks one of several)
+        wandb: log to this Weights & Biases project as well
 
     Returns:
         The last validation scores (empty without a validation source).
@@ -56,7 +125,7 @@ def train(
     """
     # here, so that `cmmfnet train --help` does not wait for torch
     try:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
     except ImportError as error:
         raise ImportError("training needs more packages: pip install 'cmmfnet[train]'") from error
     import torch
@@ -69,63 +138,160 @@ def train(
 
     out, pretrained = Path(out), pretrained or os.environ.get("CMMFNET_PRETRAINED")
     newest = checkpoint.latest(out)
-    if newest and not resume:
-        raise FileExistsError(
-            f"{out} already has {newest.name}; choose another folder, or leave --resume at true to go on"
-        )
+    if newest and resume == "never":
+        raise FileExistsError(f"{out} already has {newest.name}; choose another folder, or --resume auto to go on")
+    if not newest and resume == "must":
+        raise RecipeError(f"{out} has no checkpoint to go on from; --resume auto starts there")
     if ":" in device:
         raise DeviceError(
             f"device is {device!r}; use cuda, and CUDA_VISIBLE_DEVICES={device.split(':')[1]} before the command"
         )
-    accelerator = Accelerator(mixed_precision=recipe.precision, cpu=pick_device(device).type == "cpu")
+    trackers = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    if wandb is not None:
+        if importlib.util.find_spec("wandb") is None:
+            raise ImportError("logging to Weights & Biases needs its package: pip install wandb")
+        trackers.append("wandb")
+    on_cpu = pick_device(device).type == "cpu"
+    if on_cpu and config.precision == "fp16":
+        raise RecipeError("precision is fp16, which needs CUDA; on the CPU use bf16 or no")
+    # while the first process validates, the others wait
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        cpu=on_cpu,
+        log_with=trackers or None,
+        project_dir=out,
+        kwargs_handlers=[patience],
+    )
+    processes, main = accelerator.num_processes, accelerator.is_main_process
     torch.backends.cudnn.benchmark = True
-    sources = [Source(open_pairs(data, s), s.share, s.simulate, s.level, s.scale) for s in recipe.sources]
-    validation = open_pairs(data, recipe.validation).require("thermal") if recipe.validation else None
+    config = _matched(config, recipe)
+    if config.batch_size % processes or config.batch_size // processes < config.accumulate:
+        raise RecipeError(
+            f"batch_size is {config.batch_size}, accumulate is {config.accumulate}, for {processes} processes; every "
+            "process takes an equal share of the batch, with at least one picture for each of its parts"
+        )
+    if str(data).startswith("scenes:"):
+        if main:
+            _render(str(data), out / "scenes")
+        accelerator.wait_for_everyone()
+        data = out / "scenes"
+    sources = [
+        Source(open_pairs(data, s), s.share, s.simulate, s.level, s.scale, s.sensor, s.aspect, s.order)
+        for s in config.sources
+    ]
+    validation = open_pairs(data, config.validation).require("thermal") if config.validation else None
+    if validation is not None:
+        validation = validation.thinned(config.validation_pictures)
+    config = config.with_steps(sum(len(source.pairs) for source in sources))
     state = checkpoint.load(newest) if newest else None
     start = state["step"] if state else 0
-    if start >= recipe.steps:
+    if start >= config.steps:
         raise RecipeError(
-            f"{out} is at step {start} of {recipe.steps} already; --recipe.steps with a larger number trains on"
+            f"{out} is at step {start} of {config.steps} already; --config.steps with a larger number trains on"
         )
-    run = Run(recipe, out, accelerator, pretrained=pretrained, start_from=start_from, state=state)
+    run = Run(config, out, accelerator, pretrained=pretrained, start_from=start_from, state=state)
+    del state
     batches = Batches(
         sources,
-        batch_size=recipe.batch_size,
-        size=recipe.size,
-        steps=recipe.steps,
-        seed=recipe.seed,
+        batch_size=config.batch_size,
+        size=config.size,
+        steps=config.steps,
+        seed=config.seed,
         device=accelerator.device,
+        rank=accelerator.process_index,
+        world=processes,
+        workers=_workers(processes) if workers is None else workers,
+        unpaired=not run.method.paired,
+        frames=run.method.frames,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
+    if main:
+        out.mkdir(parents=True, exist_ok=True)
+        for part in out.glob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink()
+        (out / "recipe.json").write_text(json.dumps(asdict(config), indent=1))
+        accelerator.init_trackers("cmmfnet" if wandb is None else wandb, {"method": config.model["method"]})
+    accelerator.wait_for_everyone()
 
-    began, scores = time.monotonic(), {}
+    began, scores, agreement = time.monotonic(), {}, Agreement(accelerator)
     with (
-        (out / "log.jsonl").open("a") as log,
-        tqdm(total=recipe.steps, initial=start, desc="train", mininterval=2, disable=None) as bar,
+        signals() as came,
+        closing(batches.from_step(start)) as stream,  # ends its workers
+        (out / "log.jsonl" if main else Path(os.devnull)).open("a") as log,
+        tqdm(total=config.steps, initial=start, desc="train", mininterval=2, disable=None if main else True) as bar,
     ):
 
         def write(row: dict) -> None:
             log.write(json.dumps(row) + "\n")
             log.flush()
+            accelerator.log(
+                {k: v for k, v in (row | row.get("validation", {})).items() if isinstance(v, float)}, row["step"]
+            )
 
-        for step, batch in batches.from_step(start):
+        looked, seen = time.monotonic(), start
+        for step, batch in stream:
             run.update(step, batch)
             bar.update()
-            done, minutes = step + 1, (time.monotonic() - began) / 60
-            last = done == recipe.steps or (max_minutes is not None and minutes > max_minutes)
-            if last or done % recipe.log_every == 0:
+            done, now = step + 1, time.monotonic()
+            late = max_minutes is not None and now - began > 60 * max_minutes
+            agreed = agreement.on(SIGNALLED if came else TIME_IS_UP if late else GO_ON)
+            last = done in (config.steps, max_steps) or agreed != GO_ON
+            if last or done % config.log_every == 0:
                 losses = run.losses()
-                write({"step": done, "minutes": minutes, "rate": recipe.learning_rate_at(step), **losses})
+                row = {"step": done, "minutes": (now - began) / 60, "rate": config.learning_rate_at(step)}
+                write(row | {"images_per_second": (done - seen) * config.batch_size / (now - looked)} | losses)
+                looked, seen = now, done
                 bar.set_postfix({k: f"{v:.3f}" for k, v in losses.items()}, refresh=False)
-            if last or done % recipe.save_every == 0:
+            # who sends a signal does not wait long
+            if validation is not None and agreed != SIGNALLED and (last or done % config.sheet_every == 0):
+                if main:
+                    write_sheet(out / "sheets" / f"step-{done}.jpg", run.ema.network, validation)
+                    scores = score_network(run.ema.network, validation, pretrained)
+                    write({"step": done, "validation": scores})
+                    if run.note_scores(scores):
+                        run.save_model(out / "best.safetensors", done)
+                accelerator.wait_for_everyone()
+            if last or done % config.save_every == 0:
                 run.save(done)
-            if validation is not None and (last or done % recipe.sheet_every == 0):
-                write_sheet(out / "sheets" / f"step-{done}.jpg", run.ema.network, validation)
-                scores = score_network(run.ema.network, validation, pretrained)
-                write({"step": done, "validation": scores})
             if last:
                 break
-    print(f"step {done} of {recipe.steps}: {', '.join(f'{k} {v:.3f}' for k, v in (losses | scores).items())}")
-    print(f"model {out / 'model.safetensors'}")
+    if trackers:
+        accelerator.end_training()
+    if main:
+        if agreed == SIGNALLED:
+            print(f"{came[0] if came else 'a signal'}: saved at step {done}; the same command goes on from there")
+        print(f"step {done} of {config.steps}: {', '.join(f'{k} {v:.3f}' for k, v in (losses | scores).items())}")
+        print(f"model {out / 'model.safetensors'}")
     return scores
+
+
+def _matched(config: Recipe, recipe: str) -> Recipe:
+    """``config``, or what ``recipe`` says for the network of ``config``."""
+    if recipe == "own":
+        return config
+    from dataclasses import replace
+
+    from cmmfnet.cli import read_recipe
+    from cmmfnet.recipe import find_config
+
+    other = read_recipe(find_config("cmmfnet" if recipe == "matched" else recipe)).matched()
+    notes = {"summary": f"{config.model.get('method')} with the losses and data of {recipe} (docs/training.md)"}
+    return replace(other, model=config.model, notes=notes, seed=config.seed)
+
+
+def _render(data: str, folder: Path) -> None:
+    """The scenes that ``scenes:COUNT`` asks for, unless they are there."""
+    from cmmfnet.data.scenes import write_pairs
+
+    count = data.removeprefix("scenes:")
+    if not count.isdecimal() or int(count) < 5:
+        raise RecipeError(f"data is {data!r}; expected scenes:COUNT with 5 or more, a folder or a URL")
+    if not (folder / "index.jsonl").exists():
+        write_pairs(folder, int(count), size=(128, 160), jobs=os.cpu_count() or 1)
+
+
+def _workers(processes: int) -> int:
+    """One reader a core, shared by the processes of this machine, and at most 16 each."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // local))

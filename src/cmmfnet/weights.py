@@ -280,10 +280,12 @@ def _header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-            raise ModelError(_pickle_message(path))
         length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(size - 8, 100_000_000):
+        whole = len(start) == 8 and length <= min(size - 8, 100_000_000)
+        # a pickle's first bytes are no length that could be, a header of 128, 384, ... bytes begins with 0x80, too
+        if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and not whole):
+            raise ModelError(_pickle_message(path))
+        if not whole:
             raise ModelError(
                 f"{path} is not a whole safetensors file ({size:,} bytes); it was cut off or is another format"
             )

@@ -1,7 +1,7 @@
 """Augmentation of pairs: one geometry for both pictures, sensor effects on the thermal frame only.
 
-All draws come from generators that the caller seeds by (seed, step), never from global state, so that a batch depends
-on its number alone.
+Drawing and applying are apart: numbers are drawn for every picture of a step's whole batch, from a generator that the caller
+seeds by (seed, step), and a process applies those of its own pictures. So a picture is the same on any number of processes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Draws = dict[str, Tensor]
+"""Named random numbers; the first dimension of each is the picture."""
 
-def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, device) -> Tensor:
-    return torch.rand(shape, generator=generator, device=device) * (high - low) + low
+
+def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device) * (high - low) + low
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
@@ -50,46 +57,67 @@ class Crop:
         h, w = min(height, max(8, round(side / stretch))), min(width, max(8, round(side * stretch)))
         return Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w, bool(rng.random() < 0.5))
 
-    def apply(self, picture: Tensor, size: int, nearest: bool = False) -> Tensor:
-        """picture (C,H,W) uint8 -> (C,size,size) float32 in 0..255, antialiased; ``nearest`` for label maps."""
-        part = picture[None, :, self.top : self.top + self.height, self.left : self.left + self.width].float()
+    def apply(self, picture: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
+        """picture (H,W) or (H,W,3) uint8 -> (size,size) or (size,size,3) uint8, antialiased; ``nearest`` for label maps.
+
+        Resampled in whole numbers, so that the number of threads does not show in the bits.
+        """
+        part = picture[self.top : self.top + self.height, self.left : self.left + self.width]
         if nearest:
-            part = F.interpolate(part, (size, size), mode="nearest-exact")
-        else:
-            part = F.interpolate(part, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        return part[0].flip(-1) if self.flip else part[0]
+            rows, columns = (((np.arange(size) + 0.5) * n // size).astype(np.intp) for n in part.shape[:2])
+            return part[rows[:, None], columns[::-1] if self.flip else columns]
+        # a copy of the crop: torch is twice as quick on what lies in one piece
+        planes = torch.from_numpy(part.copy()).view(1, self.height, self.width, -1).permute(0, 3, 1, 2)
+        planes = F.interpolate(planes, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        if self.flip:
+            planes = planes.flip(3)
+        return planes[0].permute(1, 2, 0).numpy().reshape(size, size, *part.shape[2:])
 
 
 def stretch(x: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
-    """(B,1,H,W) any range -> [-1,1] by each frame's percentiles, as ``thermal.normalise`` does."""
-    flat = x.flatten(1)
-    step = max(1, flat.shape[1] // 16384)
-    bounds = torch.quantile(flat[:, ::step], torch.tensor([low, high], device=x.device), dim=1)[:, :, None, None, None]
-    return ((x - bounds[0]) / (bounds[1] - bounds[0]).clamp_min(1e-4) * 2 - 1).clamp(-1, 1)
+    """(B,F,H,W) any range -> [-1,1] by the percentiles of each of the F frames, as ``thermal.normalise`` does."""
+    flat = x.flatten(2)
+    step = max(1, flat.shape[2] // 16384)
+    ordered = flat[..., ::step].sort(dim=2).values
+    last = ordered.shape[2] - 1
+
+    # not torch.quantile: it wants its quantiles on the device, and to send them there makes the host wait
+    def bound(q: float) -> Tensor:
+        below = int(q * last)
+        return torch.lerp(ordered[..., below], ordered[..., min(below + 1, last)], q * last - below)[..., None, None]
+
+    bottom = bound(low)
+    return ((x - bottom) / (bound(high) - bottom).clamp_min(1e-4) * 2 - 1).clamp(-1, 1)
 
 
-def sensor(frame: Tensor, generator: torch.Generator, strength: float = 1.0, invert: float = 0.1) -> Tensor:
-    """Sensor effects on thermal frames (B,1,H,W) in about 0..1 -> stretched (B,1,H,W) in [-1,1].
+def sensor_draws(count: int, frames: int, height: int, width: int, generator: torch.Generator) -> Draws:
+    """What :func:`sensor` needs for ``count`` pictures of ``frames`` frames, on the generator's device."""
 
-    Tone curve, polarity (``invert`` = share of black-hot frames), blur, white noise, row and column noise, as uncooled
+    def one(low: float, high: float) -> Tensor:
+        return uniform((count, 1, 1, 1), low, high, generator)
+
+    return {
+        "polarity": one(0, 1),
+        "tone": one(-0.5, 0.5),
+        "sigma": one(0.2, 1.2),
+        "soft": one(0, 1),
+        # squared and cubed: most frames are clean, a few are bad
+        "white": normal((count, frames, height, width), generator) * one(0, 1).square() * 0.04,
+        "rows": normal((count, 1, height, 1), generator) * one(0, 1) ** 3 * 0.03,
+        "columns": normal((count, 1, 1, width), generator) * one(0, 1) ** 3 * 0.02,
+    }
+
+
+def sensor(frame: Tensor, draws: Draws, strength: float = 1.0, invert: float = 0.1) -> Tensor:
+    """Sensor effects on thermal frames (B,F,H,W) in about 0..1 -> stretched (B,F,H,W) in [-1,1].
+
+    Tone curve, polarity (``invert`` = share of black-hot pictures), blur, white noise, row and column noise, as uncooled
     microbolometers show them; the stretch raises the noise of frames with little contrast. ``strength`` scales all but
-    polarity.
+    polarity. The F frames of a picture share everything but white noise: they are moments of one camera.
     """
-    batch, _, height, width = frame.shape
-    device = frame.device
-
-    def draw(low: float, high: float) -> Tensor:
-        return uniform((batch, 1, 1, 1), low, high, generator, device)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(batch, 1, *shape, generator=generator, device=device)
-
     x = (stretch(frame, 0.002, 0.998) + 1) / 2
-    x = torch.where(draw(0, 1) < invert, 1 - x, x)
-    x = x.clamp_min(1e-4) ** torch.exp(draw(-0.5, 0.5) * strength)
-    soft = blur(x, draw(0.2, 1.2).flatten() * strength)
-    x = torch.where(draw(0, 1) < 0.4, soft, x)
-    # squared draws: most frames are clean, a few are bad
-    x = x + noise(height, width) * 0.04 * strength * draw(0, 1).square()
-    x = x + noise(height, 1) * 0.03 * strength * draw(0, 1) ** 3 + noise(1, width) * 0.02 * strength * draw(0, 1) ** 3
-    return stretch(x)
+    x = torch.where(draws["polarity"] < invert, 1 - x, x)
+    x = x.clamp_min(1e-4) ** torch.exp(draws["tone"] * strength)
+    soft = blur(x, draws["sigma"].flatten() * strength)
+    x = torch.where(draws["soft"] < 0.4, soft, x)
+    return stretch(x + (draws["white"] + draws["rows"] + draws["columns"]) * strength)

@@ -1,49 +1,44 @@
-"""Batches for training: which items, which crops, simulated or real, as tensors on the training device.
+"""Batches for training: decoded by worker processes (items.py), finished on the training device.
 
-A batch is a function of (seed, step): the draws come from generators seeded with both, so resuming at a step and the
-number of decoding threads change nothing.
+A picture is a function of (seed, step, position in the step's whole batch): the number of processes and of workers and the
+step at which a run was resumed change nothing. The one thing to remember of a run's data is the number of its next step.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
-from cmmfnet.data.augment import Crop, sensor
-from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.scenes import CLASSES, COCOSTUFF
-from cmmfnet.data.simulate import level, simulate_thermal
+from cmmfnet.data.augment import Crop, Draws, sensor, sensor_draws, stretch
+from cmmfnet.data.items import IGNORE, Items, Source
+from cmmfnet.data.pairs import PairsError
+from cmmfnet.data.simulate import simulate_thermal, simulation_draws
 
-IGNORE = 255  # label of pixels that have none
+__all__ = ["IGNORE", "Batch", "Batches", "Source"]
 
-
-@dataclass
-class Source:
-    """One data set in the mix. ``share`` = (first, last) part of a batch at the start and the end of training.
-
-    ``simulate``: the thermal frame is made from the photo and its label map. ``level``: photos are levelled first.
-    Raises :class:`PairsError` where a thermal frame, or for ``simulate`` a label map, is missing.
-    """
-
-    pairs: Pairs
-    share: tuple[float, float]
-    simulate: bool = False
-    level: bool = False
-    scale: tuple[float, float] = (0.5, 1.0)
-
-    def __post_init__(self) -> None:
-        self.pairs.require("label" if self.simulate else "thermal")
+PATIENCE = 900.0
+"""Seconds to wait for a batch: long enough to fetch a shard over a slow line, short enough to notice a disk that hangs."""
 
 
 @dataclass
 class Batch:
     """thermal (B,1,S,S) and visible (B,3,S,S) float32 in [-1,1]; label (B,S,S) long, 255 = none; tags: names per
-    picture; tagged (B,) bool: the tags are complete, so a missing one is absent; captions ("" = none); names."""
+    picture; tagged (B,) bool: the tags are complete, so a missing one is absent; captions ("" = none); names; positions
+    of the pictures in the step's whole batch, for draws that must not depend on the number of processes; crops: where in its
+    file the colour picture was cut.
+
+    With three frames, thermal is (B,3,1,S,S) and visible (B,3,3,S,S), in the order of time; all else is the middle one's.
+    With unpaired colour, all but visible is the thermal frame's."""
 
     thermal: Tensor
     visible: Tensor
@@ -52,125 +47,190 @@ class Batch:
     tagged: Tensor
     captions: list[str]
     names: list[str]
+    positions: list[int]
+    crops: list[Crop] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Micro-batches for gradient accumulation: contiguous, sizes differ by one at most. Raises ``ValueError``."""
+        if not 1 <= parts <= len(self):
+            raise ValueError(f"{parts} parts of a batch of {len(self)} pictures; expected 1 to {len(self)}")
+        ends = [len(self) * i // parts for i in range(parts + 1)]
+        return [Batch(**{f.name: getattr(self, f.name)[a:b] for f in fields(self)}) for a, b in pairwise(ends)]
 
 
 class Batches:
-    """``Batches(sources, ...)[step]`` -> :class:`Batch`; iterate with :meth:`from_step`, which decodes ahead.
+    """``Batches(sources, ...)[step]`` -> :class:`Batch`; iterate with :meth:`from_step`, which works ahead.
 
-    Decoded items stay on ``device`` as uint8 until ``cache_gb`` is full.
+    ``batch_size`` counts the pictures of all processes: the one with number ``rank`` of ``world`` takes the positions rank,
+    rank + world, ... ``workers`` processes decode; with 0 the training process does. ``unpaired``: the colour picture (with
+    a crop of its own) is drawn independently of the thermal frame, from the same mix. ``frames`` = 3: three neighbours of a
+    sequence (``Pairs.triplets``) with one crop, one set of sensor and simulation draws, white noise apart.
+
+    Raises ``ValueError`` for a request that makes no sense.
     """
 
     def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int, seed: int = 0,
-                 device: str | torch.device = "cpu", cache_gb: float = 6.0, threads: int = 4):  # fmt: skip
+                 device: str | torch.device = "cpu", rank: int = 0, world: int = 1, workers: int = 0,
+                 unpaired: bool = False, frames: int = 1):  # fmt: skip
         if size % 8:
             raise ValueError(f"size is {size}; crops must be multiples of 8")
-        self.sources, self.batch_size, self.size, self.steps, self.seed = list(sources), batch_size, size, steps, seed
-        self.device, self.threads = torch.device(device), threads
-        self._room = int(cache_gb * 2**30)
-        self._cache: dict[tuple[int, int], tuple] = {}
-        self._decoding: dict[tuple[int, int], Future] = {}
-
-    def _item(self, source: int, index: int) -> tuple[Tensor | None, Tensor, Tensor | None, dict]:
-        key = (source, index)
-        decoding = self._decoding.pop(key, None)  # also where it came too late: its picture must not stay in memory
-        if key not in self._cache:
-            pair = decoding.result() if decoding else self.sources[source].pairs[index]
-            visible = torch.from_numpy(pair.visible.copy()).permute(2, 0, 1).contiguous().to(self.device)
-            if self.sources[source].level:
-                visible = level(visible)
-            thermal = None if pair.thermal is None else torch.from_numpy(pair.thermal.copy())[None].to(self.device)
-            # the label map stays on the CPU: its crop is counted there, without waiting for the device
-            label = None if pair.label is None else torch.from_numpy(pair.label.copy())[None]
-            if label is not None and (unknown := label[(label >= len(CLASSES)) & (label != IGNORE)]).numel():
-                raise PairsError(
-                    f"{self.sources[source].pairs.root}, {pair.name}: label map with class {int(unknown.max())}; "
-                    f"expected ids below {len(CLASSES)} (cmmfnet.data.scenes.CLASSES), 0 or {IGNORE} where there is none"
-                )
-            item = (thermal, visible, label, pair.meta)
-            size = visible.numel() * 5 // 3
-            if size > self._room:
-                return item
-            self._room -= size
-            self._cache[key] = item
-        return self._cache[key]
-
-    def _choose(self, step: int) -> tuple[np.random.Generator, list[tuple[int, int]]]:
-        rng = np.random.default_rng([self.seed, step])
-        progress = min(1.0, step / max(1, self.steps - 1))
-        shares = np.array([s.share[0] + (s.share[1] - s.share[0]) * progress for s in self.sources])
-        picks = rng.choice(len(self.sources), size=self.batch_size, p=shares / shares.sum())
-        return rng, [
-            (int(s), int(rng.choice(len(self.sources[s].pairs), p=self.sources[s].pairs.weights))) for s in picks
-        ]
+        if not 0 <= rank < world:
+            raise ValueError(f"rank is {rank} of {world} processes; expected 0 to {world - 1}")
+        if batch_size < world:
+            raise ValueError(
+                f"batch_size is {batch_size} for {world} processes; expected at least {world}, one picture for each"
+            )
+        if frames not in (1, 3):
+            raise ValueError(f"frames is {frames}; expected 1 or 3")
+        if len(sources) > 1 and any(source.order == "epoch" for source in sources):
+            raise ValueError(
+                f"order is epoch for one of {len(sources)} sources; it takes a single source, a mix scenes"
+            )
+        self.batch_size, self.size, self.steps, self.seed = batch_size, size, steps, seed
+        self.device, self.workers, self.frames = torch.device(device), workers, frames
+        self._own = slice(rank, None, world)
+        self._items = Items(
+            sources, batch_size=batch_size, size=size, steps=steps, seed=seed, rank=rank, world=world,
+            unpaired=unpaired, frames=frames, workers=workers,
+        )  # fmt: skip
 
     def __getitem__(self, step: int) -> Batch:
-        rng, chosen = self._choose(step)
-        generator = torch.Generator(self.device).manual_seed(hash((self.seed, step, 1)) % 2**63)
-        # simulated pictures first, so that each kind is one contiguous block
-        chosen.sort(key=lambda c: not self.sources[c[0]].simulate)
-        thermal, visible, label, tags, tagged, captions, names = [], [], [], [], [], [], []
-        simulated = 0
-        for source, index in chosen:
-            t, v, m, meta = self._item(source, index)
-            crop = Crop.draw(rng, *v.shape[-2:], self.sources[source].scale, aspect=1.3)
-            visible.append(crop.apply(v, self.size) / 255)
-            if m is None:
-                label.append(torch.full((self.size, self.size), IGNORE))
-            else:
-                label.append(crop.apply(m, self.size, nearest=True)[0].long())
-            if self.sources[source].simulate:
-                simulated += 1
-            else:
-                thermal.append(crop.apply(t, self.size) / 255)
-            tags.append(self._tags(meta, label[-1] if m is not None else None))
-            tagged.append(m is not None or bool(meta.get("tags")))
-            captions.append(meta.get("caption") or "")
-            names.append(meta["name"])
-        photos, labels = torch.stack(visible), torch.stack(label).to(self.device, non_blocking=True)
-        frames = []
-        if simulated:
-            classes = torch.where(labels[:simulated] == IGNORE, 0, labels[:simulated])
-            frames.append(simulate_thermal(photos[:simulated], classes, generator))
-        if thermal:
-            frames.append(torch.stack(thermal))
-        mixed = sensor(torch.cat(frames), generator)
-        # label 0 is "unlabelled": a class for the simulation, nothing to learn
-        labels = torch.where(labels == 0, IGNORE, labels)
-        return Batch(mixed, photos * 2 - 1, labels, tags, torch.tensor(tagged, device=self.device), captions, names)
-
-    @staticmethod
-    def _tags(meta: dict, label: Tensor | None) -> list[str]:
-        """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture, lighting, sky."""
-        if label is not None:
-            share = torch.bincount(label.flatten(), minlength=len(CLASSES)).float() / label.numel()
-            present = [
-                CLASSES[i] for i in share.argsort(descending=True).tolist() if share[i] >= 0.01 and i < len(CLASSES)
-            ]
-            names = [COCOSTUFF[c] for c in present if COCOSTUFF.get(c)]
-        else:
-            names = list(meta.get("tags", ()))
-        return list(dict.fromkeys(names)) + [w for w in (meta.get("lighting"), meta.get("sky")) if w and w != "none"]
+        return self._finish(step, self._items[step])
 
     def from_step(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) from ``start`` to the last step. The next batch is made meanwhile, on a CUDA stream of its own,
-        and the files of a later one are decoded."""
+        """(step, batch) from ``start`` to the last step. While one trains the next is finished, on a CUDA stream of its
+        own, and the workers decode later ones.
+
+        Close it (``contextlib.closing``) or drop it to end the workers. Raises :class:`PairsError` for pictures that cannot
+        be used, for a worker that died and where no batch came for ``PATIENCE`` seconds.
+        """
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-
-        def build(step: int) -> tuple[Batch, torch.cuda.Event | None]:
-            with torch.cuda.stream(stream):  # None: no effect
-                return self[step], stream.record_event() if stream else None
-
-        with ThreadPoolExecutor(self.threads) as decoders, ThreadPoolExecutor(1) as builder:
-            ready = builder.submit(build, start)
+        decoded = iter(self._loader(range(start, self.steps)))
+        ready = None
+        try:
             for step in range(start, self.steps):
-                batch, made = ready.result()
-                if step + 1 < self.steps:
-                    ready = builder.submit(build, step + 1)
-                for source, index in self._choose(step + 3)[1] if step + 3 < self.steps else ():
-                    if (source, index) not in self._cache and (source, index) not in self._decoding:
-                        self._decoding[source, index] = decoders.submit(self.sources[source].pairs.__getitem__, index)
-                if made is not None:
-                    torch.cuda.current_stream(self.device).wait_event(made)
-                    for tensor in (batch.thermal, batch.visible, batch.label, batch.tagged):
-                        tensor.record_stream(torch.cuda.current_stream(self.device))
-                yield step, batch
+                items = self._next(decoded, step)
+                with torch.cuda.stream(stream):  # None: no effect
+                    following = step, self._finish(step, items), stream.record_event() if stream else None
+                if ready:
+                    yield self._hand_over(*ready)
+                ready = following
+            if ready:
+                yield self._hand_over(*ready)
+        finally:
+            del decoded  # its last reference: ends the workers
+
+    def _loader(self, steps: range) -> DataLoader:
+        workers = {}
+        if self.workers:
+            workers = {
+                "timeout": PATIENCE,
+                "prefetch_factor": 2,
+                "worker_init_fn": _start_worker,
+                # workers share the index with this process; where fork is not safe, each gets a copy
+                "multiprocessing_context": "fork" if sys.platform == "linux" else "spawn",
+            }
+        return DataLoader(
+            self._items, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # of its own: else every start takes a number from the training's generator
+            **workers,
+        )  # fmt: skip
+
+    def _next(self, decoded: Iterator, step: int) -> dict[str, Any] | PairsError:
+        try:
+            return next(decoded)
+        except RuntimeError as error:  # so torch reports dead workers and timeouts
+            if not any(text in str(error) for text in ("timed out", "exited unexpectedly", "killed by signal")):
+                raise
+            alive = {process.pid for process in multiprocessing.active_children()}
+            at = [row for row in self._items.at.tolist() if row[0] > 0]
+            dead = [row for row in at if row[0] not in alive] or at
+            where = [self._items.sources[s].pairs for _, s, _ in dead]
+            names = [f"{p.root}, {p.entries[i]['name']}" for p, (_, _, i) in zip(where, dead, strict=True) if i >= 0]
+            raise PairsError(
+                f"step {step}: {str(error).strip()}. It was at {'; '.join(names) or 'no picture'}. A file that kills its decoder, "
+                "a disk that hangs or too little memory (then: fewer workers)"
+            ) from error
+
+    def _hand_over(self, step: int, batch: Batch, made: torch.cuda.Event | None) -> tuple[int, Batch]:
+        if made is not None:
+            training = torch.cuda.current_stream(self.device)
+            training.wait_event(made)
+            for tensor in (batch.thermal, batch.visible, batch.label, batch.tagged):
+                tensor.record_stream(training)
+        return step, batch
+
+    def _finish(self, step: int, items: dict[str, Any] | PairsError) -> Batch:
+        """Upload, simulation and sensor effects. Nothing here waits for the device."""
+        if isinstance(items, PairsError):
+            raise items
+        on = {k: v.to(self.device, non_blocking=True) for k, v in items.items() if isinstance(v, Tensor)}
+        visible = on["visible"].permute(0, 1, 4, 2, 3).contiguous().float() / 255
+        frame, label = on["thermal"].float() / 255, on["label"].long()
+        rows = on["simulated"]
+        if len(rows):
+            photo = on["photo"].permute(0, 1, 4, 2, 3).contiguous().float() / 255 if "photo" in on else visible[rows]
+            frame[rows] = self._simulate(step, photo, torch.where(label == IGNORE, 0, label)[rows], rows)
+        plain = items["sensor"].logical_not()  # on the CPU, to be looked at without waiting
+        if plain.all():
+            mixed = stretch(frame)
+        else:
+            draws = self._draws(sensor_draws, step, 1, self.frames, self.size, self.size)
+            mixed = torch.cat([sensor(frame[p], _of(draws, p)) for p in self._parts(len(frame))])
+            if plain.any():
+                mixed = torch.where(on["sensor"][:, None, None, None], mixed, stretch(frame))
+        # label 0 is "unlabelled": a class for the simulation, nothing to learn
+        label = torch.where(label == 0, IGNORE, label)[:, self.frames // 2]
+        if self.frames == 1:
+            visible = visible[:, 0]
+        else:
+            mixed = mixed.unsqueeze(2)
+        lists = (items[k] for k in ("captions", "names", "positions", "crops"))
+        return Batch(mixed, visible * 2 - 1, label, items["tags"], on["tagged"], *lists)
+
+    def _simulate(self, step: int, photo: Tensor, label: Tensor, rows: Tensor) -> Tensor:
+        """photo (K,F,3,S,S), label (K,F,S,S) of the pictures ``rows`` (K,) of this process -> frames (K,F,S,S)."""
+        draws = _of(self._draws(simulation_draws, step, 0), rows)
+        made = [
+            simulate_thermal(
+                photo[p].flatten(0, 1),
+                label[p].flatten(0, 1),
+                {k: v.repeat_interleave(self.frames, dim=0) for k, v in _of(draws, p).items()},
+            )
+            for p in self._parts(len(photo))
+        ]
+        return torch.cat(made).view_as(label)
+
+    def _draws(self, draw, step: int, stream: int, *shape: int) -> Draws:
+        """Random numbers for this process' pictures: those of the whole batch are drawn and the own ones taken.
+
+        So they belong to positions; drawing the others' is a fraction of a millisecond on a GPU, and one generator a picture
+        would be a kernel a picture.
+        """
+        seed = np.random.SeedSequence([self.seed, step, stream]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator(self.device).manual_seed(int(seed) % 2**63)
+        return _of(draw(self.batch_size, *shape, generator), self._own)
+
+    def _parts(self, count: int) -> list[slice]:
+        """On the CPU one picture at a time: there the last bit can depend on where in a tensor a number stands (vector
+        instructions for most, scalar code for the rest). A GPU computes every element alike, and wants large tensors."""
+        return [slice(i, i + 1) for i in range(count)] if self.device.type == "cpu" else [slice(None)]
+
+
+def _of(draws: Draws, rows: slice | Tensor) -> Draws:
+    return {k: v[rows] for k, v in draws.items()}
+
+
+def _as_it_is(items: Any) -> Any:
+    return items
+
+
+def _start_worker(number: int) -> None:
+    # A signal to the whole group (Ctrl-C, a scheduler's SIGTERM) is the training process' to answer: it saves, then ends us.
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    get_worker_info().dataset.at[number, 0] = os.getpid()

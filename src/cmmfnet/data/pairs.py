@@ -1,4 +1,4 @@
-"""Pairs: the project's one layout of thermal/colour pairs on disk.
+"""Pairs: the project's one layout of thermal/colour pairs, in a folder of pictures or in tar shards (docs/shards.md).
 
 A folder with
 
@@ -15,21 +15,57 @@ no ``thermal``.
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
-from cmmfnet.thermal import normalise, read_thermal
+from cmmfnet.data.decode import DECODERS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+KINDS = ("thermal", "visible", "photo", "label")
 
 
 class PairsError(ValueError):
-    """A data set's folder is not in the layout that this module documents."""
+    """A data set is not in the layout that this module documents, or a file of it cannot be used."""
+
+
+class Store(Protocol):
+    """Where the files of a data set are: :class:`Folder`, or ``data.shards.Shards``."""
+
+    def names(self, kind: str) -> Collection[str]:
+        """The entries that have a file of ``kind`` (one of ``KINDS``)."""
+
+    def where(self, kind: str, name: str) -> str:
+        """The file, as messages name it."""
+
+    def source(self, kind: str, name: str) -> Path | bytes:
+        """The file or its content. Raises :class:`PairsError`."""
+
+
+class Folder:
+    """A folder of pictures as a :class:`Store`."""
+
+    def __init__(self, root: Path):
+        self._files: dict[str, dict[str, Path]] = {}
+        for kind in KINDS:
+            found = (root / kind).iterdir() if (root / kind).is_dir() else ()
+            self._files[kind] = {p.stem: p for p in found if p.suffix.lower() in SUFFIXES}
+
+    def names(self, kind: str) -> Collection[str]:
+        return self._files[kind].keys()
+
+    def where(self, kind: str, name: str) -> str:
+        return str(self._files[kind][name])
+
+    def source(self, kind: str, name: str) -> Path:
+        return self._files[kind][name]
 
 
 @dataclass(frozen=True)
@@ -46,61 +82,50 @@ class Pair:
 
 @dataclass
 class Pairs:
-    """A data set in the project's layout: ``Pairs(root, split="train", lighting=("day", "dusk"))[i]`` -> Pair.
+    """A data set: ``Pairs(root, split="train", lighting=("day", "dusk"))[i]`` -> Pair.
 
+    ``root``: a folder of pictures, a folder of shards, or the URL of one (``s3://bucket/kaist``, ``https://...``).
     Files are decoded on access. ``weights`` (N,) float64 sums to 1 and gives every scene the same weight: frames of one
     sequence share one. Raises :class:`PairsError` that says what was found and expected.
     """
 
-    root: Path
+    root: Path | str
     split: str | None = None
     lighting: tuple[str, ...] | None = None
     sources: tuple[str, ...] | None = None
-    entries: list[dict] = field(init=False)
+    entries: list[dict] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.root = Path(self.root)
-        index = self.root / "index.jsonl"
-        if not index.is_file():
-            raise PairsError(
-                f"{index} does not exist; a data set is a folder with index.jsonl, thermal/ and visible/ (docs/data.md)"
-            )
-        self.entries, read = [], []
-        for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                if not isinstance(entry["name"], str):
-                    raise TypeError(f"its name is {entry['name']!r}, no string")
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise PairsError(f'{index}, line {number}: expected a JSON object with "name"; {error!r}') from error
-            read.append(entry)
-            if (
-                (self.split is None or entry.get("split") == self.split)
-                and (self.lighting is None or entry.get("lighting", "day") in self.lighting)
-                and (self.sources is None or entry.get("source") in self.sources)
-            ):
-                self.entries.append(entry)
+        self.root, read, self._store = _open(self.root)
+        self.entries = [
+            entry
+            for entry in read
+            if (self.split is None or entry.get("split") == self.split)
+            and (self.lighting is None or entry.get("lighting", "day") in self.lighting)
+            and (self.sources is None or entry.get("source") in self.sources)
+        ]
         if not self.entries:
             raise PairsError(
-                f"{index} has no entry with split={self.split!r}, lighting={self.lighting}, sources={self.sources} "
+                f"{self.root}/index.jsonl has no entry with split={self.split!r}, lighting={self.lighting}, sources={self.sources} "
                 f"(null or None takes all); it has {_values(read, 'split')}; {_values(read, 'lighting')}; "
                 f"{_values(read, 'source')}"
             )
+        self._weigh()
+        colour = {*self._store.names("visible"), *self._store.names("photo")}
+        self._complain([e["name"] for e in self.entries if e["name"] not in colour], "visible/NAME or photo/NAME")
+        if self._store.names("thermal"):
+            self.require("thermal")
+
+    def _weigh(self) -> None:
         scenes = [e.get("sequence") or e["name"] for e in self.entries]
         counts = Counter(scenes)
         weights = np.array([1.0 / counts[s] for s in scenes])
         self.weights = weights / weights.sum()
-        self._files = {kind: self._list(kind) for kind in ("thermal", "visible", "photo", "label")}
-        colour = self._files["visible"] | self._files["photo"]
-        self._complain([e["name"] for e in self.entries if e["name"] not in colour], "visible/NAME or photo/NAME")
-        if self._files["thermal"]:
-            self.require("thermal")
 
     def require(self, kind: str) -> Pairs:
         """These pairs, if every entry has a file of ``kind`` ("thermal", "label"); else raises :class:`PairsError`."""
-        self._complain([e["name"] for e in self.entries if e["name"] not in self._files[kind]], f"{kind}/NAME")
+        names = self._store.names(kind)
+        self._complain([e["name"] for e in self.entries if e["name"] not in names], f"{kind}/NAME")
         return self
 
     def _complain(self, missing: list[str], what: str) -> None:
@@ -110,40 +135,134 @@ class Pairs:
                 f"({', '.join(SUFFIXES)}); the first is {missing[0]!r}"
             )
 
-    def _list(self, kind: str) -> dict[str, Path]:
-        folder = self.root / kind
-        if not folder.is_dir():
-            return {}
-        return {p.stem: p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
+    def thinned(self, count: int) -> Pairs:
+        """At most ``count`` (1 or more) of these pairs, evenly spaced over the index; weighted among themselves."""
+        if len(self) <= count:
+            return self
+        fewer = copy.copy(self)
+        fewer.entries = [self.entries[i * len(self) // count] for i in range(count)]
+        fewer._weigh()
+        return fewer
+
+    def triplets(self) -> np.ndarray:
+        """(N,3) int64: the positions of the frame before, the frame itself and the frame after it in its sequence.
+
+        The order in a sequence is that of the names, numbers in them by their value. The first and the last frame of a
+        sequence, and an entry without one, stand three times for themselves.
+        """
+        triplets = np.repeat(np.arange(len(self.entries))[:, None], 3, axis=1)
+        sequences: dict[str, list[int]] = {}
+        for i, entry in enumerate(self.entries):
+            if entry.get("sequence"):
+                sequences.setdefault(entry["sequence"], []).append(i)
+        for members in sequences.values():
+            members.sort(key=lambda i: _natural(self.entries[i]["name"]))
+            for before, i, after in zip(members, members[1:], members[2:], strict=False):
+                triplets[i] = before, i, after
+        return triplets
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, i: int) -> Pair:
         entry = self.entries[i]
-        name = entry["name"]
-        path = self._files["visible"].get(name) or self._files["photo"][name]
-        with Image.open(path) as picture:
-            visible = np.asarray(picture.convert("RGB"))
-        thermal = label = None
-        if name in self._files["thermal"]:
-            stretched = normalise(read_thermal(self._files["thermal"][name]))
-            thermal = np.round((stretched + 1) * 127.5).astype(np.uint8)
-            self._same_size(name, "thermal", thermal, visible)
-        if name in self._files["label"]:
-            with Image.open(self._files["label"][name]) as picture:
-                label = np.asarray(picture)
-            if label.dtype != np.uint8:
-                raise PairsError(f"{self.root}, {name}: the label map is {label.dtype}; expected 8-bit class ids")
-            self._same_size(name, "label", label, visible)
-        return Pair(name, thermal, visible, label, entry)
+        found = self.pictures(i)
+        return Pair(entry["name"], found["thermal"], found["visible"], found["label"], entry)
 
-    def _same_size(self, name: str, kind: str, picture: np.ndarray, visible: np.ndarray) -> None:
-        if picture.shape != visible.shape[:2]:
+    def pictures(self, i: int, kinds: Sequence[str] = ("visible", "thermal", "label")) -> dict[str, np.ndarray | None]:
+        """Item ``i``'s pictures of ``kinds``, decoded as in :class:`Pair`; None where the item has no such file.
+
+        "visible" takes photos, too. Raises :class:`PairsError` that names the file for one that cannot be read or
+        decoded, and for sizes that differ.
+        """
+        name = self.entries[i]["name"]
+        found: dict[str, np.ndarray | None] = {}
+        for kind in kinds:
+            stored = "photo" if kind == "visible" and name not in self._store.names("visible") else kind
+            if name not in self._store.names(stored):
+                found[kind] = None
+                continue
+            source = self._store.source(stored, name)
+            try:
+                found[kind] = DECODERS[kind](source)
+            except Exception as error:  # decoders raise almost anything on damaged bytes
+                raise PairsError(
+                    f"{self._store.where(stored, name)} cannot be used ({error}); copy it again, or take its line out of "
+                    "the index"
+                ) from error
+        self._same_size(name, found)
+        return found
+
+    def _same_size(self, name: str, found: dict[str, np.ndarray | None]) -> None:
+        sizes = {kind: picture.shape[:2] for kind, picture in found.items() if picture is not None}
+        for kind, size in sizes.items():
+            reference = "visible" if "visible" in sizes else next(iter(sizes))
+            if size != sizes[reference]:
+                raise PairsError(
+                    f"{self.root}, {name}: {kind} is {size}, the "
+                    f"{'colour picture' if reference == 'visible' else reference} is {sizes[reference]} (height, "
+                    "width); pairs are aligned pixel by pixel, crop or resample them to one size"
+                )
+
+
+def is_url(root: Path | str) -> bool:
+    return isinstance(root, str) and "://" in root
+
+
+def inside(data: Path | str, folder: str) -> Path | str:
+    """``folder`` in the folder or URL ``data``; a URL keeps its two slashes, which ``Path`` would make one."""
+    if is_url(folder):
+        return folder
+    if is_url(data):
+        return str(data).rstrip("/") + ("" if folder in ("", ".") else f"/{folder}")
+    return Path(data) / folder
+
+
+def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
+    """-> the root (a path for anything on this machine), the entries without what only the store needs, and the store."""
+    if is_url(root):
+        from cmmfnet.data.remote import Remote
+
+        opened = Remote.open(root)
+    else:
+        opened = Path(root)
+    if isinstance(opened, Path):
+        root, index = opened, opened / "index.jsonl"
+        if not index.is_file():
             raise PairsError(
-                f"{self.root}, {name}: {kind} is {picture.shape}, the colour picture is {visible.shape[:2]} "
-                "(height, width); pairs are aligned pixel by pixel, crop or resample them to one size"
+                f"{index} does not exist; a data set is a folder with index.jsonl, thermal/ and visible/ (docs/data.md)"
             )
+        entries = _parse(index.read_text(encoding="utf-8"), str(index))
+    else:
+        entries = _parse(opened.text("index.jsonl"), f"{root}/index.jsonl")
+    if any("shard" in entry for entry in entries):
+        from cmmfnet.data.shards import Shards
+
+        return root, entries, Shards(opened, entries)
+    if not isinstance(opened, Path):
+        raise PairsError(
+            f"{root}/index.jsonl names no shards; pictures at a URL have to be packed first (docs/shards.md)"
+        )
+    return root, entries, Folder(opened)
+
+
+def _parse(text: str, where: str) -> list[dict]:
+    entries = []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: captions may hold its other ends of lines
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry["name"], str):
+                raise TypeError(f"its name is {entry['name']!r}, no string")
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise PairsError(f'{where}, line {number}: expected a JSON object with "name"; {error!r}') from error
+        entries.append(entry)
+    return entries
+
+
+def _natural(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _values(entries: list[dict], key: str) -> str:

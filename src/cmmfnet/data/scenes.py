@@ -15,7 +15,10 @@ frame) and scene_sensors (the two cameras).
 """
 
 import json
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,16 +179,30 @@ def _captions(visible, labels, named, kind, lighting, sky) -> tuple[str, str]:
     return f"{what} {when}{with_plain}{under}.", f"{what} {when}{with_colour}{blue}."
 
 
+def _write(folder: Path, size: tuple[int, int], seed: int, split: str) -> str:
+    """Render and write one scene; its line of the index."""
+    scene, name = render(seed, size=size), f"rendered_{seed:06d}"
+    for part, picture in (("thermal", scene.thermal), ("visible", scene.visible), ("label", scene.labels)):
+        Image.fromarray(picture).save(folder / part / f"{name}.png")
+    row = {
+        "name": name, "split": split, "source": "rendered", "sequence": None,
+        "lighting": scene.lighting, "sky": scene.sky, "caption": scene.caption,
+        "colour_caption": scene.colour_caption, "tags": scene.tags, "width": size[1], "height": size[0],
+        "licence": "Apache-2.0", "origin": f"cmmfnet.data.scenes seed {seed}",
+    }  # fmt: skip
+    return json.dumps(row)
+
+
 def write_pairs(
-    folder, count: int, *, seed: int = 0, size: tuple[int, int] = (256, 320), val_fraction: float = 0.2
+    folder, count: int, *, seed: int = 0, size: tuple[int, int] = (256, 320), val_fraction: float = 0.2, jobs: int = 1
 ) -> Path:
     """Render `count` scenes (seeds seed, seed+1, ...) into the project's layout of pairs; returns the path of the
     index.
 
     Writes thermal/NAME.png (16-bit grey, 0.01 K), visible/NAME.png (RGB), label/NAME.png (8-bit class ids) and
     index.jsonl. The last round(count * val_fraction) scenes are the split "val". size: (height, width). Every scene has
-    its own world, so that no world is in both splits. Raises ValueError for a count below 1 or a fraction outside of
-    [0, 1).
+    its own world, so that no world is in both splits. jobs: processes that render; the scenes are the same. Raises
+    ValueError for a count below 1 or a fraction outside of [0, 1).
     """
     if count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 scene")
@@ -195,18 +212,11 @@ def write_pairs(
     for part in ("thermal", "visible", "label"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     train = count - round(count * val_fraction)
-    rows = []
-    for k in tqdm(range(count), desc="render", unit="scene", disable=None):  # None: only on a terminal
-        scene, name = render(seed + k, size=size), f"rendered_{seed + k:06d}"
-        for part, picture in (("thermal", scene.thermal), ("visible", scene.visible), ("label", scene.labels)):
-            Image.fromarray(picture).save(folder / part / f"{name}.png")
-        row = {
-            "name": name, "split": "train" if k < train else "val", "source": "rendered", "sequence": None,
-            "lighting": scene.lighting, "sky": scene.sky, "caption": scene.caption,
-            "colour_caption": scene.colour_caption, "tags": scene.tags, "width": size[1], "height": size[0],
-            "licence": "Apache-2.0", "origin": f"cmmfnet.data.scenes seed {seed + k}",
-        }  # fmt: skip
-        rows.append(json.dumps(row))
+    one = partial(_write, folder, size)
+    seeds, splits = range(seed, seed + count), ["train"] * train + ["val"] * (count - train)
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        made = (pool.map if pool else map)(one, seeds, splits)
+        rows = list(tqdm(made, desc="render", unit="scene", total=count, disable=None))  # None: only on a terminal
     # last, and in one go: an index names only pictures that are there
     index = folder / "index.jsonl"
     index.write_text("\n".join(rows) + "\n", encoding="utf-8")

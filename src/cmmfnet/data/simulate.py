@@ -3,17 +3,21 @@
 A thermal camera sees temperature and emissivity, which a photo does not tell; what carries over from photo to thermal
 frame is shape. So every class gets a random temperature, inside a class the photo's own variation comes back with a
 random sign and strength, and the sensor does the rest (augment.sensor). Half of the frames take temperatures from a
-weak physical prior (sky cold, people warm), half from none at all. Everything is batched tensor code and runs where the
-tensors are.
+weak physical prior (sky cold, people warm), half from none at all. Everything but ``level`` is batched tensor code and runs
+where the tensors are; as in augment.py, drawing and applying are apart.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmmfnet.data.augment import blur, uniform
+from cmmfnet.data.augment import Draws, blur, normal, uniform
+from cmmfnet.data.decode import quantile
 
 # Class -> mean and deviation of its apparent temperature on a 0..1 scale, by day (ids: data.scenes.CLASSES).
 PRIOR: tuple[tuple[float, float], ...] = (
@@ -46,13 +50,16 @@ PRIOR: tuple[tuple[float, float], ...] = (
 _SKY = 1
 
 
-def level(photo: Tensor) -> Tensor:
-    """Levels of a photo (3,H,W) uint8: each channel's 0.5 % quantile to black, the largest 99.7 % quantile to white."""
-    x = photo.float().flatten(1)
-    low = torch.quantile(x[:, :: max(1, x.shape[1] // 20000)], 0.005, dim=1)
-    high = torch.quantile(x[:, :: max(1, x.shape[1] // 20000)], 0.997, dim=1).max()
-    scaled = (x - low[:, None]) / (high - low[:, None]).clamp_min(16.0) * 255
-    return scaled.clamp(0, 255).round().to(torch.uint8).view_as(photo)
+def level(photo: np.ndarray) -> np.ndarray:
+    """Levels of a photo (H,W,3) uint8: each channel's 0.5 % quantile to black, the largest 99.7 % quantile to white."""
+    sample = photo.reshape(-1, 3)[:: max(1, photo.size // 3 // 20000)]
+    counts = [np.bincount(sample[:, c], minlength=256) for c in range(3)]
+    low, high = [quantile(n, 0.005) for n in counts], max(quantile(n, 0.997) for n in counts)
+    levelled = np.empty_like(photo)
+    for c in range(3):
+        table = (np.arange(256) - low[c]) / max(high - low[c], 16.0) * 255
+        levelled[..., c] = table.clip(0, 255).round().astype(np.uint8)[photo[..., c]]
+    return levelled
 
 
 def _class_mean(x: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -64,52 +71,71 @@ def _class_mean(x: Tensor, label: Tensor, classes: int) -> Tensor:
     return mean.gather(2, flat.unsqueeze(1).expand(-1, x.shape[1], -1)).view_as(x)
 
 
-def simulate_thermal(photo: Tensor, label: Tensor, generator: torch.Generator) -> Tensor:
+@lru_cache(maxsize=16)
+def _prior(device: torch.device) -> Tensor:
+    return torch.tensor(PRIOR, device=device)  # kept: to send it anew for every batch would make the host wait
+
+
+def simulation_draws(count: int, generator: torch.Generator) -> Draws:
+    """What :func:`simulate_thermal` needs for ``count`` pictures, on the generator's device."""
+    classes = len(PRIOR)
+
+    def per_class(low: float, high: float) -> Tensor:
+        return uniform((count, classes), low, high, generator)
+
+    def one(low: float, high: float) -> Tensor:
+        return uniform((count, 1, 1, 1), low, high, generator)
+
+    prior = _prior(generator.device)
+    physical = prior[:, 0] + prior[:, 1] * normal((count, classes), generator)
+    temperature = torch.where(uniform((count, 1), 0, 1, generator) < 0.5, physical, per_class(0.0, 1.0))
+    # a random direction in RGB (materials differ)
+    mix = normal((count, classes, 3), generator)
+    material = per_class(0.0, 0.9)
+    material[:, 0] *= 2.0  # unlabelled pixels have nothing else
+    material[:, _SKY] *= 0.5
+    vertical = per_class(-0.25, 0.25)
+    vertical[:, _SKY] = uniform((count,), 0.0, 0.35, generator)  # it warms towards the horizon
+    return {
+        "temperature": temperature,
+        "contrast": one(0.3, 1.0),
+        "mix": mix / mix.norm(dim=2, keepdim=True),
+        "material": material,
+        "scale": one(1.5, 4.0),
+        "texture": per_class(-1.6, 1.6),
+        "vertical": vertical,
+        "horizontal": per_class(-0.2, 0.2),
+        "field": normal((count, 1, 6, 6), generator) * one(0.0, 0.08),
+        "optics": one(0.3, 1.2),
+    }
+
+
+def simulate_thermal(photo: Tensor, label: Tensor, draws: Draws) -> Tensor:
     """photo (B,3,H,W) float in [0,1], label (B,H,W) long class ids -> raw pseudo-thermal (B,1,H,W) float, about 0..1.
 
-    ``generator`` lives on the photo's device; equal states give equal frames. The frame still wants sensor effects and
-    a stretch (augment.sensor).
+    The frame still wants sensor effects and a stretch (augment.sensor).
     """
     batch, _, height, width = photo.shape
-    classes = len(PRIOR)
     device = photo.device
-
-    def per_class(low: float, high: float, *shape: int) -> Tensor:
-        return uniform((batch, classes, *shape), low, high, generator, device)
 
     def at_pixels(table: Tensor) -> Tensor:
         """(B,K) -> (B,1,H,W): each pixel takes its class' entry."""
         return table.gather(1, label.flatten(1)).view(batch, 1, height, width)
 
-    prior = torch.tensor(PRIOR, device=device)
-    physical = prior[:, 0] + prior[:, 1] * torch.randn(batch, classes, generator=generator, device=device)
-    chance = uniform((batch, 1), 0, 1, generator, device)
-    temperature = torch.where(chance < 0.5, physical, per_class(0.0, 1.0))
     # real frames have as much contrast inside things as between them: classes are drawn together by up to 70 %
-    frame = 0.5 + (at_pixels(temperature) - 0.5) * uniform((batch, 1, 1, 1), 0.3, 1.0, generator, device)
+    frame = 0.5 + (at_pixels(draws["temperature"]) - 0.5) * draws["contrast"]
 
-    # Inside a class: a random mix of the colour channels (materials differ) and fine texture of the luminance, each
-    # with a random sign and strength; unlabelled pixels have nothing else, so theirs is stronger.
-    mix = torch.randn(batch, classes, 3, generator=generator, device=device)
-    mix = mix / mix.norm(dim=2, keepdim=True)
-    deviation = photo - _class_mean(photo, label, classes)
-    weights = torch.cat([at_pixels(mix[..., c]) for c in range(3)], dim=1)
-    boost = torch.ones(classes, device=device)
-    boost[0] = 2.0
-    boost[_SKY] = 0.5
-    material = (deviation * weights).sum(dim=1, keepdim=True)
-    frame = frame + material * at_pixels(per_class(0.0, 0.9) * boost)
+    # inside a class: a mix of the colour channels and fine texture of the luminance, each with a random sign and strength
+    deviation = photo - _class_mean(photo, label, len(PRIOR))
+    weights = torch.cat([at_pixels(draws["mix"][..., c]) for c in range(3)], dim=1)
+    frame = frame + (deviation * weights).sum(dim=1, keepdim=True) * at_pixels(draws["material"])
     luminance = photo.mean(dim=1, keepdim=True)
-    fine = luminance - blur(luminance, uniform((batch,), 1.5, 4.0, generator, device))
-    frame = frame + fine * at_pixels(per_class(-1.6, 1.6))
+    fine = luminance - blur(luminance, draws["scale"].flatten())
+    frame = frame + fine * at_pixels(draws["texture"])
 
-    # Slow drifts: every class has a gradient of its own (sky warms towards the horizon), the frame a random field.
+    # slow drifts: every class has a gradient of its own, the frame a random field
     y = torch.linspace(-0.5, 0.5, height, device=device).view(1, 1, -1, 1)
     x = torch.linspace(-0.5, 0.5, width, device=device).view(1, 1, 1, -1)
-    slope = per_class(-0.25, 0.25)
-    slope[:, _SKY] = uniform((batch,), 0.0, 0.35, generator, device)
-    frame = frame + at_pixels(slope) * y + at_pixels(per_class(-0.2, 0.2)) * x
-    field = torch.randn(batch, 1, 6, 6, generator=generator, device=device)
-    field = F.interpolate(field, (height, width), mode="bicubic", align_corners=False)
-    frame = frame + field * uniform((batch, 1, 1, 1), 0.0, 0.08, generator, device)
-    return blur(frame, uniform((batch,), 0.3, 1.2, generator, device))
+    frame = frame + at_pixels(draws["vertical"]) * y + at_pixels(draws["horizontal"]) * x
+    frame = frame + F.interpolate(draws["field"], (height, width), mode="bicubic", align_corners=False)
+    return blur(frame, draws["optics"].flatten())

@@ -1,12 +1,31 @@
-"""One file a paper. The registry is a dict literal: name -> "module:class of the network"."""
+"""One file a paper. The registry is a dict literal: name -> "module:class" of a Method (method.py)."""
 
 from __future__ import annotations
 
 import importlib
 
 METHODS: dict[str, str] = {
-    "cmmfnet": "cmmfnet.methods.cmmfnet:CMMFNet",
+    "cmmfnet": "cmmfnet.methods.cmmfnet:CMMFNetMethod",
+    "pix2pix": "cmmfnet.methods.pix2pix:Pix2Pix",
+    "cyclegan": "cmmfnet.methods.cyclegan:CycleGAN",
+    "ticcgan": "cmmfnet.methods.ticcgan:TICCGAN",
+    "scgan": "cmmfnet.methods.scgan:SCGAN",
+    "pearlgan": "cmmfnet.methods.pearlgan:PearlGAN",
+    "todaygan": "cmmfnet.methods.todaygan:ToDayGAN",
+    "mugan": "cmmfnet.methods.mugan:MUGAN",
+    "lkatgan": "cmmfnet.methods.lkatgan:LKATGAN",
+    "tir2lab": "cmmfnet.methods.tir2lab:TIR2Lab",
+    "i2vgan": "cmmfnet.methods.i2vgan:I2VGAN",
+    "palette": "cmmfnet.methods.palette:Palette",
 }
+
+
+def method_class(name: str):
+    """The :class:`~cmmfnet.methods.method.Method` of a name. Raises ``ValueError`` for an unknown one."""
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; expected one of {', '.join(sorted(METHODS))}")
+    module, cls = METHODS[name].split(":")
+    return getattr(importlib.import_module(module), cls)
 
 
 def build_network(config: dict):
@@ -16,10 +35,7 @@ def build_network(config: dict):
     """
     options = dict(config)
     method = options.pop("method", None)
-    if method not in METHODS:
-        raise ValueError(f"method is {method!r}; expected one of {', '.join(sorted(METHODS))}")
-    module, name = METHODS[method].split(":")
     try:
-        return getattr(importlib.import_module(module), name)(**options)
+        return method_class(method).Network(**options)
     except TypeError as error:
         raise ValueError(f"method {method!r} does not take this configuration: {error}") from error

@@ -11,20 +11,28 @@ takes any size that is a multiple of 8, and a large frame has one global context
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.data.batches import IGNORE
-from cmmfnet.layers import MLP, Attention, Downsample, PatchDiscriminator, TransformerBlock, large_kernel_stage
-from cmmfnet.losses import hinge_discriminator, hinge_generator, l1, ssim_loss, total_variation
-from cmmfnet.perceptual import Perceptual, feature_layers
-from cmmfnet.text import DEFAULT_PROMPT, tag_ids
+from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_kernel_stage
+from cmmfnet.methods.matched import Matched
+from cmmfnet.methods.method import Losses, Moment, unwrapped
+from cmmfnet.perceptual import feature_layers, load_features
+from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
+
+if TYPE_CHECKING:
+    from cmmfnet.data.batches import Batch
+    from cmmfnet.recipe import Recipe
 
 MAX_TAGS = 16
+TAG_VECTORS = "clip-vitb16-cocostuff171.safetensors"
 
 PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trainable parameters
 RELEASED: dict = {
@@ -272,7 +280,8 @@ class CMMFNet(nn.Module):
         inputs = 2 if local_contrast else 1
 
         self.image_encoder = ImageEncoder(inputs, global_size, vit_width, vit_depth, vit_heads, stem)
-        self.text_projection = nn.Linear(text_width, vit_width) if text_width != vit_width else nn.Identity()
+        project = text != "none" and text_width != vit_width
+        self.text_projection = nn.Linear(text_width, vit_width) if project else nn.Identity()
         if text == "clip-tags":
             # Rows are CLIP vectors while training; in a released file they are folded through text_projection.
             self.word_vectors = nn.Parameter(torch.randn(max(len(self.words), 1), text_width) * text_width**-0.5)
@@ -280,8 +289,7 @@ class CMMFNet(nn.Module):
             "none" if text == "none" else ci, vit_width, vit_heads, ci_depth,
             (global_size // 16) ** 2, global_size // 8, c3, text_length,
         )  # fmt: skip
-        if self.predicts_tags:
-            self.tag_head = nn.Linear(vit_width, len(self.words))
+        self.tag_head = nn.Linear(vit_width, len(self.words)) if self.predicts_tags else None
 
         self.down1, self.encode1 = Downsample(inputs, c1), large_kernel_stage(c1, encoder_blocks[0], kernels[0])
         self.down2, self.encode2 = Downsample(c1, c2), large_kernel_stage(c2, encoder_blocks[1], kernels[1])
@@ -328,11 +336,11 @@ class CMMFNet(nn.Module):
     def _tag_logits(self, tokens: Tensor) -> Tensor:
         return self.tag_head(tokens.mean(dim=1)).float()
 
-    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
-        return self.forward_all(thermal, text, text_mask)[0]
-
-    def forward_all(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None):
-        """-> colour (B,3,H,W), tag logits (B,len(words)) or None, label logits (B,classes,H/8,W/8) or None."""
+    def forward(
+        self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None, *, heads: bool = False
+    ):
+        """-> colour (B,3,H,W); with ``heads`` also tag logits (B,len(words)) or None, and label logits
+        (B,classes,H/8,W/8) or None."""
         if thermal.ndim != 4 or thermal.shape[1] != 1 or thermal.shape[2] % 8 or thermal.shape[3] % 8:
             raise ValueError(f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8")
         x = self._tones(thermal)
@@ -346,13 +354,15 @@ class CMMFNet(nn.Module):
         e3 = self.encode3(self.down3(e2))
         y = self.fuse(torch.cat([e3, resize(context, e3.shape[-2:])], dim=1))
         y = self._guide(y, maps, 2, vector)
-        labels = self.label_head(y) if self.label_head is not None else None
+        labels = self.label_head(y) if heads and self.label_head is not None else None
         y = self._guide(self._merge(self.up3(self._double(y)), e2, self.skip2), maps, 1, vector)
         y = self.decode2(y)
         y = self._guide(self._merge(self.up2(self._double(y)), e1, self.skip1), maps, 0, vector)
         y = self.decode1(y)
         y = self.last(F.gelu(self.up1(self._double(y))))
         colour = torch.tanh(y) if self.output == "tanh" else y.clamp(-1, 1)
+        if not heads:
+            return colour
         return colour, self._tag_logits(tokens) if self.predicts_tags else None, labels
 
     @staticmethod
@@ -369,102 +379,128 @@ class CMMFNet(nn.Module):
         return self.modulations[2 - level](x, vector) if self.modulations is not None else x
 
 
-class CMMFNetMethod:
-    """Networks, losses and steps for training. ``weights``: loss name -> weight; 0 or absent leaves a loss (and its network) out.
+class CMMFNetMethod(Matched):
+    """The training of CMMF-Net: the losses of the paper (section 3.5) or of the released recipe, with text.
 
-    Names: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with weight 1 in the paper),
+    ``losses``: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with weight 1 in the paper),
     ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy of the two auxiliary heads).
+
     ``text_dropout``: share of pictures trained without text, so that the network does without; night pictures always keep
-    theirs, since nothing else asks for darkness.
+    theirs, since nothing else asks for darkness. ``imagenet``: start a vgg16 stem from ImageNet's weights;
+    ``stem_learning_rate``: factor on the learning rate of that stem.
     """
+
+    Network = CMMFNet
+    title = "CMMF-Net"
+    paper = "Jiang et al., CLIP-guided multi-modal fusion, Intelligence & Robotics 2025"
+    LOSSES: ClassVar[dict[str, float]] = {
+        "l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0, "adversarial": 0.0, "tags": 0.0, "labels": 0.0,
+    }  # fmt: skip
 
     def __init__(
         self,
         network: CMMFNet,
-        weights: dict[str, float],
+        losses: dict[str, float],
         *,
-        perceptual: str = "vgg16",
+        pretrained: str | Path | None = None,
+        perceptual: str = "vgg19",
         perceptual_mode: str = "l1",
-        pretrained: str | None = None,
+        adversarial_start: float = 0.0,
         text_dropout: float = 0.0,
-        sentences=None,
-        device: str | torch.device = "cpu",
+        imagenet: bool = False,
+        stem_learning_rate: float = 1.0,
     ):
-        known = ("l1", "perceptual", "tv", "ssim", "adversarial", "tags", "labels")
-        if unknown := set(weights) - set(known):
-            raise ValueError(f"unknown loss {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
-        self.weights = {k: w for k, w in weights.items() if w}
-        for loss, there in (("tags", network.predicts_tags), ("labels", network.label_head is not None)):
-            if loss in self.weights and not there:
-                needs = "words (text: clip-tags)" if loss == "tags" else "classes: 25"
+        super().__init__(
+            network, losses, pretrained=pretrained, perceptual=perceptual, perceptual_mode=perceptual_mode,
+            adversarial_start=adversarial_start,
+        )  # fmt: skip
+        if not 0 <= text_dropout <= 1:
+            raise ValueError(f"text_dropout is {text_dropout}; expected 0 to 1")
+        for loss, head, needs in (
+            ("tags", network.tag_head, "words (text: clip-tags)"),
+            ("labels", network.label_head, "classes: 25"),
+        ):
+            if loss in self.weights and head is None:
                 raise ValueError(
                     f"loss {loss!r} has a weight, but the network has no head for it; it needs {needs}, or leave the loss out"
                 )
-        self.generator, self.sentences, self.text_dropout = network, sentences, text_dropout
-        self.discriminator = PatchDiscriminator() if "adversarial" in self.weights else None
-        self.perceptual = None
-        if "perceptual" in self.weights:
-            self.perceptual = Perceptual(perceptual, perceptual_mode, pretrained).to(device)
+            if loss not in self.weights and head is not None:
+                head.requires_grad_(False)  # nothing would train it
+        if network.interaction.mode == "none" and network.modulations is None:  # nor does text reach anything here
+            network.interaction.no_text.requires_grad_(False)
+            network.text_projection.requires_grad_(False)
+        self.text_dropout, self.imagenet, self.stem_learning_rate = text_dropout, imagenet, stem_learning_rate
+        self.sentences = SentenceEncoder() if network.text_source == "clip-sentence" else None
 
-    def text(self, batch, rng: np.random.Generator) -> tuple[Tensor | None, Tensor | None]:
+    @classmethod
+    def configuration(cls, model: dict) -> dict:
+        """A fresh clip-tags network knows all words, unless the recipe names some."""
+        return model | {"words": list(WORDS)} if model.get("text") == "clip-tags" and "words" not in model else model
+
+    def start(self) -> None:
+        """Put the pre-trained parts of a fresh network in place: CLIP's vectors of words, ImageNet's stem."""
+        network = self.networks["generator"]
+        if network.text_source == "clip-tags":
+            if self.pretrained is None:
+                warnings.warn("no folder of pre-trained files: the vectors of words start at random", stacklevel=2)
+            else:
+                names, vectors = load_tag_vectors(Path(self.pretrained) / TAG_VECTORS)
+                index = {w: i for i, w in enumerate(network.words)}
+                with torch.no_grad():
+                    for name, vector in zip(names, vectors, strict=True):
+                        if name in index:
+                            network.word_vectors[index[name]] = vector
+        if self.imagenet:
+            network.image_encoder.load_imagenet(load_features("vgg16", self.pretrained))
+
+    def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
+        groups = super().parameter_groups(optimiser, recipe)
+        if optimiser != "generator" or self.stem_learning_rate == 1:
+            return groups
+        stem = {id(p) for p in self.networks["generator"].image_encoder.stem.parameters()}
+        parts = []
+        for group in groups:
+            for inside, factor in ((False, 1.0), (True, self.stem_learning_rate)):
+                chosen = [p for p in group["params"] if (id(p) in stem) == inside]
+                parts.append(group | {"params": chosen, "factor": factor})
+        return parts
+
+    def text(self, batch: Batch, moment: Moment) -> tuple[Tensor | None, Tensor | None]:
         """Text tokens and mask of a batch; draws which pictures go without text."""
-        network, device = self.generator, batch.thermal.device
+        network, device = unwrapped(self.networks["generator"]), batch.thermal.device
         if network.text_source == "none":
             return None, None
+        draws = [moment.rng(position) for position in batch.positions]
+        dropped = [rng.random() < self.text_dropout for rng in draws]
         if network.text_source == "clip-sentence":
             tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
-            night = np.array(["night" in tags for tags in batch.tags])
-            kept = torch.from_numpy(night | (rng.random(len(batch.captions)) >= self.text_dropout))
-            return tokens.to(device), (mask.cpu() & kept[:, None]).to(device)
-        kept = []
-        for tags in batch.tags:
-            drop, chosen = (
-                rng.random() < self.text_dropout,
-                [t for t in tags if t in network.words and rng.random() < 0.8],
-            )
-            kept.append([] if drop else list(dict.fromkeys(chosen)))
-            if "night" in tags and "night" in network.words and "night" not in kept[-1]:
-                kept[-1].append("night")
-        ids, mask = tag_ids([k[-MAX_TAGS:] for k in kept], network.words)
+            kept = [not drop or "night" in tags for drop, tags in zip(dropped, batch.tags, strict=True)]
+            return tokens.to(device), (mask.cpu() & torch.tensor(kept)[:, None]).to(device)
+        chosen = []
+        for tags, rng, drop in zip(batch.tags, draws, dropped, strict=True):
+            some = [t for t in tags if t in network.words and rng.random() < 0.8]
+            chosen.append([] if drop else list(dict.fromkeys(some)))
+            if "night" in tags and "night" in network.words and "night" not in chosen[-1]:
+                chosen[-1].append("night")
+        ids, mask = tag_ids([names[-MAX_TAGS:] for names in chosen], network.words)
         pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that every step has the same shapes
         return network.embed_tags(F.pad(ids, pad).to(device)), F.pad(mask, pad).to(device)
 
-    def generator_losses(self, batch, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
-        """-> weighted losses by name (scalars), and the pictures (B,3,H,W)."""
-        tokens, mask = self.text(batch, rng)
-        colour, tag_logits, label_logits = self.generator.forward_all(batch.thermal, tokens, mask)
-        truth = batch.visible
-        losses: dict[str, Tensor] = {}
-        if "l1" in self.weights:
-            losses["l1"] = l1(colour, truth)
-        if "perceptual" in self.weights:
-            losses["perceptual"] = self.perceptual(colour, truth).mean()
-        if "tv" in self.weights:
-            losses["tv"] = total_variation(colour)
-        if "ssim" in self.weights:
-            losses["ssim"] = ssim_loss(colour, truth)
-        if "adversarial" in self.weights:
-            losses["adversarial"] = hinge_generator(self._judge(batch.thermal, colour))
+    def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
+        network = self.networks["generator"]
+        tokens, mask = self.text(batch, moment)
+        colour, tag_logits, label_logits = network(batch.thermal, tokens, mask, heads=True)
+        losses: Losses = {}
         if "tags" in self.weights:
+            words = unwrapped(network).words
             target = torch.zeros(tag_logits.shape)
-            index = {w: i for i, w in enumerate(self.generator.words)}
+            index = {w: i for i, w in enumerate(words)}
             for row, tags in enumerate(batch.tags):
                 target[row, [index[t] for t in tags if t in index]] = 1
-            each = F.binary_cross_entropy_with_logits(tag_logits, target.to(tag_logits.device), reduction="none").sum(
-                dim=1
-            )
-            losses["tags"] = (each * batch.tagged).mean()
+            each = F.binary_cross_entropy_with_logits(tag_logits, target.to(tag_logits.device), reduction="none")
+            losses["tags"] = (each.sum(dim=1) * batch.tagged).mean()
         if "labels" in self.weights:
             small = batch.label[:, 4::8, 4::8]
             entropy = F.cross_entropy(label_logits.float(), small, ignore_index=IGNORE, reduction="sum")
             losses["labels"] = entropy / (small != IGNORE).sum().clamp_min(1)
-        return {k: v * self.weights[k] for k, v in losses.items()}, colour
-
-    def discriminator_loss(self, batch, colour: Tensor) -> Tensor:
-        """Hinge loss on the true pictures and the (detached) ``colour``."""
-        real, fake = self._judge(batch.thermal, batch.visible), self._judge(batch.thermal, colour.detach())
-        return hinge_discriminator(real, fake)
-
-    def _judge(self, thermal: Tensor, colour: Tensor) -> Tensor:
-        with torch.autocast(thermal.device.type, enabled=False):  # half precision turns GANs black
-            return self.discriminator(thermal.float(), colour.float())
+        return colour, losses

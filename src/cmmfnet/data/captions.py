@@ -1,0 +1,435 @@
+"""``cmmfnet captions``: write the captions of a data set, and check them.
+
+Training reads one place, the key ``caption`` of index.jsonl: a second file could say something else. So captions get there
+from a file, from a template or from tags, the other keys stay as they are, and the index before it is kept as
+index.jsonl.bak, since captions written by hand cannot be made again. A captions file is for people: ``--out`` writes one to
+edit, ``--file`` reads it.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cmmfnet.atomic import atomic_write
+from cmmfnet.data.pairs import PairsError
+from cmmfnet.prompts import MAX_PROMPT_CHARS, Parsed, known_phrases, parse_tags
+
+CLIP_TOKENS = 77  # that CLIP's text encoder reads, start and end of text included
+LIGHTINGS = ("day", "dusk", "night")
+SKIES = ("clear", "cloudy", "overcast")
+_TOKENIZER = "openai/clip-vit-base-patch32"
+
+
+class CaptionError(ValueError):
+    """A captions file or an option does not fit the data set; nothing was written."""
+
+
+@dataclass
+class CaptionReport:
+    """What a check found. ``problems`` should be put right; ``notes`` are good to know."""
+
+    frames: int
+    captioned: int
+    distinct: int
+    changed: int = 0
+    checked_only: bool = True
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        return int(self.checked_only and bool(self.problems))
+
+
+def captions(
+    data: Path,
+    *,
+    file: Path | None = None,
+    from_tags: bool = False,
+    template: str | None = None,
+    overwrite: bool = False,
+    fill_tags: bool = False,
+    out: Path | None = None,
+    check: bool = False,
+) -> CaptionReport:
+    """Write the captions of a data set into its index and check them; without options, only check.
+
+    Captions of the file come first, then those made of tags, then the template. Exit status of a check: 1 if there are
+    problems.
+
+    Args:
+        data: a data set: a folder with index.jsonl
+        file: captions to take: .jsonl with name and caption, .csv with these columns, or text lines NAME, a tab, CAPTION
+        from_tags: make a sentence of tags or label map for frames that have no caption
+        template: one caption for all frames that have none: a text, or street-day for the one of docs/text.md
+        overwrite: let --template and --from-tags replace captions that are there
+        fill_tags: fill tags from captions where there are none
+        out: also write a captions file, to edit and to read with --file; .jsonl, .csv or text
+        check: only check, with what the other options would write
+    """
+    data = Path(data)
+    lines, entries = _read_index(data)
+    before = [dict(entry) for entry in entries]
+    given, problems = ({}, []) if file is None else _match(_read_file(Path(file)), entries, Path(file))
+    if problems and not check:
+        raise CaptionError(f"{problems[0]}. Put the names right or take these lines out; nothing was written")
+    text = None if template is None else _template(template)
+    for entry in entries:
+        name, has = entry["name"], bool(_caption(entry)) and not overwrite
+        made = given.get(name) or (None if has else (_sentence(data, entry) if from_tags else "") or text)
+        if made:
+            entry["caption"] = made
+        if fill_tags and not entry.get("tags") and (caption := _caption(entry)):
+            if len(caption) > MAX_PROMPT_CHARS:
+                raise CaptionError(
+                    f"the caption of {name} has {len(caption):,} characters; the most is {MAX_PROMPT_CHARS:,}"
+                )
+            entry["tags"] = parse_tags(caption).tags
+    report = check_captions(entries)
+    report.problems[:0] = problems
+    report.checked_only = check or not (file or from_tags or template is not None or fill_tags or out)
+    report.changed = sum(old != new for old, new in zip(before, entries, strict=True))
+    if not report.checked_only and report.changed:
+        _write_index(data, lines, before, entries)
+    if out is not None:
+        _write_file(Path(out), entries)
+    _print(report, data, out)
+    return report
+
+
+def check_captions(entries: list[dict]) -> CaptionReport:
+    """Check the captions of index entries: missing, longer than CLIP reads, against ``lighting`` or ``sky``, with words that
+    the tags' vocabulary does not know, and whether they are all the same."""
+    texts = {entry["name"]: _caption(entry) for entry in entries}
+    missing = [name for name, text in texts.items() if not text]
+    counts = Counter(text for text in texts.values() if text)
+    report = CaptionReport(len(entries), len(entries) - len(missing), len(counts))
+    if missing:
+        report.problems.append(f"{len(missing)} of {len(entries)} frames have no caption: {_some(missing)}")
+    long, how = _too_long(counts)
+    if long:
+        names = [f"{name} ({long[text]})" for name, text in texts.items() if text in long]
+        report.problems.append(
+            f"{len(names)} captions have more than CLIP's {CLIP_TOKENS} tokens ({how}): {_some(names)}"
+        )
+    # a longer one is no sentence, and is among the problems by its tokens
+    parsed = {text: parse_tags(text) if len(text) <= MAX_PROMPT_CHARS else Parsed() for text in counts}
+    against = [
+        f"{entry['name']} ({why})"
+        for entry in entries
+        if (text := texts[entry["name"]]) and (why := _contradiction(text, parsed[text], entry))
+    ]
+    if against:
+        report.problems.append(f"{len(against)} captions contradict the index: {_some(against)}")
+    if unknown := Counter(word for text, n in counts.items() for word in parsed[text].unknown * n):
+        phrases = known_phrases()
+        shown = [f"{word!r} ({n}{_nearest(word, phrases)})" for word, n in unknown.most_common(12)]
+        report.notes.append(
+            f"{len(unknown)} words have no tag, so clip-tags models do not see them (clip-sentence models do): "
+            f"{', '.join(shown)}{', ...' if len(unknown) > 12 else ''}"
+        )
+    if len(counts) == 1 and len(entries) > 1 and not missing:
+        report.notes.append(
+            "all captions are the same, as in the CMMF-Net paper: text is then a constant, and a model learns nothing from it"
+        )
+    return report
+
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _caption(entry: dict) -> str:
+    return str(entry.get("caption") or "").strip()
+
+
+def _contradiction(text: str, parsed: Parsed, entry: dict) -> str:
+    """What of a caption cannot be true by the index, in words."""
+    for key, words in (("lighting", LIGHTINGS), ("sky", SKIES)):
+        said = [word for word in parsed.tags if word in words]
+        if said and entry.get(key) in words and entry[key] not in said:
+            return f"says {' and '.join(said)}, {key} is {entry[key]}"
+    skies = [colour for colour, tag in parsed.colours if tag == "sky-other"]
+    if entry.get("lighting") == "night":
+        if sun := re.search(r"\b(sunny|sunlit|sunshine|sunlight|sun)\b", text.lower()):
+            return f"says {sun[0]}, lighting is night"
+        if light := [sky for sky in skies if "blue" in sky and "dark" not in sky and "deep" not in sky]:
+            return f"says {light[0]} sky, lighting is night"
+    if entry.get("lighting") == "day" and "black" in skies:
+        return "says black sky, lighting is day"
+    return ""
+
+
+def _too_long(texts: Iterable[str]) -> tuple[dict[str, int], str]:
+    """The texts with more tokens than CLIP reads, and how the tokens were counted."""
+    counts = {text: n for text in texts if (n := estimate_tokens(text)) > CLIP_TOKENS - 8}
+    how = "estimated; CLIP's tokenizer is not on this machine"
+    if counts and (tokenizer := _cached_tokenizer()) is not None:
+        counts = {text: len(tokenizer(text, verbose=False).input_ids) for text in counts}
+        how = "counted by CLIP's tokenizer"
+    return {text: n for text, n in counts.items() if n > CLIP_TOKENS}, how
+
+
+def estimate_tokens(text: str) -> int:
+    """About how many tokens CLIP makes of an English text, with the two for its start and end.
+
+    A word is one token for each 7 letters begun, a digit and a run of punctuation one each. Against CLIP's own tokenizer on
+    759 captions and lists of names (up to 61 tokens): 3 fewer to 5 more, .8 more on average.
+    """
+    count = 2
+    for piece in re.findall(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|(?:[^\s\w]|_)+", text.lower()):
+        count += math.ceil(len(piece) / 7) if piece.isascii() else len(piece.encode())
+    return count
+
+
+def _cached_tokenizer():
+    """CLIP's tokenizer if it is on this machine, else None; nothing is downloaded."""
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError:
+        return None
+    from cmmfnet.text import CLIP_REVISIONS
+
+    try:
+        return CLIPTokenizer.from_pretrained(_TOKENIZER, revision=CLIP_REVISIONS[_TOKENIZER], local_files_only=True)
+    except OSError:  # transformers' word for "not in the cache"
+        return None
+
+
+def _nearest(word: str, phrases: dict[str, tuple[str, ...]]) -> str:
+    close = difflib.get_close_matches(word, phrases, n=3, cutoff=0.75)
+    names = list(dict.fromkeys(name for phrase in close for name in phrases[phrase]))
+    return f", did you mean {' or '.join(names)}?" if names else ""
+
+
+def _some(items: list[str]) -> str:
+    return "; ".join(items[:5]) + ("; ..." if len(items) > 5 else "")
+
+
+def _print(report: CaptionReport, data: Path, out: Path | None) -> None:
+    print(f"{data}: {report.captioned} of {report.frames} frames have a caption, {report.distinct} different")
+    for title, found in (("problem", report.problems), ("note", report.notes)):
+        for line in found:
+            print(f"{title}: {line}")
+    if report.checked_only:
+        print(f"{report.changed} entries would change" if report.changed else "the index stays as it is")
+    else:
+        print(f"{report.changed} entries changed{', the index before is index.jsonl.bak' if report.changed else ''}")
+        if report.changed and (data / "shards" / "index.jsonl").is_file():
+            print(f"note: {data / 'shards'} still has the old captions; delete it and write it again (docs/shards.md)")
+    if out is not None:
+        print(f"captions file: {out}")
+
+
+# ---- sentences ------------------------------------------------------------------------------------------------------
+
+_WHERE = ("road", "railroad", "river", "sea", "bridge", "pavement", "playingfield", "platform", "house", "building-other",
+          "skyscraper", "hill", "mountain", "grass")  # fmt: skip
+_PLURAL = {
+    "person": "people", "car": "cars", "tree": "trees", "building-other": "buildings", "bush": "bushes", "light": "street lamps",
+    "banner": "signs", "window-other": "windows", "flower": "flowers", "plant-other": "plants", "clouds": "clouds",
+    "leaves": "leaves", "stairs": "stairs", "waterdrops": "waterdrops", "traffic light": "traffic lights", "rock": "rocks",
+    "stone": "stones", "branch": "branches", "bicycle": "bicycles", "door-stuff": "doors", "curtain": "curtains",
+    "window-blind": "window blinds", "playingfield": "a playing field", "railroad": "a railway",
+    "ground-other": "bare ground", "sky-other": "sky", "skyscraper": "skyscrapers",
+}  # fmt: skip
+_MASS = frozenset((
+    "grass", "snow", "water-other", "sand", "dirt", "gravel", "fog", "mud", "moss", "straw", "pavement", "cloth", "clothes",
+    "food-other", "fruit", "furniture-other", "metal", "paper", "plastic", "wood", "broccoli", "cardboard", "scissors", "skis",
+    "salad", "textile-other",
+))  # fmt: skip
+_NO_WORD = ("solid-other", "structural-other", "other")
+_MATERIALS = ("wall-brick", "wall-stone", "wall-wood", "wall-concrete")
+
+
+def describe(tags: Iterable[str], lighting: str | None = None, sky: str | None = None) -> str:
+    """A plain sentence of COCO-Stuff names, the same for the same names; "" where there are none.
+
+    >>> describe(["road", "car", "tree", "house", "wall-brick", "sky-other"], "day", "cloudy")
+    'A road with cars, trees and a brick house by day under a cloudy sky.'
+    """
+    names = [tag for tag in dict.fromkeys(tags) if tag not in (*_NO_WORD, *LIGHTINGS, *SKIES)]
+    walls = [name for name in names if name in _MATERIALS]
+    built = next((name for name in names if name in ("house", "building-other")), None)
+    said = {name: _say(name) for name in names}
+    if len(walls) == 1 and built:  # a house with a brick wall is a brick house
+        material = walls[0].removeprefix("wall-").replace("wood", "wooden")
+        said[built] = f"{material} buildings" if built == "building-other" else f"a {material} house"
+        names.remove(walls[0])
+    when = {"day": " by day", "dusk": " at dusk", "night": " at night"}.get(lighting or "", "")
+    if names == ["sky-other"]:
+        return f"{'Sky' if sky not in SKIES else _article(sky).capitalize() + ' sky'}{when}."
+    under = ""
+    if "sky-other" in names:
+        under = f" under {_article(sky)} sky" if sky in SKIES else " under the sky"
+        names.remove("sky-other")
+    if not names:
+        return ""
+    place = next((name for name in names if name in _WHERE), names[0])
+    others = [said[name] for name in names if name != place][:8]
+    listed = f" with {', '.join(others[:-1])}{' and ' if others[1:] else ''}{others[-1]}" if others else ""
+    return f"{said[place][0].upper()}{said[place][1:]}{listed}{when}{under}."
+
+
+def _say(name: str) -> str:
+    if name in _PLURAL:
+        return _PLURAL[name]
+    kind, _, what = name.partition("-")
+    if kind in ("wall", "floor", "ceiling") and what and what != "other":
+        return f"{_article(what.replace('wood', 'wooden'))} {kind}"
+    plain = name.removesuffix("-other").removesuffix("-stuff")
+    return plain if name in _MASS else _article(plain)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _sentence(data: Path, entry: dict) -> str:
+    """From the entry's tags, or from its label map: what covers 1 % of it or more, as in training."""
+    tags = entry.get("tags") or []
+    label = data / "label" / f"{entry['name']}.png"
+    if not tags and label.is_file():
+        from cmmfnet.data.scenes import CLASSES, COCOSTUFF
+
+        with Image.open(label) as picture:
+            area = np.bincount(np.asarray(picture).ravel(), minlength=len(CLASSES))[: len(CLASSES)]
+        order = np.argsort(-area, kind="stable")
+        tags = [name for i in order if area[i] >= 0.01 * area.sum() and (name := COCOSTUFF[CLASSES[i]])]
+    return describe(tags, entry.get("lighting"), entry.get("sky"))
+
+
+def _template(text: str) -> str:
+    from cmmfnet.text import TEMPLATES_BY_DATASET
+
+    text = TEMPLATES_BY_DATASET.get(text.strip(), text.strip())
+    if not text:
+        raise CaptionError(f"--template is empty; expected a sentence or one of {', '.join(TEMPLATES_BY_DATASET)}")
+    if re.fullmatch(r"[\w-]+-(day|dusk|night)", text):
+        raise CaptionError(f"no template {text!r}; there are {', '.join(TEMPLATES_BY_DATASET)}, or write a sentence")
+    return text
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _read_index(data: Path) -> tuple[list[str], list[dict]]:
+    """The lines of the index and, for those that are not empty, what is in them."""
+    index = data / "index.jsonl"
+    if not index.is_file():
+        raise PairsError(f"{index} does not exist; a data set is a folder with index.jsonl (docs/data.md)")
+    lines = [line for line in index.read_text(encoding="utf-8").split("\n") if line.strip()]
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+            entries[-1]["name"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise PairsError(f'{index}, line {number}: expected a JSON object with "name"; {error!r}') from error
+    if not entries:
+        raise PairsError(f"{index} has no entries")
+    return lines, entries
+
+
+def _write_index(data: Path, lines: list[str], before: list[dict], entries: list[dict]) -> None:
+    """Lines of entries that did not change stay as they are, byte for byte."""
+    index = data / "index.jsonl"
+    with atomic_write(data / "index.jsonl.bak") as copy:
+        copy.write(index.read_bytes())
+    with atomic_write(index, text=True) as stream:
+        for line, old, new in zip(lines, before, entries, strict=True):
+            stream.write((line if old == new else json.dumps(new, ensure_ascii=False)) + "\n")
+
+
+def _read_file(path: Path) -> list[tuple[int, str, str]]:
+    """(line, name, caption) of a captions file; a caption may be empty, for "none yet"."""
+    if not path.is_file():
+        raise CaptionError(f"--file {path} does not exist; cmmfnet captions DATA --out {path} makes one to fill in")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CaptionError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    rows: list[tuple[int, str, str]] = []
+    if path.suffix.lower() == ".csv":
+        head = text.partition("\n")[0]
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+        if not {"name", "caption"} <= set(reader.fieldnames or ()):
+            raise CaptionError(f"{path}: found the columns {reader.fieldnames}; expected name and caption")
+        for row in reader:
+            if None in row:
+                raise CaptionError(
+                    f'{path}, line {reader.line_num}: more cells than in the first line; write "..." around a caption with commas'
+                )
+            rows.append((reader.line_num, row["name"] or "", row["caption"] or ""))
+        return [(number, name.strip(), caption.strip()) for number, name, caption in rows]
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line.strip():
+            continue
+        if path.suffix.lower() in (".jsonl", ".json"):
+            try:
+                row = json.loads(line)
+                name, caption = row["name"], row["caption"]
+                if not isinstance(name, str) or not isinstance(caption, str | None):
+                    raise TypeError("name and caption must be strings")
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise CaptionError(
+                    f'{path}, line {number}: expected {{"name": ..., "caption": ...}}; {error!r}'
+                ) from error
+        else:
+            name, tab, caption = line.partition("\t")
+            if not tab:
+                raise CaptionError(f"{path}, line {number}: no tab in {line[:60]!r}; expected NAME, a tab and CAPTION")
+            if number == 1 and (name, caption) == ("name", "caption"):
+                continue
+        rows.append((number, name.strip(), (caption or "").strip()))
+    return rows
+
+
+def _match(rows: list[tuple[int, str, str]], entries: list[dict], path: Path) -> tuple[dict[str, str], list[str]]:
+    """Name -> caption, and what is wrong. A name may have the suffix of its picture."""
+    known = {entry["name"] for entry in entries}
+    given: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    unknown = []
+    for number, written, caption in rows:
+        name = written if written in known else str(Path(written).with_suffix("")) if "." in written else written
+        if name not in known:
+            unknown.append((number, written))
+        elif name in lines:
+            raise CaptionError(f"{path}: {name} is there twice, in lines {lines[name]} and {number}; keep one")
+        else:
+            lines[name] = number
+            given[name] = caption
+    if not unknown:
+        return given, []
+    shown = []
+    for number, written in unknown[:5]:
+        near = difflib.get_close_matches(written, known, n=1)
+        shown.append(f"{written!r} (line {number}{f', did you mean {near[0]}?' if near else ''})")
+    more = "; ..." if len(unknown) > 5 else ""
+    return given, [
+        f"{path} has captions for {len(unknown)} frames that are not in the data set: {'; '.join(shown)}{more}"
+    ]
+
+
+def _write_file(path: Path, entries: list[dict]) -> None:
+    rows = [(entry["name"], " ".join(_caption(entry).split())) for entry in entries]
+    with atomic_write(path, text=True, durable=False) as stream:
+        if path.suffix.lower() == ".csv":
+            csv.writer(stream, lineterminator="\n").writerows([("name", "caption"), *rows])
+        elif path.suffix.lower() in (".jsonl", ".json"):
+            stream.writelines(json.dumps({"name": n, "caption": c}, ensure_ascii=False) + "\n" for n, c in rows)
+        else:
+            stream.writelines(f"{name}\t{caption}\n" for name, caption in rows)

@@ -1,0 +1,198 @@
+"""What data workers do: choose, decode, crop and resize the pictures of a step. NumPy in, uint8 tensors out.
+
+Everything is a function of (seed, step, position in the step's whole batch). There is no state, so that it does not matter
+which worker of which process makes which step, nor where a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from cmmfnet.data.augment import Crop
+from cmmfnet.data.pairs import Pairs, PairsError
+from cmmfnet.data.scenes import CLASSES, COCOSTUFF
+from cmmfnet.data.simulate import level
+
+IGNORE = 255  # label of pixels that have none
+
+
+@dataclass
+class Source:
+    """One data set in the mix. ``share`` = (first, last) part of a batch at the start and the end of training.
+
+    ``simulate``: the thermal frame is made from the photo and its label map. ``level``: photos are levelled first.
+    ``scale``: side of the random crop in parts of the short side; ``aspect``: its largest stretch either way, 1 = none.
+    ``sensor``: random sensor effects (augment.sensor); without them a frame is only stretched between its 1st and 99th
+    percentile. ``order``: "scenes" draws with replacement, each scene as often (Pairs.weights); "epoch" takes every picture
+    once a pass, in an order drawn anew for each pass, and goes with a single source only.
+
+    Raises :class:`PairsError` where a thermal frame, or for ``simulate`` a label map, is missing.
+    """
+
+    pairs: Pairs
+    share: tuple[float, float]
+    simulate: bool = False
+    level: bool = False
+    scale: tuple[float, float] = (0.5, 1.0)
+    sensor: bool = True
+    aspect: float = 1.3
+    order: str = "scenes"
+
+    def __post_init__(self) -> None:
+        self.pairs.require("label" if self.simulate else "thermal")
+        if self.order not in ("scenes", "epoch"):
+            raise ValueError(f"order is {self.order!r}; expected scenes or epoch")
+        if not self.aspect >= 1:
+            raise ValueError(f"aspect is {self.aspect}; expected 1 (no stretch) or more, 1.3 is usual")
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, turn: int, stream: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn, stream]).permutation(count)
+
+
+class Items(Dataset):
+    """``Items(...)[step]`` -> the decoded pictures of one process in that step, or the :class:`PairsError` that stopped it.
+
+    A dict of F = ``frames`` frames for each of B pictures: ``thermal`` (B,F,S,S) uint8 (zeros where it is simulated),
+    ``visible`` (B,F,S,S,3) uint8, ``label`` (B,F,S,S) uint8, ``photo`` (K,F,S,S,3) uint8 (what simulated frames are made
+    from; only where ``unpaired`` makes it another than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged``
+    (B,) bool; lists ``tags``, ``captions``, ``names``, ``positions``, ``crops`` (of the colour picture).
+    """
+
+    def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int, seed: int, rank: int, world: int,
+                 unpaired: bool, frames: int, workers: int):  # fmt: skip
+        self.sources, self.batch_size, self.size, self.steps, self.seed = list(sources), batch_size, size, steps, seed
+        self.positions = range(rank, batch_size, world)
+        self.unpaired, self.frames = unpaired, frames
+        # searchsorted in these, not rng.choice(p=...), which adds up all weights for every draw
+        self._cumulative = [np.cumsum(s.pairs.weights) for s in self.sources]
+        self._triplets = [s.pairs.triplets() if frames == 3 else None for s in self.sources]
+        # for each worker its process, and the source and item it is at: names the picture that a worker died of
+        self.at = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_()
+
+    def choose(self, step: int, position: int, stream: int = 0) -> tuple[int, int, np.random.Generator]:
+        """Source, item, and the generator for what else is drawn for it. ``stream`` 1: the unpaired colour picture."""
+        rng = np.random.default_rng([self.seed, step, position, stream])
+        progress = min(1.0, step / max(1, self.steps - 1))
+        shares = np.array([s.share[0] + (s.share[1] - s.share[0]) * progress for s in self.sources])
+        source = _place(np.cumsum(shares), rng)
+        count = len(self.sources[source].pairs)
+        if self.sources[source].order == "scenes":
+            return source, _place(self._cumulative[source], rng), rng
+        turn, place = divmod(step * self.batch_size + position, count)
+        return source, int(_order(self.seed, turn, stream, count)[place]), rng
+
+    def __getitem__(self, step: int) -> dict[str, Any] | PairsError:
+        try:
+            return self._make(step)
+        except PairsError as error:
+            return error  # not raised here: torch would put a traceback of this process into the message
+
+    def _make(self, step: int) -> dict[str, Any]:
+        shape = (len(self.positions), self.frames, self.size, self.size)
+        thermal, visible = np.zeros(shape, np.uint8), np.empty((*shape, 3), np.uint8)
+        label = np.full(shape, IGNORE, np.uint8)
+        simulated, photos, sensor, tags, tagged, captions, names, places = [], [], [], [], [], [], [], []
+        for row, position in enumerate(self.positions):
+            source, index, rng = self.choose(step, position)
+            spec = self.sources[source]
+            kinds = ("label",) if spec.simulate else ("thermal", "label")
+            if spec.simulate or not self.unpaired:
+                kinds = ("visible", *kinds)
+            crops = self._crops(source, index, rng, kinds)
+            if spec.simulate:
+                simulated.append(row)
+            else:
+                thermal[row] = crops["thermal"]
+            if crops["label"] is not None:
+                label[row] = crops["label"]
+            if not self.unpaired:
+                visible[row] = crops["visible"]
+            else:
+                if spec.simulate:
+                    photos.append(crops["visible"])
+                other, other_index, other_rng = self.choose(step, position, stream=1)
+                crops |= self._crops(other, other_index, other_rng, ("visible",))
+                visible[row] = crops["visible"]
+            meta = spec.pairs.entries[index]
+            sensor.append(spec.sensor)
+            tags.append(_tags(meta, label[row, self.frames // 2] if crops["label"] is not None else None))
+            tagged.append(crops["label"] is not None or bool(meta.get("tags")))
+            captions.append(meta.get("caption") or "")
+            names.append(meta["name"])
+            places.append(crops["crop"])
+        arrays = {"thermal": thermal, "visible": visible, "label": label, "simulated": np.array(simulated, np.int64)}
+        if photos:
+            arrays["photo"] = np.stack(photos)
+        tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
+        tensors |= {"sensor": torch.tensor(sensor), "tagged": torch.tensor(tagged)}
+        return tensors | {
+            "tags": tags,
+            "captions": captions,
+            "names": names,
+            "crops": places,
+            "positions": list(self.positions),
+        }
+
+    def _crops(self, source: int, index: int, rng: np.random.Generator, kinds: Sequence[str]) -> dict[str, Any]:
+        """kind -> (F,S,S) or (F,S,S,3) uint8, one geometry for all; None for a label map that the item does not have."""
+        spec, crop, size = self.sources[source], None, None
+        indices = [index] if self.frames == 1 else self._triplets[source][index].tolist()
+        found: dict[int, dict[str, np.ndarray | None]] = {}
+        for i in dict.fromkeys(indices):
+            self._note(source, i)
+            pictures = {k: p for k, p in spec.pairs.pictures(i, kinds).items() if p is not None}
+            now = next(iter(pictures.values())).shape[:2]
+            if crop is None:
+                crop, size = Crop.draw(rng, *now, spec.scale, spec.aspect), now
+            elif now != size:
+                raise PairsError(
+                    f"{spec.pairs.root}, {spec.pairs.entries[i]['name']}: its pictures are {now}, those of its neighbour in "
+                    f"the sequence {size} (height, width); the frames of a sequence have one size"
+                )
+            if "label" in pictures:
+                _check_label(pictures["label"], f"{spec.pairs.root}, {spec.pairs.entries[i]['name']}")
+            if spec.level and "visible" in pictures:
+                pictures["visible"] = level(pictures["visible"])
+            found[i] = {k: crop.apply(p, self.size, nearest=k == "label") for k, p in pictures.items()}
+        self._note(source, -1)
+        return {"crop": crop} | {
+            k: np.stack([found[i][k] for i in indices]) if all(k in f for f in found.values()) else None for k in kinds
+        }
+
+    def _note(self, source: int, index: int) -> None:
+        if (worker := get_worker_info()) is not None:
+            self.at[worker.id, 1], self.at[worker.id, 2] = source, index
+
+
+def _place(cumulative: np.ndarray, rng: np.random.Generator) -> int:
+    """A position, drawn with the weights that ``cumulative`` adds up."""
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right").clip(0, len(cumulative) - 1))
+
+
+def _check_label(label: np.ndarray, what: str) -> None:
+    unknown = label[(label >= len(CLASSES)) & (label != IGNORE)]
+    if unknown.size:
+        raise PairsError(
+            f"{what}: label map with class {int(unknown.max())}; expected ids below {len(CLASSES)} "
+            f"(cmmfnet.data.scenes.CLASSES), 0 or {IGNORE} where there is none"
+        )
+
+
+def _tags(meta: dict, label: np.ndarray | None) -> list[str]:
+    """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture, lighting, sky."""
+    if label is not None:
+        share = np.bincount(label.ravel(), minlength=len(CLASSES))[: len(CLASSES)] / label.size
+        present = [CLASSES[i] for i in np.argsort(-share, kind="stable") if share[i] >= 0.01]
+        names = [COCOSTUFF[c] for c in present if COCOSTUFF.get(c)]
+    else:
+        names = list(meta.get("tags", ()))
+    return list(dict.fromkeys(names)) + [w for w in (meta.get("lighting"), meta.get("sky")) if w and w != "none"]

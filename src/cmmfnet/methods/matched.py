@@ -1,0 +1,93 @@
+"""Matched: the released recipe's losses for the network of any method, so that architecture and recipe can be told apart.
+
+No paper: L1, a perceptual distance, SSIM, TV and a light hinge PatchGAN, as configs/cmmfnet.yaml weighs them. CMMF-Net's
+own training (cmmfnet.py) adds text and its auxiliary heads to the same step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cmmfnet.layers import PatchDiscriminator
+from cmmfnet.losses import hinge_discriminator, hinge_generator, l1, ssim_loss, total_variation
+from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision
+from cmmfnet.perceptual import Perceptual
+
+if TYPE_CHECKING:
+    from cmmfnet.data.batches import Batch
+    from cmmfnet.recipe import Recipe
+
+
+class Matched(Method):
+    """``adversarial_start``: part of the training before the discriminator's loss reaches the generator; it learns from
+    the start. ``perceptual``, ``perceptual_mode``: network and distance of the perceptual loss (perceptual.Perceptual)."""
+
+    title: ClassVar[str] = "matched"
+    paper: ClassVar[str] = "the losses of configs/cmmfnet.yaml"
+    LOSSES: ClassVar[dict[str, float]] = {
+        "l1": 2.0, "perceptual": 1.0, "ssim": 0.5, "tv": 0.0, "adversarial": 0.015,
+    }  # fmt: skip
+    OPTIONS: ClassVar[tuple[str, ...]] = ("perceptual", "perceptual_mode", "adversarial_start")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        losses: dict[str, float],
+        *,
+        pretrained: str | Path | None = None,
+        perceptual: str = "vgg16",
+        perceptual_mode: str = "lpips",
+        adversarial_start: float = 0.0,
+    ):
+        super().__init__(network, losses, pretrained=pretrained)
+        self.adversarial_start = adversarial_start
+        self.perceptual = None
+        if "perceptual" in self.weights:
+            self.perceptual = Perceptual(perceptual, perceptual_mode, pretrained)
+        if "adversarial" in self.weights:
+            self.networks["discriminator"] = PatchDiscriminator()
+            self.optimisers = {"generator": ("generator",), "discriminator": ("discriminator",)}
+
+    def to(self, device: torch.device) -> None:
+        if self.perceptual is not None:
+            self.perceptual.to(device)
+
+    def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
+        """Weight decay on the generator's matrices only; the discriminator has Adam's moments of the GAN papers."""
+        if optimiser == "discriminator":
+            return [{"params": list(self.networks["discriminator"].parameters()), "betas": (0.5, 0.999)}]
+        parameters = [p for p in self.networks["generator"].parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
+        """The pictures (B,3,H,W) of a batch, and losses that only this network has."""
+        return self.networks["generator"](batch.thermal), {}
+
+    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+        colour, losses = self.colour(batch, moment)
+        truth = batch.visible
+        if "l1" in self.weights:
+            losses["l1"] = l1(colour, truth)
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual(colour, truth).mean()
+        if "tv" in self.weights:
+            losses["tv"] = total_variation(colour)
+        if "ssim" in self.weights:
+            losses["ssim"] = ssim_loss(colour, truth)
+        if "adversarial" in self.weights and moment.progress >= self.adversarial_start:
+            with frozen(self.networks["discriminator"]) as judge:
+                losses["adversarial"] = hinge_generator(in_full_precision(judge, batch.thermal, colour))
+        yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}
+        if "adversarial" in self.weights:
+            judge = self.networks["discriminator"]
+            real = in_full_precision(judge, batch.thermal, truth)
+            fake = in_full_precision(judge, batch.thermal, colour.detach())
+            yield "discriminator", {"discriminator": hinge_discriminator(real, fake)}

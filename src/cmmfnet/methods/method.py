@@ -1,0 +1,169 @@
+"""Method: what a paper is to the training loop. Networks, losses and one step; each paper's file subclasses it once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cmmfnet.data.batches import Batch
+    from cmmfnet.recipe import Recipe
+
+Losses = dict[str, Tensor]
+"""Name -> scalar, its weight already in it."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When in training a step is, and the draws that belong to it.
+
+    A draw is a function of (seed, step, position of the picture in the whole batch), so that neither resuming nor the
+    number of processes changes it. What modules draw themselves (dropout) comes from torch's generator, which the loop
+    seeds by (seed, step, process).
+    """
+
+    seed: int
+    step: int
+    steps: int
+
+    @property
+    def progress(self) -> float:
+        """In [0, 1): part of the training that is done."""
+        return self.step / self.steps
+
+    def rng(self, position: int) -> np.random.Generator:
+        """The draws of one picture; ``Batch.positions`` has the positions."""
+        return np.random.default_rng([self.seed, self.step, 2, position])
+
+
+class Method:
+    """Networks, losses and one training step of a paper.
+
+    Attributes of the class:
+        Network: the generator. Its constructor's keywords are ``model`` in a recipe and the configuration in a model file.
+            ``forward(thermal (B,1,H,W) in [-1,1], text=None, text_mask=None) -> (B,3,H,W) in [-1,1]``. It may have
+            ``multiple_of`` (H and W must be multiples; 8 where it says nothing) and ``fixed_size`` (the one side it takes).
+        title, paper: as tables and `cmmfnet models` print them
+        paired: whether it learns from aligned pairs; otherwise ``Batch.visible`` shows other scenes than ``Batch.thermal``
+        frames: 1, or 3: ``Batch.thermal`` is (B,3,1,H,W), ``Batch.visible`` (B,3,3,H,W), neighbours in time
+        LOSSES: the paper's losses and their weights; a recipe may choose others of these names
+        optimisers: optimiser -> the networks it trains
+
+    ``networks`` holds every trained network by name, "generator" among them. The loop puts a DistributedDataParallel in
+    the place of each where there are several processes, so a step takes its networks from there when it runs. All
+    parameters of a network must reach the losses of its optimiser (DDP waits for each of them).
+    """
+
+    Network: ClassVar[type[nn.Module]]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    paired: ClassVar[bool] = True
+    frames: ClassVar[int] = 1
+    LOSSES: ClassVar[dict[str, float]]
+    optimisers: ClassVar[dict[str, tuple[str, ...]]] = {"generator": ("generator",)}
+
+    def __init__(self, network: nn.Module, losses: dict[str, float], *, pretrained: str | Path | None = None):
+        """``losses``: name -> weight; a weight of 0 leaves a loss, and what only it needs, out. ``pretrained``: folder of
+        loss networks (perceptual.py). A subclass adds keywords of its own: they are ``options`` in a recipe.
+
+        Raises ``ValueError`` for an unknown loss.
+        """
+        if unknown := set(losses) - set(self.LOSSES):
+            raise ValueError(f"unknown loss {', '.join(sorted(unknown))}; expected some of {', '.join(self.LOSSES)}")
+        self.weights = {name: weight for name, weight in losses.items() if weight}
+        self.pretrained = pretrained
+        self.networks: dict[str, nn.Module] = {"generator": network}
+        self.pools: dict[str, ImagePool] = {}
+
+    @classmethod
+    def configuration(cls, model: dict) -> dict:
+        """The full configuration of a fresh network for what a recipe says under ``model``."""
+        return model
+
+    def start(self) -> None:
+        """Put pre-trained parts of a fresh network in place; not called for one that was trained before."""
+
+    def to(self, device: torch.device) -> None:
+        """Move what is not in ``networks`` (frozen loss networks) to the device."""
+
+    def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
+        """Groups for Adam or AdamW: "params" and, where they differ from the recipe's, "factor" (on the learning rate),
+        "betas", "weight_decay"."""
+        networks = [self.networks[name] for name in self.optimisers[optimiser]]
+        return [{"params": [p for network in networks for p in network.parameters() if p.requires_grad]}]
+
+    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+        """One step, as a generator: every ``yield optimiser, losses`` hands the losses over; when it goes on, that
+        optimiser has made its step. What a later part needs of an earlier one stays in local variables:
+
+            fake = self.networks["generator"](batch.thermal)
+            yield "generator", {"l1": ..., "adversarial": ...}
+            yield "discriminator", {"discriminator": ...}
+
+        Every call must yield the same optimisers in the same order, each with at least one loss that has a gradient.
+        Runs under the recipe's mixed precision; discriminators belong in :func:`in_full_precision`.
+        """
+        raise NotImplementedError
+
+
+class frozen:  # noqa: N801: reads as the statement that it is
+    """``with frozen(network) as judge``: gradients pass through ``judge`` to its inputs, none stay in its weights.
+
+    For a generator's loss through a discriminator. Inside stands the network without its DistributedDataParallel, which
+    would wait for gradients that never come.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = unwrapped(network)
+
+    def __enter__(self) -> nn.Module:
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        return self.network
+
+    def __exit__(self, *_) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside a DistributedDataParallel, or the network."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+
+
+def in_full_precision(network: nn.Module, *inputs: Tensor):
+    """``network(*inputs)`` in float32 whatever the mixed precision around it: half precision turns GANs black."""
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return network(*(x.float() for x in inputs))
+
+
+class ImagePool:
+    """The last pictures of a generator, for its discriminator (Shrivastava et al., CVPR 2017, section 2.3).
+
+    Until ``size`` pictures are in it, it returns what it is given; then, for every picture with probability 1/2, one that
+    it had, which the new one replaces. It belongs to a run's state: ``pictures`` is saved and restored, for each process.
+    """
+
+    def __init__(self, size: int = 50):
+        self.size = size
+        self.pictures: list[Tensor] = []
+
+    def __call__(self, pictures: Tensor, batch: Batch, moment: Moment) -> Tensor:
+        """(B,...) -> (B,...), detached."""
+        out = []
+        for picture, position in zip(pictures.detach(), batch.positions, strict=True):
+            rng = moment.rng(position)
+            if len(self.pictures) < self.size:
+                self.pictures.append(picture.clone())
+            elif rng.random() < 0.5:
+                chosen = int(rng.integers(self.size))
+                self.pictures[chosen], picture = picture.clone(), self.pictures[chosen]
+            out.append(picture)
+        return torch.stack(out)

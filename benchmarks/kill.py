@@ -80,6 +80,8 @@ def main() -> int:
             else:
                 resumed += 1
             reached = step
+            if number % 20 == 19:
+                print(f"after {number + 1} trials: {resumed} went on, step {reached}", flush=True)
         subprocess.run([*command, "--max-steps", str(reached + 2)], check=True, capture_output=True, timeout=120)
         end = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"]
     print(f"{resumed} of {given.trials} trials went on where they were killed, {lost} lost steps that were saved")

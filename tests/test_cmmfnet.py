@@ -156,7 +156,7 @@ def test_evaluation_is_deterministic_and_has_no_batch_statistics():
         # nothing behaves differently in training mode either
         assert torch.equal(first, network.train()(frames(), network.embed_tags(torch.tensor([[0, 1], [2, 3]]))))
     method = CMMFNetMethod(network, {"adversarial": 1.0})
-    for module in (*network.modules(), *method.discriminator.modules()):
+    for module in (*network.modules(), *method.networks["discriminator"].modules()):
         assert not isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd), module
     assert list(network.buffers()) == []
 

@@ -22,6 +22,7 @@ from cmmfnet.methods.palette import (
     ResidualBlock,
     embed_level,
     noise_levels,
+    without_low_frequencies,
 )
 
 SMALL = {
@@ -117,6 +118,16 @@ def test_residual_block(scale, size):
     assert not torch.allclose(block(x, embedding), block(x, torch.zeros(3, 12)))
 
 
+def test_level_reaches_the_embedding():
+    """Times 1000; with ``faithful`` as it is."""
+    level = torch.tensor([0.2])
+    for network, scale in ((small(), 1000), (small(faithful=True), 1)):
+        seen = []
+        network.embed.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        network(torch.zeros(1, 1, 8, 8), noisy=torch.zeros(1, 3, 8, 8), level=level)
+        torch.testing.assert_close(seen[0], embed_level(level * scale, 16))
+
+
 @pytest.mark.parametrize("size", [(32, 32), (16, 40), (6, 10)])
 def test_shapes_and_range(size):
     network = small()
@@ -156,6 +167,15 @@ def test_sampling_levels():
     levels = small(steps=7).sampling_levels()
     assert len(levels) == 8 and levels == sorted(levels) and levels[-1] == 1
     assert levels[0] == noise_levels(*TRAINING)[-1] and set(levels[:-1]) <= set(noise_levels(*TRAINING).tolist())
+
+
+def test_without_low_frequencies():
+    noise = torch.randn(1, 2, 8, 12)
+    rest = without_low_frequencies(noise, 4)
+    for y in (0, 4):
+        for x in (0, 4, 8):
+            cell = noise[..., y : y + 4, x : x + 4]
+            torch.testing.assert_close(rest[..., y : y + 4, x : x + 4], cell - cell.mean(dim=(2, 3), keepdim=True))
 
 
 def options() -> dict:
@@ -209,6 +229,12 @@ def test_sampling_a_known_distribution(monkeypatch, sampler, steps):
     monkeypatch.setattr(network, "_denoise", denoise)
     samples = network(torch.zeros(1, 1, 128, 128))
     expected = expected_deviation(sampler, network.sampling_levels(), deviation)
+    if (
+        sampler == "ddim"
+    ):  # it starts without the mean of every 2 x 2 pixels, a quarter of the variance, and adds nothing
+        cells = torch.nn.functional.avg_pool2d(samples, 2)
+        torch.testing.assert_close(cells, torch.full_like(cells, mean), atol=1e-3, rtol=0)
+        samples = mean + (samples - mean) / math.sqrt(0.75)
     assert samples.mean().item() == pytest.approx(mean, abs=0.01)
     assert samples.std().item() == pytest.approx(expected, rel=0.02)
     if steps >= 1000:

@@ -29,10 +29,10 @@ def read(name: str) -> Recipe:
     ("changes", "message"),
     [
         ({"schedule": "cosin"}, "schedule is 'cosin'; expected one of constant, linear, cosine"),
-        ({"precision": "fp16"}, "precision is 'fp16'; expected one of no, bf16"),
-        ({"perceptual": "vgg11"}, "perceptual is 'vgg11'"),
-        ({"perceptual_mode": "l2"}, "perceptual_mode is 'l2'"),
-        ({"perceptual_mode": "lpips"}, "no learned heads for vgg19; set perceptual: vgg16"),
+        ({"precision": "int8"}, "precision is 'int8'; expected one of no, bf16, fp16"),
+        ({"epochs": 2}, "epochs is 2; give one of the two"),
+        ({"optimiser": "sgd"}, "optimiser is 'sgd'; expected one of adam, adamw"),
+        ({"accumulate": 0}, "accumulate is 0; expected 1 or more"),
         ({"steps": 0}, "steps is 0; expected 1 or more"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"save_every": 0}, "save_every is 0"),
@@ -40,7 +40,7 @@ def read(name: str) -> Recipe:
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"ema": 1.0}, "ema is 1.0"),
-        ({"text_dropout": 1.5}, "text_dropout is 1.5"),
+        ({"milestones": (0.5, 1.5)}, "milestones are"),
         ({"losses": {}}, "at least one needs a weight"),
         ({"losses": {"l1": 0.0}}, "at least one needs a weight"),
         ({"sources": []}, "sources is empty; name at least one folder"),
@@ -91,7 +91,7 @@ def test_the_paper_s_recipe_builds_the_paper_s_network():
     assert count == pytest.approx(40.1e6, rel=0.02)  # notes, section 15: 40.12 M beside the frozen text encoder
     assert (network.text_source, network.interaction.mode, network.concat) == ("clip-sentence", "text_query", True)
     assert paper.losses == {"l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0}
-    assert (paper.perceptual, paper.perceptual_mode) == ("vgg19", "l1")
+    assert paper.options == {"perceptual": "vgg19", "perceptual_mode": "l1"}
     assert (paper.batch_size, paper.learning_rate, paper.betas) == (1, 5e-4, (0.5, 0.999))
-    assert (paper.schedule, paper.ema, paper.precision, paper.text_dropout) == ("linear", 0.0, "no", 0.0)
+    assert (paper.schedule, paper.ema, paper.precision, paper.epochs) == ("linear", 0.0, "no", 20)
     assert paper.steps % 20 == 0

@@ -430,7 +430,7 @@ class CMMFNetMethod(Matched):
             network.interaction.no_text.requires_grad_(False)
             network.text_projection.requires_grad_(False)
         self.text_dropout, self.imagenet, self.stem_learning_rate = text_dropout, imagenet, stem_learning_rate
-        self.sentences = SentenceEncoder() if network.text_source == "clip-sentence" else None
+        self.sentences = None
 
     @classmethod
     def configuration(cls, model: dict) -> dict:
@@ -452,6 +452,11 @@ class CMMFNetMethod(Matched):
                             network.word_vectors[index[name]] = vector
         if self.imagenet:
             network.image_encoder.load_imagenet(load_features("vgg16", self.pretrained))
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        if self.networks["generator"].text_source == "clip-sentence":
+            self.sentences = SentenceEncoder()
 
     def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
         groups = super().parameter_groups(optimiser, recipe)

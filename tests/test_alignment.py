@@ -18,7 +18,7 @@ from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import render
 
 MARGIN = 14
-REAL = Path("/work/shared/data/pairs")
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "pairs"
 
 
 @pytest.fixture(scope="module")

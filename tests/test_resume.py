@@ -21,6 +21,7 @@ import yaml
 
 from cmmfnet import checkpoint
 from cmmfnet.data.scenes import write_pairs
+from cmmfnet.methods import METHODS
 from cmmfnet.weights import load_model
 
 TESTS = Path(__file__).parent
@@ -37,6 +38,12 @@ ENVIRONMENT = {
     **{k: v for k, v in os.environ.items() if k != "CMMFNET_PRETRAINED"},
     "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(TESTS),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """The method of dropout_method.py is known here, too, where models are loaded."""
+    monkeypatch.setitem(METHODS, "dropout", "dropout_method:DropoutMethod")
 
 
 @pytest.fixture(scope="module")

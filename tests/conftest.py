@@ -6,6 +6,13 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Networks that a test makes are the same in any order of tests, alone, and again."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -79,6 +79,12 @@ class Agreement:
         self.asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
         return answer
 
+    def end(self) -> None:
+        """Every process has asked as often: a process that left with its question open would abort."""
+        if self.asked is not None:
+            self.asked[1].wait()
+            self.asked = None
+
 
 def train(
     *,
@@ -255,8 +261,8 @@ def train(
                 run.save(done)
             if last:
                 break
-    if trackers:
-        accelerator.end_training()
+    agreement.end()
+    accelerator.end_training()  # the trackers, and the processes' tie
     if main:
         if agreed == SIGNALLED:
             print(f"{came[0] if came else 'a signal'}: saved at step {done}; the same command goes on from there")

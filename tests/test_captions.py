@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from cmmfnet.data import captions as module
-from cmmfnet.data.captions import CaptionError, captions, check_captions, describe, estimate_tokens
+from cmmfnet.data.caption_files import CaptionError
+from cmmfnet.data.captions import captions, check_captions, estimate_tokens
 from cmmfnet.data.pairs import PairsError
+from cmmfnet.data.sentences import describe
 from cmmfnet.prompts import parse_tags
 from cmmfnet.text import DEFAULT_PROMPT
 from cmmfnet.words import COCO_STUFF

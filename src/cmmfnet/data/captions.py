@@ -8,9 +8,7 @@ edit, ``--file`` reads it.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
 import json
 import math
 import re
@@ -19,21 +17,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from cmmfnet.atomic import atomic_write
+from cmmfnet.data.caption_files import CaptionError, match_captions, read_captions, write_captions
 from cmmfnet.data.pairs import PairsError
+from cmmfnet.data.sentences import LIGHTINGS, SKIES, sentence
 from cmmfnet.prompts import MAX_PROMPT_CHARS, Parsed, known_phrases, parse_tags
 
 CLIP_TOKENS = 77  # that CLIP's text encoder reads, start and end of text included
-LIGHTINGS = ("day", "dusk", "night")
-SKIES = ("clear", "cloudy", "overcast")
 _TOKENIZER = "openai/clip-vit-base-patch32"
-
-
-class CaptionError(ValueError):
-    """A captions file or an option does not fit the data set; nothing was written."""
 
 
 @dataclass
@@ -82,13 +73,17 @@ def captions(
     data = Path(data)
     lines, entries = _read_index(data)
     before = [dict(entry) for entry in entries]
-    given, problems = ({}, []) if file is None else _match(_read_file(Path(file)), entries, Path(file))
+    given, problems = (
+        ({}, [])
+        if file is None
+        else match_captions(read_captions(Path(file)), {entry["name"] for entry in entries}, Path(file))
+    )
     if problems and not check:
         raise CaptionError(f"{problems[0]}. Put the names right or take these lines out; nothing was written")
     text = None if template is None else _template(template)
     for entry in entries:
         name, has = entry["name"], bool(_caption(entry)) and not overwrite
-        made = given.get(name) or (None if has else (_sentence(data, entry) if from_tags else "") or text)
+        made = given.get(name) or (None if has else (sentence(data, entry) if from_tags else "") or text)
         if made:
             entry["caption"] = made
         if fill_tags and not entry.get("tags") and (caption := _caption(entry)):
@@ -104,7 +99,7 @@ def captions(
     if not report.checked_only and report.changed:
         _write_index(data, lines, before, entries)
     if out is not None:
-        _write_file(Path(out), entries)
+        write_captions(Path(out), ((entry["name"], _caption(entry)) for entry in entries))
     _print(report, data, out)
     return report
 
@@ -232,84 +227,6 @@ def _print(report: CaptionReport, data: Path, out: Path | None) -> None:
         print(f"captions file: {out}")
 
 
-# ---- sentences ------------------------------------------------------------------------------------------------------
-
-_WHERE = ("road", "railroad", "river", "sea", "bridge", "pavement", "playingfield", "platform", "house", "building-other",
-          "skyscraper", "hill", "mountain", "grass")  # fmt: skip
-_PLURAL = {
-    "person": "people", "car": "cars", "tree": "trees", "building-other": "buildings", "bush": "bushes", "light": "street lamps",
-    "banner": "signs", "window-other": "windows", "flower": "flowers", "plant-other": "plants", "clouds": "clouds",
-    "leaves": "leaves", "stairs": "stairs", "waterdrops": "waterdrops", "traffic light": "traffic lights", "rock": "rocks",
-    "stone": "stones", "branch": "branches", "bicycle": "bicycles", "door-stuff": "doors", "curtain": "curtains",
-    "window-blind": "window blinds", "playingfield": "a playing field", "railroad": "a railway",
-    "ground-other": "bare ground", "sky-other": "sky", "skyscraper": "skyscrapers",
-}  # fmt: skip
-_MASS = frozenset((
-    "grass", "snow", "water-other", "sand", "dirt", "gravel", "fog", "mud", "moss", "straw", "pavement", "cloth", "clothes",
-    "food-other", "fruit", "furniture-other", "metal", "paper", "plastic", "wood", "broccoli", "cardboard", "scissors", "skis",
-    "salad", "textile-other",
-))  # fmt: skip
-_NO_WORD = ("solid-other", "structural-other", "other")
-_MATERIALS = ("wall-brick", "wall-stone", "wall-wood", "wall-concrete")
-
-
-def describe(tags: Iterable[str], lighting: str | None = None, sky: str | None = None) -> str:
-    """A plain sentence of COCO-Stuff names, the same for the same names; "" where there are none.
-
-    >>> describe(["road", "car", "tree", "house", "wall-brick", "sky-other"], "day", "cloudy")
-    'A road with cars, trees and a brick house by day under a cloudy sky.'
-    """
-    names = [tag for tag in dict.fromkeys(tags) if tag not in (*_NO_WORD, *LIGHTINGS, *SKIES)]
-    walls = [name for name in names if name in _MATERIALS]
-    built = next((name for name in names if name in ("house", "building-other")), None)
-    said = {name: _say(name) for name in names}
-    if len(walls) == 1 and built:  # a house with a brick wall is a brick house
-        material = walls[0].removeprefix("wall-").replace("wood", "wooden")
-        said[built] = f"{material} buildings" if built == "building-other" else f"a {material} house"
-        names.remove(walls[0])
-    when = {"day": " by day", "dusk": " at dusk", "night": " at night"}.get(lighting or "", "")
-    if names == ["sky-other"]:
-        return f"{'Sky' if sky not in SKIES else _article(sky).capitalize() + ' sky'}{when}."
-    under = ""
-    if "sky-other" in names:
-        under = f" under {_article(sky)} sky" if sky in SKIES else " under the sky"
-        names.remove("sky-other")
-    if not names:
-        return ""
-    place = next((name for name in names if name in _WHERE), names[0])
-    others = [said[name] for name in names if name != place][:8]
-    listed = f" with {', '.join(others[:-1])}{' and ' if others[1:] else ''}{others[-1]}" if others else ""
-    return f"{said[place][0].upper()}{said[place][1:]}{listed}{when}{under}."
-
-
-def _say(name: str) -> str:
-    if name in _PLURAL:
-        return _PLURAL[name]
-    kind, _, what = name.partition("-")
-    if kind in ("wall", "floor", "ceiling") and what and what != "other":
-        return f"{_article(what.replace('wood', 'wooden'))} {kind}"
-    plain = name.removesuffix("-other").removesuffix("-stuff")
-    return plain if name in _MASS else _article(plain)
-
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _sentence(data: Path, entry: dict) -> str:
-    """From the entry's tags, or from its label map: what covers 1 % of it or more, as in training."""
-    tags = entry.get("tags") or []
-    label = data / "label" / f"{entry['name']}.png"
-    if not tags and label.is_file():
-        from cmmfnet.data.scenes import CLASSES, COCOSTUFF
-
-        with Image.open(label) as picture:
-            area = np.bincount(np.asarray(picture).ravel(), minlength=len(CLASSES))[: len(CLASSES)]
-        order = np.argsort(-area, kind="stable")
-        tags = [name for i in order if area[i] >= 0.01 * area.sum() and (name := COCOSTUFF[CLASSES[i]])]
-    return describe(tags, entry.get("lighting"), entry.get("sky"))
-
-
 def _template(text: str) -> str:
     from cmmfnet.text import TEMPLATES_BY_DATASET
 
@@ -321,7 +238,7 @@ def _template(text: str) -> str:
     return text
 
 
-# ---- files ----------------------------------------------------------------------------------------------------------
+# ---- the index -------------------------------------------------------------------------------------------------------
 
 
 def _read_index(data: Path) -> tuple[list[str], list[dict]]:
@@ -350,86 +267,3 @@ def _write_index(data: Path, lines: list[str], before: list[dict], entries: list
     with atomic_write(index, text=True) as stream:
         for line, old, new in zip(lines, before, entries, strict=True):
             stream.write((line if old == new else json.dumps(new, ensure_ascii=False)) + "\n")
-
-
-def _read_file(path: Path) -> list[tuple[int, str, str]]:
-    """(line, name, caption) of a captions file; a caption may be empty, for "none yet"."""
-    if not path.is_file():
-        raise CaptionError(f"--file {path} does not exist; cmmfnet captions DATA --out {path} makes one to fill in")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CaptionError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-    rows: list[tuple[int, str, str]] = []
-    if path.suffix.lower() == ".csv":
-        head = text.partition("\n")[0]
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
-        if not {"name", "caption"} <= set(reader.fieldnames or ()):
-            raise CaptionError(f"{path}: found the columns {reader.fieldnames}; expected name and caption")
-        for row in reader:
-            if None in row:
-                raise CaptionError(
-                    f'{path}, line {reader.line_num}: more cells than in the first line; write "..." around a caption with commas'
-                )
-            rows.append((reader.line_num, row["name"] or "", row["caption"] or ""))
-        return [(number, name.strip(), caption.strip()) for number, name, caption in rows]
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.rstrip("\r")
-        if not line.strip():
-            continue
-        if path.suffix.lower() in (".jsonl", ".json"):
-            try:
-                row = json.loads(line)
-                name, caption = row["name"], row["caption"]
-                if not isinstance(name, str) or not isinstance(caption, str | None):
-                    raise TypeError("name and caption must be strings")
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise CaptionError(
-                    f'{path}, line {number}: expected {{"name": ..., "caption": ...}}; {error!r}'
-                ) from error
-        else:
-            name, tab, caption = line.partition("\t")
-            if not tab:
-                raise CaptionError(f"{path}, line {number}: no tab in {line[:60]!r}; expected NAME, a tab and CAPTION")
-            if number == 1 and (name, caption) == ("name", "caption"):
-                continue
-        rows.append((number, name.strip(), (caption or "").strip()))
-    return rows
-
-
-def _match(rows: list[tuple[int, str, str]], entries: list[dict], path: Path) -> tuple[dict[str, str], list[str]]:
-    """Name -> caption, and what is wrong. A name may have the suffix of its picture."""
-    known = {entry["name"] for entry in entries}
-    given: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    unknown = []
-    for number, written, caption in rows:
-        name = written if written in known else str(Path(written).with_suffix("")) if "." in written else written
-        if name not in known:
-            unknown.append((number, written))
-        elif name in lines:
-            raise CaptionError(f"{path}: {name} is there twice, in lines {lines[name]} and {number}; keep one")
-        else:
-            lines[name] = number
-            given[name] = caption
-    if not unknown:
-        return given, []
-    shown = []
-    for number, written in unknown[:5]:
-        near = difflib.get_close_matches(written, known, n=1)
-        shown.append(f"{written!r} (line {number}{f', did you mean {near[0]}?' if near else ''})")
-    more = "; ..." if len(unknown) > 5 else ""
-    return given, [
-        f"{path} has captions for {len(unknown)} frames that are not in the data set: {'; '.join(shown)}{more}"
-    ]
-
-
-def _write_file(path: Path, entries: list[dict]) -> None:
-    rows = [(entry["name"], " ".join(_caption(entry).split())) for entry in entries]
-    with atomic_write(path, text=True, durable=False) as stream:
-        if path.suffix.lower() == ".csv":
-            csv.writer(stream, lineterminator="\n").writerows([("name", "caption"), *rows])
-        elif path.suffix.lower() in (".jsonl", ".json"):
-            stream.writelines(json.dumps({"name": n, "caption": c}, ensure_ascii=False) + "\n" for n, c in rows)
-        else:
-            stream.writelines(f"{name}\t{caption}\n" for name, caption in rows)

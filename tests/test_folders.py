@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmmfnet.data.folders import hold_out, read_folder
+from cmmfnet.data.folders import read_folder
+from cmmfnet.data.hold_out import hold_out
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.raw import PrepareError, RawPair
 

@@ -29,7 +29,9 @@ towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, wall-
 water-other, waterdrops, window-blind, window-other, wood
 """
 COCO_STUFF: tuple[str, ...] = tuple(name.strip() for name in _COCO_STUFF.replace("\n", " ").split(","))
-EXTRA_WORDS: tuple[str, ...] = ("day", "dusk", "night", "clear", "cloudy", "overcast")
+LIGHTINGS = ("day", "dusk", "night")
+SKIES = ("clear", "cloudy", "overcast")
+EXTRA_WORDS: tuple[str, ...] = (*LIGHTINGS, *SKIES)
 WORDS: tuple[str, ...] = COCO_STUFF + EXTRA_WORDS
 
 # "tag[+tag]: phrase, phrase". A phrase stands for its singular and plural, "!flats" for this form only.

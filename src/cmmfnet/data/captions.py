@@ -20,8 +20,9 @@ from pathlib import Path
 from cmmfnet.atomic import atomic_write
 from cmmfnet.data.caption_files import CaptionError, match_captions, read_captions, write_captions
 from cmmfnet.data.pairs import PairsError
-from cmmfnet.data.sentences import LIGHTINGS, SKIES, sentence
+from cmmfnet.data.sentences import sentence
 from cmmfnet.prompts import MAX_PROMPT_CHARS, Parsed, known_phrases, parse_tags
+from cmmfnet.words import LIGHTINGS, SKIES
 
 CLIP_TOKENS = 77  # that CLIP's text encoder reads, start and end of text included
 _TOKENIZER = "openai/clip-vit-base-patch32"

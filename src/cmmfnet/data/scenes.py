@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..words import LIGHTINGS
 from .scene_layout import build
 from .scene_render import frame
 
@@ -41,7 +42,6 @@ COCOSTUFF: dict[str, str | None] = {
     "window": "window-other", "door": "door-stuff", "roof": "roof", "other": None,
 }  # fmt: skip
 KINDS = ("street", "house", "park")
-LIGHTINGS = ("day", "dusk", "night")
 TAG_SHARE = 0.001  # of the picture: smaller things are not named
 _PLURAL = {
     "building": "buildings", "wall": "a wall", "fence": "a fence", "pole": "poles", "road": "a road",

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-LIGHTINGS = ("day", "dusk", "night")
-SKIES = ("clear", "cloudy", "overcast")
+from cmmfnet.words import LIGHTINGS, SKIES
+
 _WHERE = ("road", "railroad", "river", "sea", "bridge", "pavement", "playingfield", "platform", "house", "building-other",
           "skyscraper", "hill", "mountain", "grass")  # fmt: skip
 _PLURAL = {

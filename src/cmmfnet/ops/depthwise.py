@@ -1,17 +1,21 @@
 """Large-kernel depthwise convolution, stride 1, "same" padding: eager PyTorch as reference and fallback, Triton on CUDA.
 
 A depthwise convolution does K*K multiply-adds for each value that it reads, which is too many for the ordinary units and,
-done one channel at a time, has no matrix product for the tensor cores. Here it gets one: for a row of the kernel, 16
-neighbouring outputs of a row are a product of the 16+K-1 inputs under them with a banded Toeplitz matrix of the kernel's row,
+done one channel at a time, has no matrix product for the tensor cores. Here it gets one. A *patch* is ROWS x 16 outputs of
+one channel; the inputs under it are the ROWS+K-1 rows, of each the 16 columns with a border left and right, wide enough for
+the kernel and rounded up so that every row begins at a multiple of 16 bytes. Both flattened, the outputs are a product
 
-    y[r, n] += sum_j x[r, j] T[j, n],    T[j, n] = w[kh, j - n] where 0 <= j - n < K, else 0,
+    y[p, (r, n)] = sum over (i, j) of x[p, (i, j)] T[(i, j), (r, n)],     T = w[i - r, j - n - shift] or 0 outside the kernel,
 
-and rows r of all pictures of the batch make the tall side. So K products of (rows x 32) by (32 x 16) replace K*K shifted
-reads. The input's gradient is the same with the kernel turned round; for the weight's gradient the product x^T dy of the same
-tiles holds each dw[kh, kw] as the sum of one diagonal.
+of all patches p of the batch with a Toeplitz matrix of the kernel's weights, which a small kernel writes out beforehand.
+Each input is read (ROWS+K-1) / ROWS times per row of patches instead of K times, by aligned loads. The input's gradient is
+the same with the kernel turned round; for the weight's gradient the product x^T dy of the same patches holds each
+dw[kh, kw] as the sum of ROWS*16 entries. All sums run in a fixed order: results are equal from run to run.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,83 +46,176 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     return _depthwise(x, weight.to(x.dtype), bias.to(x.dtype))
 
 
+class Tiles(NamedTuple):
+    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input rows in one product."""
+
+    rows: int
+    patches: int
+    group: int
+    warps: int
+    stages: int
+
+
+# A patch of 16 columns needs a border of K // 2 on both sides, the left one rounded up to 8 values (16 bytes).
+COLUMNS = 16
+
+
+def _border(kernel: int) -> tuple[int, int]:
+    """Input columns to the left of a patch, and in all (a power of two)."""
+    left = -(-(kernel // 2) // 8) * 8
+    return left, 32 if left + COLUMNS + kernel // 2 <= 32 else 64
+
+
+def _forward_tiles(kernel: int, dtype: torch.dtype) -> Tiles:
+    if dtype == torch.float32:
+        return Tiles(4, 64, 1, 4, 2)
+    return Tiles(4, 128, 2 if _border(kernel)[1] == 32 else 1, 4, 3)
+
+
+def _weight_tiles(kernel: int, dtype: torch.dtype) -> Tiles:
+    if dtype == torch.float32:
+        return Tiles(4, 32, 1, 4, 2)
+    return Tiles(4, 64, 4 if _border(kernel)[1] == 32 else 2, 4, 3)
+
+
 if triton is not None:
 
     @triton.jit
-    def _correlate(x, w, bias, y, rows, channels, height, width, K: tl.constexpr, FLIP: tl.constexpr, BIAS: tl.constexpr,
-                   BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, IEEE: tl.constexpr):  # fmt: skip
-        c = tl.program_id(1)
-        tiles = tl.cdiv(width, BN)
-        r = (tl.program_id(0) // tiles) * BM + tl.arange(0, BM)
-        left = (tl.program_id(0) % tiles) * BN
-        h = r % height
-        start = ((r // height).to(tl.int64) * channels + c) * height  # first row of this picture and channel
-        column = left - K // 2 + tl.arange(0, BK)
-        column_ok = (column >= 0) & (column < width)
-        tap = tl.arange(0, BK)[:, None] - tl.arange(0, BN)[None, :]
-        tap_ok = (tap >= 0) & (tap < K)
-        acc = tl.zeros((BM, BN), dtype=tl.float32)
-        for kh in range(K):
-            row = h + kh - K // 2
-            ok = ((r < rows) & (row >= 0) & (row < height))[:, None] & column_ok[None, :]
-            a = tl.load(x + (start + row)[:, None] * width + column[None, :], mask=ok, other=0.0)
-            if FLIP:
-                at = (K - 1 - kh) * K + (K - 1 - tap)
-            else:
-                at = kh * K + tap
-            t = tl.load(w + c * K * K + at, mask=tap_ok, other=0.0)
-            if IEEE:
-                acc = tl.dot(a, t, acc, input_precision="ieee")
-            else:
-                acc = tl.dot(a, t, acc)
-        if BIAS:
-            acc += tl.load(bias + c).to(tl.float32)
-        out = left + tl.arange(0, BN)
-        tl.store(y + (start + h)[:, None] * width + out[None, :], acc.to(y.dtype.element_ty),
-                 mask=(r < rows)[:, None] & (out < width)[None, :])  # fmt: skip
+    def _toeplitz(w, t, inputs, K: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,
+                  BK: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
+        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros."""
+        i, c = tl.program_id(0), tl.program_id(1)
+        j = tl.arange(0, BK)[:, None]
+        out = tl.arange(0, ROWS * BN)[None, :]
+        kh = i - out // BN
+        kw = j - out % BN - SHIFT
+        ok = (kh >= 0) & (kh < K) & (kw >= 0) & (kw < K)
+        if FLIP:
+            at = (K - 1 - kh) * K + (K - 1 - kw)
+        else:
+            at = kh * K + kw
+        value = tl.load(w + c * K * K + at, mask=ok, other=0.0)
+        tl.store(t + ((c * inputs + i).to(tl.int64) * BK + j) * (ROWS * BN) + out, value)
 
     @triton.jit
-    def _weight_products(x, dy, g, rows, channels, height, width, per_split, K: tl.constexpr, SPLITS: tl.constexpr,
-                         BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, IEEE: tl.constexpr):  # fmt: skip
-        kh = tl.program_id(0) % K
-        split = tl.program_id(0) // K
-        c = tl.program_id(1)
-        acc = tl.zeros((BK, BN), dtype=tl.float32)
-        tiles = tl.cdiv(width, BN)
-        for i in range(split * per_split, (split + 1) * per_split):
-            r = (i // tiles) * BM + tl.arange(0, BM)
-            left = (i % tiles) * BN
-            h = r % height
-            start = ((r // height).to(tl.int64) * channels + c) * height
-            row = h + kh - K // 2
-            column = left - K // 2 + tl.arange(0, BK)
-            ok = ((r < rows) & (row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None, :]
-            a = tl.load(x + (start + row)[:, None] * width + column[None, :], mask=ok, other=0.0)
-            out = left + tl.arange(0, BN)
-            ok = (r < rows)[:, None] & (out < width)[None, :]
-            d = tl.load(dy + (start + h)[:, None] * width + out[None, :], mask=ok, other=0.0)
-            if IEEE:
-                acc = tl.dot(tl.trans(a), d, acc, input_precision="ieee")
-            else:
-                acc = tl.dot(tl.trans(a), d, acc)
-        at = ((c * K + kh) * SPLITS + split) * BK * BN
-        tl.store(g + at + tl.arange(0, BK)[:, None] * BN + tl.arange(0, BN)[None, :], acc)
+    def _patches(number, first, channels, c, height, width, across, down, ROWS: tl.constexpr, BN: tl.constexpr):
+        """Of the patches from ``first`` on: offset of their plane, upper row, left column."""
+        p = first + tl.arange(0, number)
+        line = (p.to(tl.uint32) // across.to(tl.uint32)).to(tl.int32)  # unsigned: half the instructions
+        picture = (line.to(tl.uint32) // down.to(tl.uint32)).to(tl.int32)
+        plane = (picture.to(tl.int64) * channels + c) * height * width
+        return p, plane, (line - picture * down) * ROWS, (p - line * across) * BN
 
-    def _blocks(kernel: int) -> tuple[int, int]:
-        """Outputs and inputs along a row: the inputs under 16 outputs, rounded up to a power of two."""
-        return 16, triton.next_power_of_2(16 + kernel - 1)
+    @triton.jit
+    def _place(row, column, at, height, width, COLUMNS: tl.constexpr, LEFT: tl.constexpr):
+        """Offsets (patches, positions) in a plane, and whether they are inside; position ``at`` of a patch is row
+        ``at // COLUMNS`` and column ``at % COLUMNS``, counted from ``LEFT`` to the left of the patch."""
+        r = row[:, None] + (at // COLUMNS)[None, :]
+        c = column[:, None] + (at % COLUMNS)[None, :]
+        return r * width + c - LEFT, (r >= 0) & (r < height) & (c >= LEFT) & (c < width + LEFT)
+
+    @triton.jit
+    def _read(source, p, plane, row, column, patches, height, width, at, COLUMNS: tl.constexpr, LEFT: tl.constexpr):
+        offset, ok = _place(row, column, at, height, width, COLUMNS, LEFT)
+        return tl.load(source + plane[:, None] + offset, mask=ok & (p < patches)[:, None], other=0.0)
+
+    @triton.jit
+    def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs, K: tl.constexpr,
+                   ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
+                   GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+        c = tl.program_id(1)
+        if EVEN:
+            width = width // 8 * 8  # so that the compiler knows that rows are aligned
+        p, plane, row, column = _patches(
+            BM, tl.program_id(0) * BM, channels, c, height, width, across, down, ROWS, BN
+        )  # fmt: skip
+        at = tl.arange(0, GROUP * BK)
+        out = tl.arange(0, ROWS * BN)
+        acc = tl.zeros((BM, ROWS * BN), dtype=tl.float32)
+        t += c.to(tl.int64) * inputs * BK * ROWS * BN
+        for i in range(0, inputs, GROUP):
+            a = _read(x, p, plane, row + i - K // 2, column, patches, height, width, at, BK, LEFT)
+            b = tl.load(t + (i * BK + at)[:, None] * (ROWS * BN) + out[None, :])
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        if BIAS:
+            acc += tl.load(bias + c).to(tl.float32)
+        offset, ok = _place(row, column, out, height, width, BN, 0)
+        tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
+
+    @triton.jit
+    def _weight_products(x, dy, g, gb, patches, channels, height, width, across, down, steps, K: tl.constexpr,
+                         ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
+                         GROUP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+        """g[c, split, group of input rows] = x^T dy over the patches of the split; gb[c, split] = sums of dy."""
+        group, split, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+        if EVEN:
+            width = width // 8 * 8
+        at = tl.arange(0, GROUP * BK)
+        out = tl.arange(0, ROWS * BN)
+        acc = tl.zeros((GROUP * BK, ROWS * BN), dtype=tl.float32)
+        total = tl.zeros((BM, ROWS * BN), dtype=tl.float32)
+        for step in range(steps):
+            p, plane, row, column = _patches(
+                BM, (split * steps + step) * BM, channels, c, height, width, across, down, ROWS, BN
+            )  # fmt: skip
+            upper = row + group * GROUP - K // 2
+            a = _read(x, p, plane, upper, column, patches, height, width, at, BK, LEFT)
+            d = _read(dy, p, plane, row, column, patches, height, width, out, BN, 0)
+            acc = tl.dot(tl.trans(a), d, acc, input_precision=PRECISION)
+            if group == 0:
+                total += d.to(tl.float32)
+        splits, groups = tl.num_programs(1), tl.num_programs(0)
+        start = ((c.to(tl.int64) * splits + split) * groups + group) * (GROUP * BK * ROWS * BN)
+        tl.store(g + start + at[:, None] * (ROWS * BN) + out[None, :], acc)
+        if group == 0:
+            tl.store(gb + (c * splits + split) * (ROWS * BN) + out, tl.sum(total, axis=0))
+
+    @triton.jit
+    def _diagonals(g, dw, splits, inputs, K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                   SHIFT: tl.constexpr, BW: tl.constexpr):  # fmt: skip
+        """dw[c, kh, kw] = sum over splits, r, n of g[c, split, kh + r, kw + n + shift, (r, n)]."""
+        kh, c = tl.program_id(0), tl.program_id(1)
+        kw = tl.arange(0, BW)
+        out = tl.arange(0, ROWS * BN)
+        at = (kh + out // BN)[None, :] * BK + kw[:, None] + (out % BN)[None, :] + SHIFT
+        at = at * (ROWS * BN) + out[None, :]
+        total = tl.zeros((BW, ROWS * BN), dtype=tl.float32)
+        for split in range(splits):
+            start = (c.to(tl.int64) * splits + split) * (inputs * BK * ROWS * BN)
+            total += tl.load(g + start + at, mask=(kw < K)[:, None], other=0.0)
+        tl.store(dw + (c * K + kh) * K + kw, tl.sum(total, axis=1).to(dw.dtype.element_ty), mask=kw < K)
+
+    def _plan(x: Tensor, kernel: int, tiles: Tiles) -> tuple[int, tuple, dict]:
+        """Number of patches; arguments and constants that the kernels share."""
+        batch, channels, height, width = x.shape
+        across, down = triton.cdiv(width, COLUMNS), triton.cdiv(height, tiles.rows)
+        left, columns = _border(kernel)
+        constants = {
+            "K": kernel, "ROWS": tiles.rows, "LEFT": left, "BN": COLUMNS, "BK": columns, "BM": tiles.patches,
+            "GROUP": tiles.group, "EVEN": width % 8 == 0, "num_warps": tiles.warps, "num_stages": tiles.stages,
+            "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",  # "tf32" says nothing about 16-bit products
+        }  # fmt: skip
+        patches = batch * across * down
+        return patches, (patches, channels, height, width, across, down), constants
+
+    def _inputs(kernel: int, tiles: Tiles) -> int:
+        """Input rows under a patch, in whole groups."""
+        return triton.cdiv(tiles.rows + kernel - 1, tiles.group) * tiles.group
 
     def _run_correlate(x: Tensor, weight: Tensor, bias: Tensor | None, flip: bool) -> Tensor:
-        batch, channels, height, width = x.shape
+        kernel, channels = weight.shape[-1], x.shape[1]
+        tiles = _forward_tiles(kernel, x.dtype)
         x, weight, y = x.contiguous(), weight.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-        bn, bk = _blocks(weight.shape[-1])
-        bm = 128
-        grid = (triton.cdiv(batch * height, bm) * triton.cdiv(width, bn), channels)
-        _correlate[grid](
-            x, weight, weight if bias is None else bias, y, batch * height, channels, height, width,
-            K=weight.shape[-1], FLIP=flip, BIAS=bias is not None,
-            BM=bm, BN=bn, BK=bk, IEEE=x.dtype == torch.float32, num_warps=4, num_stages=3,
+        patches, sizes, constants = _plan(x, kernel, tiles)
+        inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
+        t = torch.empty(channels, inputs, columns, tiles.rows * COLUMNS, device=x.device, dtype=x.dtype)
+        _toeplitz[(inputs, channels)](
+            weight, t, inputs, K=kernel, FLIP=flip, ROWS=tiles.rows, BN=COLUMNS, BK=columns, SHIFT=left - kernel // 2,
+            num_warps=4,
         )  # fmt: skip
+        _correlate[(triton.cdiv(patches, tiles.patches), channels)](
+            x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, **constants
+        )
         return y
 
     @torch.library.custom_op("cmmfnet::depthwise", mutates_args=())
@@ -130,36 +227,37 @@ if triton is not None:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
     @torch.library.custom_op("cmmfnet::depthwise_backward", mutates_args=())
-    def _depthwise_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        dx = _run_correlate(dy, weight, None, flip=True)
-        batch, channels, height, width = x.shape
-        kernel = weight.shape[-1]
+    def _depthwise_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kernel, channels = weight.shape[-1], x.shape[1]
         x, dy = x.contiguous(), dy.contiguous()
-        bn, bk = _blocks(kernel)
-        bm = 64
-        work = triton.cdiv(batch * height, bm) * triton.cdiv(width, bn)
-        # enough programs to fill the card, few enough that partial sums stay small; a fixed order of summation: no race
-        splits = max(1, min(work, 4096 // (channels * kernel) + 1))
-        per_split = triton.cdiv(work, splits)
-        g = torch.empty(channels, kernel, splits, bk, bn, device=x.device, dtype=torch.float32)
-        _weight_products[(kernel * splits, channels)](
-            x, dy, g, batch * height, channels, height, width, per_split, K=kernel, SPLITS=splits,
-            BM=bm, BN=bn, BK=bk, IEEE=x.dtype == torch.float32, num_warps=4, num_stages=3,
+        dx = _run_correlate(dy, weight, None, flip=True)
+        tiles = _weight_tiles(kernel, x.dtype)
+        patches, sizes, constants = _plan(x, kernel, tiles)
+        inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
+        groups, blocks = inputs // tiles.group, triton.cdiv(patches, tiles.patches)
+        # enough programs to fill the card, few enough that the partial sums stay small
+        steps = triton.cdiv(blocks, max(1, min(blocks, 1024 // (channels * groups))))
+        splits = triton.cdiv(blocks, steps)
+        cells = tiles.rows * COLUMNS
+        g = torch.empty(channels, splits, inputs, columns, cells, device=x.device, dtype=torch.float32)
+        gb = torch.empty(channels, splits, cells, device=x.device, dtype=torch.float32)
+        _weight_products[(groups, splits, channels)](x, dy, g, gb, *sizes, steps, **constants)
+        dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        _diagonals[(kernel, channels)](
+            g, dw, splits, inputs, K=kernel, ROWS=tiles.rows, BN=COLUMNS, BK=columns, SHIFT=left - kernel // 2,
+            BW=triton.next_power_of_2(kernel), num_warps=4,
         )  # fmt: skip
-        g = g.sum(dim=2)
-        # dw[kh, kw] = sum over n of g[n + kw, n]: one diagonal
-        diagonals = g.as_strided((channels, kernel, kernel, bn), (kernel * bk * bn, bk * bn, bn, bn + 1))
-        return dx, diagonals.sum(dim=3).view(channels, 1, kernel, kernel).to(weight.dtype)
+        return dx, dw, gb.sum(dim=(1, 2)).to(dy.dtype)
 
     @_depthwise_backward.register_fake
-    def _(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
+    def _(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        contiguous = {"memory_format": torch.contiguous_format}
+        return torch.empty_like(x, **contiguous), torch.empty_like(weight, **contiguous), dy.new_empty(dy.shape[1])
 
     def _save(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     def _backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dx, dw = torch.ops.cmmfnet.depthwise_backward(dy, *ctx.saved_tensors)
-        return dx, dw, dy.sum(dim=(0, 2, 3))
+        return torch.ops.cmmfnet.depthwise_backward(dy, *ctx.saved_tensors)
 
     _depthwise.register_autograd(_backward, setup_context=_save)

@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cmmfnet.layers import large_kernel_stage
 from cmmfnet.ops import depthwise_conv2d, instance_norm
 
 cuda = pytest.mark.skipif(
@@ -112,6 +113,14 @@ def test_depthwise_without_bias():
     assert relative(depthwise_conv2d(x, weight), depthwise_reference(x, weight, None)) < 1e-6
 
 
+def test_depthwise_with_gelu():
+    x, weight, bias, _ = operands((2, 3, 9, 8, 5))
+    want = F.gelu(depthwise_reference(x, weight, bias))
+    assert relative(depthwise_conv2d(x, weight, bias, gelu=True), want) < 1e-6
+    with torch.no_grad():
+        assert relative(depthwise_conv2d(x, weight, bias, gelu=True), want) < 1e-6
+
+
 def test_depthwise_of_one_lit_pixel_is_the_kernel_turned_round():
     """Correlation, not convolution: what separates a kernel from its mirror image."""
     x = torch.zeros(1, 1, 9, 9)
@@ -125,6 +134,15 @@ def test_depthwise_of_one_lit_pixel_is_the_kernel_turned_round():
 @pytest.mark.parametrize("shape", [(2, 3, 20, 21), (1, 2, 80, 90), (2, 1, 1, 5), (2, 2, 64, 64)], ids=str)
 def test_instance_norm_values_and_gradients_on_the_cpu(shape, gelu, layout):
     assert max(norm_errors(shape, gelu, layout=layout)) < 2e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 5), (2, 3, 1, 1)])
+def test_instance_norm_adds_a_residual_and_hands_its_gradient_on(shape):
+    x, residual = (torch.randn(shape, requires_grad=True) for _ in range(2))
+    y = instance_norm(x, gelu=True, residual=residual)
+    assert torch.equal(y, residual + instance_norm(x, gelu=True))
+    dy = torch.randn(shape)
+    assert torch.equal(torch.autograd.grad(y, residual, dy)[0], dy)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -151,24 +169,42 @@ def test_instance_norm_planes_do_not_know_each_other():
     assert same[0].all() and same[1, :2].all() and not same[1, 2].any()
 
 
+def feed_forward_error(shape, dtype=torch.float32, device="cpu", function=None):
+    """Relative error of the fused feed-forward, for planes of mean 5 and deviation 3."""
+    from cmmfnet.ops import ffn
+
+    c = shape[1]
+    generator = torch.Generator().manual_seed(2)
+    sizes = [(shape, 3.0, 5.0), ((4 * c, c, 1, 1), 0.1, 0.0), ((c, 4 * c, 1, 1), 0.1, 0.0), ((c,), 1.0, 0.0)]
+    x, widen, narrow, bias = (
+        (torch.randn(s, generator=generator) * scale + mean).to(device, dtype) for s, scale, mean in sizes
+    )  # fmt: skip
+    with torch.no_grad():
+        y = (function or ffn.feed_forward)(x, widen, narrow, bias, 1e-5)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    wide = norm_reference(F.conv2d(norm_reference(x, False), widen.double()), True)
+    return relative(y, F.conv2d(wide, narrow.double(), bias.double()))
+
+
 # Triton's interpreter has to be asked for before Triton is imported: another process.
 _INTERPRETED = """
 import json, sys
 import torch
 sys.path.insert(0, {tests!r})
 import test_ops as t
-import cmmfnet.ops.depthwise, cmmfnet.ops.norm
+import cmmfnet.ops.depthwise, cmmfnet.ops.ffn, cmmfnet.ops.norm
 
 depthwise = torch.ops.cmmfnet.depthwise
-norm = lambda x, gelu: torch.ops.cmmfnet.instance_norm(x, gelu, 1e-5)[0]
+norm = lambda x, gelu: torch.ops.cmmfnet.instance_norm(x, None, gelu, 1e-5)[0]
 shapes = [s for s in t.SHAPES if s[-1] >= 5]
 flat = torch.full((1, 2, 9, 9), 300.0, requires_grad=True)
 flat_y = norm(flat, True)
 x, weight, bias, dy = t.operands((2, 2, 9, 20, 5))
-y, mean, scale = torch.ops.cmmfnet.instance_norm(x, True, 1e-5)
+y, mean, scale = torch.ops.cmmfnet.instance_norm(x, x.detach(), True, 1e-5)
 torch.library.opcheck(depthwise.default, (x, weight, bias))
+torch.library.opcheck(torch.ops.cmmfnet.depthwise_gelu.default, (x.detach(), weight.detach(), bias.detach()))
 torch.library.opcheck(torch.ops.cmmfnet.depthwise_backward.default, (dy, x.detach(), weight.detach()))
-torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, True, 1e-5))
+torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, x.detach().clone().requires_grad_(), True, 1e-5))
 torch.library.opcheck(
     torch.ops.cmmfnet.instance_norm_backward.default, (dy, x.detach(), mean.detach(), scale.detach(), True)
 )
@@ -177,6 +213,10 @@ print(json.dumps({{
     + [t.depthwise_errors(shapes[1], function=depthwise, layout=l) for l in t.LAYOUTS],
     "norm": [t.norm_errors(s, g, function=norm) for s in [(2, 2, 20, 21), (1, 2, 70, 66)] for g in (False, True)]
     + [t.norm_errors((2, 1, 5, 9), True, function=norm, layout=l) for l in t.LAYOUTS],
+    "gelu": t.relative(torch.ops.cmmfnet.depthwise_gelu(x.detach(), weight.detach(), bias.detach()),
+                       torch.nn.functional.gelu(t.depthwise_reference(x, weight, bias))),
+    "feed forward": [t.feed_forward_error((2, 64, 7, 20), d, function=torch.ops.cmmfnet.feed_forward)
+                     for d in (torch.float32, torch.float16)],
     "one value": norm(torch.randn(2, 3, 1, 1) * 100, False).abs().max().item(),
     "flat": [flat_y.abs().max().item(), torch.autograd.grad(flat_y.sum(), flat)[0].abs().max().item()],
 }}))
@@ -194,6 +234,8 @@ def test_triton_kernels_in_the_interpreter():
     found = json.loads(run.stdout.splitlines()[-1])
     assert len(found["depthwise"]) == 11 and max(map(max, found["depthwise"])) < 1e-6
     assert len(found["norm"]) == 8 and max(map(max, found["norm"])) < 2e-6
+    assert found["gelu"] < 1e-6
+    assert found["feed forward"][0] < 2e-5 and found["feed forward"][1] < 1e-3
     assert found["one value"] == 0
     assert found["flat"][0] < 0.05 and math.isfinite(found["flat"][1])
 
@@ -217,6 +259,24 @@ def test_depthwise_on_cuda_in_float32(shape, layout):
 def test_instance_norm_on_cuda(shape, gelu):
     assert max(norm_errors(shape, gelu, device="cuda")) < 5e-6
     assert max(norm_errors(shape, gelu, torch.bfloat16, "cuda")) < 3e-2  # half a step of bfloat16 at 4 is 0.016
+
+
+@cuda
+@pytest.mark.parametrize("shape", [(2, 64, 20, 21), (1, 128, 40, 24), (3, 64, 1, 1)], ids=str)
+def test_feed_forward_on_cuda(shape):
+    assert feed_forward_error(shape, torch.bfloat16, "cuda") < 1e-2
+    assert feed_forward_error(shape, torch.float16, "cuda") < 1e-3
+
+
+@cuda
+def test_a_stage_on_cuda_is_the_same_with_and_without_gradient():
+    """Without one, the feed-forward and GELU are fused; the two paths differ by bfloat16's rounding only."""
+    stage = large_kernel_stage(64, 2, 13).cuda().bfloat16()
+    x = torch.randn(2, 64, 40, 48, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        fused = stage(x)
+    assert {"cmmfnet::feed_forward", "cmmfnet::depthwise_gelu"} <= {event.key for event in profile.key_averages()}
+    assert relative(fused, stage(x)) < 2e-2
 
 
 @cuda
@@ -260,9 +320,9 @@ def test_compiled_on_cuda():
 @cuda
 def test_registration_of_the_operators_on_cuda():
     x, weight, bias, dy = operands((2, 3, 12, 20, 7), device="cuda")
-    y, mean, scale = (t.detach() for t in torch.ops.cmmfnet.instance_norm(x, True, 1e-5))
+    y, mean, scale = (t.detach() for t in torch.ops.cmmfnet.instance_norm(x, x.detach(), True, 1e-5))
     torch.library.opcheck(torch.ops.cmmfnet.depthwise.default, (x, weight, bias))
     torch.library.opcheck(torch.ops.cmmfnet.depthwise_backward.default, (dy, x.detach(), weight.detach()))
-    torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, True, 1e-5))
+    torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, x.detach().clone().requires_grad_(), True, 1e-5))
     torch.library.opcheck(torch.ops.cmmfnet.instance_norm_backward.default, (dy, x.detach(), mean, scale, True))
     assert y.shape == x.shape

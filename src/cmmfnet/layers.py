@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.ops import depthwise_conv2d, instance_norm
+from cmmfnet.ops import depthwise_conv2d, feed_forward, instance_norm, serves_feed_forward
 
 
 def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
@@ -61,8 +61,8 @@ class LargeKernelBlock(nn.Module):
             y = F.gelu(matrix @ centred).view_as(x)
         else:
             y = instance_norm(self.enter(instance_norm(x)), gelu=True)
-        y = F.gelu(depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias))
-        return x + instance_norm(self.leave(y), gelu=True)
+        y = depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True)
+        return instance_norm(self.leave(y), gelu=True, residual=x)
 
 
 class ConvFFN(nn.Module):
@@ -82,9 +82,11 @@ class ConvFFN(nn.Module):
             y = torch.cat([narrow @ F.gelu(matrix @ part) for part in centred.split(self.CHUNK, dim=2)], dim=2).view_as(
                 x
             )
+        elif serves_feed_forward(x, self.widen.out_channels):
+            y = feed_forward(x, self.widen.weight, self.narrow.weight, self.narrow.bias)
         else:
             y = self.narrow(instance_norm(self.widen(instance_norm(x)), gelu=True))
-        return x + instance_norm(y)
+        return instance_norm(y, residual=x)
 
 
 class Downsample(nn.Module):

@@ -1,6 +1,7 @@
 """Operators that PyTorch runs far from what the hardware allows."""
 
 from cmmfnet.ops.depthwise import depthwise_conv2d
+from cmmfnet.ops.ffn import feed_forward, serves_feed_forward
 from cmmfnet.ops.norm import instance_norm
 
-__all__ = ["depthwise_conv2d", "instance_norm"]
+__all__ = ["depthwise_conv2d", "feed_forward", "instance_norm", "serves_feed_forward"]

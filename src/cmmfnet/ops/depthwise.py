@@ -24,13 +24,16 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
+
+    from cmmfnet.ops.norm import gelu_of
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """x (B,C,H,W), weight (C,1,K,K) with K odd, bias (C,) -> (B,C,H,W), zero padding of K // 2; accumulates in float32.
 
+    ``gelu`` (erf) follows where asked for; where no gradient is wanted, in the same kernel.
     Triton serves CUDA tensors of float16, bfloat16 and float32 with 5 <= K <= 31; anything else is ``F.conv2d``.
     """
     kernel = weight.shape[-1]
@@ -40,10 +43,14 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         or not 5 <= kernel <= 31
         or x.dtype not in (torch.float16, torch.bfloat16, torch.float32)
     ):
-        return F.conv2d(x, weight, bias, padding=kernel // 2, groups=x.shape[1])
+        y = F.conv2d(x, weight, bias, padding=kernel // 2, groups=x.shape[1])
+        return F.gelu(y) if gelu else y
     if bias is None:
         bias = x.new_zeros(x.shape[1])
-    return _depthwise(x, weight.to(x.dtype), bias.to(x.dtype))
+    if gelu and not torch.is_grad_enabled():
+        return _depthwise_gelu(x, weight.to(x.dtype), bias.to(x.dtype))
+    y = _depthwise(x, weight.to(x.dtype), bias.to(x.dtype))
+    return F.gelu(y) if gelu else y
 
 
 class Tiles(NamedTuple):
@@ -122,7 +129,8 @@ if triton is not None:
     @triton.jit
     def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs, K: tl.constexpr,
                    ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
-                   GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                   GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
         c = tl.program_id(1)
         if EVEN:
             width = width // 8 * 8  # so that the compiler knows that rows are aligned
@@ -139,6 +147,8 @@ if triton is not None:
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
         if BIAS:
             acc += tl.load(bias + c).to(tl.float32)
+        if GELU:
+            acc = gelu_of(acc)
         offset, ok = _place(row, column, out, height, width, BN, 0)
         tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
 
@@ -202,7 +212,9 @@ if triton is not None:
         """Input rows under a patch, in whole groups."""
         return triton.cdiv(tiles.rows + kernel - 1, tiles.group) * tiles.group
 
-    def _run_correlate(x: Tensor, weight: Tensor, bias: Tensor | None, flip: bool) -> Tensor:
+    def _run_correlate(
+        x: Tensor, weight: Tensor, bias: Tensor | None, *, flip: bool = False, gelu: bool = False
+    ) -> Tensor:
         kernel, channels = weight.shape[-1], x.shape[1]
         tiles = _forward_tiles(kernel, x.dtype)
         x, weight, y = x.contiguous(), weight.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -214,15 +226,23 @@ if triton is not None:
             num_warps=4,
         )  # fmt: skip
         _correlate[(triton.cdiv(patches, tiles.patches), channels)](
-            x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, **constants
+            x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, GELU=gelu, **constants
         )
         return y
 
     @torch.library.custom_op("cmmfnet::depthwise", mutates_args=())
     def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return _run_correlate(x, weight, bias, flip=False)
+        return _run_correlate(x, weight, bias)
 
     @_depthwise.register_fake
+    def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @torch.library.custom_op("cmmfnet::depthwise_gelu", mutates_args=())
+    def _depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _run_correlate(x, weight, bias, gelu=True)
+
+    @_depthwise_gelu.register_fake
     def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 

@@ -1,0 +1,123 @@
+"""The pointwise feed-forward of a large-kernel stage for inference on CUDA, without ever writing its wide map.
+
+IN, 1x1 from C to 4C, IN, GELU, 1x1 to C (`layers.ConvFFN` up to its last norm). The wide map, four times the input, is most
+of the memory traffic of a stage: PyTorch writes and reads it twice. Here a first pass over the input computes tiles of it
+only for the sums of its norm's statistics, and a second one computes each tile again, normalises it, and multiplies it on at
+once. What is normalised last (the first convolution's output) loses its bias in the norm, so there is none here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    from cmmfnet.ops.norm import plane_statistics
+except ImportError:  # no Triton on this platform: layers.ConvFFN goes its ordinary way
+    triton = None
+
+CHANNELS = (64, 128)  # with more, the weights no longer fit beside a tile, and cuBLAS is as fast
+
+
+def serves_feed_forward(x: Tensor, hidden: int) -> bool:
+    """Whether `feed_forward` takes this input here: CUDA, 16 bits, no gradient wanted, 64 or 128 channels."""
+    return (
+        triton is not None
+        and x.is_cuda
+        and not torch.is_grad_enabled()
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.shape[1] in CHANNELS
+        and hidden % 64 == 0
+    )
+
+
+def feed_forward(x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """x (B,C,H,W), widen (F,C,1,1), narrow (C,F,1,1), bias (C,) -> narrow(gelu(IN(widen(IN(x))))) + bias, (B,C,H,W).
+
+    C and F are powers of two, F at least 64; products take x's dtype, sums and statistics are float32. No gradient.
+    """
+    return _feed_forward(x, widen.to(x.dtype), narrow.to(x.dtype), bias.to(x.dtype), eps)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _gelu(v):
+        """GELU of float32 to 8e-5, enough for 16 bits, by multiply-adds alone: exp and a division take twice as long, and
+        here it is most of the work. A least-squares fit of (normal distribution - 1/2) / v in v^2 on |v| <= 4.25."""
+        inside = tl.minimum(tl.maximum(v, -4.25), 4.25)
+        u = inside * inside
+        p = -4.515731788501398e-09 + u * 4.547582796443628e-11
+        p = -5.147800493432442e-06 + u * (1.9863092859395692e-07 + u * p)
+        p = -0.001079099252820015 + u * (8.849235018715262e-05 + u * p)
+        p = -0.06619042903184891 + u * (0.009718858636915684 + u * p)
+        return v * (0.5 + inside * (0.39881932735443115 + u * p))
+
+    @triton.jit
+    def _normalised(x, mean, scale, start, pixel, size, C: tl.constexpr):
+        """Tile (C, pixels) of a picture that begins at plane ``start``, in the dtype of the input."""
+        c = tl.arange(0, C)
+        at = (start + c).to(tl.int64)[:, None] * size + pixel[None, :]
+        value = tl.load(x + at, mask=(pixel < size)[None, :], other=0.0).to(tl.float32)
+        value = (value - tl.load(mean + start + c)[:, None]) * tl.load(scale + start + c)[:, None]
+        return value.to(x.dtype.element_ty)
+
+    @triton.jit
+    def _hidden_sums(x, widen, mean, scale, sums, size, tiles, C: tl.constexpr, HIDDEN: tl.constexpr,
+                     BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+        """sums[picture, tile, 0 and 1, hidden]: of the wide map and of its square over the pixels of a tile."""
+        tile, picture = tl.program_id(0), tl.program_id(1)
+        pixel = tile * BP + tl.arange(0, BP)
+        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+        c = tl.arange(0, C)
+        for first in range(0, HIDDEN, BH):
+            h = first + tl.arange(0, BH)
+            wide = tl.dot(tl.load(widen + h[:, None] * C + c[None, :]), a)
+            wide = tl.where((pixel < size)[None, :], wide, 0.0)
+            to = sums + (picture * tiles + tile) * 2 * HIDDEN + h
+            tl.store(to, tl.sum(wide, axis=1))
+            tl.store(to + HIDDEN, tl.sum(wide * wide, axis=1))
+
+    @triton.jit
+    def _through(x, widen, narrow, bias, mean, scale, hidden_scale, hidden_shift, y, size, C: tl.constexpr,
+                 HIDDEN: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+        picture = tl.program_id(1)
+        pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+        c = tl.arange(0, C)
+        acc = tl.zeros((C, BP), dtype=tl.float32)
+        for first in range(0, HIDDEN, BH):
+            h = first + tl.arange(0, BH)
+            wide = tl.dot(tl.load(widen + h[:, None] * C + c[None, :]), a)
+            at = picture * HIDDEN + h
+            wide = wide * tl.load(hidden_scale + at)[:, None] + tl.load(hidden_shift + at)[:, None]
+            wide = _gelu(wide)
+            acc = tl.dot(tl.load(narrow + c[:, None] * HIDDEN + h[None, :]), wide.to(x.dtype.element_ty), acc)
+        acc += tl.load(bias + c).to(tl.float32)[:, None]
+        at = (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :]
+        tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
+
+    @torch.library.custom_op("cmmfnet::feed_forward", mutates_args=())
+    def _feed_forward(x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, eps: float) -> Tensor:
+        batch, channels, height, width = x.shape
+        hidden, size, pixels = widen.shape[0], height * width, 128
+        x, widen, narrow = x.contiguous(), widen.contiguous(), narrow.contiguous()
+        mean, scale = plane_statistics(x, eps)
+        tiles = triton.cdiv(size, pixels)
+        sums = torch.empty(batch, tiles, 2, hidden, device=x.device, dtype=torch.float32)
+        shape = {"C": channels, "HIDDEN": hidden, "BH": 64, "BP": pixels, "num_warps": 8 if channels > 64 else 4}
+        _hidden_sums[(tiles, batch)](x, widen, mean, scale, sums, size, tiles, **shape)
+        moments = sums.sum(dim=1) / size
+        hidden_mean = moments[:, 0]
+        hidden_scale = torch.rsqrt((moments[:, 1] - hidden_mean.square()).clamp_min_(0) + eps)
+        hidden_shift = -hidden_mean * hidden_scale
+        y = torch.empty_like(x)
+        _through[(tiles, batch)](x, widen, narrow, bias, mean, scale, hidden_scale, hidden_shift, y, size, **shape)
+        return y
+
+    @_feed_forward.register_fake
+    def _(x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, eps: float) -> Tensor:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,169 @@
+"""Pictures a second of whole networks in inference, on one GPU, in one run: ours, ours without our kernels, and the others.
+
+    python benchmarks/network.py                                   # batch 16, 256x256, bfloat16
+    python benchmarks/network.py --batch 1 --networks cmmfnet-paper cmmfnet
+    python benchmarks/network.py --frame                           # one 640x512 frame through Colorizer, end to end
+
+"eager" is the same network with PyTorch's own convolution, norm and feed-forward instead of cmmfnet.ops; "graph" replays a
+CUDA graph of the whole network, "compile" is torch.compile. Weights are random (speed does not depend on them) and channels
+are channels-last where that is faster for the other methods: the better of both is shown. Medians; warmed up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cmmfnet.cli import read_recipe
+from cmmfnet.methods import build_network, method_class
+from cmmfnet.ops import depthwise, ffn, norm
+from cmmfnet.recipe import find_config
+
+NETWORKS = ["cmmfnet-paper", "cmmfnet", "lkatgan", "ticcgan", "mugan", "cyclegan", "pix2pix"]
+OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels
+
+
+@contextlib.contextmanager
+def without_our_kernels():
+    """PyTorch's own operators, as where Triton is not installed."""
+    before = [(module, module.triton) for module in (depthwise, ffn, norm)]
+    for module, _ in before:
+        module.triton = None
+    try:
+        yield
+    finally:
+        for module, triton in before:
+            module.triton = triton
+
+
+def build(name: str, device: torch.device) -> nn.Module:
+    model = dict(read_recipe(find_config(name)).model)
+    torch.manual_seed(0)
+    return build_network(method_class(model["method"]).configuration(model)).to(device).eval()
+
+
+def text_of(network: nn.Module, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+    """A caption's worth of tokens: as many as the network's source of text gives."""
+    source = getattr(network, "text_source", "none")
+    if source == "none":
+        return None
+    length = 77 if source == "clip-sentence" else 8
+    tokens = torch.randn(batch, length, network.text_width, device=device, dtype=dtype)
+    return tokens, torch.ones(batch, length, dtype=torch.bool, device=device)
+
+
+def seconds(function, device: torch.device, repeats: int) -> float:
+    """Median of one call."""
+    for _ in range(max(3, repeats // 5)):
+        function()
+    found = []
+    for _ in range(repeats):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def graphed(function):
+    """``function`` as the replay of a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def measure(name: str, given: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Pictures a second by way of running."""
+    network = build(name, device).to(dtype)
+    height, width = given.size
+    thermal = torch.rand(given.batch, 1, height, width, device=device, dtype=dtype) * 2 - 1
+    text = text_of(network, given.batch, device, dtype) or ()
+
+    def run() -> Tensor:
+        return network(thermal, *text)
+
+    found: dict[str, float] = {}
+    with torch.inference_mode():
+        if name in OURS:
+            with without_our_kernels():
+                found["eager"] = given.batch / seconds(run, device, given.repeats)
+            found["kernels"] = given.batch / seconds(run, device, given.repeats)
+        else:
+            speeds = [given.batch / seconds(run, device, given.repeats)]
+            network.to(memory_format=torch.channels_last)
+            speeds.append(given.batch / seconds(run, device, given.repeats))
+            found["eager"] = max(speeds)
+        if device.type == "cuda":
+            found["graph"] = given.batch / seconds(graphed(run), device, given.repeats)
+    if given.compile:
+        network.forward = torch.compile(network.forward, mode="max-autotune-no-cudagraphs")
+        with torch.inference_mode():
+            found["compile"] = given.batch / seconds(run, device, given.repeats)
+            if device.type == "cuda":
+                found["compile, graph"] = given.batch / seconds(graphed(run), device, given.repeats)
+    return found
+
+
+def frame(device: torch.device) -> None:
+    """One 640x512 frame, array in, array out, through Colorizer with the bundled model."""
+    from cmmfnet.colorizer import Colorizer
+
+    picture = np.random.default_rng(0).integers(7000, 9000, (512, 640)).astype(np.uint16)
+    for dtype in (torch.float32, torch.bfloat16):
+        colorizer = Colorizer.from_pretrained(device=device, dtype=dtype)
+        once = seconds(lambda colorizer=colorizer: colorizer(picture, text=""), device, 30)
+        print(f"Colorizer, cmmfnet, 640x512, {dtype}: {once * 1e3:.2f} ms a frame, memory to memory")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to warm up")
+    parser.add_argument("--frame", action="store_true")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args()
+    device, dtype = torch.device(given.device), getattr(torch, given.dtype)
+    torch.backends.cudnn.benchmark = True
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    size = f"{given.size[0]}x{given.size[1]}"
+    print(f"{name}, torch {torch.__version__}; batch {given.batch}, {size}, {given.dtype}; images a second")
+    if given.frame:
+        frame(device)
+        return
+    print("| network | parameters | eager | kernels | graph | compile | compile, graph |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for network in given.networks:
+        built = build(network, torch.device("cpu"))
+        count, fixed = sum(p.numel() for p in built.parameters()) / 1e6, getattr(built, "fixed_size", None)
+        if fixed and tuple(given.size) != (fixed, fixed):
+            print(f"| {network} | {count:.1f} M | takes {fixed}x{fixed} only | | | | |")
+            continue
+        found = measure(network, given, device, dtype)
+        cells = [
+            f"{found[k]:.1f}" if k in found else "" for k in ("eager", "kernels", "graph", "compile", "compile, graph")
+        ]
+        print(f"| {network} | {count:.1f} M | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

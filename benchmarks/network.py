@@ -120,14 +120,14 @@ def measure(name: str, given: argparse.Namespace, device: torch.device, dtype: t
     return found
 
 
-def frame(device: torch.device) -> None:
+def frame(device: torch.device, repeats: int) -> None:
     """One 640x512 frame, array in, array out, through Colorizer with the bundled model."""
     from cmmfnet.colorizer import Colorizer
 
     picture = np.random.default_rng(0).integers(7000, 9000, (512, 640)).astype(np.uint16)
     for dtype in (torch.float32, torch.bfloat16):
         colorizer = Colorizer.from_pretrained(device=device, dtype=dtype)
-        once = seconds(lambda colorizer=colorizer: colorizer(picture, text=""), device, 30)
+        once = seconds(lambda colorizer=colorizer: colorizer(picture, text=""), device, repeats)
         print(f"Colorizer, cmmfnet, 640x512, {dtype}: {once * 1e3:.2f} ms a frame, memory to memory")
 
 
@@ -148,15 +148,16 @@ def main() -> None:
     size = f"{given.size[0]}x{given.size[1]}"
     print(f"{name}, torch {torch.__version__}; batch {given.batch}, {size}, {given.dtype}; images a second")
     if given.frame:
-        frame(device)
+        frame(device, given.repeats)
         return
     print("| network | parameters | eager | kernels | graph | compile | compile, graph |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for network in given.networks:
         built = build(network, torch.device("cpu"))
-        count, fixed = sum(p.numel() for p in built.parameters()) / 1e6, getattr(built, "fixed_size", None)
-        if fixed and tuple(given.size) != (fixed, fixed):
-            print(f"| {network} | {count:.1f} M | takes {fixed}x{fixed} only | | | | |")
+        count = sum(p.numel() for p in built.parameters()) / 1e6
+        fixed, multiple = getattr(built, "fixed_size", None), getattr(built, "multiple_of", 1)
+        if any((fixed and side != fixed) or side % multiple for side in given.size):
+            print(f"| {network} | {count:.1f} M | takes {fixed or f'multiples of {multiple}'} only | | | | |")
             continue
         found = measure(network, given, device, dtype)
         cells = [

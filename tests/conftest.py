@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +30,20 @@ def disk_full_while_writing(monkeypatch):
         return file
 
     return lambda: monkeypatch.setattr(Path, "open", open_full)
+
+
+@pytest.fixture
+def random_vgg(monkeypatch) -> nn.Sequential:
+    """VGG-16 with random weights in place of the pre-trained one, 1/16 as wide."""
+    from cmmfnet import perceptual
+
+    table = perceptual._VGG["vgg16"]
+    monkeypatch.setitem(perceptual._VGG, "vgg16", [c if c == "M" else c // 16 for c in table])
+    torch.manual_seed(1)
+    layers = perceptual.feature_layers("vgg16")
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    layers = layers.eval().requires_grad_(False)
+    monkeypatch.setattr(perceptual, "load_features", lambda name, folder=None: layers)
+    return layers

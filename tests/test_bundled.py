@@ -90,3 +90,38 @@ def test_text_is_accepted_without_clip(colorizer, scenes):
 def test_night_is_dark_when_the_text_says_so(colorizer, scenes):
     for scene in scenes:
         assert colorizer(scene.thermal, text="a street at night").mean() < 0.5 * colorizer(scene.thermal).mean()
+
+
+# --- the small model
+
+
+@pytest.fixture(scope="module")
+def small() -> Colorizer:
+    return Colorizer.from_pretrained("cmmfnet-small", device="cpu")
+
+
+def test_the_small_model_describes_itself_and_is_small():
+    facts = cmmfnet.weights.describe("cmmfnet-small")
+    assert facts["method"] == "cmmfnet-small" and facts["storage"] == "int8"
+    assert facts["bytes"] <= 4.2e6
+    assert "research" in facts["licence"]
+    assert facts["training"]["recipe"]["sources"] and facts["training"]["data"]
+
+
+def test_the_small_model_is_nearer_to_the_truth_than_grey(small, scenes):
+    for scene in scenes:
+        colour = small(scene.thermal)
+        assert colour.shape == scene.visible.shape and colour.dtype == np.uint8
+        assert psnr(colour, scene.visible) > psnr(grey(scene), scene.visible) + 2
+        assert colourfulness(colour) > 0.3 * colourfulness(scene.visible)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (33, 17), (120, 160)])
+def test_the_small_model_colours_any_size(small, shape):
+    frame = (np.random.default_rng(0).random(shape) * 60000).astype(np.uint16)
+    assert small(frame).shape == (*shape, 3)
+
+
+def test_the_small_model_hears_night(small, scenes):
+    for scene in scenes:
+        assert small(scene.thermal, text="night").mean() < 0.7 * small(scene.thermal).mean()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cmmfnet.data import captions as module
-from cmmfnet.data.caption_files import CaptionError
+from cmmfnet.data.caption_files import CaptionError, read_captions
 from cmmfnet.data.captions import captions, check_captions, estimate_tokens
 from cmmfnet.data.pairs import PairsError
 from cmmfnet.data.sentences import describe
@@ -292,3 +292,17 @@ def test_the_command(data):
         [*command, "--template", "A road, a car and a tree."], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and "2 entries changed" in done.stdout and texts(data)[2] == "A road, a car and a tree."
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("deep.jsonl", '{"name": "a", "caption": ' + "[" * 100_000 + "\n"),
+        ("long.jsonl", '{"name": ' + "9" * 5000 + ', "caption": "x"}\n'),
+        ("wide.csv", "name,caption\na," + "x" * 200_000 + "\n"),
+    ],
+)
+def test_hostile_caption_files_get_the_one_error(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CaptionError, match=name):
+        read_captions(tmp_path / name)

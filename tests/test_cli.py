@@ -92,6 +92,7 @@ def test_help_and_version_are_quick_and_do_not_import_torch():
     for option in (
         "-o OUT",
         "--text",
+        "--text-file",
         "--span",
         "--palette",
         "--batch-size",
@@ -290,6 +291,14 @@ def test_a_span_below_zero_is_not_taken_for_an_option(tmp_path, model):
     assert np.asarray(Image.open(tmp_path / "c.png"))[0, :, 0].tolist() == [0, 0, 255, 255]
 
 
+def test_a_text_that_takes_away_is_not_taken_for_an_option():
+    from cmmfnet.cli import _normal
+
+    assert _normal(["--text", "-grass +snow", "-o", "x"]) == ["--text=-grass +snow", "-o", "x"]
+    assert _normal(["--text", "-o", "x"]) == ["--text", "-o", "x"]
+    assert _normal(["--text", "--overwrite"]) == ["--text", "--overwrite"]
+
+
 def test_text_and_tags(frames, model, capsys):
     out = frames.parent / "out"
     assert colorize(model, frames, "-o", out, "--text", "a car", "--show-tags") == 0
@@ -297,6 +306,93 @@ def test_text_and_tags(frames, model, capsys):
     assert re.fullmatch(r".*frame1\.png: tree 0\.\d\d, road 0\.\d\d, car 0\.\d\d", lines[0])
     assert len(lines) == 4
     assert np.asarray(Image.open(out / "frame1.png"))[0, 0, 1] > 0  # Fake paints text green
+
+
+def green(path: Path) -> int:
+    """Fake paints the mean text token green; 0 without text."""
+    return int(np.asarray(Image.open(path))[0, 0, 1])
+
+
+def test_each_picture_has_its_own_text(frames, model, capsys):
+    out, texts = frames.parent / "out", frames.parent / "texts.jsonl"
+    texts.write_text('{"name": "frame1", "caption": "a tree"}\n{"name": "frame2.png", "caption": "a car"}\n')
+    page = frames.parent / "page.html"
+    assert colorize(model, frames, "-o", out, "--text-file", texts, "--text", "a road", "--gallery", page) == 0
+    assert "texts: 2 their own, 1 --text\ncoloured 3" in capsys.readouterr().out
+    noted = {name: Image.open(out / name).text["Text"] for name in names(out)}
+    assert noted == {"frame1.png": "a tree", "frame2.png": "a car", "frame10.png": "a road"}
+    assert green(out / "frame2.png") < green(out / "frame10.png") < green(out / "frame1.png")
+    assert [text in page.read_text() for text in ("text: a tree", "text: a car", "text: a road")] == [True] * 3
+    # what is done stays, with its text, when the texts change; the page says what each picture was made with
+    (out / "frame2.png").unlink()
+    texts.write_text('{"name": "frame1", "caption": "a road"}\n{"name": "frame2", "caption": "a tree"}\n')
+    assert colorize(model, frames, "-o", out, "--text-file", texts, "--gallery", page) == 0
+    assert Image.open(out / "frame1.png").text["Text"] == Image.open(out / "frame2.png").text["Text"] == "a tree"
+    assert page.read_text().count("text: a tree") == 2 and page.read_text().count("text: a road") == 1
+
+
+def test_texts_beside_the_pictures(frames, model, capsys):
+    out = frames.parent / "out"
+    (frames / "frame1.txt").write_text("a tree")
+    (frames / "_folder.txt").write_text("a car")
+    (frames / "frame3.txt").write_text("a tree")
+    assert colorize(model, frames, "-o", out) == 0  # not asked for, not read
+    assert {Image.open(out / name).text["Text"] for name in names(out)} == {""}
+    with pytest.warns(UserWarning, match=r"1 text files are beside no picture of their name: .*frame3\.txt"):
+        assert colorize(model, frames, "-o", out, "--text-file", "beside", "--overwrite") == 0
+    assert "texts: 1 their own, 2 their folder's" in capsys.readouterr().out
+    assert [Image.open(out / name).text["Text"] for name in names(out)] == ["a tree", "a car", "a car"]
+
+
+def test_texts_by_time(frames, model):
+    times = frames.parent / "times.txt"
+    times.write_text("fps: 2\n0:00-0:01 a tree; 0:01- a car")
+    assert colorize(model, frames, "-o", frames.parent / "out", "--text-file", times) == 0
+    noted = {name: Image.open(frames.parent / "out" / name).text["Text"] for name in names(frames.parent / "out")}
+    assert noted == {"frame1.png": "a tree", "frame2.png": "a tree", "frame10.png": "a car"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"name": "frame1", "caption": "a"}\n{"name": 3}', "a.jsonl, line 2: expected"),
+        ("a.jsonl", b'{"name": "other", "caption": "a"}', "none of its 1 names is a picture"),
+        ("a.txt", b"\x89PNG\r\n\0\0", "a.txt is a binary file"),
+        ("a.txt", b"frame1\t" + b"car " * 900, "a.txt, line 1: the prompt has 3,599"),
+        ("gone.csv", None, "no file of texts"),
+    ],
+)
+def test_a_bad_file_of_texts_is_refused_before_anything_is_coloured(frames, model, capsys, name, content, message):
+    if content is not None:
+        (frames.parent / name).write_bytes(content)
+    before = names(frames.parent)
+    assert colorize(model, frames, "-o", frames.parent / "out", "--text-file", frames.parent / name) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1 and "Traceback" not in error
+    assert names(frames.parent) == before
+
+
+def test_predicted_tags_are_corrected(frames, model, capsys):
+    out, page = frames.parent / "out", frames.parent / "page.html"
+    options = ("--show-tags", "--gallery", page)
+    assert colorize(model, frames, "-o", out, "--text", "+car -tree", *options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*frame1\.png: tree 0\.\d\d, road 0\.\d\d, car 0\.\d\d; told: car(, road)?", lines[0])
+    told = lines[0].partition("told: ")[2]
+    note = Image.open(out / "frame1.png").text
+    assert (note["Text"], note["Tags"]) == ("+car -tree", told) and f"told: {told}" in page.read_text()
+    assert colorize(model, frames, "-o", out, "--text=-tree", "--overwrite") == 0  # a minus needs the equals sign
+    assert Image.open(out / "frame1.png").text["Tags"] == told.removeprefix("car").removeprefix(", ")
+    assert colorize(model, frames, "-o", out, "--text", "+ car", "--overwrite") == 2
+    assert "write it next to its word: '+car'" in capsys.readouterr().err
+
+
+def test_corrections_need_a_model_that_predicts(frames, tmp_path, capsys):
+    options = {"words": [], "text": "clip-sentence"}
+    model = save_model(tmp_path / "plain.safetensors", Fake(**options), {"method": "fake", **options})
+    assert colorize(str(model), frames, "-o", tmp_path / "out", "--text", "+snow") == 2
+    assert "has nothing to start from; write what is to be seen" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_show_tags_of_a_model_without_is_a_mistake(frames, tmp_path, capsys):

@@ -657,3 +657,60 @@ def test_discriminator_stays_in_float32_under_autocast():
         logits = in_full_precision(judge, batch().thermal, batch().visible.bfloat16())
         assert judge(batch().thermal, batch().visible).dtype == torch.bfloat16
     assert logits.dtype == torch.float32 and logits.shape == (2, 1, 2, 2)
+
+
+# ---- training with regions
+
+
+def regions_method(**options) -> CMMFNetMethod:
+    torch.manual_seed(0)
+    network = build_network(TAGS | {"modulation": True, "regions": True})
+    return CMMFNetMethod(network, {"l1": 1.0, "tv": 0.0, "ssim": 0.0, "perceptual": 0.0, "regions": 0.5}, **options)
+
+
+def told_batch() -> Batch:
+    given = batch()
+    given.colours, given.told = [[("red", "car")], []], [["car"], []]
+    return given
+
+
+def test_regions_loss_and_gradients_of_every_part():
+    method = regions_method()
+    network = method.networks["generator"]
+    wake(network)
+    for value in network.regions.values:
+        nn.init.normal_(value[-1].weight, std=0.2)
+    (name, losses), *rest = list(method.training_step(told_batch(), Moment(0, 0, 10)))
+    assert name == "generator" and not rest and set(losses) == {"l1", "regions"}
+    assert losses["regions"] > 0
+    sum(losses.values()).backward()
+    for part in (network.regions, network.interaction):
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
+    assert network.attribute_vectors.grad.abs().sum() > 0
+
+
+def test_the_tokens_are_those_that_are_said():
+    method, given = regions_method(text_dropout=1.0), told_batch()
+    network, moment = method.networks["generator"], Moment(0, 3, 10)
+    assert method.said(given, moment) == [[("car", "red")], [("night", None)]] == method.said(given, moment)
+    tokens, mask = method.text(given, moment)
+    assert mask.sum(dim=1).tolist() == [1, 1] and tokens.shape == (2, MAX_TAGS, 12 + 1 + 25)
+    assert torch.equal(tokens[1, 0, :12], network.word_vectors[3]) and tokens[1, 0, 12] == 1
+    assert not torch.equal(tokens[0, 0, :12], network.word_vectors[2])  # it has its colour in it
+
+
+def test_parts_of_regions_have_their_own_learning_rate():
+    method = regions_method(text_learning_rate=5.0, stem_learning_rate=0.2)
+    network = method.networks["generator"]
+    factors = {
+        id(p): group.get("factor", 1.0) for group in method.parameter_groups("generator", None) for p in group["params"]
+    }
+    assert {factors[id(p)] for p in [*network.regions.parameters(), network.attribute_vectors]} == {5.0}
+    assert {factors[id(p)] for p in network.image_encoder.stem.parameters()} == {0.2}
+    assert factors[id(network.last.weight)] == 1.0
+    assert factors.keys() == {id(p) for p in network.parameters() if p.requires_grad}
+
+
+def test_a_regions_loss_needs_regions():
+    with pytest.raises(ValueError, match="'regions' has a weight, but the network has no maps"):
+        CMMFNetMethod(build_network(TAGS), {"l1": 1.0, "regions": 1.0})

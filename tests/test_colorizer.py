@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cmmfnet import colorizer as module
-from cmmfnet.colorizer import Colorizer, DeviceError, guided_upsample
+from cmmfnet.colorizer import Colorizer, DeviceError
+from cmmfnet.resampling import box_mean, guided_upsample, pad, resize
 from cmmfnet.thermal import ThermalFileError, normalise, read_thermal
 
 
@@ -58,8 +59,7 @@ def test_padding_neither_moves_nor_changes_a_pixel(size):
 
 
 def test_padding_mirrors_and_repeats_a_single_pixel():
-    ramp = torch.arange(3.0).expand(1, 3)
-    padded = module._pad(ramp, 8)
+    padded = pad(np.arange(3.0)[None], 8)
     assert padded.shape == (8, 8)
     assert padded[5].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
 
@@ -100,9 +100,8 @@ def test_fine_edges_come_back_at_full_size():
     colorizer = make(working_size=64)
     truth = red(thermal).astype(float)
     error = np.abs(colorizer(thermal)[..., 0] - truth)
-    low = colorizer._reduce(torch.from_numpy(normalise(thermal)))[None, None]
-    bicubic = torch.nn.functional.interpolate(low, truth.shape, mode="bicubic", align_corners=False)[0, 0]
-    plain = np.abs((bicubic.numpy() + 1) * 127.5 - truth)
+    bicubic = resize(colorizer._reduce(normalise(thermal)), truth.shape, "bicubic")
+    plain = np.abs((bicubic + 1) * 127.5 - truth)
     edges = plain > 30
     assert 0.01 < edges.mean() < 0.2
     assert error[edges].mean() < 0.4 * plain[edges].mean()  # edges are back
@@ -111,12 +110,25 @@ def test_fine_edges_come_back_at_full_size():
 
 def test_colour_that_has_nothing_to_do_with_temperature_is_kept():
     """A patch of its own colour on a flat thermal background: the filter proper of He & Sun would wash it out."""
-    low = torch.zeros(1, 1, 32, 32)
-    colour = torch.zeros(1, 3, 32, 32)
-    colour[:, 0, 8:24, 8:24] = 1.0
-    full = torch.randn(1, 1, 128, 128) * 0.02
-    up = guided_upsample(colour, low, full)
-    assert up[0, 0, 50:78, 50:78].mean() > 0.97 and up[0, 0, :16].abs().max() < 0.05 and up[0, 1:].abs().max() < 0.05
+    low = np.zeros((1, 32, 32), dtype=np.float32)
+    colour = np.zeros((3, 32, 32), dtype=np.float32)
+    colour[0, 8:24, 8:24] = 1.0
+    full = np.random.default_rng(0).normal(0, 0.02, (1, 128, 128)).astype(np.float32)
+    up = np.abs(guided_upsample(colour, low, full))
+    assert up[0, 50:78, 50:78].mean() > 0.97 and up[0, :16].max() < 0.05 and up[1:].max() < 0.05
+
+
+def test_upsampling_of_tensors_as_on_a_gpu_equals_that_of_arrays():
+    rng = np.random.default_rng(0)
+    colour, low = (rng.uniform(-1, 1, (c, 30, 41)).astype(np.float32) for c in (3, 1))
+    full = resize(low, (77, 90), "bicubic") + rng.normal(0, 0.1, (1, 77, 90)).astype(np.float32)
+    tensors = [torch.from_numpy(x) for x in (colour, low, full)]
+    on_gpu = guided_upsample(*tensors, resize=module._resize, box_mean=module._box_mean).numpy()
+    np.testing.assert_allclose(on_gpu, guided_upsample(colour, low, full), atol=1e-4)
+    for mode in ("bilinear", "bicubic"):
+        for size in ((17, 90), (64, 20)):
+            np.testing.assert_allclose(module._resize(tensors[0], size, mode).numpy(), resize(colour, size, mode), atol=1e-5)
+    np.testing.assert_allclose(module._box_mean(tensors[0], 2).numpy(), box_mean(colour, 2), atol=1e-5)
 
 
 # --- inputs

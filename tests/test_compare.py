@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -312,6 +313,16 @@ def test_page_says_what_was_measured(found):
     labelled = [a for tag, a in Tags(page).tags if a.get("role") == "region"]
     assert labelled and all(a["tabindex"] == "0" and a["aria-label"] for a in labelled)  # scrolls by keyboard
     assert all(a["alt"] for tag, a in Tags(page).tags if tag == "img")
+
+
+def test_of_scores_that_read_the_same_none_is_the_better_one(found, tmp_path):
+    result = copy.deepcopy(found[0])
+    result["scores"][NASTY]["psnr"]["mean"] = result["scores"][NASTY]["ssim"]["mean"] = 0.0
+    for label, psnr, ssim in (("close", 15.001, 0.5), ("far", 15.004, 0.4)):
+        result["scores"][label]["psnr"]["mean"], result["scores"][label]["ssim"]["mean"] = psnr, ssim
+    page = report.write_report(tmp_path / "page.html", result, []).read_text()
+    assert page.count("<strong>15.00</strong>") == 2
+    assert "<strong>0.500</strong>" in page and "<strong>0.400</strong>" not in page
 
 
 def test_fewer_pictures_or_none(folders, data, tmp_path):

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_mugan import check_losses_and_order, random_vgg, sharpen  # noqa: F401
-from test_patchgan import count, pairs, pictures, train
-from test_tir2lab import check_contract
+from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
+from test_ticcgan import check_losses_and_order
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
@@ -60,7 +59,7 @@ def test_sizes_are_the_papers():
 @pytest.mark.parametrize("options", [{}, {"faithful": True}, {"size": 64, "patch": 8}], ids=str)
 def test_generator(options):
     network = sharpen(small(**options), 0.1)
-    check_contract(network, network.fixed_size, network.fixed_size)
+    check_generator(network, network.fixed_size, network.fixed_size, buffers=True)
     assert not set(network.state_dict()) & {name for name, _ in network.named_buffers()}  # computed, not stored
 
 
@@ -194,11 +193,11 @@ def test_faithful_computes_the_same_and_does_not_train_what_it_never_uses():
 
 
 @pytest.mark.parametrize("faithful", [False, True])
-def test_losses_and_order(random_vgg, faithful):  # noqa: F811
+def test_losses_and_order(random_vgg, faithful):
     weights = {"adversarial": 2.0, "l1": 3.0, "perceptual": 5.0, "tv": 7.0}
     method = LKATGAN(sharpen(small(), 0.1), weights, faithful=faithful)
     sharpen(method.networks["discriminator"], 0.1)
-    check_losses_and_order(method, weights, random_vgg, faithful)
+    check_losses_and_order(method, weights, random_vgg, faithful, gan="bce")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -1,4 +1,4 @@
-"""What holds for every method: it trains a step, resumes exactly, and its model colours a frame of any size.
+"""What holds for every method that CMMF-Net is compared with: it trains a step, resumes exactly, and its model colours a frame of any size.
 
 Each method's own test file names a network of reduced size (SMALL), losses that need no pre-trained files (LOSSES),
 options (OPTIONS) and the side of its training crops (SIZE).
@@ -20,7 +20,7 @@ from cmmfnet.methods import METHODS, method_class
 from cmmfnet.recipe import Recipe, SourceRecipe, find_config
 from cmmfnet.train import train
 
-OTHERS = sorted(set(METHODS) - {"cmmfnet"})
+OTHERS = sorted(name for name in METHODS if not name.startswith("cmmfnet"))
 PARTS = ("networks", "optimisers", "ema", "pools")
 
 

@@ -8,15 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from skimage.metrics import structural_similarity
-from test_patchgan import check_generator, count, pairs, pictures, train
+from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
+from test_ticcgan import check_losses_and_order
 from torch import Tensor, nn
 
-from cmmfnet import perceptual
 from cmmfnet.methods import build_network, method_class
-from cmmfnet.methods.method import Moment
 from cmmfnet.methods.mugan import MUGAN, FullScaleSkip, MixedAttention, MixedSkippingUNet, TwoPathBlock
-from cmmfnet.perceptual import feature_layers
 
 SMALL = {"method": "mugan", "widths": (4, 6, 8, 8, 12), "skip_width": 4}
 LOSSES = {"adversarial": 0.03, "l1": 1.0, "tv": 1.25, "ssim": 1.25}
@@ -27,30 +24,6 @@ SIZE = 32
 def small(**options) -> MixedSkippingUNet:
     torch.manual_seed(0)
     return build_network(SMALL | options)
-
-
-def sharpen(network: nn.Module, std: float = 0.2) -> nn.Module:
-    """Weights that a picture gets through."""
-    torch.manual_seed(2)
-    for p in network.parameters():
-        if p.ndim > 1:
-            nn.init.normal_(p, std=std)
-    return network
-
-
-@pytest.fixture
-def random_vgg(monkeypatch) -> nn.Sequential:
-    """In place of the pre-trained one, 1/16 as wide."""
-    table = perceptual._VGG["vgg16"]
-    monkeypatch.setitem(perceptual._VGG, "vgg16", [c if c == "M" else c // 16 for c in table])
-    torch.manual_seed(1)
-    layers = feature_layers("vgg16")
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)
-    layers = layers.eval().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "load_features", lambda name, folder=None: layers)
-    return layers
 
 
 def test_sizes_are_the_papers():
@@ -182,60 +155,7 @@ def test_losses_and_order(random_vgg, faithful):
     weights = {"adversarial": 2.0, "l1": 3.0, "perceptual": 5.0, "tv": 7.0, "ssim": 11.0}
     method = MUGAN(sharpen(small(), 0.1), weights, faithful=faithful)
     sharpen(method.networks["discriminator"], 0.1)
-    check_losses_and_order(method, weights, random_vgg, faithful)
-
-
-def check_losses_and_order(method: MUGAN, weights: dict[str, float], vgg: nn.Sequential, faithful: bool) -> None:
-    batch = pairs(2, SIZE)
-    judge, truth = method.networks["discriminator"], batch.visible
-    condition = torch.cat([batch.thermal] * 3, dim=1)
-    with torch.no_grad():
-        colour = method.networks["generator"](batch.thermal)
-        step = method.training_step(batch, Moment(0, 0, 1))
-        with torch.enable_grad():
-            optimiser, losses = next(step)
-        assert optimiser == "discriminator" and list(losses) == ["discriminator"]
-        real = judge(torch.cat([condition, truth], 1)).double()
-        fake = judge(torch.cat([condition, colour], 1)).double()
-        want = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean()) / 2
-        assert float(losses["discriminator"].detach()) == pytest.approx(float(want), rel=1e-4)
-        assert torch.allclose(torch.stack(method.pools["pairs"].pictures), torch.cat([condition, colour], 1), atol=1e-5)
-        for p in judge.parameters():  # what its optimiser would do: the generator meets the new one
-            p.mul_(1.2)
-        with torch.enable_grad():
-            optimiser, losses = next(step)
-        assert optimiser == "generator" and set(losses) == set(weights)
-        assert next(step, None) is None
-
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        want = weights["adversarial"] * -torch.sigmoid(judge(torch.cat([condition, colour], 1)).double()).log().mean()
-        assert float(losses["adversarial"]) == pytest.approx(float(want), rel=1e-4)
-        assert torch.allclose(losses["l1"], weights["l1"] * (colour - truth).abs().mean(), rtol=1e-4)
-
-        x, y = colour, truth
-        if not faithful:  # ImageNet's mean and deviation, of pictures in [0,1]
-            mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-            deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-            x, y = (((z + 1) / 2 - mean) / deviation for z in (x, y))
-        want = torch.zeros(())
-        for i, layer in enumerate(vgg[:23]):
-            x, y = layer(x), layer(y)
-            if i in (3, 8, 15, 22):  # relu1_2, 2_2, 3_3, 4_3
-                want = want + (x - y).abs().mean()
-        assert torch.allclose(losses["perceptual"], weights["perceptual"] * want, rtol=1e-3)
-
-        variation = colour.diff(dim=2).abs().sum() + colour.diff(dim=3).abs().sum()
-        want = variation / (SIZE * SIZE) / (1 if faithful else 2)
-        assert torch.allclose(losses["tv"], weights["tv"] * want, rtol=1e-4)
-
-        if "ssim" in weights:
-            options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
-            found = []
-            for a, b in zip(colour.double() / 2 + 0.5, truth.double() / 2 + 0.5, strict=True):
-                _, each = structural_similarity(a.numpy(), b.numpy(), channel_axis=0, full=True, **options)
-                found.append(each[:, 5:-5, 5:-5].mean())  # with full=True the border is where the window does not fit
-            want = 1 - sum(found) / 2
-            assert float(losses["ssim"]) == pytest.approx(weights["ssim"] * want, rel=1e-3)
+    check_losses_and_order(method, weights, random_vgg, faithful, gan="bce")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

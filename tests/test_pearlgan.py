@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from skimage.feature import canny
-from test_patchgan import check_generator, count, pairs, pictures, train
+from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
@@ -34,13 +34,6 @@ SIZE = 32
 def small(**options) -> AttentionTranslator:
     torch.manual_seed(0)
     return build_network(SMALL | options)
-
-
-def sharpen(network: nn.Module, std: float = 0.2) -> nn.Module:
-    for p in network.parameters():
-        if p.ndim > 1:
-            nn.init.normal_(p, std=std)
-    return network
 
 
 def test_sizes_are_the_papers():

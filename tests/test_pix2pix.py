@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_patchgan import check_generator, count, pairs, pictures, train
+from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
@@ -24,14 +24,6 @@ def small(**options) -> UNetGenerator:
     return build_network(SMALL | options)
 
 
-def sharpen(network: nn.Module) -> nn.Module:
-    """Weights large enough that every level can be seen in the output."""
-    for p in network.parameters():
-        if p.ndim > 1:
-            nn.init.normal_(p, std=0.1)
-    return network
-
-
 def test_sizes_are_the_papers():
     with torch.device("meta"):
         assert count(UNetGenerator()) == 54_413_955
@@ -45,7 +37,7 @@ def test_sizes_are_the_papers():
 @pytest.mark.parametrize("size", [(64, 64), (64, 128), (192, 64)])
 @pytest.mark.parametrize("options", [{}, {"inputs": 1}, {"affine": False, "dropout": 0.0}], ids=str)
 def test_generator(options, size):
-    check_generator(sharpen(small(**options)), *size)
+    check_generator(sharpen(small(**options), 0.1), *size)
 
 
 def test_levels_say_which_sizes_fit():
@@ -75,7 +67,7 @@ def recursive(network: UNetGenerator, x: Tensor, level: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"levels": 3}], ids=str)
 def test_unet_is_what_it_is_said_to_be(options):
-    network, x = sharpen(small(**options)).eval(), pictures(2, 1, 64, 64)
+    network, x = sharpen(small(**options), 0.1).eval(), pictures(2, 1, 64, 64)
     assert torch.allclose(network(x), recursive(network, x.expand(-1, 3, -1, -1)), atol=1e-4)
     biased = [m.bias is not None for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     assert all(biased) if "affine" in options else biased == [False] * (len(biased) - 1) + [True]
@@ -95,8 +87,8 @@ def test_dropout_is_where_the_original_has_it():
 
 def test_evaluation_is_what_training_with_a_batch_of_one_is():
     """The original's batch norm at batch one, dropout aside; whereas its evaluation mode gives another picture."""
-    network = sharpen(small(dropout=0.0))
-    twin = sharpen(small(dropout=0.0))
+    network = sharpen(small(dropout=0.0), 0.1)
+    twin = sharpen(small(dropout=0.0), 0.1)
     twin.load_state_dict(network.state_dict())
     for part in (*twin.downs, *twin.ups):
         for i, layer in enumerate(part):

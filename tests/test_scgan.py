@@ -13,13 +13,11 @@ from skimage.color import rgb2lab
 from test_patchgan import count, pairs, pictures, train
 from torch import Tensor, nn
 
-from cmmfnet import perceptual
 from cmmfnet.data.augment import Crop
 from cmmfnet.methods import build_network
 from cmmfnet.methods.method import Moment
 from cmmfnet.methods.saliency import SaliencyError, SaliencyMaps, frequency_tuned
 from cmmfnet.methods.scgan import SCGAN, Convolution, Critic, SaliencyBranch, SCGANGenerator, gradient_penalty
-from cmmfnet.perceptual import feature_layers
 
 SMALL = {"method": "scgan", "width": 4, "levels": 7, "global_width": 4}
 LOSSES = {"l1": 1.0, "attention": 0.5, "adversarial": 0.05}
@@ -38,31 +36,15 @@ def scgan(losses: dict[str, float] | None = None, **options) -> SCGAN:
     return SCGAN(small(), LOSSES if losses is None else losses, **(OPTIONS | options))
 
 
-def with_vectors(network: nn.Module) -> int:
-    """Parameters and the vectors of spectral norm, which the original keeps as parameters without a gradient."""
-    return count(network) + sum(b.numel() for k, b in network.named_buffers() if k.endswith(("._u", "._v")))
-
-
-@pytest.fixture
-def random_vgg(monkeypatch) -> nn.Sequential:
-    """In place of the pre-trained one, 1/16 as wide."""
-    table = perceptual._VGG["vgg16"]
-    monkeypatch.setitem(perceptual._VGG, "vgg16", [c if c == "M" else c // 16 for c in table])
-    torch.manual_seed(1)
-    layers = feature_layers("vgg16").eval().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "load_features", lambda name, folder=None: layers)
-    return layers
-
-
 # ---- networks
 
 
 def test_sizes_are_the_papers():
     network = SCGANGenerator()
-    assert with_vectors(network) == 57_270_525 and count(network) == 57_130_752
-    assert with_vectors(network.features) == 17_120_713
-    assert with_vectors(SaliencyBranch()) == 1_638_913
-    assert with_vectors(Critic()) == 5_788_229 and count(Critic()) == 5_766_144
+    assert SCGAN.size(network) == 57_270_525 and count(network) == 57_130_752
+    assert SCGAN.size(network.features) == 17_120_713
+    assert SCGAN.size(SaliencyBranch()) == 1_638_913
+    assert SCGAN.size(Critic()) == 5_788_229 and count(Critic()) == 5_766_144
     assert SCGAN.paired and SCGAN.LOSSES == LOSSES | {"perceptual": 5.0}
 
 

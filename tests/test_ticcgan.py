@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_patchgan import check_generator, count, pairs, pictures, train
+from skimage.metrics import structural_similarity
+from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
 from torch import Tensor, nn
 
 from cmmfnet import perceptual
 from cmmfnet.methods import build_network
 from cmmfnet.methods.method import Moment
 from cmmfnet.methods.ticcgan import TICCGAN, CoarseToFineGenerator
-from cmmfnet.perceptual import feature_layers
 
 SMALL = {"method": "ticcgan", "width": 4, "global_blocks": 1, "local_blocks": 1}
 LOSSES = {"adversarial": 0.03, "l1": 1.0, "tv": 1.0}
@@ -23,28 +23,6 @@ SIZE = 32
 def small(**options) -> CoarseToFineGenerator:
     torch.manual_seed(0)
     return build_network(SMALL | options)
-
-
-def sharpen(network: nn.Module, std: float = 0.2) -> nn.Module:
-    for p in network.parameters():
-        if p.ndim > 1:
-            nn.init.normal_(p, std=std)
-    return network
-
-
-@pytest.fixture
-def random_vgg(monkeypatch) -> nn.Sequential:
-    """In place of the pre-trained one, 1/16 as wide."""
-    table = perceptual._VGG["vgg16"]
-    monkeypatch.setitem(perceptual._VGG, "vgg16", [c if c == "M" else c // 16 for c in table])
-    torch.manual_seed(1)
-    layers = feature_layers("vgg16")
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight)
-    layers = layers.eval().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "load_features", lambda name, folder=None: layers)
-    return layers
 
 
 def test_sizes_are_the_papers():
@@ -106,11 +84,10 @@ def test_generator_is_what_it_is_said_to_be():
     assert torch.allclose(network(x), torch.tanh(conv(z, last)), atol=1e-4)
 
 
-@pytest.mark.parametrize("faithful", [False, True])
-def test_losses_and_order(random_vgg, faithful):
-    weights = {"adversarial": 2.0, "l1": 3.0, "perceptual": 5.0, "tv": 7.0}
-    method = TICCGAN(small(), weights, faithful=faithful)
-    sharpen(method.networks["generator"], 0.1), sharpen(method.networks["discriminator"], 0.1)
+def check_losses_and_order(
+    method: TICCGAN, weights: dict[str, float], vgg: nn.Sequential, faithful: bool, gan: str
+) -> None:
+    """The family's step (TIC-CGAN, MUGAN, LKAT-GAN) by its formulas; the discriminator's step lies in between."""
     batch = pairs(2, SIZE)
     judge, truth = method.networks["discriminator"], batch.visible
     condition = torch.cat([batch.thermal] * 3, dim=1)
@@ -119,19 +96,27 @@ def test_losses_and_order(random_vgg, faithful):
         step = method.training_step(batch, Moment(0, 0, 1))
         with torch.enable_grad():
             optimiser, losses = next(step)
-        assert optimiser == "discriminator"
-        real, fake = judge(torch.cat([condition, truth], 1)), judge(torch.cat([condition, colour], 1))
-        want = ((real - 1).square().mean() + fake.square().mean()) / 2
-        assert torch.allclose(losses["discriminator"], want, rtol=1e-4)
-        assert torch.allclose(torch.stack(method.pools["pairs"].pictures), torch.cat([condition, colour], 1), atol=1e-6)
+        assert optimiser == "discriminator" and list(losses) == ["discriminator"]
+        real = judge(torch.cat([condition, truth], 1)).double()
+        fake = judge(torch.cat([condition, colour], 1)).double()
+        if gan == "bce":
+            want = -(torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean()) / 2
+        else:
+            want = ((real - 1).square().mean() + fake.square().mean()) / 2
+        assert float(losses["discriminator"].detach()) == pytest.approx(float(want), rel=1e-4)
+        assert torch.allclose(torch.stack(method.pools["pairs"].pictures), torch.cat([condition, colour], 1), atol=1e-5)
         for p in judge.parameters():  # what its optimiser would do: the generator meets the new one
             p.mul_(1.2)
         with torch.enable_grad():
             optimiser, losses = next(step)
         assert optimiser == "generator" and set(losses) == set(weights)
-        want = (judge(torch.cat([condition, colour], 1)) - 1).square().mean()
-        assert torch.allclose(losses["adversarial"], 2 * want, rtol=1e-4)
-        assert torch.allclose(losses["l1"], 3 * (colour - truth).abs().mean(), rtol=1e-4)
+        assert next(step, None) is None
+
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        answer = judge(torch.cat([condition, colour], 1)).double()
+        want = -torch.sigmoid(answer).log().mean() if gan == "bce" else (answer - 1).square().mean()
+        assert float(losses["adversarial"]) == pytest.approx(weights["adversarial"] * float(want), rel=1e-4)
+        assert torch.allclose(losses["l1"], weights["l1"] * (colour - truth).abs().mean(), rtol=1e-4)
 
         x, y = colour, truth
         if not faithful:  # ImageNet's mean and deviation, of pictures in [0,1]
@@ -139,15 +124,32 @@ def test_losses_and_order(random_vgg, faithful):
             deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
             x, y = (((z + 1) / 2 - mean) / deviation for z in (x, y))
         want = torch.zeros(())
-        for i, layer in enumerate(random_vgg[:23]):
+        for i, layer in enumerate(vgg[:23]):
             x, y = layer(x), layer(y)
             if i in (3, 8, 15, 22):  # relu1_2, 2_2, 3_3, 4_3
                 want = want + (x - y).abs().mean()
-        assert torch.allclose(losses["perceptual"], 5 * want, rtol=1e-3)
+        assert torch.allclose(losses["perceptual"], weights["perceptual"] * want, rtol=1e-3)
 
-        vertical, horizontal = colour.diff(dim=2).abs().sum(), colour.diff(dim=3).abs().sum()
-        want = (vertical + horizontal) / (SIZE * SIZE) / (1 if faithful else 2)
-        assert torch.allclose(losses["tv"], 7 * want, rtol=1e-4)
+        variation = colour.diff(dim=2).abs().sum() + colour.diff(dim=3).abs().sum()
+        want = variation / (SIZE * SIZE) / (1 if faithful else 2)
+        assert torch.allclose(losses["tv"], weights["tv"] * want, rtol=1e-4)
+
+        if "ssim" in weights:
+            options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+            found = []
+            for a, b in zip(colour.double() / 2 + 0.5, truth.double() / 2 + 0.5, strict=True):
+                _, each = structural_similarity(a.numpy(), b.numpy(), channel_axis=0, full=True, **options)
+                found.append(each[:, 5:-5, 5:-5].mean())  # with full=True the border is where the window does not fit
+            want = 1 - sum(found) / 2
+            assert float(losses["ssim"]) == pytest.approx(weights["ssim"] * want, rel=1e-3)
+
+
+@pytest.mark.parametrize("faithful", [False, True])
+def test_losses_and_order(random_vgg, faithful):
+    weights = {"adversarial": 2.0, "l1": 3.0, "perceptual": 5.0, "tv": 7.0}
+    method = TICCGAN(sharpen(small(), 0.1), weights, faithful=faithful)
+    sharpen(method.networks["discriminator"], 0.1)
+    check_losses_and_order(method, weights, random_vgg, faithful, gan="lsgan")
 
 
 @pytest.mark.parametrize("batch", [1, 2])

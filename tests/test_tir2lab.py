@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from skimage import color
-from test_patchgan import count, pairs, pictures, train
+from test_patchgan import check_generator, count, pairs, pictures, train
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
@@ -44,27 +44,6 @@ def used(network: nn.Module, height: int = 32) -> nn.Module:
     return network.eval()
 
 
-def check_contract(network: nn.Module, height: int, width: int) -> None:
-    """check_generator of test_patchgan.py for networks with buffers, which go through deepcopy and state_dict as well."""
-    network = network.eval()
-    x = pictures(3, 1, height, width)
-    with torch.inference_mode():
-        colour = network(x, None, None)
-        assert (colour.shape, colour.dtype) == ((3, 3, height, width), torch.float32)
-        assert colour.abs().max() <= 1 and colour.std() > 1e-3
-        assert torch.equal(colour, network(x))
-        for i in range(3):
-            assert (network(x[i : i + 1])[0] - colour[i]).abs().max() < 1e-4
-        twin = copy.deepcopy(network)
-        for value in twin.state_dict().values():
-            value.fill_(0.01 if value.is_floating_point() else 0)
-        assert not torch.equal(colour, twin(x))
-        twin.load_state_dict(network.state_dict())
-        assert (twin(x) - colour).abs().max() < 1e-5  # equal weights at other addresses: sums in another order
-        with torch.autocast("cpu", torch.bfloat16):
-            assert (network(x).float() - colour).abs().mean() < 0.05
-
-
 def test_sizes():
     with torch.device("meta"):
         assert count(LabUNet(faithful=True)) == 1_462_339  # the original's
@@ -76,12 +55,12 @@ def test_sizes():
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 36), (28, 96)])
 def test_generator(size):
-    check_contract(used(small()), *size)
+    check_generator(used(small()), *size, buffers=True)
 
 
 def test_faithful_takes_one_height_and_any_width():
     network = used(small(faithful=True, rows=64), 64)
-    check_contract(network, 64, 40)
+    check_generator(network, 64, 40, buffers=True)
     assert network.fixed_size == 64 and LabUNet.fixed_size is None
     with pytest.raises(ValueError, match="this network normalises 64 rows, so H is that"):
         network(torch.zeros(1, 1, 32, 64))

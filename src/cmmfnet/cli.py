@@ -44,8 +44,10 @@ COMMANDS: dict[str, Command] = {
     "train": Command("cmmfnet.train:train", "train or fine-tune a model by a recipe"),
     "evaluate": Command("cmmfnet.evaluate:evaluate", "score a model, a run or a folder of predictions on pairs"),
     "compare": Command("cmmfnet.compare:compare", "compare models and folders of predictions in one report"),
+    "explain": Command("cmmfnet.explain:explain", "show where in a frame each word of a text holds"),
+    "export": Command("cmmfnet.export:export", "write a model as an ONNX file"),
     "scenes": Command("cmmfnet.cli:scenes", "render pairs to train on, with nothing at hand"),
-    "models": Command("cmmfnet.colorize:models", "list the known models, or describe one"),
+    "models": Command("cmmfnet.models:models", "list the known models and methods, or describe a model"),
 }
 
 SHORT = {"-o": "--out", "--from": "--start-from"}
@@ -161,10 +163,12 @@ def make_parser(name: str, function: Callable):
 
 
 def _normal(arguments: list[str]) -> list[str]:
-    """``--span -10,35`` -> ``--span=-10,35``: argparse takes a value that starts with a minus for an option."""
+    """``--span -10,35`` -> ``--span=-10,35``, ``--text -grass`` -> ``--text=-grass``: argparse takes a value that starts with
+    a minus for an option."""
     out: list[str] = []
     for argument in arguments:
-        if out and re.fullmatch(r"-[\d.][\d.,e+-]*", argument) and re.fullmatch(r"--[a-z][\w.-]*", out[-1]):
+        number = re.fullmatch(r"-[\d.][\d.,e+-]*", argument) and out and re.fullmatch(r"--[a-z][\w.-]*", out[-1])
+        if number or (out and out[-1] == "--text" and re.match(r"-[^-]", argument) and argument not in SHORT):
             out[-1] += f"={argument}"
         else:
             out.append(argument)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmmfnet.corrections import has_corrections, read_prompt
+from cmmfnet.prompt_files import check_prompt, picture_texts
 from cmmfnet.sources import list_sources, plan_outputs, write_picture
 
 if TYPE_CHECKING:
-    from cmmfnet.colorizer import Colorizer
+    from cmmfnet.frame_colorizer import FrameColorizer, Seen
     from cmmfnet.gallery import Item
 
 GALLERY_LIMIT = 200
@@ -31,7 +34,7 @@ class Report:
     coloured: list[Path] = field(default_factory=list)  # the files written
     skipped: list[Path] = field(default_factory=list)  # the files that were there before
     failed: dict[Path, str] = field(default_factory=dict)  # input -> reason
-    tags: dict[Path, list[tuple[str, float]]] = field(default_factory=dict)  # input -> names and probabilities
+    seen: dict[Path, Seen] = field(default_factory=dict)  # input -> what the model sees, where that was asked for
     seconds: float = 0.0  # without loading the model
 
     @property
@@ -53,6 +56,7 @@ def colorize(
     *,
     out: str,
     text: str | None = None,
+    text_file: str | None = None,
     model: str = "cmmfnet",
     device: str = "auto",
     span: str | None = None,
@@ -61,6 +65,7 @@ def colorize(
     gallery: str | None = None,
     overwrite: bool = False,
     show_tags: bool = False,
+    guidance: float = 1.0,
 ) -> Report:
     """Turn thermal pictures into colour. The colours are a plausible guess, not a measurement.
 
@@ -69,8 +74,11 @@ def colorize(
     Args:
         source: a picture, a folder of pictures, or a glob in quotes ("set00/**/lwir/*.jpg")
         out: folder for the results (NAME.png each), or a picture file if the source is one picture
-        text: what is to be seen, e.g. "a road with two cars, trees and a brick house"; without it the model guesses
-        model: a name of `cmmfnet models`, a .safetensors file, or hf:OWNER/REPO@COMMIT
+        text: what is to be seen, e.g. "a road with two cars, trees and a brick house"; without it the model guesses.
+            "+snow -grass" corrects what the model sees by itself (--text="-grass" with the equals sign)
+        text_file: texts for each picture, which go before --text: a captions file (.jsonl, .csv, or NAME, a tab, TEXT), a
+            file of times (0:00-0:12 a street), or the word beside: NAME.txt beside NAME.png, _folder.txt for a folder
+        model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or what `cmmfnet export` wrote (.onnx)
         device: auto, cpu, cuda, cuda:1 or mps
         span: LOW,HIGH in the pictures' own units (counts or degrees), the same for all; without it each frame is
             stretched by itself, between its 1st and 99th percentile
@@ -78,14 +86,20 @@ def colorize(
         batch_size: frames of one size that are coloured together (default: 8 on a GPU, else 1)
         gallery: also write one HTML page FILE.html to compare input and result
         overwrite: replace results that are there already
-        show_tags: print what the model believes to see in each picture
+        show_tags: print what the model believes to see in each picture, and what it was told if that was corrected
+        guidance: how far a text moves the colours, 1 as trained, up to 4; other values than 1 take twice the time
 
     Raises:
-        UsageError, SourceError, ModelError, DeviceError: nothing was written. FileExistsError: the one result is there.
+        UsageError, SourceError, PromptFileError, ModelError, DeviceError: nothing was written. FileExistsError: the one
+        result is there.
     """
     _check(text, span, palette, batch_size, gallery)
     inputs = list_sources(source)
     outputs = plan_outputs(source, inputs, out)
+    found = picture_texts(source, inputs, text=text, text_file=text_file)
+    for note in found.unused:
+        warnings.warn(note, stacklevel=2)
+    texts = dict(zip(inputs, found.texts, strict=True))
     report = Report(where=Path(out))
     if Path(source).is_file() and outputs[0].exists() and not overwrite:
         raise FileExistsError(f"{outputs[0]} is there already; --overwrite replaces it")
@@ -93,20 +107,22 @@ def colorize(
     report.skipped = [result for result in outputs if result not in {result for _, result in todo}]
 
     if todo:
-        from cmmfnet.colorizer import Colorizer
-
-        colorizer = Colorizer.from_pretrained(model, device=device)
+        colorizer = open_colorizer(model, device, guidance)
         predicts = getattr(colorizer.network, "predicts_tags", False)
         if show_tags and not predicts:
             raise UsageError(f"model {model!r} predicts no tags; leave out --show-tags")
+        _check_corrections(colorizer, [texts[file] for file, _ in todo])
         notes = {"Comment": "colours guessed from a thermal picture by a model", "Model": colorizer.name}
-        notes |= {"Text": text or "", "Span": span or "1st to 99th percentile of the frame"}
+        notes |= {"Span": span or "1st to 99th percentile of the frame"}
         started = time.perf_counter()
-        _run(colorizer, todo, report, notes, text, span, palette, batch_size, tags=show_tags or gallery is not None)
+        tags = predicts and (
+            show_tags or gallery is not None or any(map(has_corrections, filter(None, texts.values())))
+        )
+        _run(colorizer, todo, report, notes, texts, span, palette, batch_size, tags=tags)
         report.seconds = time.perf_counter() - started
     if show_tags:
-        for file, tags in report.tags.items():
-            print(f"{file}: " + ", ".join(f"{name} {probability:.2f}" for name, probability in tags))
+        for file, seen in report.seen.items():
+            print(f"{file}: {_say(seen)}")
     if gallery is not None:
         from cmmfnet.gallery import write_gallery
 
@@ -114,11 +130,46 @@ def colorize(
             pair for pair in zip(inputs, outputs, strict=True) if pair[1].exists() and pair[0] not in report.failed
         ]
         if pairs:
-            write_gallery(gallery, _items(pairs, report, text, span, palette), title=f"{source} in colour")
+            write_gallery(gallery, _items(pairs, report, texts, span, palette), title=f"{source} in colour")
     for file, reason in report.failed.items():
         print(f"cmmfnet: failed: {reason if str(file) in reason else f'{file}: {reason}'}", file=sys.stderr)
+    if text_file is not None:
+        print(found)
     print(report)
     return report
+
+
+def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColorizer:
+    """What colours with ``model``: ONNX Runtime, without torch, for NAME.onnx; PyTorch for any other."""
+    if not 0 <= guidance <= 4:
+        raise UsageError(f"--guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained")
+    if Path(model).suffix.lower() == ".onnx":
+        if guidance != 1:
+            raise UsageError("--guidance needs a model of PyTorch; leave it out for .onnx")
+        from cmmfnet.onnx_runtime import OnnxColorizer
+
+        return OnnxColorizer.from_pretrained(model, device=device)
+    from cmmfnet.colorizer import Colorizer
+
+    return Colorizer.from_pretrained(model, device=device, guidance=guidance)
+
+
+def _say(seen: Seen) -> str:
+    """What a model sees, and what it was told because of that."""
+    predicted = ", ".join(f"{name} {probability:.2f}" for name, probability in seen.predicted)
+    return predicted if seen.told is None else f"{predicted}; told: {', '.join(seen.told) or 'nothing'}"
+
+
+def _check_corrections(colorizer: FrameColorizer, texts: list[str | None]) -> None:
+    """Texts that start from predicted tags need a model that predicts some and takes their names."""
+    network = colorizer.network
+    if getattr(network, "predicts_tags", False) and getattr(network, "text_source", "none") == "clip-tags":
+        return
+    for text in dict.fromkeys(filter(None, texts)):
+        if getattr(network, "text_source", "none") != "none" and read_prompt(text).needs_prediction:
+            raise UsageError(
+                f"model {colorizer.name!r} predicts no tags, so {text!r} has nothing to start from; write what is to be seen"
+            )
 
 
 def _check(
@@ -126,11 +177,10 @@ def _check(
 ) -> None:
     """What would be wrong for every picture is said once, before anything is done."""
     from cmmfnet.palettes import PALETTES
-    from cmmfnet.prompts import parse_tags
     from cmmfnet.thermal import parse_span
 
     try:
-        parse_tags(text or "")
+        check_prompt(text or "")
         if span is not None:
             parse_span(span)
     except ValueError as error:
@@ -144,11 +194,11 @@ def _check(
 
 
 def _run(
-    colorizer: Colorizer,
+    colorizer: FrameColorizer,
     todo: list[tuple[Path, Path]],
     report: Report,
     notes: dict[str, str],
-    text: str | None,
+    texts: dict[Path, str | None],
     span: str | None,
     palette: str | None,
     batch_size: int | None,
@@ -156,12 +206,13 @@ def _run(
     tags: bool,
 ) -> None:
     """Colour ``todo`` in batches; while one is coloured, threads read the next and write the one before."""
-    import torch
     from tqdm import tqdm
 
     from cmmfnet.thermal import ThermalFileError, read_thermal
 
     size = batch_size or (8 if colorizer.device.type == "cuda" else 1)
+    torch = sys.modules.get("torch")  # an .onnx model does without
+    out_of_memory = torch.cuda.OutOfMemoryError if torch is not None else ()
     chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
     writes: list[tuple[Path, Path, Future]] = []
 
@@ -189,18 +240,27 @@ def _run(
                         good.append((file, result, read.result()))
                     except (ThermalFileError, OSError) as error:
                         report.failed[file] = str(error)
-                colours = colorizer([thermal for *_, thermal in good], text=text, span=span, batch_size=size)
-                if tags and getattr(colorizer.network, "predicts_tags", False):
-                    for file, _, thermal in good:
-                        report.tags[file] = colorizer.tags(thermal, span=span)
+                told = [texts[file] for file, *_ in good]
+                frames = [thermal for *_, thermal in good]
+                if tags:
+                    colours, seen = colorizer(frames, text=told, span=span, batch_size=size, return_tags=True)
+                    report.seen.update(zip([file for file, *_ in good], seen, strict=True))
+                else:
+                    colours = colorizer(frames, text=told, span=span, batch_size=size)
                 finish_writes()
                 writes = [
-                    (file, result, pool.submit(write_picture, result, rgb, notes))
+                    (
+                        file,
+                        result,
+                        pool.submit(
+                            write_picture, result, rgb, notes | _text_notes(texts[file], report.seen.get(file))
+                        ),
+                    )
                     for (file, result, _), rgb in zip(good, colours, strict=True)
                 ]
                 bar.update(len(chunk))
             finish_writes()
-        except torch.cuda.OutOfMemoryError as error:
+        except out_of_memory as error:
             raise UsageError(
                 f"the GPU has too little memory for {size} frames at a time; use --batch-size {max(1, size // 2)}"
                 + (" with smaller pictures, or --device cpu" if size == 1 else "")
@@ -210,8 +270,18 @@ def _run(
             raise
 
 
+def _text_notes(text: str | None, seen: Seen | None) -> dict[str, str]:
+    """What a picture notes of its text, and the names that it stands for where the text corrects predicted tags."""
+    told = seen.told if seen is not None else None
+    return {"Text": text or ""} | ({} if told is None else {"Tags": ", ".join(told)})
+
+
 def _items(
-    pairs: list[tuple[Path, Path]], report: Report, text: str | None, span: str | None, palette: str | None
+    pairs: list[tuple[Path, Path]],
+    report: Report,
+    texts: dict[Path, str | None],
+    span: str | None,
+    palette: str | None,
 ) -> Iterator[Item]:
     """The pictures of a page, read again from disk: a page of thousands must not hold them all in memory."""
     import numpy as np
@@ -223,31 +293,14 @@ def _items(
     if len(pairs) > GALLERY_LIMIT:
         print(f"cmmfnet: the page shows {GALLERY_LIMIT} of {len(pairs)} pictures, evenly spaced", file=sys.stderr)
         pairs = [pairs[i * len(pairs) // GALLERY_LIMIT] for i in range(GALLERY_LIMIT)]
+    skipped = set(report.skipped)
     for file, result in pairs:
         thermal = normalise(read_thermal(file, palette=palette), parse_span(span) if span else None)
         with Image.open(result) as picture:
+            noted = picture.info.get("Text")  # an earlier run may have had another text
             rgb = np.asarray(picture.convert("RGB"))
-        seen = [f"{name} {probability:.2f}" for name, probability in report.tags.get(file, [])]
-        caption = f"text: {text}" if text else f"seen: {', '.join(seen)}" if seen else ""
-        yield Item(file.name, as_grey(thermal), rgb, caption)
-
-
-def models(name: str | None = None) -> None:
-    """List the known models, or describe one.
-
-    Args:
-        name: a known name, a .safetensors file, or hf:OWNER/REPO@COMMIT; without it, all known names
-    """
-    from cmmfnet.weights import KNOWN, describe
-
-    if name is None and not KNOWN:
-        print("no bundled models in this installation")
-    for each in [name] if name is not None else KNOWN:
-        found = describe(each)
-        print(f"{found['name']}: {found['summary'] or found['method']}")
-        print(f"  {found['parameters'] / 1e6:.1f} M parameters, {found['bytes'] / 1e6:.1f} MB as {found['storage']}")
-        print(f"  licence   {found['licence']}")
-        print(f"  sha256    {found['sha256']}")
-        print(f"  file      {found['path']}")
-        for key, value in (found["training"] or {}).items():
-            print(f"  {key:9} {value}")
+        text = noted if result in skipped and noted is not None else texts[file]
+        seen = report.seen.get(file)
+        lines = [f"text: {text}"] if text else []
+        lines += [f"seen: {_say(seen)}"] if seen is not None and (not text or seen.told is not None) else []
+        yield Item(file.name, as_grey(thermal), rgb, "; ".join(lines))

@@ -22,9 +22,10 @@ from cmmfnet.baselines import Colour, trivial_baselines
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.learned import Lpips
 from cmmfnet.metrics import METRICS, SSIM_PRESETS, MetricError
-from cmmfnet.predictors import Predictor, baseline, open_predictor, to_picture
+from cmmfnet.predictors import Predictor, baseline, open_predictor, takes, to_picture
 from cmmfnet.protocol import (
     DEFAULT_GEOMETRY,
+    SIZE,
     ProtocolError,
     centre_crop,
     check_geometry,
@@ -48,7 +49,7 @@ PROTOCOL = sentence(DEFAULT_GEOMETRY, next(iter(SSIM_PRESETS)))
 
 
 def centre_crops(
-    pairs: Pairs, size: int = 256, limit: int | None = None
+    pairs: Pairs, size: int = SIZE, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
     """thermal (size,size) float32 in [-1,1] (stretched after the crop), truth (size,size,3) uint8, the index entry."""
     for i in range(min(len(pairs), limit or len(pairs))):
@@ -70,10 +71,16 @@ def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) ->
 
 
 def without_text(network: torch.nn.Module) -> Colour:
-    """What ``network`` (evaluation mode, on its device) makes of a frame alone."""
+    """What ``network`` (evaluation mode, float32, on its device) makes of a square frame alone; a size that it does not
+    take is brought to one that it does, and back, as ``cmmfnet colorize`` does."""
     import torch
 
     device = next(network.parameters()).device
+    if not takes(network, SIZE):
+        from cmmfnet.colorizer import Colorizer
+
+        colorizer = Colorizer(network, device=device, dtype=torch.float32)
+        return lambda thermal, _: colorizer(thermal, span=(-1, 1))
 
     def colour(thermal: np.ndarray, _: dict) -> np.ndarray:
         with torch.inference_mode():

@@ -38,7 +38,9 @@ def folded_norms(x: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, 
 
 
 def _on_cpu_without_gradient(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
+    # a graph is exported for any device and size, so it gets the plain layers; torch before 2.7 cannot tell an export
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not exporting()
 
 
 class LargeKernelBlock(nn.Module):

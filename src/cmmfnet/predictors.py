@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet.data.pairs import SUFFIXES, Pairs
-from cmmfnet.protocol import cut
+from cmmfnet.protocol import SIZE, cut
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,12 @@ def open_predictor(what: str, pairs: Pairs, geometry: str, *, text: str = "none"
 # --- networks
 
 
+def takes(network: nn.Module, side: int) -> bool:
+    """Whether ``network`` colours squares of this side in pixels as they are."""
+    fixed = getattr(network, "fixed_size", None)
+    return side == fixed if fixed else side % getattr(network, "multiple_of", 8) == 0
+
+
 def network_predictor(
     name: str,
     network: nn.Module,
@@ -91,7 +97,8 @@ def network_predictor(
     device: str = "auto",
     record: dict | None = None,
 ) -> Predictor:
-    """A network in float32: as it is on 256x256, by ``Colorizer`` (its sizes and padding) on whole frames.
+    """A network in float32: as it is on 256x256, by ``Colorizer`` (its sizes and padding) on whole frames, and where it
+    takes another size.
 
     On CUDA eight frames at a time; a network must give each the same answer alone and in company.
     """
@@ -110,7 +117,7 @@ def network_predictor(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="the model does not know and leaves out")  # docs/evaluation.md
             try:
-                if geometry == "whole":
+                if geometry == "whole" or not takes(network, SIZE):
                     return colorizer(list(thermals), span=(-1, 1), text=words, batch_size=batch)
                 with torch.inference_mode():
                     return list(map(to_picture, colorizer._run(torch.from_numpy(np.stack(thermals)), words)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,7 +24,7 @@ class Parsed:
     Attributes:
         tags: names out of the vocabulary.
         unknown: content words in lower case that have no name, so that the model cannot use them (see
-            `cmmfnet.text.warn_unknown`).
+            `warn_unknown`).
         negated: names that the text rules out ("no cars"); in `tags` only if the text also names them elsewhere.
         colours: (colour, tag) where a colour stands with a noun. The colour is a basic one (a value of `COLOURS`) or
             several with hyphens ("blue-grey"), after an optional shade ("dark green").
@@ -93,11 +95,13 @@ def _tokens(prompt: str) -> list[_Token]:
 def _singular(word: str) -> str:
     if word in table.IRREGULAR_PLURALS:
         return table.IRREGULAR_PLURALS[word]
+    if word.endswith("men") and len(word) > 4:  # workmen, fishermen
+        return word[:-2] + "an"
     if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
         return word
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
-    if word.endswith(("sses", "ches", "shes", "xes", "oes")):
+    if word.endswith(("sses", "ches", "shes", "xes", "oes", "buses")):
         return word[:-2]
     return word[:-1]
 
@@ -141,7 +145,8 @@ def _lexicon(words: tuple[str, ...]) -> dict[tuple[str, ...], _Entry]:
             if wall in table.BUILT_OF:
                 for key, entry in list(found.items()):
                     if len(key) == 1 and entry.tags in (("house",), ("building-other",)):
-                        add(f"{m} {key[0]}", [*entry.tags, wall])
+                        for form in ("{m} {built}", "{built} of {m}", "{built} made of {m}", "{built} built of {m}"):
+                            add(form.format(m=m, built=key[0]), [*entry.tags, wall])
     for floor, materials in table.FLOORS.items():
         for m in materials.split():
             add(f"{m} floor", [floor])
@@ -157,6 +162,26 @@ def known_phrases(words: Sequence[str] = WORDS) -> dict[str, tuple[str, ...]]:
     entries = _lexicon(tuple(words)).items()
     marks = {(_NOTHING,), (_NO_CLASS,)}
     return {" ".join(key).removeprefix("! "): entry.tags for key, entry in entries if entry.tags not in marks}
+
+
+def warn_unknown(parsed: Parsed, words: Sequence[str] = WORDS, stacklevel: int = 2) -> None:
+    """Warn once (UserWarning) about all words of a prompt that the model does not know, with the nearest known names.
+
+    Silent where every word is known. `stacklevel` is that of `warnings.warn`: 2 points at the caller.
+    """
+    if not parsed.unknown:
+        return
+    phrases = known_phrases(words)
+    hints = []
+    for word in parsed.unknown:
+        close = difflib.get_close_matches(word, phrases, n=3, cutoff=0.75)
+        near = list(dict.fromkeys(name for phrase in close for name in phrases[phrase]))
+        hints.append(f"'{word}'" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+    warnings.warn(
+        f"the model does not know and leaves out: {', '.join(hints)}. Known are {len(words)} names "
+        "(cmmfnet.text.WORDS) and their everyday synonyms",
+        stacklevel=stacklevel,
+    )
 
 
 def _is_verb(word: str) -> bool:
@@ -206,7 +231,19 @@ class _Scan:
             for key in (("!", *texts), tuple(map(_singular, texts))):
                 if key in self.lexicon:
                     return n, self.lexicon[key]
+            if n <= 2 and (entry := self.respaced(texts)):
+                return n, entry
         return 0, _NO_ENTRY
+
+    def respaced(self, texts: list[str]) -> _Entry | None:
+        """The entry of two words that are one in the table ("side walks"), or of one that is two ("trafficlights")."""
+        if len(texts) == 2:
+            if min(map(len, texts)) < 3 or texts[0] in table.PREPOSITIONS or texts[0] in table.ARTICLES:
+                return None
+            return self.lexicon.get((_singular("".join(texts)),))
+        word = _singular(texts[0])
+        splits = ((word[:i], word[i:]) for i in range(3, len(word) - 2))
+        return next((self.lexicon[split] for split in splits if split in self.lexicon), None)
 
     def step(self, i: int) -> int:
         """Deal with what starts at token i; returns the index after it."""
@@ -238,7 +275,7 @@ class _Scan:
         if tags == (_NO_CLASS,):
             self.put(self.out.unknown, [" ".join(t.text for t in self.tokens[i : i + n])])
             return i + n
-        if n == 1 and self.word(i) in table.MATERIALS and self.match(i + 1)[0]:
+        if n == 1 and self.word(i) in table.MATERIALS and self.describes(i):
             return i + 1
         if self.negated_from is not None:
             self.put(self.out.negated, tags)
@@ -252,6 +289,11 @@ class _Scan:
             self.waiting.clear()
             self.last_tag, self.last_end, self.link = tags[0], i + n, False
         return i + n
+
+    def describes(self, i: int) -> bool:
+        """Whether a material at token i only describes the noun after it: "stone railing", but not "plastic by day"."""
+        tags = self.match(i + 1)[1].tags
+        return bool(tags) and tags != (_NOTHING,) and tags[0] not in EXTRA_WORDS
 
     def is_noun(self, i: int) -> bool:
         """Whether a single known word is meant as the thing: not "cars park here", not "a square white house"."""

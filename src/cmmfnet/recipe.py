@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,10 +12,20 @@ class RecipeError(ValueError):
     """A recipe that cannot be trained; the message names the field, what it is and what was expected."""
 
 
+GIVEN = ("thermal", "colour")
+
+
+def givers(sources: Sequence, kind: str) -> list:
+    """Those of ``sources`` (``SourceRecipe``, or data.items.Source) from which an unpaired method takes thermal frames, or
+    colour pictures; a paired method takes pairs from all."""
+    return [source for source in sources if source.gives in ("both", kind)]
+
+
 @dataclass
 class SourceRecipe:
     folder: str
-    """Folder in the project's layout (data/pairs.py), relative to the data folder given to the command."""
+    """Folder in the project's layout (data/pairs.py), relative to the data folder given to the command. ``pairs`` is
+    DATA/pairs, or DATA itself where that is a single data set, so that one recipe takes both."""
     share: tuple[float, float] = (1.0, 1.0)
     """Part of a batch at the start and at the end of training, relative to the other sources."""
     split: str | None = None
@@ -33,6 +44,14 @@ class SourceRecipe:
     """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only stretches it."""
     order: str = "scenes"
     """scenes: drawn at random, every scene as often; epoch: every picture once a pass (for a single source)."""
+    gives: str = "both"
+    """What an unpaired method takes from here: both, thermal or colour; so night frames can meet daylight colour."""
+    text: str = "own"
+    """Caption and tags that go with a picture: own; shuffled (those of any picture of the source, drawn anew each time);
+    empty (none). The last two are controls: what a method gains beside them, it gains by reading."""
+    recolour: float = 0.0
+    """Part of the labelled pictures whose colours are changed, with words that say so (data/recolour.py); more than 0 also
+    names the colours of things."""
 
 
 @dataclass
@@ -44,7 +63,8 @@ class Recipe:
     sources: list[SourceRecipe]
     steps: int | None = None
     epochs: float | None = None
-    """Length of the training: one of the two. An epoch is as many pictures as the sources have."""
+    """Length of the training: one of the two. An epoch is as many pictures as the sources have; where an unpaired method
+    gets thermal frames and colour pictures from different ones, as many as the larger of the two sets."""
     batch_size: int = 1
     """Pictures a step, over all processes."""
     accumulate: int = 1
@@ -134,9 +154,24 @@ class Recipe:
         for source in self.sources:
             if not 0 < source.scale[0] <= source.scale[1] <= 1:
                 raise RecipeError(f"scale of {source.folder} is {source.scale}; expected 0 < smallest <= largest <= 1")
+            if not 0 <= source.recolour <= 1:
+                raise RecipeError(f"recolour of {source.folder} is {source.recolour}; expected a part between 0 and 1")
             if source.aspect < 1:
                 raise RecipeError(f"aspect of {source.folder} is {source.aspect}; expected 1 or more")
-            if source.order not in ("scenes", "epoch") or (source.order == "epoch" and len(self.sources) > 1):
+            for name, allowed in (("gives", ("both", *GIVEN)), ("text", ("own", "shuffled", "empty"))):
+                if getattr(source, name) not in allowed:
+                    raise RecipeError(
+                        f"{name} of {source.folder} is {getattr(source, name)!r}; expected one of {', '.join(allowed)}"
+                    )
+        parts = {kind: givers(self.sources, kind) for kind in GIVEN}
+        for kind, part in parts.items():
+            if not part or not all(sum(end) > 0 for end in zip(*(s.share for s in part), strict=True)):
+                raise RecipeError(
+                    f"no source gives {kind} pictures all the time; expected gives: both or {kind} for one"
+                )
+        for source in self.sources:
+            alone = all(len(part) == 1 for part in parts.values() if source in part)
+            if source.order not in ("scenes", "epoch") or (source.order == "epoch" and not alone):
                 raise RecipeError(
                     f"order of {source.folder} is {source.order!r}; expected scenes, or epoch for a single source"
                 )

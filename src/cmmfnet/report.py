@@ -97,13 +97,16 @@ def _intro(found: dict) -> str:
 
 def _scores(found: dict) -> str:
     shown = _shown(found)
-    best = {}
+    best: dict[str, set[str]] = {}
     for name in shown:
-        values = {x: found["scores"][x][name]["mean"] for x in found["compared"] if name in found["scores"][x]}
+        # as they are shown: of two that read the same, none is the better one
+        of = {x: found["scores"][x] for x in found["compared"]}
+        values = {x: round(cells[name]["mean"], METRICS[name].decimals) for x, cells in of.items() if name in cells}
         better = METRICS[name].better
         if better and len(values) > 1:
             key = {"higher": lambda v: -v, "lower": lambda v: v, "near 1": lambda v: abs(v - 1)}[better]
-            best[name] = min(map(key, values.values())), key
+            least = min(map(key, values.values()))
+            best[name] = {x for x, value in values.items() if key(value) == least}
     body = ""
     for label, cells in found["scores"].items():
         row = f'<th scope="row">{_chip(found, label)}</th>'
@@ -113,7 +116,7 @@ def _scores(found: dict) -> str:
                 row += "<td>–</td>"
                 continue
             mean = number(name, cell["mean"])
-            if label in found["compared"] and name in best and best[name][1](cell["mean"]) == best[name][0]:
+            if label in best.get(name, ()):
                 mean = f"<strong>{mean}</strong>"
             interval = f"{number(name, cell['low'])} to {number(name, cell['high'])}" if cell["low"] is not None else ""
             row += f"<td>{mean}<small>{interval}</small></td>"

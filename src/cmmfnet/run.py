@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from cmmfnet import checkpoint
 from cmmfnet.atomic import atomic_write
 from cmmfnet.data.batches import Batch
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluate import centre_crops, to_picture
+from cmmfnet.evaluate import centre_crops, without_text
 from cmmfnet.methods import build_network, method_class
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment
@@ -46,9 +47,10 @@ def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:
     loaded = load_model(model)
     if loaded.config["method"] != recipe.model.get("method"):
         raise RecipeError(f"{model} is a {loaded.config['method']}, the recipe trains a {recipe.model.get('method')}")
-    if different := [k for k, v in _plain(recipe.model).items() if loaded.config.get(k) != v]:
+    network, config = method_class(recipe.model["method"]).extended(loaded.network, loaded.config, recipe.model)
+    if different := [k for k, v in _plain(recipe.model).items() if config.get(k) != v]:
         warnings.warn(f"{model} keeps its own {', '.join(different)}, which the recipe has otherwise", stacklevel=2)
-    return loaded.network.requires_grad_(True), loaded.config
+    return network.requires_grad_(True), config
 
 
 class EMA:
@@ -120,10 +122,12 @@ class Run:
             # Not accelerator.prepare: it would put the mixed precision inside each network, also into discriminators
             # that must stay in float32. Buffers stay each process' own: batch statistics, which the first one saves.
             place = [device] if device.type == "cuda" else None
+            known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+            sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
             for name, net in self.networks.items():
                 if any(p.requires_grad for p in net.parameters()):
                     self.method.networks[name] = nn.parallel.DistributedDataParallel(
-                        net, device_ids=place, broadcast_buffers=False, gradient_as_bucket_view=True
+                        net, device_ids=place, gradient_as_bucket_view=True, **{sync: False}
                     )
 
     def _optimiser(self, name: str) -> torch.optim.Optimizer:
@@ -331,13 +335,10 @@ def _plain(config: dict) -> dict:
 
 def write_sheet(path: Path, network: nn.Module, pairs: Pairs, count: int = 8) -> None:
     """Input, output and truth of the first ``count`` centre crops side by side, JPEG."""
-    rows = []
-    device = next(network.parameters()).device
-    for thermal, truth, _ in centre_crops(pairs, limit=count):
-        with torch.inference_mode():
-            colour = to_picture(network(torch.from_numpy(thermal)[None, None].to(device))[0])
+    rows, colour = [], without_text(network)
+    for thermal, truth, meta in centre_crops(pairs, limit=count):
         grey = np.repeat(((thermal + 1) * 127.5).round().astype(np.uint8)[..., None], 3, axis=2)
-        rows.append(np.concatenate([grey, colour, truth], axis=1))
+        rows.append(np.concatenate([grey, colour(thermal, meta), truth], axis=1))
     half = (len(rows) + 1) // 2
     rows += [np.zeros_like(rows[0])] * (2 * half - len(rows))
     sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half:])], axis=1)

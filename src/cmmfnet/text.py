@@ -6,7 +6,7 @@ Two sources of text tokens, and the network does not care which:
   vector per name (`load_tag_vectors`, `clip_tag_vectors`) makes tokens. The released model needs only the first two.
 * ``clip-sentence``: `SentenceEncoder`, frozen CLIP ViT-B/32 hidden states of the sentence, as in the CMMF-Net paper.
 
-transformers is imported only when a CLIP text encoder is asked for: ``pip install 'cmmfnet[clip]'``.
+transformers is imported only when a CLIP text encoder (clip_text.py) is needed: ``pip install 'cmmfnet[clip]'``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,21 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from cmmfnet.prompts import Parsed, known_phrases, parse_tags
+from cmmfnet.clip_text import CLIP_REVISIONS, SENTENCE_MODEL, TEMPLATES, ClipEncoder, WordEncoder, clip_tag_vectors
+from cmmfnet.prompts import Parsed, parse_tags, warn_unknown
+from cmmfnet.text_cache import TextCache
 from cmmfnet.words import COCO_STUFF, COLOURS, EXTRA_WORDS, WORDS
 
 __all__ = [
+    "CLIP_REVISIONS",
     "COCO_STUFF",
     "COLOURS",
     "DEFAULT_PROMPT",
@@ -34,6 +40,7 @@ __all__ = [
     "WORDS",
     "Parsed",
     "SentenceEncoder",
+    "WordEncoder",
     "clip_tag_vectors",
     "load_tag_vectors",
     "parse_tags",
@@ -49,51 +56,6 @@ TEMPLATES_BY_DATASET: dict[str, str] = {
     ),
 }
 DEFAULT_PROMPT = TEMPLATES_BY_DATASET["street-day"]
-
-# Sentences of the kind that open-vocabulary detectors and segmenters average over (ViLD, Gu et al., ICLR 2022).
-TEMPLATES: tuple[str, ...] = (
-    "a photo of a {}.",
-    "a photo of a small {}.",
-    "a photo of a medium {}.",
-    "a photo of a large {}.",
-    "This is a photo of a {}.",
-    "This is a photo of a small {}.",
-    "This is a photo of a medium {}.",
-    "This is a photo of a large {}.",
-    "There is a {} in the scene.",
-    "There is the {} in the scene.",
-    "There is a small {} in the scene.",
-    "There is a medium {} in the scene.",
-    "There is a large {} in the scene.",
-    "a photo of a {} in the scene.",
-    "This is one {} in the scene.",
-)
-
-# Commits on the Hugging Face hub, so that the same text gives the same tokens next year.
-CLIP_REVISIONS: dict[str, str] = {
-    "openai/clip-vit-base-patch32": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
-    "openai/clip-vit-base-patch16": "57c216476eefef5ab752ec549e440a49ae4ae5f3",
-}
-
-
-def warn_unknown(parsed: Parsed, words: Sequence[str] = WORDS, stacklevel: int = 2) -> None:
-    """Warn once (UserWarning) about all words of a prompt that the model does not know, with the nearest known names.
-
-    Silent where every word is known. `stacklevel` is that of `warnings.warn`: 2 points at the caller.
-    """
-    if not parsed.unknown:
-        return
-    phrases = known_phrases(words)
-    hints = []
-    for word in parsed.unknown:
-        close = difflib.get_close_matches(word, phrases, n=3, cutoff=0.75)
-        near = list(dict.fromkeys(name for phrase in close for name in phrases[phrase]))
-        hints.append(f"'{word}'" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
-    warnings.warn(
-        f"the model does not know and leaves out: {', '.join(hints)}. Known are {len(words)} names "
-        "(cmmfnet.text.WORDS) and their everyday synonyms",
-        stacklevel=stacklevel,
-    )
 
 
 def tag_ids(
@@ -179,110 +141,84 @@ def load_tag_vectors(path: str | Path) -> tuple[tuple[str, ...], torch.Tensor]:
     return tuple(names), vectors
 
 
-def _load_clip(kind: str, model: str | Path, revision: str | None, device: str | torch.device):
-    """(text network, tokenizer) of a hub name or a local folder; `kind` is the transformers class. Frozen, float32."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError("a CLIP text encoder needs transformers: pip install 'cmmfnet[clip]'") from error
-    name = str(model)
-    if Path(name).is_dir():
-        revision = None
-    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise FileNotFoundError(f"no folder {name}; give a folder or a hub name such as openai/clip-vit-base-patch32")
-    else:
-        revision = revision or CLIP_REVISIONS.get(name)
-    try:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(name, revision=revision)
-        network = getattr(transformers, kind).from_pretrained(name, revision=revision)
-    except OSError as error:
-        raise OSError(
-            f"cannot load the CLIP text encoder {name!r} (revision {revision}): {error}\n"
-            "Without a network, copy the model's folder here once and give its path as `model`."
-        ) from error
-    return network.to(device, torch.float32).eval().requires_grad_(False), tokenizer
-
-
-@torch.no_grad()
-def clip_tag_vectors(
-    names: Sequence[str],
-    model: str | Path = "openai/clip-vit-base-patch16",
-    revision: str | None = None,
-    templates: Sequence[str] = TEMPLATES,
-    device: str | torch.device = "cpu",
-) -> torch.Tensor:
-    """CLIP text vectors of names: projected and pooled, unit length per template, averaged, and made unit length again.
-
-    Args:
-        names: N names, put into the templates as they are.
-        model: hub name, or a folder in the form of transformers.
-        revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed there the newest.
-        templates: sentences with one "{}".
-
-    Returns:
-        (N, D) float32 on the CPU; D is 512 for ViT-B.
-
-    Raises:
-        ImportError: transformers is missing. OSError: the model cannot be loaded.
-        ValueError: no names, or a template without "{}".
-    """
-    if not names or isinstance(names, str):
-        raise ValueError(f"clip_tag_vectors takes a list of one name or more, got {names!r}")
-    if not templates or any("{}" not in template for template in templates):
-        raise ValueError(f"templates must be sentences with '{{}}' in the place of the name, got {list(templates)}")
-    network, tokenizer = _load_clip("CLIPTextModelWithProjection", model, revision, device)
-    context = network.config.max_position_embeddings
-    vectors = []
-    for name in names:
-        sentences = [template.replace("{}", name) for template in templates]
-        tokens = tokenizer(sentences, padding=True, truncation=True, max_length=context, return_tensors="pt").to(device)
-        embedded = network(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).text_embeds
-        vectors.append(torch.nn.functional.normalize(embedded, dim=-1).mean(0))
-    return torch.nn.functional.normalize(torch.stack(vectors), dim=-1).cpu()
-
-
 class SentenceEncoder:
     """Frozen CLIP text encoder: one token per piece of the sentence, the text source of the CMMF-Net paper.
 
-    Deliberately no `torch.nn.Module`: its 63 M frozen weights must not get into the network's checkpoint or optimiser.
+    Texts are cached in memory and, by model, revision and text, on disk (`cmmfnet.text_cache`), so that a run with
+    nothing but known texts never loads the encoder. Deliberately no `torch.nn.Module`: its 63 M frozen weights must not
+    get into the network's checkpoint or optimiser.
 
     Args:
-        model: hub name (downloaded once), or a folder in the form of transformers.
+        model: hub name (downloaded once), or a folder in the form of transformers; by default what
+            CMMFNET_TEXT_ENCODER names, else OpenAI's ViT-B/32 (clip_text.py).
         revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed there the newest.
         device: where the encoder runs and the tokens are.
 
     Raises:
-        ImportError: transformers is missing. OSError: the model cannot be loaded.
+        OSError: no such folder, or no model in it. When the first text is encoded: the model cannot be loaded;
+        ImportError: transformers is missing.
     """
 
-    CACHED_TEXTS = 1024  # about 40 kB per sentence of 20 tokens
+    CACHED_TEXTS = 1024  # in memory; about 40 kB per sentence of 20 tokens
 
     def __init__(
-        self,
-        model: str | Path = "openai/clip-vit-base-patch32",
-        revision: str | None = None,
-        device: str | torch.device = "cpu",
+        self, model: str | Path | None = None, revision: str | None = None, device: str | torch.device = "cpu"
     ) -> None:
-        self.network, self.tokenizer = _load_clip("CLIPTextModel", model, revision, device)
-        self.device = torch.device(device)
-        self.length: int = self.network.config.max_position_embeddings
-        self.width: int = self.network.config.hidden_size
-        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._encoder = ClipEncoder("CLIPTextModel", model, revision, SENTENCE_MODEL, device)
+        self.device = self._encoder.device
+        self._length: int | None = None
+        self._width: int | None = None
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
-    def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode B texts; repeated texts come from the cache. A text longer than 77 tokens is cut, with a warning.
+    @property
+    def network(self) -> torch.nn.Module:
+        return self._encoder.network
+
+    @property
+    def tokenizer(self):
+        return self._encoder.tokenizer
+
+    @property
+    def length(self) -> int:
+        """The most tokens of a text: 77."""
+        if self._length is None:
+            self._length = self.network.config.max_position_embeddings
+        return self._length
+
+    @property
+    def width(self) -> int:
+        """Of a token: 512 for ViT-B."""
+        if self._width is None:
+            self._width = self.network.config.hidden_size
+        return self._width
+
+    @cached_property
+    def _disk(self) -> TextCache | None:
+        identity = self._encoder.identity
+        return TextCache(f"sentences-{identity}") if identity else None
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Encode B texts; known ones come from the caches. A text longer than 77 tokens is cut, with a warning.
 
         Returns:
             tokens: (B, 77, 512) float32, output of the final layer norm, before the projection; 0 where padded.
             mask: (B, 77) bool, True = valid, start and end of text included.
 
         Raises:
-            TypeError: `texts` is a string or has an element that is none.
+            TypeError: `texts` is a string or has an element that is none. ImportError, OSError: the encoder is needed
+            and cannot be loaded.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("SentenceEncoder takes a list of strings, one per picture: encoder(['a street at night'])")
-        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
-        fresh: dict[str, torch.Tensor] = {}
+        fresh: dict[str, Tensor] = {}
+        new = []
+        for text in dict.fromkeys(texts):
+            if text not in self._cache:
+                rows = self._from_disk(text)
+                if rows is None:
+                    new.append(text)
+                else:
+                    fresh[text] = rows
         for start in range(0, len(new), 64):
             fresh.update(self._encode(new[start : start + 64]))
         tokens = torch.zeros(len(texts), self.length, self.width, device=self.device)
@@ -298,20 +234,38 @@ class SentenceEncoder:
             self._cache.popitem(last=False)
         return tokens, mask
 
-    @torch.no_grad()
-    def _encode(self, texts: list[str]) -> dict[str, torch.Tensor]:
+    def _from_disk(self, text: str) -> Tensor | None:
+        kept = self._disk.get(text) if self._disk else None
+        if kept is None:
+            return None
+        count, self._length = kept["counts"].tolist()
+        self._width = kept["tokens"].shape[1]
+        self._warn_if_cut(text, count)
+        return torch.from_numpy(kept["tokens"]).to(self.device)
+
+    def _warn_if_cut(self, text: str, count: int) -> None:
+        if count > self.length:
+            warnings.warn(
+                f"the text has {count} tokens and CLIP reads {self.length}, so its end is ignored: "
+                f"{text[:40]!r} ... {text[-40:]!r}",
+                stacklevel=4,  # past __call__ and what it calls
+            )
+
+    def _encode(self, texts: list[str]) -> dict[str, Tensor]:
         """Text -> its valid rows (n, width)."""
-        for text, ids in zip(texts, self.tokenizer(texts, verbose=False).input_ids, strict=True):
-            if len(ids) > self.length:
-                warnings.warn(
-                    f"the text has {len(ids)} tokens and CLIP reads {self.length}, so its end is ignored: "
-                    f"{text[:40]!r} ... {text[-40:]!r}",
-                    stacklevel=4,  # past __call__ and the wrapper that no_grad makes
-                )
+        counts = [len(ids) for ids in self.tokenizer(texts, verbose=False).input_ids]
+        for text, count in zip(texts, counts, strict=True):
+            self._warn_if_cut(text, count)
         batch = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         ).to(self.device)
-        hidden = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-        counts = batch.attention_mask.sum(1).tolist()
+        with torch.no_grad():
+            hidden = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        valid = batch.attention_mask.sum(1).tolist()
         # clone: a view would keep the padded rows of the whole batch in memory
-        return {text: hidden[i, : counts[i]].clone() for i, text in enumerate(texts)}
+        found = {text: hidden[i, : valid[i]].clone() for i, text in enumerate(texts)}
+        if self._disk:
+            for text, count in zip(texts, counts, strict=True):
+                arrays = {"tokens": found[text].cpu().numpy(), "counts": np.array([count, self.length])}
+                self._disk.put(text, arrays)
+        return found

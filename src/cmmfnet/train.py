@@ -25,12 +25,12 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from cmmfnet.data.pairs import Pairs, inside
-from cmmfnet.recipe import Recipe, RecipeError, SourceRecipe
+from cmmfnet.data.pairs import Pairs, find
+from cmmfnet.recipe import GIVEN, Recipe, RecipeError, SourceRecipe, givers
 
 
 def open_pairs(data: str | Path, source: SourceRecipe) -> Pairs:
-    return Pairs(inside(data, source.folder), source.split, source.lighting, source.sources)
+    return Pairs(find(data, source.folder), source.split, source.lighting, source.sources)
 
 
 @contextmanager
@@ -108,8 +108,8 @@ def train(
     Args:
         config: a YAML file, or the name of one that comes along: tiny, cmmfnet, finetune, pix2pix, ...;
             --config.NAME after it changes a single field. With --from it is finetune where nothing else is said
-        data: the folder (or URL of shards) that the configuration's source folders are in; scenes:100 renders 100
-            scenes into OUT/scenes and trains on them, for trying things out with nothing at hand
+        data: the folder (or URL of shards) that the configuration's source folders are in; its folder "pairs" may be this
+            one itself. scenes:100 renders 100 scenes into OUT/scenes and trains on them, with nothing at hand
         out: the run's folder: log, sheets, checkpoint, model.safetensors
         recipe: own; matched: data, losses and budget of cmmfnet's configuration, and only the network of --config; or
             a YAML file to match instead
@@ -183,13 +183,25 @@ def train(
         accelerator.wait_for_everyone()
         data = out / "scenes"
     sources = [
-        Source(open_pairs(data, s), s.share, s.simulate, s.level, s.scale, s.sensor, s.aspect, s.order)
+        Source(
+            open_pairs(data, s),
+            s.share,
+            s.simulate,
+            s.level,
+            s.scale,
+            s.sensor,
+            s.aspect,
+            s.order,
+            s.gives,
+            s.text,
+            s.recolour,
+        )
         for s in config.sources
     ]
     validation = open_pairs(data, config.validation).require("thermal") if config.validation else None
     if validation is not None:
         validation = validation.thinned(config.validation_pictures)
-    config = config.with_steps(sum(len(source.pairs) for source in sources))
+    config = config.with_steps(max(sum(len(source.pairs) for source in givers(sources, kind)) for kind in GIVEN))
     state = checkpoint.load(newest) if newest else None
     start = state["step"] if state else 0
     if start >= config.steps:
@@ -198,6 +210,10 @@ def train(
         )
     run = Run(config, out, accelerator, pretrained=pretrained, start_from=start_from, state=state)
     del state
+    if run.method.paired and (single := [s.folder for s in config.sources if s.gives != "both"]):
+        raise RecipeError(
+            f"gives of {single[0]} is thermal or colour alone, and {config.model['method']} learns from pairs; expected both"
+        )
     batches = Batches(
         sources,
         batch_size=config.batch_size,

@@ -42,6 +42,8 @@ person: man, woman, people, child, kid, boy, girl, baby, toddler, lady, gentlema
 person: walker, passer-by, passers-by, passerby, crowd, couple, family, worker, guard, visitor, customer, tourist
 person: player, figure, officer, policeman, policewoman, soldier, driver, shopper, runner, jogger, commuter, student
 person: teenager, elderly, friend, human being, someone, somebody, bystander, fireman, firefighter, builder, swimmer
+person: workman, businessman, businesswoman, fisherman, postman, tradesman, hiker, gardener, youngster
+person: mum, mom, mother, dad, father, parent, grandmother, grandfather, schoolchild, businessperson, onlooker
 person+bicycle: cyclist, bicyclist
 person+motorcycle: motorcyclist, biker
 person+skateboard: skateboarder, skater
@@ -56,10 +58,10 @@ bus: coach, minibus, double-decker, trolley bus, trolleybus, omnibus, school bus
 train: tram, streetcar, locomotive, railcar, subway train, metro train, railway carriage, trolley car
 truck: lorry, pickup, pick-up, pickup truck, pick-up truck, fire engine, fire truck, tanker, dump truck, box truck
 truck: box van, delivery van, delivery truck, semi-trailer, tractor, trailer, tow truck, garbage truck, bin lorry
-truck: flatbed, juggernaut
+truck: flatbed, juggernaut, rubbish truck, refuse lorry, haulage truck, firetruck, ambulance
 airplane: plane, aeroplane, aircraft, jet, airliner
 boat: ship, ferry, yacht, dinghy, sailboat, sailing boat, vessel, canoe, kayak, barge, rowing boat, motorboat
-boat: ship mast, boat mast
+boat: ship mast, boat mast, fishing boat
 traffic light: traffic signal, stoplight, stop light, signal light, traffic lamp
 fire hydrant: hydrant
 bench: park bench, garden bench
@@ -100,7 +102,8 @@ building-other: building, office, block, shop, store, church, tower, apartment b
 building-other: factory, warehouse, shed, barn, school, hospital, hotel, restaurant, cafe, mall, shopping mall
 building-other: station, train station, railway station, bus station, police station, stadium, temple, mosque
 building-other: cathedral, chapel, hut, kiosk, arcade, city, town, structure, facade, shopfront, storefront, museum
-building-other: castle, petrol station, gas station, dome, supermarket, airport
+building-other: castle, petrol station, gas station, dome, supermarket, airport, downtown, parking garage
+building-other: multi-storey car park, farm, farm building, outbuilding, garden shed, greenhouse
 house: bungalow, cottage, villa, home, terraced house, semi-detached house, detached house, mansion, farmhouse
 house: terrace house, townhouse, town house, residence, chalet, cabin, village
 skyscraper: high-rise, high rise, highrise, tower block, !flats, block of flats, skyline, city skyline
@@ -121,7 +124,7 @@ flower: bed of flowers, blossom, rose, tulip, daffodil, flower bed, flowerbed, f
 fog: mist, haze, smog, foggy, misty, hazy
 food-other: meal, snack
 grass: lawn, turf, meadow, field, pasture, verge, grass verge, grassland, garden, grassy, back garden, front garden
-grass: grass strip, farmland
+grass: grass strip, farmland, wheat field, corn field, cornfield, crop field, front lawn, back lawn
 tree+grass: park, parkland, orchard
 gravel: shingle, pebble, gravel path, gravel drive, gravel driveway, gravel road
 ground-other: wharf, quay, boardwalk, courtyard, waterfront, bare ground, quayside
@@ -129,7 +132,7 @@ hill: hillside, slope, embankment, hilly
 leaves: foliage, leaf, leafage
 light: lamp, street light, streetlight, street lamp, streetlamp, lamp post, lamppost, light pole, garden lamp
 light: lantern, headlight, head light, headlamp, tail light, taillight, tail lamp, brake light, floodlight, spotlight
-light: lighting, illumination, light bulb, fairy light
+light: lighting, illumination, light bulb, fairy light, neon light, lamp light, lamplight, light trail
 metal: steel, iron
 mirror-stuff: mirror
 mountain: mountainside, mountain range, peak
@@ -139,7 +142,7 @@ paper: newspaper, newspaper box
 pavement: sidewalk, footpath, footway, path, walkway, kerb, curb, square, yard, plaza, paving, paving stone, cobble
 pavement: cobblestone, paved drive, paved driveway, alley, pathway, kerbstone, kerbside, promenade, patio
 pavement: paving slab, town square, market square
-plant-other: plant, ivy, fern, bamboo, agave, vegetation, greenery, weed, reed, crop, creeper, vine
+plant-other: plant, ivy, fern, bamboo, agave, vegetation, greenery, weed, reed, crop, creeper, vine, vegetable garden
 platform: pier, jetty, dock, landing stage, train platform, railway platform
 playingfield: playing field, football pitch, soccer field, tennis court, football field, sports field, pitch
 playingfield: playground
@@ -149,7 +152,8 @@ river: stream, creek, brook
 road: street, asphalt, tarmac, lane, avenue, highway, motorway, freeway, carriageway, roundabout, traffic circle
 road: intersection, junction, crossroad, crossing, driveway, drive way, parking lot, !car park, !car parks, boulevard
 road: bus lane, cycle lane, bike lane, road surface, street corner, parking space, drive, country road
-road: dual carriageway, parking area, wharf road, runway
+road: dual carriageway, parking area, wharf road, runway, country lane, slip road, side street, back street
+road: high street, main street, carpark
 rock: boulder, cliff
 roof: roof tile, rooftop, tiled roof, roofed, gabled, eaves, roofline
 sand: sandy, beach, shore, dune, seaside, seashore, sandy shore, sandy beach, desert
@@ -159,7 +163,9 @@ sky-other: sky, heaven
 sky-other+clear: clear sky, cloudless sky, clear blue sky, sunny sky
 sky-other+clouds+cloudy: cloudy sky, partly cloudy sky
 sky-other+overcast: overcast sky, grey overcast sky
-snow: snowy, ice, snow-covered, icy
+snow: snowy, ice, snow-covered, icy, snowfall, snowdrift, frozen, frost, frosty
+plastic: plastic bag
+straw: hay, haystack, hay bale, straw bale
 stairs: !steps, staircase, stairway, flight of steps, flight of stairs, stair
 stone: bollard, kerb stone, stonework
 structural-other: fountain, statue, monument, pillar, column, arch, bus stop, bus shelter, shelter, sculpture
@@ -177,21 +183,24 @@ window-blind: blind, venetian blind, window blind
 window-other: window, window pane, windscreen, windshield, bay window, shop window, glass, bay, glazing, skylight
 wood: timber, log, plank
 day: daytime, daylight, in the daytime, noon, midday, morning, afternoon, by day
-dusk: evening, twilight, sunset, dawn, sunrise, nightfall, sundown, gloaming
+dusk: evening, twilight, sunset, dawn, sunrise, nightfall, sundown, gloaming, sun setting, setting sun, golden hour
+dusk: rising sun, sun rising, blue hour
 night: nighttime, night-time, midnight, after dark, darkness, in the dark, nocturnal, moonlight, moonlit, lamplit
-night: starry
+night: starry, moon, full moon, !it is dark, !it's dark, dark outside, at nighttime
 clear: sunny, cloudless, sunshine, sunlit, sun, sunlight, bright sun
 cloudy: partly cloudy, partly overcast
 overcast: rainy, rain, drizzle, stormy, light rain
 -: no longer, not far, not only, not just, no doubt, no one, nobody, nothing but, one day, clear view, clear road
 -: clear street, clear path, clear glass, on top, on top of, at the top, top of, top left, top right, ground floor
 -: first floor, second floor, steps into, steps out, steps in, steps over, steps off, tower above, tower over
--: leaves the, couple of, field of view
+-: leaves the, couple of, field of view, security camera, surveillance camera, dash cam, helicopter view, drone view
+-: aerial view, bird's eye view, thermal camera
 ?: traffic cone, utility pole, telephone pole, telegraph pole, power pole, power line, wheelie bin, wheeled bin
 ?: litter bin, rubbish bin, trash can, post box, mail box, phone box, telephone box, phone booth, bird bath
-?: log store, solar panel, construction site
-road*: crosswalk, zebra crossing, pedestrian crossing, road marking, lane marking, line marking, marking, centre line
-road*: white line, yellow line
+?: log store, solar panel, construction site, solar farm, trash bin, garbage bin, garbage can, dustbin, overhead line
+?: wind turbine, building site, hot air balloon
+road*: crosswalk, zebra crossing, !pedestrian crossing, !pedestrian crossings, road marking, lane marking
+road*: line marking, marking, centre line, white line, yellow line
 tree*: trunk, tree trunk
 window-other*: window frame
 door-stuff*: door frame
@@ -232,9 +241,8 @@ ADJECTIVES_TOO = frozenset({"square"})
 IRREGULAR_PLURALS = {
     "men": "man", "women": "woman", "children": "child", "buses": "bus", "busses": "bus", "leaves": "leaf",
     "knives": "knife", "mice": "mouse", "shelves": "shelf", "geese": "goose", "taxis": "taxi", "calves": "calf",
-    "scarves": "scarf", "wolves": "wolf", "policemen": "policeman",
-    "policewomen": "policewoman", "firemen": "fireman", "gentlemen": "gentleman", "horsemen": "horseman",
-    "ties": "tie",
+    "scarves": "scarf", "wolves": "wolf", "schoolchildren": "schoolchild",
+    "ties": "tie", "canoes": "canoe", "shoes": "shoe", "wharves": "wharf", "rooves": "roof", "loaves": "loaf",
 }  # fmt: skip
 
 # Spelling -> the basic colour. A shade before it is kept ("dark green"), and so is a pair ("blue-grey").
@@ -290,7 +298,8 @@ overhang overlook own pack paint panel park pass pave photograph picture plant p
 raise reach read reflect render ride rise roll run say see seem shade share shine should show silhouette sit slope
 slow span speed sprawl spread sprinkle stack stand start stay step stop stretch stride string stroll sleep eat drink
 surround sway sweep swing take talk tar tower travel turn understand use view visit wait walk want wear wind wrap will
-would could glimpse parallel bustle splash light top fringe dot scatter stain dash patch tinge
+would could glimpse parallel bustle splash light top fringe dot scatter stain dash patch tinge revolve burn mow graze
+collect wash clean repair
 """)
 IRREGULAR_VERBS = _set("""
 was were been being am has had does did done went gone came stood sat lay lain laid led hung held seen saw made ran
@@ -320,5 +329,5 @@ pointed hipped spiky ornate spreading camouflaged safety utility wooden terrace 
 tarred gentle sharp slight sloping winding twin matching similar plus vs please colour color colours colors thermal
 infrared realistic style look scenery weather conditions condition shadow shadows freestanding tiled slate shopping
 smaller larger bigger taller longer higher roadside trim base boxy topped tinged based trunked doored edged sided
-faced ish mid outdoors
+faced ish mid outdoors mown cobbled neon hi vis footage drone aerial country security surveillance happy lively
 """)

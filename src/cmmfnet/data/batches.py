@@ -23,6 +23,7 @@ from cmmfnet.data.augment import Crop, Draws, sensor, sensor_draws, stretch
 from cmmfnet.data.items import IGNORE, Items, Source
 from cmmfnet.data.pairs import PairsError
 from cmmfnet.data.simulate import simulate_thermal, simulation_draws
+from cmmfnet.recipe import GIVEN, givers
 
 __all__ = ["IGNORE", "Batch", "Batches", "Source"]
 
@@ -33,7 +34,8 @@ PATIENCE = 900.0
 @dataclass
 class Batch:
     """thermal (B,1,S,S) and visible (B,3,S,S) float32 in [-1,1]; label (B,S,S) long, 255 = none; tags: names per
-    picture; tagged (B,) bool: the tags are complete, so a missing one is absent; captions ("" = none); names; positions
+    picture; colours: (colour, name) of things per picture, and told: names that only the words tell, where a source
+    recolours; tagged (B,) bool: the tags are complete, so a missing one is absent; captions ("" = none); names; positions
     of the pictures in the step's whole batch, for draws that must not depend on the number of processes; crops: where in its
     file the colour picture was cut.
 
@@ -48,6 +50,8 @@ class Batch:
     captions: list[str]
     names: list[str]
     positions: list[int]
+    colours: list[list[tuple[str, str]]] = field(default_factory=list)
+    told: list[list[str]] = field(default_factory=list)
     crops: list[Crop] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -66,8 +70,8 @@ class Batches:
 
     ``batch_size`` counts the pictures of all processes: the one with number ``rank`` of ``world`` takes the positions rank,
     rank + world, ... ``workers`` processes decode; with 0 the training process does. ``unpaired``: the colour picture (with
-    a crop of its own) is drawn independently of the thermal frame, from the same mix. ``frames`` = 3: three neighbours of a
-    sequence (``Pairs.triplets``) with one crop, one set of sensor and simulation draws, white noise apart.
+    a crop of its own) is drawn independently of the thermal frame, from the same mix (see ``Source.gives``). ``frames`` = 3:
+    three neighbours of a sequence (``Pairs.triplets``) with one crop, one set of sensor and simulation draws, white noise apart.
 
     Raises ``ValueError`` for a request that makes no sense.
     """
@@ -85,7 +89,8 @@ class Batches:
             )
         if frames not in (1, 3):
             raise ValueError(f"frames is {frames}; expected 1 or 3")
-        if len(sources) > 1 and any(source.order == "epoch" for source in sources):
+        parts = [givers(sources, kind) for kind in GIVEN]
+        if any(s.order == "epoch" for s in sources) and max(map(len, parts)) > 1:
             raise ValueError(
                 f"order is epoch for one of {len(sources)} sources; it takes a single source, a mix scenes"
             )
@@ -189,7 +194,7 @@ class Batches:
             visible = visible[:, 0]
         else:
             mixed = mixed.unsqueeze(2)
-        lists = (items[k] for k in ("captions", "names", "positions", "crops"))
+        lists = (items[k] for k in ("captions", "names", "positions", "colours", "told", "crops"))
         return Batch(mixed, visible * 2 - 1, label, items["tags"], on["tagged"], *lists)
 
     def _simulate(self, step: int, photo: Tensor, label: Tensor, rows: Tensor) -> Tensor:

@@ -30,12 +30,16 @@ def read_captions(path: Path) -> list[tuple[int, str, str]]:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
         if not {"name", "caption"} <= set(reader.fieldnames or ()):
             raise CaptionError(f"{path}: found the columns {reader.fieldnames}; expected name and caption")
-        for row in reader:
+        try:
+            table = [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise CaptionError(f"{path}, line {reader.line_num}: {error}; expected a CSV table") from error
+        for number, row in table:
             if None in row:
                 raise CaptionError(
-                    f'{path}, line {reader.line_num}: more cells than in the first line; write "..." around a caption with commas'
+                    f'{path}, line {number}: more cells than in the first line; write "..." around a caption with commas'
                 )
-            rows.append((reader.line_num, row["name"] or "", row["caption"] or ""))
+            rows.append((number, row["name"] or "", row["caption"] or ""))
         return [(number, name.strip(), caption.strip()) for number, name, caption in rows]
     for number, line in enumerate(text.split("\n"), 1):
         line = line.rstrip("\r")
@@ -47,7 +51,7 @@ def read_captions(path: Path) -> list[tuple[int, str, str]]:
                 name, caption = row["name"], row["caption"]
                 if not isinstance(name, str) or not isinstance(caption, str | None):
                     raise TypeError("name and caption must be strings")
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+            except (KeyError, TypeError, ValueError, RecursionError) as error:  # hostile: deep brackets, endless digits
                 raise CaptionError(
                     f'{path}, line {number}: expected {{"name": ..., "caption": ...}}; {error!r}'
                 ) from error

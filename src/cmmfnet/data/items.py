@@ -16,9 +16,13 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from cmmfnet.data.augment import Crop
+from cmmfnet.data.lab import colours_of
 from cmmfnet.data.pairs import Pairs, PairsError
+from cmmfnet.data.recolour import Recoloured, recolour
 from cmmfnet.data.scenes import CLASSES, COCOSTUFF
 from cmmfnet.data.simulate import level
+from cmmfnet.prompts import parse_tags
+from cmmfnet.recipe import GIVEN
 
 IGNORE = 255  # label of pixels that have none
 
@@ -31,7 +35,10 @@ class Source:
     ``scale``: side of the random crop in parts of the short side; ``aspect``: its largest stretch either way, 1 = none.
     ``sensor``: random sensor effects (augment.sensor); without them a frame is only stretched between its 1st and 99th
     percentile. ``order``: "scenes" draws with replacement, each scene as often (Pairs.weights); "epoch" takes every picture
-    once a pass, in an order drawn anew for each pass, and goes with a single source only.
+    once a pass, in an order drawn anew for each pass, and goes with a single source only. ``gives``: "both", or what alone
+    an unpaired batch takes from it, "thermal" or "colour". ``text``: "own", "shuffled" or "empty" captions and tags.
+    ``recolour``: part of the labelled pictures whose colours are changed, with words that say so (recolour.py); more
+    than 0 also names the colours of things.
 
     Raises :class:`PairsError` where a thermal frame, or for ``simulate`` a label map, is missing.
     """
@@ -44,9 +51,13 @@ class Source:
     sensor: bool = True
     aspect: float = 1.3
     order: str = "scenes"
+    gives: str = "both"
+    text: str = "own"
+    recolour: float = 0.0
 
     def __post_init__(self) -> None:
-        self.pairs.require("label" if self.simulate else "thermal")
+        if self.gives != "colour":
+            self.pairs.require("label" if self.simulate else "thermal")
         if self.order not in ("scenes", "epoch"):
             raise ValueError(f"order is {self.order!r}; expected scenes or epoch")
         if not self.aspect >= 1:
@@ -64,7 +75,7 @@ class Items(Dataset):
     A dict of F = ``frames`` frames for each of B pictures: ``thermal`` (B,F,S,S) uint8 (zeros where it is simulated),
     ``visible`` (B,F,S,S,3) uint8, ``label`` (B,F,S,S) uint8, ``photo`` (K,F,S,S,3) uint8 (what simulated frames are made
     from; only where ``unpaired`` makes it another than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged``
-    (B,) bool; lists ``tags``, ``captions``, ``names``, ``positions``, ``crops`` (of the colour picture).
+    (B,) bool; lists ``tags``, ``colours``, ``told``, ``captions``, ``names``, ``positions``, ``crops`` (of the colour picture).
     """
 
     def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int, seed: int, rank: int, world: int,
@@ -83,6 +94,8 @@ class Items(Dataset):
         rng = np.random.default_rng([self.seed, step, position, stream])
         progress = min(1.0, step / max(1, self.steps - 1))
         shares = np.array([s.share[0] + (s.share[1] - s.share[0]) * progress for s in self.sources])
+        if self.unpaired:
+            shares *= [s.gives in ("both", GIVEN[stream]) for s in self.sources]
         source = _place(np.cumsum(shares), rng)
         count = len(self.sources[source].pairs)
         if self.sources[source].order == "scenes":
@@ -101,6 +114,8 @@ class Items(Dataset):
         thermal, visible = np.zeros(shape, np.uint8), np.empty((*shape, 3), np.uint8)
         label = np.full(shape, IGNORE, np.uint8)
         simulated, photos, sensor, tags, tagged, captions, names, places = [], [], [], [], [], [], [], []
+        colours, told = [], []
+        recolours = not self.unpaired and self.frames == 1 and any(source.recolour for source in self.sources)
         for row, position in enumerate(self.positions):
             source, index, rng = self.choose(step, position)
             spec = self.sources[source]
@@ -116,6 +131,8 @@ class Items(Dataset):
                 label[row] = crops["label"]
             if not self.unpaired:
                 visible[row] = crops["visible"]
+                if spec.simulate and recolours:
+                    photos.append(crops["visible"])
             else:
                 if spec.simulate:
                     photos.append(crops["visible"])
@@ -124,9 +141,20 @@ class Items(Dataset):
                 visible[row] = crops["visible"]
             meta = spec.pairs.entries[index]
             sensor.append(spec.sensor)
-            tags.append(_tags(meta, label[row, self.frames // 2] if crops["label"] is not None else None))
-            tagged.append(crops["label"] is not None or bool(meta.get("tags")))
-            captions.append(meta.get("caption") or "")
+            own = _tags(meta, label[row, self.frames // 2] if crops["label"] is not None else None), meta.get("caption")
+            words, caption = own if spec.text == "own" else self._other_text(spec, step, position)
+            has_tags = spec.text == "own" and (crops["label"] is not None or bool(meta.get("tags")))
+            said = Recoloured(visible[row, 0])
+            if recolours and spec.recolour and spec.text == "own":
+                said = self._recoloured(spec, step, position, meta, visible[row, 0], crops["label"])
+            if said.told:  # the thermal frame does not show them: nothing for a tag head to learn
+                visible[row, 0], has_tags = said.photo, False
+                words = list(dict.fromkeys([*said.told, *(tag for tag in words if tag not in said.removed)]))
+            tags.append(words)
+            colours.append(said.colours)
+            told.append(said.told)
+            tagged.append(has_tags)
+            captions.append(caption or "")
             names.append(meta["name"])
             places.append(crops["crop"])
         arrays = {"thermal": thermal, "visible": visible, "label": label, "simulated": np.array(simulated, np.int64)}
@@ -136,11 +164,39 @@ class Items(Dataset):
         tensors |= {"sensor": torch.tensor(sensor), "tagged": torch.tensor(tagged)}
         return tensors | {
             "tags": tags,
+            "colours": colours,
+            "told": told,
             "captions": captions,
             "names": names,
             "crops": places,
             "positions": list(self.positions),
         }
+
+    def _recoloured(
+        self, spec: Source, step: int, position: int, meta: dict, photo: np.ndarray, label: np.ndarray | None
+    ) -> Recoloured:
+        """The picture with other colours, or as it is; and the colours of what is in it, of which some will be said."""
+        if label is None:
+            return Recoloured(photo, colours=parse_tags(meta.get("colour_caption") or "").colours)
+        rng = np.random.default_rng([self.seed, step, position, 3])
+        lighting = meta.get("lighting") or "day"
+        made = Recoloured(photo)
+        if rng.random() < spec.recolour and lighting != "night":
+            made = recolour(photo, label[0], rng, lighting=lighting)
+        if lighting != "night" and "night" not in made.told:
+            named = {name for _, name in made.colours}
+            # snow and bare earth have the colour that they have
+            rest = colours_of(made.photo, label[0], COCOSTUFF)
+            made.colours += [(c, n) for c, n in rest if n not in named and n not in made.removed]
+        return made
+
+    def _other_text(self, spec: Source, step: int, position: int) -> tuple[list[str], str | None]:
+        """Tags and caption that do not belong to the picture: none, or those of any picture of the source."""
+        if spec.text == "empty":
+            return [], None
+        index = int(np.random.default_rng([self.seed, step, position, 2]).integers(len(spec.pairs)))
+        meta = spec.pairs.entries[index]
+        return _tags(meta, spec.pairs.pictures(index, ("label",))["label"]), meta.get("caption")
 
     def _crops(self, source: int, index: int, rng: np.random.Generator, kinds: Sequence[str]) -> dict[str, Any]:
         """kind -> (F,S,S) or (F,S,S,3) uint8, one geometry for all; None for a label map that the item does not have."""

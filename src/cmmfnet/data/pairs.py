@@ -218,6 +218,37 @@ def inside(data: Path | str, folder: str) -> Path | str:
     return Path(data) / folder
 
 
+def find(data: Path | str, folder: str) -> Path | str:
+    """The data set that a recipe's ``folder`` means. ``pairs`` is DATA/pairs, or DATA itself where only that is a data set.
+
+    Raises :class:`PairsError` for a folder of this machine that is none, with what else could be given.
+    """
+    root = inside(data, folder)
+    if _has_index(root) or (is_url(root) and folder != "pairs"):  # what is wrong with a URL, opening it says
+        return root
+    if folder not in ("pairs", ".", ""):
+        raise PairsError(
+            f"{root}/index.jsonl does not exist; the recipe trains on {folder!r} as well (docs/training.md). Put that data set "
+            "there, or take a recipe that needs pairs alone, such as --config finetune or --recipe finetune"
+        )
+    if folder == "pairs" and _has_index(data):
+        return data
+    looked = " nor ".join(f"{place}/index.jsonl" for place in dict.fromkeys((root, data)))
+    raise PairsError(
+        f"there is no {looked}; a data set is a folder with index.jsonl, thermal/ and visible/ (docs/data.md)"
+    )
+
+
+def _has_index(root: Path | str) -> bool:
+    if is_url(root):
+        from cmmfnet.data.remote import Remote
+
+        root = Remote.open(root)
+        if not isinstance(root, Path):
+            return root.has("index.jsonl")
+    return (Path(root) / "index.jsonl").is_file()
+
+
 def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
     """-> the root (a path for anything on this machine), the entries without what only the store needs, and the store."""
     if is_url(root):

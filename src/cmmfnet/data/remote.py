@@ -53,6 +53,14 @@ class Remote:
         except Exception as error:  # every file system has errors of its own
             raise PairsError(f"{self.url}/{name} cannot be read ({_short(error)})") from error
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; False also where the place cannot be reached."""
+        system, path = self._system()
+        try:
+            return system.isfile(f"{path.rstrip('/')}/{name}")
+        except Exception:  # every file system has errors of its own; who reads the file is told what is wrong
+            return False
+
     def fetch(self, name: str, size: int, sha256: str) -> Path:
         """The file ``name`` in the cache, after a download where it is not there yet. Raises :class:`PairsError`."""
         cached = cache() / f"{sha256}.tar"

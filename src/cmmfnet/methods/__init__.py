@@ -6,6 +6,7 @@ import importlib
 
 METHODS: dict[str, str] = {
     "cmmfnet": "cmmfnet.methods.cmmfnet:CMMFNetMethod",
+    "cmmfnet-small": "cmmfnet.methods.cmmfnet_small:CMMFNetSmallMethod",
     "pix2pix": "cmmfnet.methods.pix2pix:Pix2Pix",
     "cyclegan": "cmmfnet.methods.cyclegan:CycleGAN",
     "ticcgan": "cmmfnet.methods.ticcgan:TICCGAN",

@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmmfnet.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.data.batches import IGNORE
 from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_kernel_stage
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped
+from cmmfnet.methods.region_text import RegionText, Said, draw_words, everywhere_words, memberships, region_loss
 from cmmfnet.perceptual import feature_layers, load_features
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
 
@@ -229,9 +231,11 @@ class CMMFNet(nn.Module):
     """The whole network (Figure 1). ``forward(thermal (B,1,H,W) in [-1,1], text (B,L,D), text_mask (B,L) bool) -> (B,3,H,W)``.
 
     H and W are multiples of 8. ``text=None`` means no text. The defaults are ``cmmfnet-paper``. Beyond the paper:
+    ``text="learned"`` (a control: ``text_length`` learned tokens, the same for every frame, in the place of text),
     ``stem="vgg16"`` (see ImageEncoder), ``local_contrast`` (a second tone channel), ``modulation`` (text and frame scale and
     shift the decoder, a path that text cannot be left out of), ``words`` (a table of tag vectors: ``embed_tags``),
-    a tag head (``predict_tags``) where there are words, and ``classes`` (an auxiliary label head at H/8, for training).
+    a tag head (``predict_tags``) where there are words, ``classes`` (an auxiliary label head at H/8, for training), and
+    ``regions`` (every word holds in a region of the frame and has a colour: region_text.py; needs ``words``).
     """
 
     multiple_of, fixed_size = 8, None
@@ -264,27 +268,29 @@ class CMMFNet(nn.Module):
         tag_threshold: float = 0.5,
         working_size: int = 512,
         least_size: int = 256,
+        regions: bool = False,
     ):
         super().__init__()
-        if text not in ("clip-sentence", "clip-tags", "none"):
-            raise ValueError(f"text is {text!r}; expected 'clip-sentence', 'clip-tags' or 'none'")
+        if text not in ("clip-sentence", "clip-tags", "learned", "none"):
+            raise ValueError(f"text is {text!r}; expected 'clip-sentence', 'clip-tags', 'learned' or 'none'")
         if skip not in ("concat", "add") or output not in ("tanh", "clip"):
             raise ValueError(f"skip is {skip!r}, output is {output!r}; expected concat or add, tanh or clip")
-        self.text_source, self.words = text, list(words)
+        self.text_source, self.words = "none" if text == "learned" else text, list(words)
         self.text_width = text_width
         self.output, self.concat, self.local_contrast = output, skip == "concat", local_contrast
         self.default_text, self.tag_threshold = default_text, tag_threshold
         self.working_size, self.least_size = working_size, least_size  # short side in pixels; Colorizer resizes to it
-        self.predicts_tags = bool(self.words)
+        self.predicts_tags, self.takes_colours = bool(self.words), regions
         c1, c2, c3 = channels
         inputs = 2 if local_contrast else 1
 
         self.image_encoder = ImageEncoder(inputs, global_size, vit_width, vit_depth, vit_heads, stem)
-        project = text != "none" and text_width != vit_width
+        project = self.text_source != "none" and text_width != vit_width
         self.text_projection = nn.Linear(text_width, vit_width) if project else nn.Identity()
         if text == "clip-tags":
             # Rows are CLIP vectors while training; in a released file they are folded through text_projection.
             self.word_vectors = nn.Parameter(torch.randn(max(len(self.words), 1), text_width) * text_width**-0.5)
+        self.queries = nn.Parameter(torch.randn(1, text_length, vit_width) * 0.02) if text == "learned" else None
         self.interaction = CrossModalInteraction(
             "none" if text == "none" else ci, vit_width, vit_heads, ci_depth,
             (global_size // 16) ** 2, global_size // 8, c3, text_length,
@@ -311,10 +317,35 @@ class CMMFNet(nn.Module):
         if modulation:
             self.modulations = nn.ModuleList(Modulation(2 * vit_width, c) for c in (c3, c2, c1))
         self.label_head = nn.Conv2d(c3, classes, 1) if classes else None
+        self.regions = None
+        if regions:
+            if text != "clip-tags" or not self.words:
+                raise ValueError(f"regions need words (text: clip-tags); text is {text!r} with {len(self.words)} words")
+            self.regions = RegionText(vit_width, (c3, c2, c1), tail)
+            self.attribute_vectors = nn.Parameter(torch.randn(len(ATTRIBUTES), text_width) * 0.5 * text_width**-0.5)
+            facts = torch.cat([everywhere_words(self.words), memberships(self.words)], dim=1)
+            self.register_buffer("word_facts", facts, persistent=False)
 
-    def embed_tags(self, ids: Tensor) -> Tensor:
-        """Rows of the word table: ids (B,L) long, indices into ``words`` -> text tokens (B,L,text_width)."""
-        return F.embedding(ids, self.word_vectors)
+    def embed_tags(self, ids: Tensor, attributes: Tensor | None = None) -> Tensor:
+        """Rows of the word table: ids (B,L) long, indices into ``words`` -> text tokens (B,L,text_width).
+
+        With ``regions`` further columns follow: 1 where a word holds everywhere, and the classes that it names
+        (region_text.memberships); ``attributes`` (B,L,A): weights over cmmfnet.attributes.ATTRIBUTES of what is said of
+        each name; None: nothing.
+        """
+        tokens = F.embedding(ids, self.word_vectors)
+        if self.regions is None:
+            return tokens
+        if attributes is not None:
+            tokens = tokens + attributes.to(tokens.dtype) @ self.attribute_vectors
+        return torch.cat([tokens, self.word_facts[ids].to(tokens.dtype)], dim=-1)
+
+    def said(self, text: Tensor, mask: Tensor, places: Tensor | None = None) -> Said:
+        """Tokens of ``embed_tags`` (B,L,...) and their mask -> what RegionText takes."""
+        vectors, everywhere, classes = text.split([self.text_width, 1, text.shape[2] - self.text_width - 1], dim=2)
+        vectors = vectors.masked_fill(~mask.unsqueeze(-1), 0)  # a product would let NaN in unset rows through
+        classes = classes.masked_fill(~mask.unsqueeze(-1), 0)
+        return Said(self.text_projection(vectors), everywhere[..., 0] > 0.5, classes, mask, places)
 
     def fold_text_projection(self) -> dict:
         """Replace the word table by its projection; returns the changed constructor keywords. For release: no CLIP vectors."""
@@ -322,6 +353,8 @@ class CMMFNet(nn.Module):
             return {}
         with torch.no_grad():
             self.word_vectors = nn.Parameter(self.text_projection(self.word_vectors))
+            if self.regions is not None:  # they are added to a word's vector, which has the bias
+                self.attribute_vectors = nn.Parameter(F.linear(self.attribute_vectors, self.text_projection.weight))
         self.text_projection = nn.Identity()
         self.text_width = self.word_vectors.shape[1]
         return {"text_width": self.text_width}
@@ -330,6 +363,31 @@ class CMMFNet(nn.Module):
         """Probability of each of ``words`` in the frame: (B,1,H,W) -> (B,len(words)) in [0,1]."""
         return torch.sigmoid(self._tag_logits(self.image_encoder(self._tones(thermal))[0]))
 
+    def attention_maps(self, thermal: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Weights of the frame's positions on each token in the last cross-attention, mean over heads: (B,L,grid,grid) in
+        [0,1], for ``ci="image_query"``. The learned token for "no text" has the rest.
+
+        Raises ``ValueError`` for another ``ci``, which has no such weights.
+        """
+        if self.interaction.mode != "image_query":
+            raise ValueError(f"ci is {self.interaction.mode!r}; only image_query attends from positions to words")
+        caught: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        attention = self.interaction.blocks[-1].attention
+        hook = attention.register_forward_pre_hook(lambda _, inputs: caught.append((inputs[0], inputs[1], inputs[3])))
+        try:
+            self(thermal, text, text_mask)
+        finally:
+            hook.remove()
+        query, key, mask = caught[0]
+        query, key = (
+            layer(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for layer, x in ((attention.query, query), (attention.key, key))
+        )
+        scores = (query @ key.transpose(2, 3)).float() * query.shape[-1] ** -0.5
+        weights = scores.masked_fill(~mask[:, None, None, :], float("-inf")).softmax(dim=-1).mean(dim=1)
+        side = math.isqrt(weights.shape[1])
+        return weights[:, :, 1:].transpose(1, 2).unflatten(2, (side, side))
+
     def _tones(self, thermal: Tensor) -> Tensor:
         return tone_channels(thermal) if self.local_contrast else thermal
 
@@ -337,15 +395,33 @@ class CMMFNet(nn.Module):
         return self.tag_head(tokens.mean(dim=1)).float()
 
     def forward(
-        self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None, *, heads: bool = False
+        self,
+        thermal: Tensor,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        *,
+        heads: bool = False,
+        maps: bool = False,
+        places: Tensor | None = None,
     ):
         """-> colour (B,3,H,W); with ``heads`` also tag logits (B,len(words)) or None, and label logits
-        (B,classes,H/8,W/8) or None."""
+        (B,classes,H/8,W/8) or None; with ``maps``, too, also the logits of the words' maps (B,1+L,h,w) at H/8, H/4, H/2, an
+        empty list without ``regions`` or text. ``places`` (B,L,H,W): where words hold, as RegionText.maps takes it."""
         if thermal.ndim != 4 or thermal.shape[1] != 1 or thermal.shape[2] % 8 or thermal.shape[3] % 8:
             raise ValueError(f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8")
         x = self._tones(thermal)
-        tokens, maps = self.image_encoder(x)
-        text = None if text is None or self.text_source == "none" else self.text_projection(text)
+        tokens, stem = self.image_encoder(x)
+        said = None
+        text = None if text is None or self.text_source == "none" else text
+        if text is not None and self.regions is not None:
+            if text_mask is None:
+                text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+            said = self.said(text, text_mask, places)
+            text = said.vectors
+        elif text is not None:
+            text = self.text_projection(text)
+        if self.queries is not None:
+            text, text_mask = self.queries.expand(len(x), -1, -1), None
         context, pooled_text = self.interaction(tokens, text, text_mask)
         vector = torch.cat([tokens.mean(dim=1), pooled_text.expand(tokens.shape[0], -1)], dim=1)
 
@@ -353,17 +429,21 @@ class CMMFNet(nn.Module):
         e2 = self.encode2(self.down2(e1))
         e3 = self.encode3(self.down3(e2))
         y = self.fuse(torch.cat([e3, resize(context, e3.shape[-2:])], dim=1))
-        y = self._guide(y, maps, 2, vector)
-        labels = self.label_head(y) if heads and self.label_head is not None else None
-        y = self._guide(self._merge(self.up3(self._double(y)), e2, self.skip2), maps, 1, vector)
-        y = self.decode2(y)
-        y = self._guide(self._merge(self.up2(self._double(y)), e1, self.skip1), maps, 0, vector)
-        y = self.decode1(y)
-        y = self.last(F.gelu(self.up1(self._double(y))))
+        y = self._guide(y, stem, 2, vector)
+        labels = self.label_head(y) if (heads or said is not None) and self.label_head is not None else None
+        if said is not None:
+            y = self.regions(y, said, labels)
+        y = self._guide(self._merge(self.up3(self._double(y)), e2, self.skip2), stem, 1, vector)
+        y = self.decode2(y if said is None else self.regions(y, said))
+        y = self._guide(self._merge(self.up2(self._double(y)), e1, self.skip1), stem, 0, vector)
+        y = self.decode1(y if said is None else self.regions(y, said))
+        y = F.gelu(self.up1(self._double(y)))
+        y = self.last(y if said is None else self.regions.finish(y, said))
         colour = torch.tanh(y) if self.output == "tanh" else y.clamp(-1, 1)
         if not heads:
             return colour
-        return colour, self._tag_logits(tokens) if self.predicts_tags else None, labels
+        tags = self._tag_logits(tokens) if self.predicts_tags else None
+        return (colour, tags, labels, said.levels if said is not None else []) if maps else (colour, tags, labels)
 
     @staticmethod
     def _double(x: Tensor) -> Tensor:
@@ -383,11 +463,13 @@ class CMMFNetMethod(Matched):
     """The training of CMMF-Net: the losses of the paper (section 3.5) or of the released recipe, with text.
 
     ``losses``: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with weight 1 in the paper),
-    ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy of the two auxiliary heads).
+    ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy of the two auxiliary heads), ``regions`` (of
+    the words' maps with label maps).
 
     ``text_dropout``: share of pictures trained without text, so that the network does without; night pictures always keep
     theirs, since nothing else asks for darkness. ``imagenet``: start a vgg16 stem from ImageNet's weights;
-    ``stem_learning_rate``: factor on the learning rate of that stem.
+    ``stem_learning_rate``, ``text_learning_rate``: factors on the learning rate of that stem, and of the parts of
+    ``regions``, which are new where the rest is trained already.
     """
 
     Network = CMMFNet
@@ -395,6 +477,7 @@ class CMMFNetMethod(Matched):
     paper = "Jiang et al., CLIP-guided multi-modal fusion, Intelligence & Robotics 2025"
     LOSSES: ClassVar[dict[str, float]] = {
         "l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0, "adversarial": 0.0, "tags": 0.0, "labels": 0.0,
+        "regions": 0.0,
     }  # fmt: skip
 
     def __init__(
@@ -409,6 +492,7 @@ class CMMFNetMethod(Matched):
         text_dropout: float = 0.0,
         imagenet: bool = False,
         stem_learning_rate: float = 1.0,
+        text_learning_rate: float = 1.0,
     ):
         super().__init__(
             network, losses, pretrained=pretrained, perceptual=perceptual, perceptual_mode=perceptual_mode,
@@ -426,16 +510,34 @@ class CMMFNetMethod(Matched):
                 )
             if loss not in self.weights and head is not None:
                 head.requires_grad_(False)  # nothing would train it
-        if network.interaction.mode == "none" and network.modulations is None:  # nor does text reach anything here
+        if "regions" in self.weights and network.regions is None:
+            raise ValueError(
+                "loss 'regions' has a weight, but the network has no maps; it needs regions: true, or leave it out"
+            )
+        if network.interaction.mode == "none" and not (network.modulations or network.regions):
+            # nor does text reach anything here
             network.interaction.no_text.requires_grad_(False)
             network.text_projection.requires_grad_(False)
-        self.text_dropout, self.imagenet, self.stem_learning_rate = text_dropout, imagenet, stem_learning_rate
+        self.text_dropout, self.imagenet = text_dropout, imagenet
+        self.stem_learning_rate, self.text_learning_rate = stem_learning_rate, text_learning_rate
         self.sentences = None
 
     @classmethod
     def configuration(cls, model: dict) -> dict:
         """A fresh clip-tags network knows all words, unless the recipe names some."""
         return model | {"words": list(WORDS)} if model.get("text") == "clip-tags" and "words" not in model else model
+
+    @classmethod
+    def extended(cls, network: CMMFNet, config: dict, model: dict) -> tuple[CMMFNet, dict]:
+        """A trained network with the parts that a recipe's ``model`` adds to it: ``regions``. Its output stays the same."""
+        if not model.get("regions") or config.get("regions"):
+            return network, config
+        config = config | {"regions": True}
+        larger = CMMFNet(**{k: v for k, v in config.items() if k != "method"})
+        missing = larger.load_state_dict(network.state_dict(), strict=False).missing_keys
+        if other := [key for key in missing if not key.startswith(("regions.", "attribute_vectors"))]:
+            raise ValueError(f"the network lacks {', '.join(other)}")
+        return larger, config
 
     def start(self) -> None:
         """Put the pre-trained parts of a fresh network in place: CLIP's vectors of words, ImageNet's stem."""
@@ -460,13 +562,17 @@ class CMMFNetMethod(Matched):
 
     def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
         groups = super().parameter_groups(optimiser, recipe)
-        if optimiser != "generator" or self.stem_learning_rate == 1:
+        if optimiser != "generator" or self.stem_learning_rate == self.text_learning_rate == 1:
             return groups
-        stem = {id(p) for p in self.networks["generator"].image_encoder.stem.parameters()}
+        network = self.networks["generator"]
+        factors = {id(p): self.stem_learning_rate for p in network.image_encoder.stem.parameters()}
+        if network.regions is not None:
+            new = [*network.regions.parameters(), network.attribute_vectors]
+            factors |= {id(p): self.text_learning_rate for p in new}
         parts = []
         for group in groups:
-            for inside, factor in ((False, 1.0), (True, self.stem_learning_rate)):
-                chosen = [p for p in group["params"] if (id(p) in stem) == inside]
+            for factor in dict.fromkeys((1.0, self.stem_learning_rate, self.text_learning_rate)):
+                chosen = [p for p in group["params"] if factors.get(id(p), 1.0) == factor]
                 parts.append(group | {"params": chosen, "factor": factor})
         return parts
 
@@ -481,6 +587,15 @@ class CMMFNetMethod(Matched):
             tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
             kept = [not drop or "night" in tags for drop, tags in zip(dropped, batch.tags, strict=True)]
             return tokens.to(device), (mask.cpu() & torch.tensor(kept)[:, None]).to(device)
+        if network.regions is not None:
+            said = self.said(batch, moment)
+            ids, mask = tag_ids([[name for name, _ in row] for row in said], network.words)
+            pad = (0, MAX_TAGS - ids.shape[1])
+            attributes = torch.zeros(len(said), MAX_TAGS, len(ATTRIBUTES))
+            for b, row in enumerate(said):
+                for i, (_, colour) in enumerate(row):
+                    attributes[b, i] = torch.from_numpy(attribute_weights(colour))
+            return network.embed_tags(F.pad(ids, pad).to(device), attributes.to(device)), F.pad(mask, pad).to(device)
         chosen = []
         for tags, rng, drop in zip(batch.tags, draws, dropped, strict=True):
             some = [t for t in tags if t in network.words and rng.random() < 0.8]
@@ -491,11 +606,28 @@ class CMMFNetMethod(Matched):
         pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that every step has the same shapes
         return network.embed_tags(F.pad(ids, pad).to(device)), F.pad(mask, pad).to(device)
 
+    def said(self, batch: Batch, moment: Moment) -> list[list[tuple[str, str | None]]]:
+        """For each picture the names that are said, with a colour or None, of a network with ``regions``."""
+        words = unwrapped(self.networks["generator"]).words
+        count, labelled = len(batch), (batch.label != IGNORE).flatten(1).any(dim=1).tolist()
+        rows = zip(batch.tags, batch.colours or [[]] * count, batch.told or [[]] * count, batch.positions, strict=True)
+        said = []
+        for (tags, colours, told, position), known in zip(rows, labelled, strict=True):
+            rng = moment.rng(position)
+            drop = rng.random() < self.text_dropout
+            always = [*told, *(["night"] if "night" in tags else [])]
+            said.append(draw_words(rng, tags, colours, always, words, drop=drop, labelled=known, most=MAX_TAGS))
+        return said
+
     def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
         network = self.networks["generator"]
         tokens, mask = self.text(batch, moment)
-        colour, tag_logits, label_logits = network(batch.thermal, tokens, mask, heads=True)
+        colour, tag_logits, label_logits, levels = network(batch.thermal, tokens, mask, heads=True, maps=True)
         losses: Losses = {}
+        if "regions" in self.weights:
+            names = [[name for name, _ in row] for row in self.said(batch, moment)]
+            everywhere = unwrapped(network).said(tokens, mask).everywhere
+            losses["regions"] = region_loss(levels, batch.label, names, mask, everywhere, IGNORE)
         if "tags" in self.weights:
             words = unwrapped(network).words
             target = torch.zeros(tag_logits.shape)

@@ -7,8 +7,9 @@ The thermal frame is read as three equal channels. A model keeps the generator f
 by frame; predictors, the way back and discriminators serve training.
 
 As in the code: the generators go up by bilinear interpolation and a 3x3 convolution, their residual blocks have dropout 0.5 in
-training; the predictors are as wide as the generators (its option for their width is ignored); the third frame's translation
-is predicted from the first two's; the patches come from the generator's layers 0, 4, 8, 12 and 16, of which 0 is the padded
+training; the predictors are as wide as the generators (its option for their width is ignored); where its options say nothing
+it takes 9 blocks and 8 levels, the published sizes are those of 6 and 7; the third frame's translation is predicted from the
+first two's; the patches come from the generator's layers 0, 4, 8, 12 and 16, of which 0 is the padded
 picture. Style is a mean square, where the paper's family usually takes L1.
 Fixed: the head that projects the patches learns (the code clears its gradient before its step), and the loss network sees
 pictures on ImageNet's scale (the code feeds it [-1,1]); ``faithful`` undoes both. Gram matrices, negatives and motion are a

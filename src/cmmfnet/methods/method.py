@@ -86,6 +86,16 @@ class Method:
         """The full configuration of a fresh network for what a recipe says under ``model``."""
         return model
 
+    @classmethod
+    def extended(cls, network: nn.Module, config: dict, model: dict) -> tuple[nn.Module, dict]:
+        """A trained network and its configuration, with what a recipe's ``model`` adds to them; nothing, here."""
+        return network, config
+
+    @classmethod
+    def size(cls, network: nn.Module) -> int:
+        """Parameters of one of its networks, as the paper's code counts them."""
+        return sum(p.numel() for p in network.parameters())
+
     def start(self) -> None:
         """Put pre-trained parts of a fresh network in place; not called for one that was trained before."""
 

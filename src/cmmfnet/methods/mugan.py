@@ -21,21 +21,15 @@ a picture does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.losses import l1, ssim_loss, total_variation
-from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
-from cmmfnet.methods.patchgan import InstanceNorm, PatchGAN, as_channels, gan_loss, init_normal
-from cmmfnet.perceptual import Perceptual
-
-if TYPE_CHECKING:
-    from cmmfnet.data.batches import Batch
+from cmmfnet.methods.patchgan import InstanceNorm, as_channels, init_normal
+from cmmfnet.methods.ticcgan import TICCGAN
 
 
 def _conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
@@ -170,68 +164,15 @@ class MixedSkippingUNet(nn.Module):
         return y if self.training else y.clamp(-1, 1)
 
 
-class MUGAN(Method):
-    """``losses``: ``adversarial`` (binary cross-entropy), ``l1``, ``perceptual`` (L1 of VGG-16's relu1_2, 2_2, 3_3 and 4_3,
-    summed), ``tv``, ``ssim`` (1 - SSIM, 11x11 Gaussian window). The discriminator makes its step first, on half the sum of its two
-    losses, against pairs out of a pool of 50, as in the TIC-CGAN code that the original grew from.
+class MUGAN(TICCGAN):
+    """The step of TIC-CGAN (ticcgan.py), from whose code MUGAN grew. ``losses``: ``adversarial`` (binary cross-entropy), ``l1``,
+    ``perceptual`` (L1 of VGG-16's relu1_2, 2_2, 3_3 and 4_3, summed), ``tv``, ``ssim`` (Gaussian window of 11 pixels).
 
-    ``faithful``: VGG-16 is fed pictures in [-1,1] as they are, in place of ImageNet-normalised ones, and ``tv`` is summed over
-    the batch in place of its mean.
+    ``faithful``: VGG-16 is fed pictures in [-1,1] as they are, and ``tv`` is summed over the batch.
     """
 
     Network: ClassVar[type[nn.Module]] = MixedSkippingUNet
     title = "MUGAN"
     paper = "Liao et al., MUGAN: thermal infrared image colorization using mixed-skipping UNet and GAN, IEEE TIV 2023"
     LOSSES: ClassVar[dict[str, float]] = {"adversarial": 0.03, "l1": 1.0, "perceptual": 1.0, "tv": 1.25, "ssim": 1.25}
-    optimisers: ClassVar[dict[str, tuple[str, ...]]] = {
-        "discriminator": ("discriminator",), "generator": ("generator",),
-    }  # fmt: skip
-    discriminator_width: ClassVar[int] = 32
-
-    def __init__(
-        self,
-        network: nn.Module,
-        losses: dict[str, float],
-        *,
-        pretrained: str | Path | None = None,
-        faithful: bool = False,
-    ):
-        super().__init__(network, losses, pretrained=pretrained)
-        self.inputs, self.faithful = network.inputs, faithful
-        self.perceptual = Perceptual("vgg16", "l1", pretrained) if "perceptual" in self.weights else None
-        if self.perceptual is not None and faithful:
-            self.perceptual.shift.zero_()
-            self.perceptual.scale.fill_(1.0)
-        if "adversarial" in self.weights:
-            self.networks["discriminator"] = PatchGAN(
-                network.inputs + 3, width=self.discriminator_width, norm="instance"
-            )
-            self.pools = {"pairs": ImagePool()}
-        else:
-            self.optimisers = {"generator": ("generator",)}
-
-    def to(self, device: torch.device) -> None:
-        if self.perceptual is not None:
-            self.perceptual.to(device)
-
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
-        truth, thermal = batch.visible, batch.thermal.expand(-1, self.inputs, -1, -1)
-        colour = self.networks["generator"](batch.thermal)
-        losses: Losses = {}
-        if "adversarial" in self.weights:
-            judge = self.networks["discriminator"]
-            pairs = self.pools["pairs"](torch.cat([thermal, colour], dim=1), batch, moment)
-            fake = gan_loss(in_full_precision(judge, pairs), False, "bce")
-            real = gan_loss(in_full_precision(judge, thermal, truth), True, "bce")
-            yield "discriminator", {"discriminator": (fake + real) / 2}
-            with frozen(self.networks["discriminator"]) as judge:
-                losses["adversarial"] = gan_loss(in_full_precision(judge, thermal, colour), True, "bce")
-        if "l1" in self.weights:
-            losses["l1"] = l1(colour, truth)
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(colour, truth).mean()
-        if "tv" in self.weights:
-            losses["tv"] = total_variation(colour, legacy=self.faithful)
-        if "ssim" in self.weights:
-            losses["ssim"] = ssim_loss(colour, truth)
-        yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}
+    gan: ClassVar[str] = "bce"

@@ -11,14 +11,12 @@ for 256 pixels). That stays; (8,) gives it to the lowest level's blocks too.
 Not as in the port: the frame is one channel, not three equal ones (4 inputs, 62,640,195 parameters; 62,641,347 with 6). The
 last convolution of every block starts at zero as in guided-diffusion, where the port's Kaiming initialisation undoes that.
 The level is embedded times 1000, like guided-diffusion's time steps: the port's sines of at most gamma itself can hardly tell
-the noisy levels apart, which decide on the colours (``faithful`` does as the port: a small network's loss was 10 to 15 %
-higher after the same 700 to 1,650 steps).
+the noisy levels apart, which decide on the colours (``faithful`` does as the port).
 
-Colouring is deterministic: the first noise, and ancestral sampling's later ones, depend on the frame's size alone. The default
-sampler is DDIM (Song et al., ICLR 2021) in 20 steps along the training schedule: a fiftieth of the paper's 1000, and no draws
-on the way that would change colours from frame to frame. What it starts from has no low frequencies, which DDIM would keep
-as the tint of every frame: a small network (16 pixels, 1,690 steps) then had 16.1 dB on pictures that it had not seen, 6.8
-with one draw's own, 11.6 by ancestral sampling (their mean colour: 15.3). ``sampler="ancestral"`` is the paper's.
+Colouring is deterministic: the first noise, and ancestral sampling's later ones, come from one fixed seed and depend on the
+frame's size alone. The default sampler is DDIM (Song et al., ICLR 2021) in 20 steps along the training schedule: a fiftieth of
+the paper's 1000, and no draws on the way that would change colours from frame to frame. What it starts from has no low
+frequencies, which DDIM would keep as the tint of every frame. ``sampler="ancestral"`` is the paper's.
 """
 
 from __future__ import annotations

@@ -221,6 +221,12 @@ class SCGAN(Method):
         if self.perceptual is not None:
             self.perceptual.to(device)
 
+    @classmethod
+    def size(cls, network: nn.Module) -> int:
+        """With the vectors of spectral norm, which the authors' code keeps as parameters without a gradient."""
+        vectors = sum(b.numel() for name, b in network.named_buffers() if name.endswith(("._u", "._v")))
+        return super().size(network) + vectors
+
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
         thermal, truth = batch.thermal * 0.5 + 0.5, batch.visible * 0.5 + 0.5
         output, maps = self.networks["generator"](batch.thermal, maps=True)

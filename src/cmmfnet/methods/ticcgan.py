@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.losses import l1, total_variation
+from cmmfnet.losses import l1, ssim_loss, total_variation
 from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
 from cmmfnet.methods.patchgan import PatchGAN, ResidualBlock, as_channels, down, enter, gan_loss, init_normal, leave, up
 from cmmfnet.perceptual import Perceptual
@@ -66,19 +66,24 @@ class TICCGAN(Method):
     pairs out of a pool of 50.
 
     ``faithful``: VGG-16 is fed pictures in [-1,1] as they are, and ``tv`` is summed over the batch (see above).
+
+    What MUGAN and LKAT-GAN have otherwise: ``gan``, the kind of the adversarial loss (patchgan.gan_loss), and the
+    discriminator's width; ``ssim`` where their losses have it.
     """
 
-    Network = CoarseToFineGenerator
+    Network: ClassVar[type[nn.Module]] = CoarseToFineGenerator
     title = "TIC-CGAN"
     paper = "Kuang et al., Thermal infrared colorization via conditional GAN, Infrared Physics & Technology 2020"
     LOSSES: ClassVar[dict[str, float]] = {"adversarial": 0.03, "l1": 1.0, "perceptual": 1.0, "tv": 1.0}
+    gan: ClassVar[str] = "lsgan"
+    discriminator_width: ClassVar[int] = 32
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {
         "discriminator": ("discriminator",), "generator": ("generator",),
     }  # fmt: skip
 
     def __init__(
         self,
-        network: CoarseToFineGenerator,
+        network: nn.Module,
         losses: dict[str, float],
         *,
         pretrained: str | Path | None = None,
@@ -91,7 +96,9 @@ class TICCGAN(Method):
             self.perceptual.shift.zero_()
             self.perceptual.scale.fill_(1.0)
         if "adversarial" in self.weights:
-            self.networks["discriminator"] = PatchGAN(network.inputs + 3, width=32, norm="instance")
+            self.networks["discriminator"] = PatchGAN(
+                network.inputs + 3, width=self.discriminator_width, norm="instance"
+            )
             self.pools = {"pairs": ImagePool()}
         else:
             self.optimisers = {"generator": ("generator",)}
@@ -102,20 +109,22 @@ class TICCGAN(Method):
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
         thermal, truth = batch.thermal.expand(-1, self.inputs, -1, -1), batch.visible
-        colour = self.networks["generator"](thermal)
+        colour = self.networks["generator"](batch.thermal)
         losses: Losses = {}
         if "adversarial" in self.weights:
             judge = self.networks["discriminator"]
             pairs = self.pools["pairs"](torch.cat([thermal, colour], dim=1), batch, moment)
-            fake = gan_loss(in_full_precision(judge, pairs), False, "lsgan")
-            real = gan_loss(in_full_precision(judge, thermal, truth), True, "lsgan")
+            fake = gan_loss(in_full_precision(judge, pairs), False, self.gan)
+            real = gan_loss(in_full_precision(judge, thermal, truth), True, self.gan)
             yield "discriminator", {"discriminator": (fake + real) / 2}
             with frozen(self.networks["discriminator"]) as judge:
-                losses["adversarial"] = gan_loss(in_full_precision(judge, thermal, colour), True, "lsgan")
+                losses["adversarial"] = gan_loss(in_full_precision(judge, thermal, colour), True, self.gan)
         if "l1" in self.weights:
             losses["l1"] = l1(colour, truth)
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual(colour, truth).mean()
         if "tv" in self.weights:
             losses["tv"] = total_variation(colour, legacy=self.faithful)
+        if "ssim" in self.weights:
+            losses["ssim"] = ssim_loss(colour, truth)
         yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}

@@ -1,0 +1,90 @@
+"""Rendered scenes with one thing of another colour: what a swap of words should come to, exactly.
+
+Only materials and light change; geometry, camera and noise stay those of the seed, so labels and thermal frame hold, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from . import scene_models as m
+from .scene_layout import build
+from .scene_raster import Mesh
+from .scene_render import frame
+from .scene_sprites import linear
+from .scene_weather import make_light
+from .scene_world import World
+
+SNOW = np.array([0.72, 0.75, 0.80], np.float32)  # linear albedo
+LEAVES, BARE = linear(84, 104, 52), linear(104, 96, 88)
+
+
+def repaint(
+    seed: int,
+    kind: str,
+    size: tuple[int, int],
+    *,
+    ground: str | None = None,
+    trees: str | None = None,
+    cars: Sequence[int] | None = None,
+    lighting: str = "day",
+) -> np.ndarray:
+    """The colour picture of `scenes.render(seed, kind, size, lighting="day")` with some things changed.
+
+    Args:
+        seed, kind, size: as for `scenes.render`.
+        ground: "snow" on what is grass. trees: "green" or "bare" (the colour of twigs, on the shape that they have). cars:
+            sRGB of the paint of all cars. None leaves each as it is.
+        lighting: "day", or "night" for the same place without daylight.
+
+    Returns:
+        (height, width, 3) uint8 sRGB.
+
+    Raises:
+        ValueError: another word than these.
+    """
+    for name, word, known in (
+        ("ground", ground, (None, "snow")), ("trees", trees, (None, "green", "bare")), ("lighting", lighting, ("day", "night")),
+    ):  # fmt: skip
+        if word not in known:
+            raise ValueError(f"{name} is {word!r}; expected one of {', '.join(map(repr, known))}")
+    world = build(seed, kind, "day")
+    if ground is not None:
+        world = replace(world, static=_snowed(world.static))
+    if trees is not None:
+        world = _leaves(world, LEAVES if trees == "green" else BARE)
+    if cars is not None:
+        paint = linear(*cars)
+        movers = [replace(mover, mesh=_painted(mover.mesh, paint)) for mover in world.movers]
+        world = replace(world, movers=movers)
+    if lighting == "night":
+        world = replace(world, light=make_light(np.random.default_rng([seed, 7]), "night", 0.0, False))
+    return frame(world, seed, *size, 0.0)[1]
+
+
+def _snowed(mesh: Mesh) -> Mesh:
+    grass = mesh.label == m.GRASS_ID
+    return replace(
+        mesh,
+        colour=np.where(grass[:, None], SNOW, mesh.colour),
+        material=np.where(grass & (mesh.material == m.GRASS), m.PLAIN, mesh.material),
+    )
+
+
+def _painted(mesh: Mesh, paint: np.ndarray) -> Mesh:
+    body = (mesh.label == m.CAR) & (mesh.material == m.PAINT)
+    return replace(mesh, colour=np.where(body[:, None], paint.astype(np.float32), mesh.colour))
+
+
+def _leaves(world: World, colour: np.ndarray) -> World:
+    atlas = world.atlas
+    plant = (atlas.label == m.VEGETATION) & atlas.opaque
+    if not plant.any():
+        return world
+    level = atlas.colour[plant].mean(axis=1)
+    changed = atlas.colour.copy()
+    changed[plant] = colour * (level / max(float(level.mean()), 1e-6))[:, None].clip(0.3, 2.0)
+    return replace(world, atlas=replace(atlas, colour=changed))

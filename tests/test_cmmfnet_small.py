@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from cmmfnet import Colorizer, checkpoint
 from cmmfnet.data import taught
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import write_pairs
-from cmmfnet.methods import build_network, cmmfnet_small
+from cmmfnet.methods import build_network, cmmfnet_small_start
 from cmmfnet.methods.cmmfnet import CMMFNet, tone_channels
 from cmmfnet.methods.cmmfnet_small import CMMFNetSmall, CMMFNetSmallMethod, Cropped, tones
 from cmmfnet.methods.factored_stem import FactoredStem
 from cmmfnet.methods.method import Moment
 from cmmfnet.perceptual import feature_layers
 from cmmfnet.recipe import Recipe, SourceRecipe
+from cmmfnet.train import train
 from cmmfnet.weights import save_model
 
 SMALL = {
@@ -160,7 +163,7 @@ def test_a_fresh_network_takes_over_the_stem_of_the_teacher(monkeypatch, tmp_pat
     torch.manual_seed(3)
     net = build_network(teacher)
     save_model(tmp_path / "teacher.safetensors", net, teacher)
-    monkeypatch.setattr(cmmfnet_small, "_rendered", lambda side: frames(2, 1, side, side))
+    monkeypatch.setattr(cmmfnet_small_start, "rendered", lambda side: frames(2, 1, side, side))
     pupil = network(ranks=[0] * 13)
     method(pupil, teacher=str(tmp_path / "teacher.safetensors")).start()
     x = frames(2, 1, 32, 32)
@@ -184,7 +187,7 @@ def test_readouts_explain_colours_that_follow_from_the_frame():
     thermal = nn.functional.interpolate(frames(24, 1, 8, 8), (32, 32), mode="bilinear")
     colour = ((thermal * 0.5 + torch.tensor([0.1, 0.0, -0.2]).view(1, 3, 1, 1) + 1) * 127.5).round().byte()
     before = (net(thermal) - (colour / 127.5 - 1)).abs().mean()
-    errors = cmmfnet_small.fit_readouts(net, thermal, colour)
+    errors = cmmfnet_small_start.fit_readouts(net, thermal, colour)
     assert (net(thermal) - (colour / 127.5 - 1)).abs().mean() < 0.5 * before
     assert errors[0] < 0.1
 
@@ -192,7 +195,7 @@ def test_readouts_explain_colours_that_follow_from_the_frame():
 def test_a_folder_to_fit_on_gives_a_fresh_network_its_colours(school, tmp_path, stem, monkeypatch):
     arguments, _ = school
     taught.write_taught(tmp_path / "out", count=4, night=0.0, **arguments)
-    monkeypatch.setattr(cmmfnet_small, "_stem_of", lambda teacher: stem)
+    monkeypatch.setattr(cmmfnet_small_start, "stem_of", lambda teacher: stem)
     pupil = network(ranks=[0] * 13)
     method(pupil, teacher="any", fit=str(tmp_path / "out")).start()
     assert all(readout.weight.abs().max() > 0 for readout in pupil.readouts)
@@ -230,6 +233,23 @@ def test_a_cropped_distance_sees_one_square_of_both():
     distance(x, x)
     distance(x[..., :4, :4], x[..., :4, :4])
     assert seen[0][0].shape == (2, 3, 8, 8) and torch.equal(*seen[0]) and seen[1][0].shape == (2, 3, 4, 4)
+
+
+def test_it_trains_resumes_exactly_and_colours(school, tmp_path):
+    arguments, _ = school
+    recipe = replace(arguments["config"], model=SMALL, options=OPTIONS, steps=2, batch_size=2, log_every=1)
+    for out, more in (("straight", {}), ("parts", {"max_steps": 1}), ("parts", {})):
+        torch.manual_seed(99)
+        train(config=recipe, data=arguments["data"], out=tmp_path / out, device="cpu", workers=0, **more)
+    one, two = (checkpoint.load(tmp_path / out / "step-2.pt") for out in ("straight", "parts"))
+    for part in ("networks", "ema"):
+        a, b = (x[part].get("generator", x[part]) for x in (one, two))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    before = network().state_dict()
+    assert any(not torch.equal(before[key], value) for key, value in one["networks"]["generator"].items())
+    colorizer = Colorizer.from_pretrained(tmp_path / "straight" / "model.safetensors", device="cpu")
+    frame = np.random.default_rng(0).integers(0, 255, (45, 70), dtype=np.uint8)
+    assert colorizer(frame, text="night").shape == (45, 70, 3)
 
 
 # --- pairs made by a teacher

@@ -127,7 +127,9 @@ def test_upsampling_of_tensors_as_on_a_gpu_equals_that_of_arrays():
     np.testing.assert_allclose(on_gpu, guided_upsample(colour, low, full), atol=1e-4)
     for mode in ("bilinear", "bicubic"):
         for size in ((17, 90), (64, 20)):
-            np.testing.assert_allclose(module._resize(tensors[0], size, mode).numpy(), resize(colour, size, mode), atol=1e-5)
+            np.testing.assert_allclose(
+                module._resize(tensors[0], size, mode).numpy(), resize(colour, size, mode), atol=1e-5
+            )
     np.testing.assert_allclose(module._box_mean(tensors[0], 2).numpy(), box_mean(colour, 2), atol=1e-5)
 
 

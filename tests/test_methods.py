@@ -1,4 +1,5 @@
-"""What holds for every method that CMMF-Net is compared with: it trains a step, resumes exactly, and its model colours a frame of any size.
+"""What holds for every method that CMMF-Net is compared with: it trains a step, resumes exactly, and its model colours a frame
+of any size.
 
 Each method's own test file names a network of reduced size (SMALL), losses that need no pre-trained files (LOSSES),
 options (OPTIONS) and the side of its training crops (SIZE).

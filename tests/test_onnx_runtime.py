@@ -23,7 +23,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime runs the graph of these t
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from cmmfnet.export import describe_network, optional_text, set_metadata  # noqa: E402
+from cmmfnet.onnx_graph import describe_network, optional_text, set_metadata  # noqa: E402
 from cmmfnet.onnx_runtime import FORMAT, OnnxColorizer  # noqa: E402
 
 

@@ -123,7 +123,9 @@ class Run:
             # that must stay in float32. Buffers stay each process' own: batch statistics, which the first one saves.
             place = [device] if device.type == "cuda" else None
             known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-            sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # before torch 2.13
+            sync = (
+                "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            )  # before torch 2.13
             for name, net in self.networks.items():
                 if any(p.requires_grad for p in net.parameters()):
                     self.method.networks[name] = nn.parallel.DistributedDataParallel(

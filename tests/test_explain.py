@@ -9,7 +9,7 @@ from PIL import Image
 
 from cmmfnet.cli import main
 from cmmfnet.colorizer import Colorizer
-from cmmfnet.explain import ExplainError, heat, look, read_boxes, write_page
+from cmmfnet.explain import ExplainError, attention_maps, heat, look, read_boxes, write_page
 from cmmfnet.methods import build_network
 from cmmfnet.weights import save_model
 
@@ -102,7 +102,7 @@ def test_attention_maps_are_the_weights_that_the_block_uses(frame):
     with torch.inference_mode():
         block, kept = made.interaction.blocks[-1].attention, []
         hook = block.register_forward_hook(lambda _, inputs, output: kept.append((inputs, output)))
-        maps = made.attention_maps(x, text, mask)
+        maps = attention_maps(made, x, text, mask)
         hook.remove()
         (query, key, value, allowed), output = kept[0]
         assert allowed.all()
@@ -119,8 +119,8 @@ def test_attention_maps_are_the_weights_that_the_block_uses(frame):
         heads = torch.stack(block.value(value)[0].unflatten(-1, (2, -1)).unbind(1))
         assert torch.allclose(block.out(torch.cat(list(weights @ heads), dim=-1))[0], output[0][0], atol=1e-5)
     assert torch.allclose(maps[0].flatten(1), weights.mean(dim=0)[:, 1:].T, atol=1e-5)
-    with pytest.raises(ValueError, match="only image_query attends"):
-        network(ci="text_query").attention_maps(x, text, mask)
+    with pytest.raises(ExplainError, match="only image_query attends"):
+        attention_maps(network(ci="text_query"), x, text, mask)
 
 
 def test_models_that_take_no_names_say_so(frame):

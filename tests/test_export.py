@@ -204,7 +204,7 @@ def test_palette_says_why_not(tmp_path):
 @pytest.mark.skipif("CMMFNET_ALL_EXPORTS" not in os.environ, reason="5 to 10 s a method: CMMFNET_ALL_EXPORTS=1 runs it")
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"palette", "cmmfnet"}))
 def test_every_method_exports(name, tmp_path):
-    about = importlib.import_module(f"test_{name}")
+    about = importlib.import_module(f"test_{name.replace('-', '_')}")
     save_model(tmp_path / "m.safetensors", shaken(about.SMALL), about.SMALL)
     path = export_module().export(str(tmp_path / "m.safetensors"), out=str(tmp_path / "m.onnx"))
     colour = OnnxColorizer(path, device="cpu")(np.random.default_rng(0).integers(0, 255, (45, 70), dtype=np.uint8))
@@ -214,7 +214,7 @@ def test_every_method_exports(name, tmp_path):
 @pytest.mark.skipif("CMMFNET_ALL_EXPORTS" not in os.environ, reason="5 to 10 s a mode: CMMFNET_ALL_EXPORTS=1 runs it")
 @pytest.mark.parametrize("ci", ["text_query", "text_key", "add", "none"])
 def test_every_way_of_text_exports(ci, tmp_path):
-    config = SMALL | {"text": "clip-sentence", "words": (), "ci": ci, "text_length": 7, "stem": "vgg16"}
+    config = SMALL | {"text": "clip-sentence", "words": (), "ci": ci, "text_length": 7}
     network = shaken(config)
     graph = export_module().convert(network)
     export_module().optional_text(graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from cmmfnet.attributes import said_of
 from cmmfnet.prompts import parse_tags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cmmfnet.colorizer import Colorizer
+    from cmmfnet.methods.cmmfnet import CMMFNet
 
 Box = tuple[int, int, int, int]
 SHOWN_TAGS = 12
@@ -164,7 +168,7 @@ def look(
                 maps = network.regions.maps(levels[-1], network.said(tokens[None], mask[None], places))
             else:
                 told = network(thermal, tokens[None], mask[None])
-                maps = network.attention_maps(thermal, tokens[None], mask[None])
+                maps = attention_maps(network, thermal, tokens[None], mask[None])
         maps = torch.nn.functional.interpolate(maps.float(), padded.shape, mode="bilinear", align_corners=False)
         maps = maps[:, :, : low.shape[0], : low.shape[1]]
         maps = torch.nn.functional.interpolate(maps, full.shape, mode="bilinear", align_corners=False)[0]
@@ -174,6 +178,32 @@ def look(
     words = [f"{colour} {name}" if colour else name for name, colour in zip(names, colours, strict=True)]
     kind = "regions" if network.takes_colours else "attention"
     return Explanation(as_grey(full), *pictures, words, maps.clamp(0, 1).cpu().numpy(), tags, kind)
+
+
+def attention_maps(network: CMMFNet, thermal: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+    """Weights of the frame's positions on each token in the last cross-attention, mean over heads: (B,L,grid,grid) in
+    [0,1], for ``ci="image_query"``. The learned token for "no text" has the rest.
+
+    Raises :class:`ExplainError` for another ``ci``, which has no such weights.
+    """
+    if network.interaction.mode != "image_query":
+        raise ExplainError(f"ci is {network.interaction.mode!r}; only image_query attends from positions to words")
+    caught: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    attention = network.interaction.blocks[-1].attention
+    hook = attention.register_forward_pre_hook(lambda _, inputs: caught.append((inputs[0], inputs[1], inputs[3])))
+    try:
+        network(thermal, text, text_mask)
+    finally:
+        hook.remove()
+    query, key, mask = caught[0]
+    query, key = (
+        layer(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for layer, x in ((attention.query, query), (attention.key, key))
+    )
+    scores = (query @ key.transpose(2, 3)).float() * query.shape[-1] ** -0.5
+    weights = scores.masked_fill(~mask[:, None, None, :], float("-inf")).softmax(dim=-1).mean(dim=1)
+    side = math.isqrt(weights.shape[1])
+    return weights[:, :, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def _places(names, boxes: Mapping[str, Box], full, low, padded):

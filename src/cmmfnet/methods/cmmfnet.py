@@ -363,31 +363,6 @@ class CMMFNet(nn.Module):
         """Probability of each of ``words`` in the frame: (B,1,H,W) -> (B,len(words)) in [0,1]."""
         return torch.sigmoid(self._tag_logits(self.image_encoder(self._tones(thermal))[0]))
 
-    def attention_maps(self, thermal: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Weights of the frame's positions on each token in the last cross-attention, mean over heads: (B,L,grid,grid) in
-        [0,1], for ``ci="image_query"``. The learned token for "no text" has the rest.
-
-        Raises ``ValueError`` for another ``ci``, which has no such weights.
-        """
-        if self.interaction.mode != "image_query":
-            raise ValueError(f"ci is {self.interaction.mode!r}; only image_query attends from positions to words")
-        caught: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        attention = self.interaction.blocks[-1].attention
-        hook = attention.register_forward_pre_hook(lambda _, inputs: caught.append((inputs[0], inputs[1], inputs[3])))
-        try:
-            self(thermal, text, text_mask)
-        finally:
-            hook.remove()
-        query, key, mask = caught[0]
-        query, key = (
-            layer(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-            for layer, x in ((attention.query, query), (attention.key, key))
-        )
-        scores = (query @ key.transpose(2, 3)).float() * query.shape[-1] ** -0.5
-        weights = scores.masked_fill(~mask[:, None, None, :], float("-inf")).softmax(dim=-1).mean(dim=1)
-        side = math.isqrt(weights.shape[1])
-        return weights[:, :, 1:].transpose(1, 2).unflatten(2, (side, side))
-
     def _tones(self, thermal: Tensor) -> Tensor:
         return tone_channels(thermal) if self.local_contrast else thermal
 

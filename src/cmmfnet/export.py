@@ -110,7 +110,7 @@ def export(model: str = "cmmfnet", *, out: str, half: bool = False, int8: str | 
 def _needs(*packages: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ImportError(f"cmmfnet export needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        raise ImportError(f"cmmfnet export needs {', '.join(missing)}: pip install 'cmmfnet[export]'")
 
 
 # --- parity

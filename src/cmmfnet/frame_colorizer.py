@@ -96,7 +96,6 @@ class FrameColorizer:
                 ``"20,35"``. None: each frame is stretched between its 1st and 99th percentile.
             palette: name of the false-colour palette that the pictures were saved in; None for grey pictures.
             batch_size: frames of equal size that go through the network together; None: 8 on CUDA, else 1.
-
             return_tags: also return what the network sees, at no cost of its own.
 
         Returns:

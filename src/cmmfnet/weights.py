@@ -56,6 +56,12 @@ KNOWN: dict[str, Known] = {
         licence="research use (the terms of the training data); see docs/model-card.md",
         summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, pseudo-thermal co-training",
     ),
+    "cmmfnet-small": Known(
+        file="cmmfnet-small.safetensors",
+        sha256="0ac1870745d20b3cbb5c41805f6d399bc286c7a19189e9856c5bc4fdd50e07c0",
+        licence="research use (the terms of the training data); see docs/model-card-small.md",
+        summary="for live colour on a CPU, at a cost in quality: a small network taught by cmmfnet",
+    ),
 }
 
 

@@ -396,7 +396,7 @@ class CMMFNet(nn.Module):
         elif text is not None:
             text = self.text_projection(text)
         if self.queries is not None:
-            text, text_mask = self.queries.expand(len(x), -1, -1), None
+            text, text_mask = self.queries.expand(x.shape[0], -1, -1), None
         context, pooled_text = self.interaction(tokens, text, text_mask)
         vector = torch.cat([tokens.mean(dim=1), pooled_text.expand(tokens.shape[0], -1)], dim=1)
 

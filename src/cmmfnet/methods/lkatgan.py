@@ -130,7 +130,7 @@ class TokenPainter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x).flatten(2).transpose(1, 2) + self.positions
-        x = self.norm(self.blocks(torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)))
+        x = self.norm(self.blocks(torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)))
         x = self.decoder(self.narrow(x[:, 1:]) + self.decoder_positions)
         return self.paint(self.decoder_norm(x)).unflatten(2, (self.outputs, self.outputs))
 

@@ -52,7 +52,7 @@ class TwoPathBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), InstanceNorm(outputs, affine=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        near, far = self.shared(torch.cat([self.near(x), self.far(x)])).chunk(2)
+        near, far = self.shared(torch.cat([self.near(x), self.far(x)])).unflatten(0, (2, -1)).unbind()
         return F.relu(self.join(torch.cat([near, far, self._product(near, far)], dim=1)) + self.shortcut(x))
 
     def _product(self, near: Tensor, far: Tensor) -> Tensor:

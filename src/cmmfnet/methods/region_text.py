@@ -127,7 +127,7 @@ class RegionText(nn.Module):
         (B,classes,h,w): logits of the label head, for level 0."""
         level = len(said.levels)
         query = self.queries[level](said.vectors)
-        query = torch.cat([self.nothing[level].to(query.dtype).expand(len(x), 1, -1), query], dim=1)
+        query = torch.cat([self.nothing[level].to(query.dtype).expand(x.shape[0], 1, -1), query], dim=1)
         found = torch.einsum("blk,bkhw->blhw", query, self.keys[level](x)) * self.key**-0.5
         if said.levels:
             return found + F.interpolate(said.levels[-1], found.shape[-2:], mode="bilinear", align_corners=False)

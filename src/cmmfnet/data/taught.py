@@ -121,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from cmmfnet.cli import _named_config, _normal, make_parser
 
     parser = make_parser("taught", write_taught)
+    parser.prog = "python -m cmmfnet.data.taught"
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     arguments = _named_config(_normal(list(sys.argv[1:] if argv is None else argv)))
     values = instantiate(parser.parse_args(arguments)).as_dict()

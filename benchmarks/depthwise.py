@@ -18,6 +18,7 @@ import statistics
 
 import torch
 import torch.nn.functional as F
+from cuda_graph import captured
 from torch import Tensor
 
 from cmmfnet.ops import depthwise
@@ -27,21 +28,13 @@ SIZES = [(8, 64, 128, 128), (8, 128, 64, 64), (8, 256, 32, 32)]
 
 def graph_ms(function, repeats: int = 30) -> float:
     """Median milliseconds of a replay of ``function`` captured as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
+    replay = captured(function)
     for _ in range(5):
-        graph.replay()
+        replay()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     events[0].record()
     for event in events[1:]:
-        graph.replay()
+        replay()
         event.record()
     torch.cuda.synchronize()
     return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))

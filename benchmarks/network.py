@@ -18,6 +18,7 @@ import time
 
 import numpy as np
 import torch
+from cuda_graph import captured
 from torch import Tensor, nn
 
 from cmmfnet.cli import read_recipe
@@ -74,20 +75,6 @@ def seconds(function, device: torch.device, repeats: int) -> float:
     return statistics.median(found)
 
 
-def graphed(function):
-    """``function`` as the replay of a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
-
-
 def measure(name: str, given: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Pictures a second by way of running."""
     network = build(name, device).to(dtype)
@@ -110,13 +97,13 @@ def measure(name: str, given: argparse.Namespace, device: torch.device, dtype: t
             speeds.append(given.batch / seconds(run, device, given.repeats))
             found["eager"] = max(speeds)
         if device.type == "cuda":
-            found["graph"] = given.batch / seconds(graphed(run), device, given.repeats)
+            found["graph"] = given.batch / seconds(captured(run), device, given.repeats)
     if given.compile:
         network.forward = torch.compile(network.forward, mode="max-autotune-no-cudagraphs")
         with torch.inference_mode():
             found["compile"] = given.batch / seconds(run, device, given.repeats)
             if device.type == "cuda":
-                found["compile, graph"] = given.batch / seconds(graphed(run), device, given.repeats)
+                found["compile, graph"] = given.batch / seconds(captured(run), device, given.repeats)
     return found
 
 

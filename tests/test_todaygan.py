@@ -205,5 +205,6 @@ def test_any_loss_alone_trains_both_translators(loss, batch):
 
 def test_training_learns():
     history = train(ToDayGAN(small(width=8), LOSSES, **OPTIONS), pairs(2, SIZE), steps=12, rate=1e-3)
-    assert history[-1]["cycle"] < 0.95 * history[0]["cycle"]
+    # single steps of a GAN jump, differently with every order of sums (number of threads)
+    assert min(losses["cycle"] for losses in history) < 0.5 * history[0]["cycle"]
     assert set(history[0]) == {*LOSSES, "discriminator_visible", "discriminator_thermal"}

@@ -24,7 +24,7 @@ from cmmfnet.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.data.batches import IGNORE
 from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_kernel_stage
 from cmmfnet.methods.matched import Matched
-from cmmfnet.methods.method import Losses, Moment, unwrapped
+from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.methods.region_text import RegionText, Said, draw_words, everywhere_words, memberships, region_loss
 from cmmfnet.perceptual import feature_layers, load_features
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
@@ -544,12 +544,7 @@ class CMMFNetMethod(Matched):
         if network.regions is not None:
             new = [*network.regions.parameters(), network.attribute_vectors]
             factors |= {id(p): self.text_learning_rate for p in new}
-        parts = []
-        for group in groups:
-            for factor in dict.fromkeys((1.0, self.stem_learning_rate, self.text_learning_rate)):
-                chosen = [p for p in group["params"] if factors.get(id(p), 1.0) == factor]
-                parts.append(group | {"params": chosen, "factor": factor})
-        return parts
+        return with_factors(groups, factors)
 
     def text(self, batch: Batch, moment: Moment) -> tuple[Tensor | None, Tensor | None]:
         """Text tokens and mask of a batch; draws which pictures go without text."""

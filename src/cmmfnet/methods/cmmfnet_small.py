@@ -26,7 +26,7 @@ from cmmfnet.layers import pointwise
 from cmmfnet.methods.cmmfnet import MAX_TAGS, Modulation, resize
 from cmmfnet.methods.factored_stem import VGG, FactoredStem
 from cmmfnet.methods.matched import Matched
-from cmmfnet.methods.method import Losses, Moment, unwrapped
+from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.text import WORDS, tag_ids
 
 if TYPE_CHECKING:
@@ -234,15 +234,12 @@ class CMMFNetSmallMethod(Matched):
 
     def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
         groups = super().parameter_groups(optimiser, recipe)
+        if optimiser != "generator":
+            return groups
         network = self.networks["generator"]
         # what reads the stem's maps, which are large, has small weights, and Adam's steps are as large for small weights
-        stem = {id(p) for part in (network.stem, network.laterals, network.readouts) for p in part.parameters()}
-        parts = []
-        for group in groups if optimiser == "generator" else ():
-            for inside, factor in ((False, 1.0), (True, self.stem_learning_rate)):
-                chosen = [p for p in group["params"] if (id(p) in stem) == inside]
-                parts.append(group | {"params": chosen, "factor": factor})
-        return parts or groups
+        near = [p for part in (network.stem, network.laterals, network.readouts) for p in part.parameters()]
+        return with_factors(groups, {id(p): self.stem_learning_rate for p in near})
 
     def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
         network = unwrapped(self.networks["generator"])

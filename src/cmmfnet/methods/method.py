@@ -143,6 +143,16 @@ class frozen:  # noqa: N801: reads as the statement that it is
             parameter.requires_grad_(True)
 
 
+def with_factors(groups: list[dict], factors: dict[int, float]) -> list[dict]:
+    """Parameter groups, split by the factor on their learning rate: ``factors`` has it by ``id`` of a parameter, else it is 1."""
+    parts = []
+    for group in groups:
+        for factor in dict.fromkeys((1.0, *factors.values())):
+            chosen = [p for p in group["params"] if factors.get(id(p), 1.0) == factor]
+            parts.append(group | {"params": chosen, "factor": factor})
+    return parts
+
+
 def unwrapped(network: nn.Module) -> nn.Module:
     """The network inside a DistributedDataParallel, or the network."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network

@@ -122,7 +122,7 @@ class Method:
         raise NotImplementedError
 
 
-class frozen:  # noqa: N801: reads as the statement that it is
+class frozen:
     """``with frozen(network) as judge``: gradients pass through ``judge`` to its inputs, none stay in its weights.
 
     For a generator's loss through a discriminator. Inside stands the network without its DistributedDataParallel, which

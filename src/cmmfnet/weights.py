@@ -58,7 +58,7 @@ KNOWN: dict[str, Known] = {
     ),
     "cmmfnet-small": Known(
         file="cmmfnet-small.safetensors",
-        sha256="0ac1870745d20b3cbb5c41805f6d399bc286c7a19189e9856c5bc4fdd50e07c0",
+        sha256="fd92827ea390b262e1c27d2e74be02634e538e39df003e5d9e86d02052d79d16",
         licence="research use (the terms of the training data); see docs/model-card-small.md",
         summary="for live colour on a CPU, at a cost in quality: a small network taught by cmmfnet",
     ),

@@ -6,7 +6,6 @@ simulation. Real processes throughout, on the CPU; two processes talk through gl
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_checks import equal, log
 
 from cmmfnet import checkpoint
 from cmmfnet.data.scenes import write_pairs
@@ -76,21 +76,6 @@ def run(*arguments, status: int = 0, **more) -> subprocess.CompletedProcess:
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     return done
-
-
-def log(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def equal(x, y) -> bool:
-    """Bit for bit, all the way down."""
-    if isinstance(x, torch.Tensor):
-        return torch.equal(x, y)
-    if isinstance(x, dict):
-        return x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x)
-    if isinstance(x, list | tuple):
-        return len(x) == len(y) and all(map(equal, x, y))
-    return x == y
 
 
 def same(x: Path, y: Path) -> dict[str, bool]:

@@ -5,7 +5,6 @@ Also the commands around it: `cmmfnet train`, `cmmfnet evaluate`, `cmmfnet scene
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import torch
 import yaml
 from fake_network import Fake
 from PIL import Image
+from run_checks import equal, log
 
 from cmmfnet import checkpoint, cli, methods
 from cmmfnet import train as training
@@ -70,21 +70,6 @@ def recipe(**changes) -> Recipe:
 def start(data: Path, out: Path, **more) -> dict:
     given = {"config": recipe(), "device": "cpu", "workers": 0} | more
     return train(data=data, out=out, **given)
-
-
-def log(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def equal(x, y) -> bool:
-    """Bit for bit, all the way down."""
-    if isinstance(x, torch.Tensor):
-        return torch.equal(x, y)
-    if isinstance(x, dict):
-        return x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x)
-    if isinstance(x, list | tuple):
-        return len(x) == len(y) and all(map(equal, x, y))
-    return x == y
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,7 @@ def write_folder(folder: Path, found: Explanation) -> None:
 
 def write_page(path: Path, found: Explanation, title: str) -> None:
     """One self-contained page: the pictures, a map for each word, and the predicted tags."""
-    from cmmfnet.gallery import _data
+    from cmmfnet.gallery import data_url
 
     figures = [("thermal", found.thermal), ("without text", found.plain), ("with the text", found.colour)]
     figures += [
@@ -259,7 +259,7 @@ def write_page(path: Path, found: Explanation, title: str) -> None:
         "effect on the colours."
     )
     cards = "\n".join(
-        f'<figure><img src="{_data(pixels)}" alt="{html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>'
+        f'<figure><img src="{data_url(pixels)}" alt="{html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>'
         for name, pixels in figures
     )
     rows = "".join(

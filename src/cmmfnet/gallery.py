@@ -60,14 +60,14 @@ def _card(item: Item) -> str:
     truth = ""
     if item.truth is not None:
         truth = (
-            f'<figure><img src="{_data(item.truth)}" alt="{name}, true colours" loading="lazy"><b>truth</b></figure>'
+            f'<figure><img src="{data_url(item.truth)}" alt="{name}, true colours" loading="lazy"><b>truth</b></figure>'
         )
     return f"""
 <article{' class="pair"' if truth else ""}>
   <div class="pictures">
     <figure class="compare" style="aspect-ratio:{width}/{height}">
-      <img src="{_data(item.colour)}" alt="{name}, coloured" loading="lazy">
-      <img class="top" src="{_data(item.thermal)}" alt="{name}, thermal" loading="lazy">
+      <img src="{data_url(item.colour)}" alt="{name}, coloured" loading="lazy">
+      <img class="top" src="{data_url(item.thermal)}" alt="{name}, thermal" loading="lazy">
       <b>thermal</b><b class="right">colour</b>
       <input type="range" min="0" max="100" value="50" step="any" aria-label="{name}: share of thermal shown">
     </figure>
@@ -78,11 +78,12 @@ def _card(item: Item) -> str:
 """
 
 
-def _data(pixels: np.ndarray) -> str:
+def data_url(pixels: np.ndarray, longest_side: int = LONGEST_SIDE, quality: int = 88) -> str:
+    """(H, W) or (H, W, 3) uint8 -> a JPEG inside of a page, reduced to ``longest_side`` where it is larger."""
     picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=88)
+    picture.save(buffer, format="JPEG", quality=quality)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

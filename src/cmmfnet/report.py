@@ -12,7 +12,7 @@ import numpy as np
 
 from cmmfnet import __version__
 from cmmfnet.atomic import atomic_write
-from cmmfnet.gallery import _data, as_grey
+from cmmfnet.gallery import as_grey, data_url
 from cmmfnet.metrics import METRICS
 from cmmfnet.report_chart import chart
 from cmmfnet.report_style import FOOT, HEAD
@@ -265,7 +265,7 @@ def _captioned(found: dict) -> list[str]:
 
 def _figure(pixels: np.ndarray, alt: str, caption: str, scores: str) -> str:
     return (
-        f'<figure><img src="{_data(pixels)}" alt="{alt}" loading="lazy"><figcaption>{caption}<small>{scores}</small>'
+        f'<figure><img src="{data_url(pixels)}" alt="{alt}" loading="lazy"><figcaption>{caption}<small>{scores}</small>'
         "</figcaption></figure>"
     )
 

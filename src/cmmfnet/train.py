@@ -18,19 +18,30 @@ import signal
 import threading
 import time
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tqdm import tqdm
 
 from cmmfnet.data.pairs import Pairs, find
 from cmmfnet.recipe import GIVEN, Recipe, RecipeError, SourceRecipe, givers
 
+if TYPE_CHECKING:
+    from cmmfnet.data.batches import Source
+
 
 def open_pairs(data: str | Path, source: SourceRecipe) -> Pairs:
     return Pairs(find(data, source.folder), source.split, source.lighting, source.sources)
+
+
+def open_source(data: str | Path, source: SourceRecipe) -> Source:
+    """What a training draws from: the pairs that a recipe names, and all that it says of their use."""
+    from cmmfnet.data.batches import Source  # here, so that `cmmfnet train --help` does not wait for torch
+
+    said = {field.name: getattr(source, field.name) for field in fields(Source) if field.name != "pairs"}
+    return Source(open_pairs(data, source), **said)
 
 
 @contextmanager
@@ -138,7 +149,7 @@ def train(
 
     from cmmfnet import checkpoint
     from cmmfnet.colorizer import DeviceError, pick_device
-    from cmmfnet.data.batches import Batches, Source
+    from cmmfnet.data.batches import Batches
     from cmmfnet.evaluate import score_network
     from cmmfnet.run import Run, write_sheet
 
@@ -182,22 +193,7 @@ def train(
             _render(str(data), out / "scenes")
         accelerator.wait_for_everyone()
         data = out / "scenes"
-    sources = [
-        Source(
-            open_pairs(data, s),
-            s.share,
-            s.simulate,
-            s.level,
-            s.scale,
-            s.sensor,
-            s.aspect,
-            s.order,
-            s.gives,
-            s.text,
-            s.recolour,
-        )
-        for s in config.sources
-    ]
+    sources = [open_source(data, source) for source in config.sources]
     validation = open_pairs(data, config.validation).require("thermal") if config.validation else None
     if validation is not None:
         validation = validation.thinned(config.validation_pictures)

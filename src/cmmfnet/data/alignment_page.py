@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from cmmfnet import __version__
 from cmmfnet.atomic import atomic_write
 from cmmfnet.data.pairs import Pairs
+from cmmfnet.gallery import data_url
 
 if TYPE_CHECKING:
     from cmmfnet.data.alignment import PairShift
@@ -76,8 +74,8 @@ def _card(pairs: Pairs, index: int, result: PairShift) -> str:
     return f"""
 <article>
   <figure style="aspect-ratio:{width}/{height}">
-    <img src="{_data(pair.thermal)}" alt="{name}, thermal">
-    <img class="top" style="--back:{back}" src="{_data(pair.visible)}" alt="{name}, colour">
+    <img src="{data_url(pair.thermal, _THUMBNAIL, 82)}" alt="{name}, thermal">
+    <img class="top" style="--back:{back}" src="{data_url(pair.visible, _THUMBNAIL, 82)}" alt="{name}, colour">
   </figure>
   <label class="overlay">thermal<input type="range" min="0" max="100" value="50" aria-label="{name}: share of the colour
     picture, stops the flicker">colour</label>
@@ -85,14 +83,6 @@ def _card(pairs: Pairs, index: int, result: PairShift) -> str:
     <p>{numbers}; {html.escape(result.group)}, {width} × {height}</p></header>
 </article>
 """
-
-
-def _data(pixels: np.ndarray) -> str:
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _histogram(results: Sequence[PairShift]) -> str:

@@ -58,18 +58,16 @@ def write_taught(
     import torch
 
     from cmmfnet.colorizer import pick_device
-    from cmmfnet.data.batches import Batches, Source
+    from cmmfnet.data.batches import Batches
     from cmmfnet.text import tag_ids
-    from cmmfnet.train import open_pairs
+    from cmmfnet.train import open_source
     from cmmfnet.weights import load_model
 
     if count < 1 or not 0 <= night <= 1:
         raise ValueError(f"count is {count}, night is {night}; expected 1 or more, and 0 to 1")
     out = Path(out)
     shares = [replace(s, share=(s.share[1], s.share[1])) for s in config.sources]
-    sources = [
-        Source(open_pairs(data, s), s.share, s.simulate, s.level, s.scale, s.sensor, s.aspect, s.order) for s in shares
-    ]
+    sources = [open_source(data, source) for source in shares]
     place = pick_device(device)
     network = load_model(teacher).network.to(place)
     ids, mask = tag_ids([["night"]], network.words)

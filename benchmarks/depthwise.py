@@ -14,7 +14,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
+import os
 import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -68,25 +72,34 @@ def cudnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
-def times(function, sets: list[tuple[Tensor, ...]]) -> tuple[float, float]:
-    """Milliseconds forward, and forward with all three gradients."""
-
-    def forward() -> None:
+def forward(function, sets: list[tuple[Tensor, ...]]) -> Callable[[], None]:
+    def run() -> None:
         with torch.no_grad():
             for x, weight, bias, _ in sets:
                 function(x, weight, bias)
 
-    def both() -> None:
+    return run
+
+
+def both(function, sets: list[tuple[Tensor, ...]]) -> Callable[[], None]:
+    """Forward with all three gradients."""
+
+    def run() -> None:
         for x, weight, bias, dy in sets:
             torch.autograd.grad(function(x, weight, bias), (x, weight, bias), dy)
 
-    return graph_ms(forward) / len(sets), graph_ms(both) / len(sets)
+    return run
+
+
+def times(function, sets: list[tuple[Tensor, ...]]) -> tuple[float, float]:
+    """Milliseconds forward, and forward with all three gradients."""
+    return graph_ms(forward(function, sets)) / len(sets), graph_ms(both(function, sets)) / len(sets)
 
 
 def floors(size, kernel: int, dtype: torch.dtype, bandwidth: float, rate: float) -> tuple[float, float]:
     """Milliseconds forward: of the bytes, and of the multiply-adds."""
     values = torch.Size(size).numel()
-    tiles = depthwise._forward_tiles(kernel, dtype)
+    tiles = depthwise._forward_tiles(kernel, torch.empty(size, dtype=dtype, device="meta"))
     products = depthwise._inputs(kernel, tiles) * depthwise._border(kernel)[1]
     return 2 * values * dtype.itemsize / bandwidth * 1e3, 2 * values * products / rate * 1e3
 
@@ -99,31 +112,67 @@ def error(size, kernel: int, dtype: torch.dtype) -> float:
     want = cudnn(*exact)
     given = (y, *torch.autograd.grad(y, (x, weight, bias), dy))
     wanted = (want, *torch.autograd.grad(want, exact, dy.double()))
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(given, wanted, strict=True))
+    return max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(given, wanted, strict=True))
 
 
-def tune(size, kernel: int, dtype: torch.dtype) -> None:
-    """Forward and weight-gradient times of other tilings, slowest first; one that does not fit the card is named so."""
-    sets = operands(size, kernel, dtype)
+def candidates(kernel: int) -> list[tuple[str, depthwise.Tiles]]:
+    """Tilings of both kernels that registers can hold."""
     wide = depthwise._border(kernel)[1] == 64
-    for which in ("_forward_tiles", "_weight_tiles"):
-        original, found = getattr(depthwise, which), []
-        groups = ((1, 2) if wide else (1, 2, 4)) if which == "_forward_tiles" else ((1, 2) if wide else (2, 4))
+    groups = {"_forward_tiles": (1, 2) if wide else (1, 2, 4), "_weight_tiles": (1, 2) if wide else (2, 4)}
+    return [
+        (which, depthwise.Tiles(rows, patches, group, warps, stages))
+        for which in groups
         for rows, patches, group, warps, stages in itertools.product(
-            (2, 4, 8), (64, 128, 256), groups, (4, 8), (2, 3, 4)
-        ):
-            tiles = depthwise.Tiles(rows, patches, group, warps, stages)
-            if patches * rows * 16 > 4096 * warps:  # the sums alone would fill the registers
-                continue
-            setattr(depthwise, which, lambda *_, tiles=tiles: tiles)
-            try:
-                found.append((times(depthwise.depthwise_conv2d, sets)[which == "_weight_tiles"], tiles))
-            except Exception as problem:  # out of shared memory: said, and the next is tried
-                print(f"  {tiles}: {type(problem).__name__}: {str(problem)[:100]}")
-                torch.cuda.synchronize()
+            (2, 4, 8), (64, 128, 256), groups[which], (4, 8), (2, 3, 4)
+        )
+        if patches * rows * 16 <= 4096 * warps
+    ]
+
+
+def compiled(candidate: tuple[str, depthwise.Tiles], size, kernel: int, dtype: torch.dtype) -> str:
+    """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or nothing."""
+    which, tiles = candidate
+    original = getattr(depthwise, which)
+    setattr(depthwise, which, lambda *_: tiles)
+    x, weight, bias, dy = (torch.randn(s, device="cuda", dtype=dtype, requires_grad=True)
+                           for s in (size, (size[1], 1, kernel, kernel), (size[1],), size))  # fmt: skip
+    try:
+        y = depthwise.depthwise_conv2d(x, weight, bias)
+        if which == "_weight_tiles":
+            torch.autograd.grad(y, (x, weight, bias), dy)
+        torch.cuda.synchronize()
+    except Exception as problem:  # out of shared memory
+        return f"{type(problem).__name__}: {str(problem)[:100]}"
+    finally:
         setattr(depthwise, which, original)
-        for ms, tiles in sorted(found, reverse=True, key=lambda pair: pair[0])[-8:]:
+    return ""
+
+
+def tune(size, kernel: int, dtype: torch.dtype, named: list[tuple[str, depthwise.Tiles]]) -> list:
+    """Forward, or forward and backward, times of tilings, slowest first; one that does not fit is named so.
+
+    The compiler takes seconds for each: all cores compile before anything is timed. Returns the 12 best of each kernel.
+    """
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        problems = list(pool.map(compiled, named, *([value] * len(named) for value in (size, kernel, dtype))))
+    sets = operands(size, kernel, dtype)
+    found: dict[str, list] = {"_forward_tiles": [], "_weight_tiles": []}
+    for (which, tiles), problem in zip(named, problems, strict=True):
+        if problem:
+            print(f"  {which} {tiles}: {problem}")
+            continue
+        original = getattr(depthwise, which)
+        setattr(depthwise, which, lambda *_, tiles=tiles: tiles)
+        run = (forward if which == "_forward_tiles" else both)(depthwise.depthwise_conv2d, sets)
+        found[which].append((graph_ms(run) / len(sets), tiles))
+        setattr(depthwise, which, original)
+    best = []
+    for which, timed in found.items():
+        timed.sort(reverse=True, key=lambda pair: pair[0])
+        for ms, tiles in timed[-8:]:
             print(f"  {which} {size} k={kernel}: {ms:.4f} ms {tiles}", flush=True)
+        best += [(which, tiles) for _, tiles in timed[-12:]]
+    return best
 
 
 def main() -> None:
@@ -145,6 +194,7 @@ def main() -> None:
         "| size | k | cuDNN fwd | ours | ratio | cuDNN fwd+bwd | ours | ratio | bytes floor | arithmetic floor | error |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    named: dict[int, list] = {}  # all tilings at the first size, the best of them at the next
     for size in SIZES:
         for kernel in given.kernel:
             sets = operands(size, kernel, dtype)
@@ -158,7 +208,7 @@ def main() -> None:
             )
             del sets
             if given.tune:
-                tune(size, kernel, dtype)
+                named[kernel] = tune(size, kernel, dtype, named.get(kernel) or candidates(kernel))
 
 
 if __name__ == "__main__":

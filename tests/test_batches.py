@@ -401,6 +401,12 @@ def test_tags_are_what_covers_a_hundredth_of_the_crop(tmp_path):
     assert batch.tags == [["road", "sky-other", "car", "dusk", "cloudy"]] and batch.tagged.tolist() == [True]
 
 
+def test_a_predicted_label_map_does_not_unsay_what_a_person_named(tmp_path):
+    label = np.full((40, 40), CLASSES.index("road"), np.uint8)
+    batch = one(tmp_path, label, tags=["dog", "road"], labels="predicted", lighting="day")
+    assert batch.tags == [["road", "dog", "day"]]
+
+
 def test_without_a_label_map_the_index_gives_the_tags(tmp_path):
     batch = one(tmp_path, None, tags=["road", "car", "road"], lighting="night", sky="none", caption="A road.")
     assert batch.tags == [["road", "car", "night"]] and batch.tagged.tolist() == [True]

@@ -542,3 +542,14 @@ def total(number: int, *, times_two: bool = False, offset: float = 0.0) -> None:
         offset: what to add
     """
     print(number, times_two, offset)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(["--version"], 0), (["colour"], 2)])
+def test_one_process_of_several_ends_with_its_status_and_output(arguments, status):
+    """It ends without tearing the interpreter down (__main__.leave), which must lose nothing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cmmfnet", *arguments], env=os.environ | {"WORLD_SIZE": "2"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == status
+    assert __version__ in done.stdout if status == 0 else "unknown command" in done.stderr

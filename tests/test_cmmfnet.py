@@ -711,6 +711,23 @@ def test_parts_of_regions_have_their_own_learning_rate():
     assert factors.keys() == {id(p) for p in network.parameters() if p.requires_grad}
 
 
+def test_only_regions_leaves_the_rest_as_it_is():
+    method = regions_method(only_regions=True)
+    network = method.networks["generator"]
+    wake(network)
+    for value in network.regions.values:
+        nn.init.normal_(value[-1].weight, std=0.2)
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith(("regions.", "attribute_vectors")) for name in trained)
+    groups = method.parameter_groups("generator", None)
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in network.parameters() if p.requires_grad}
+    (_, losses), *_ = list(method.training_step(told_batch(), Moment(0, 0, 10)))
+    sum(losses.values()).backward()
+    assert {name for name, p in network.named_parameters() if p.grad is not None} == trained
+    with pytest.raises(ValueError, match="only_regions is true, but the network has none"):
+        CMMFNetMethod(build_network(TAGS), {"l1": 1.0}, only_regions=True)
+
+
 def test_a_regions_loss_needs_regions():
     with pytest.raises(ValueError, match="'regions' has a weight, but the network has no maps"):
         CMMFNetMethod(build_network(TAGS), {"l1": 1.0, "regions": 1.0})

@@ -16,10 +16,10 @@ from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import write_pairs
 from cmmfnet.methods import build_network, cmmfnet_small_start
 from cmmfnet.methods.cmmfnet import CMMFNet, tone_channels
-from cmmfnet.methods.cmmfnet_small import CMMFNetSmall, CMMFNetSmallMethod, Cropped, tones
+from cmmfnet.methods.cmmfnet_small import CMMFNetSmall, CMMFNetSmallMethod, tones
 from cmmfnet.methods.factored_stem import FactoredStem
 from cmmfnet.methods.method import Moment
-from cmmfnet.perceptual import feature_layers
+from cmmfnet.perceptual import Cropped, feature_layers
 from cmmfnet.recipe import Recipe, SourceRecipe
 from cmmfnet.train import train
 from cmmfnet.weights import save_model

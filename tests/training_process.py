@@ -46,6 +46,7 @@ if __name__ == "__main__":
     if arguments[0] == "--break":
         broken(arguments[1])
         arguments = arguments[2:]
+    from cmmfnet.__main__ import leave
     from cmmfnet.cli import main
 
-    sys.exit(main(arguments))
+    leave(main(arguments))

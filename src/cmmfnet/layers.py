@@ -43,6 +43,14 @@ def _on_cpu_without_gradient(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not exporting()
 
 
+def before_norm(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """``layer(x)`` for an instance norm, which takes the bias away again: without a gradient on CUDA, where a bias is a pass
+    over the whole map of its own, it is left out. (With a gradient it stays: DDP wants one for every parameter.)"""
+    if x.is_cuda and not torch.is_grad_enabled():
+        return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
+    return layer(x)
+
+
 class LargeKernelBlock(nn.Module):
     """Residual large-kernel block: IN, 1x1, IN, GELU, k x k depthwise, GELU, 1x1, IN, GELU (LKAT-GAN, stage block).
 
@@ -62,9 +70,9 @@ class LargeKernelBlock(nn.Module):
             centred, matrix = folded_norms(x, self.enter.weight)
             y = F.gelu(matrix @ centred).view_as(x)
         else:
-            y = instance_norm(self.enter(instance_norm(x)), gelu=True)
+            y = instance_norm(before_norm(self.enter, instance_norm(x)), gelu=True)
         y = depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True)
-        return instance_norm(self.leave(y), gelu=True, residual=x)
+        return instance_norm(before_norm(self.leave, y), gelu=True, residual=x)
 
 
 class ConvFFN(nn.Module):
@@ -87,7 +95,8 @@ class ConvFFN(nn.Module):
         elif serves_feed_forward(x, self.widen.out_channels):
             y = feed_forward(x, self.widen.weight, self.narrow.weight, self.narrow.bias)
         else:
-            y = self.narrow(instance_norm(self.widen(instance_norm(x)), gelu=True))
+            y = instance_norm(before_norm(self.widen, instance_norm(x)), gelu=True)
+            y = before_norm(self.narrow, y)
         return instance_norm(y, residual=x)
 
 
@@ -100,8 +109,8 @@ class Downsample(nn.Module):
         self.stride = nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = instance_norm(self.widen(x), gelu=True)
-        return instance_norm(self.stride(x), gelu=True)
+        x = instance_norm(before_norm(self.widen, x), gelu=True)
+        return instance_norm(before_norm(self.stride, x), gelu=True)
 
 
 def large_kernel_stage(channels: int, blocks: int, kernel: int) -> nn.Sequential:

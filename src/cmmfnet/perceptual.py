@@ -201,3 +201,16 @@ def _unit(x: Tensor) -> Tensor:
     # for a zero vector 1e8, which is infinite in float16, and 0 * inf is NaN
     inverse = (1 / (norm + 1e-8)).clamp_max(torch.finfo(x.dtype).max)
     return x * inverse.to(x.dtype)
+
+
+class Cropped(nn.Module):
+    """A distance of pictures on one random square of ``size`` pixels, the same for the whole batch."""
+
+    def __init__(self, distance: nn.Module, size: int):
+        super().__init__()
+        self.distance, self.size = distance, size
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        top, left = (int(torch.randint(max(1, side - self.size + 1), ())) for side in x.shape[-2:])
+        window = (..., slice(top, top + self.size), slice(left, left + self.size))
+        return self.distance(x[window], y[window])

@@ -244,11 +244,16 @@ def _check_label(label: np.ndarray, what: str) -> None:
 
 
 def _tags(meta: dict, label: np.ndarray | None) -> list[str]:
-    """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture, lighting, sky."""
+    """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture, lighting, sky.
+
+    A predicted label map (found_labels.py) does not see everything: what a person named is added.
+    """
     if label is not None:
         share = np.bincount(label.ravel(), minlength=len(CLASSES))[: len(CLASSES)] / label.size
         present = [CLASSES[i] for i in np.argsort(-share, kind="stable") if share[i] >= 0.01]
         names = [COCOSTUFF[c] for c in present if COCOSTUFF.get(c)]
+        if meta.get("labels") == "predicted":
+            names += meta.get("tags", ())
     else:
         names = list(meta.get("tags", ()))
     return list(dict.fromkeys(names)) + [w for w in (meta.get("lighting"), meta.get("sky")) if w and w != "none"]

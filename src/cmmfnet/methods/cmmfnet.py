@@ -26,7 +26,7 @@ from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_k
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.methods.region_text import RegionText, Said, draw_words, everywhere_words, memberships, region_loss
-from cmmfnet.perceptual import feature_layers, load_features
+from cmmfnet.perceptual import Cropped, feature_layers, load_features
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
 
 if TYPE_CHECKING:
@@ -444,7 +444,9 @@ class CMMFNetMethod(Matched):
     ``text_dropout``: share of pictures trained without text, so that the network does without; night pictures always keep
     theirs, since nothing else asks for darkness. ``imagenet``: start a vgg16 stem from ImageNet's weights;
     ``stem_learning_rate``, ``text_learning_rate``: factors on the learning rate of that stem, and of the parts of
-    ``regions``, which are new where the rest is trained already.
+    ``regions``, which are new where the rest is trained already. ``only_regions``: the rest stays as it is, so that without
+    text the network gives what it gave. ``perceptual_crop``: side in pixels of the random part of each picture that the
+    perceptual loss sees, which spares time; 0 = all of it.
     """
 
     Network = CMMFNet
@@ -468,11 +470,21 @@ class CMMFNetMethod(Matched):
         imagenet: bool = False,
         stem_learning_rate: float = 1.0,
         text_learning_rate: float = 1.0,
+        only_regions: bool = False,
+        perceptual_crop: int = 0,
     ):
         super().__init__(
             network, losses, pretrained=pretrained, perceptual=perceptual, perceptual_mode=perceptual_mode,
             adversarial_start=adversarial_start,
         )  # fmt: skip
+        if only_regions and network.regions is None:
+            raise ValueError("only_regions is true, but the network has none; it needs regions: true in the model")
+        if only_regions:
+            network.requires_grad_(False)
+            network.regions.requires_grad_(True)
+            network.attribute_vectors.requires_grad_(True)
+        if perceptual_crop and self.perceptual is not None:
+            self.perceptual = Cropped(self.perceptual, perceptual_crop)
         if not 0 <= text_dropout <= 1:
             raise ValueError(f"text_dropout is {text_dropout}; expected 0 to 1")
         for loss, head, needs in (

@@ -27,6 +27,7 @@ from cmmfnet.methods.cmmfnet import MAX_TAGS, Modulation, resize
 from cmmfnet.methods.factored_stem import VGG, FactoredStem
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
+from cmmfnet.perceptual import Cropped
 from cmmfnet.text import WORDS, tag_ids
 
 if TYPE_CHECKING:
@@ -161,19 +162,6 @@ class CMMFNetSmall(nn.Module):
             colour = colour + self.colours[level](y)
         y = F.gelu(self.head(torch.cat([y, folded.to(y.dtype)], dim=1)))
         return torch.tanh(self.last(F.pixel_shuffle(y, 2)) + resize(colour, thermal.shape[-2:]))
-
-
-class Cropped(nn.Module):
-    """A distance of pictures on one random square of ``size`` pixels, the same for the whole batch."""
-
-    def __init__(self, distance: nn.Module, size: int):
-        super().__init__()
-        self.distance, self.size = distance, size
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        top, left = (int(torch.randint(max(1, side - self.size + 1), ())) for side in x.shape[-2:])
-        window = (..., slice(top, top + self.size), slice(left, left + self.size))
-        return self.distance(x[window], y[window])
 
 
 class CMMFNetSmallMethod(Matched):

@@ -73,14 +73,18 @@ def _border(kernel: int) -> tuple[int, int]:
     return left, 32 if left + COLUMNS + kernel // 2 <= 32 else 64
 
 
-def _forward_tiles(kernel: int, dtype: torch.dtype) -> Tiles:
-    if dtype == torch.float32:
+def _forward_tiles(kernel: int, x: Tensor) -> Tiles:
+    """As measured on an H200 (benchmarks/depthwise.py --tune): patches of 8 rows read less, where there are enough of them."""
+    if x.dtype == torch.float32:
         return Tiles(4, 64, 1, 4, 2)
-    return Tiles(4, 128, 2 if _border(kernel)[1] == 32 else 1, 4, 3)
+    if _border(kernel)[1] == 64:
+        return Tiles(4, 128, 1, 4, 3)
+    enough = x.shape[0] * -(-x.shape[2] // 8) * -(-x.shape[3] // COLUMNS) >= 128
+    return Tiles(8, 128, 1, 4, 3) if enough else Tiles(4, 128, 2, 4, 3)
 
 
-def _weight_tiles(kernel: int, dtype: torch.dtype) -> Tiles:
-    if dtype == torch.float32:
+def _weight_tiles(kernel: int, x: Tensor) -> Tiles:
+    if x.dtype == torch.float32:
         return Tiles(4, 32, 1, 4, 2)
     return Tiles(4, 64, 4 if _border(kernel)[1] == 32 else 2, 4, 3)
 
@@ -126,7 +130,7 @@ if triton is not None:
         offset, ok = _place(row, column, at, height, width, COLUMNS, LEFT)
         return tl.load(source + plane[:, None] + offset, mask=ok & (p < patches)[:, None], other=0.0)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["across", "down"])  # a 1 would become a constant without .to()
     def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs, K: tl.constexpr,
                    ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
                    GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
@@ -152,7 +156,7 @@ if triton is not None:
         offset, ok = _place(row, column, out, height, width, BN, 0)
         tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["across", "down"])  # a 1 would become a constant without .to()
     def _weight_products(x, dy, g, gb, patches, channels, height, width, across, down, steps, K: tl.constexpr,
                          ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
                          GROUP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
@@ -216,7 +220,7 @@ if triton is not None:
         x: Tensor, weight: Tensor, bias: Tensor | None, *, flip: bool = False, gelu: bool = False
     ) -> Tensor:
         kernel, channels = weight.shape[-1], x.shape[1]
-        tiles = _forward_tiles(kernel, x.dtype)
+        tiles = _forward_tiles(kernel, x)
         x, weight, y = x.contiguous(), weight.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         patches, sizes, constants = _plan(x, kernel, tiles)
         inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
@@ -251,7 +255,7 @@ if triton is not None:
         kernel, channels = weight.shape[-1], x.shape[1]
         x, dy = x.contiguous(), dy.contiguous()
         dx = _run_correlate(dy, weight, None, flip=True)
-        tiles = _weight_tiles(kernel, x.dtype)
+        tiles = _weight_tiles(kernel, x)
         patches, sizes, constants = _plan(x, kernel, tiles)
         inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
         groups, blocks = inputs // tiles.group, triton.cdiv(patches, tiles.patches)

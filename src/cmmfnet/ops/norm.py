@@ -54,29 +54,44 @@ if triton is not None:
 
     @triton.jit
     def _forward(x, residual, y, mean_out, scale_out, size, eps, GELU: tl.constexpr, ADD: tl.constexpr,
-                 WRITE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                 WRITE: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
         plane = tl.program_id(0)
         start = plane.to(tl.int64) * size
         at = tl.arange(0, BLOCK)
-        total = tl.zeros((BLOCK,), dtype=tl.float32)
-        for i in range(0, size, BLOCK):
-            total += tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32)
-        mean = tl.sum(total) / size
-        total = tl.zeros((BLOCK,), dtype=tl.float32)
-        for i in range(0, size, BLOCK):
-            v = tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32) - mean
-            total += tl.where(i + at < size, v * v, 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(total) / size + eps)
-        tl.store(mean_out + plane, mean)
-        tl.store(scale_out + plane, scale)
-        if WRITE:
-            for i in range(0, size, BLOCK):
-                v = (tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32) - mean) * scale
+        if WHOLE:  # the plane stays in registers
+            v = tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32)
+            mean = tl.sum(v) / size
+            v = tl.where(at < size, v - mean, 0.0)
+            scale = 1.0 / tl.sqrt(tl.sum(v * v) / size + eps)
+            tl.store(mean_out + plane, mean)
+            tl.store(scale_out + plane, scale)
+            if WRITE:
+                v *= scale
                 if GELU:
                     v = gelu_of(v)
                 if ADD:
-                    v += tl.load(residual + start + i + at, mask=i + at < size, other=0.0).to(tl.float32)
-                tl.store(y + start + i + at, v.to(y.dtype.element_ty), mask=i + at < size)
+                    v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
+                tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
+        else:
+            total = tl.zeros((BLOCK,), dtype=tl.float32)
+            for i in range(0, size, BLOCK):
+                total += tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32)
+            mean = tl.sum(total) / size
+            total = tl.zeros((BLOCK,), dtype=tl.float32)
+            for i in range(0, size, BLOCK):
+                v = tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32) - mean
+                total += tl.where(i + at < size, v * v, 0.0)
+            scale = 1.0 / tl.sqrt(tl.sum(total) / size + eps)
+            tl.store(mean_out + plane, mean)
+            tl.store(scale_out + plane, scale)
+            if WRITE:
+                for i in range(0, size, BLOCK):
+                    v = (tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32) - mean) * scale
+                    if GELU:
+                        v = gelu_of(v)
+                    if ADD:
+                        v += tl.load(residual + start + i + at, mask=i + at < size, other=0.0).to(tl.float32)
+                    tl.store(y + start + i + at, v.to(y.dtype.element_ty), mask=i + at < size)
 
     @triton.jit
     def _gradient(x, dy, start, i, at, size, mean, scale, GELU: tl.constexpr):
@@ -90,28 +105,38 @@ if triton is not None:
         return v, d
 
     @triton.jit
-    def _backward(x, dy, dx, mean_in, scale_in, size, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    def _backward(x, dy, dx, mean_in, scale_in, size, GELU: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr):
         plane = tl.program_id(0)
         start = plane.to(tl.int64) * size
         at = tl.arange(0, BLOCK)
         mean = tl.load(mean_in + plane)
         scale = tl.load(scale_in + plane)
-        sum_d = tl.zeros((BLOCK,), dtype=tl.float32)
-        sum_dv = tl.zeros((BLOCK,), dtype=tl.float32)
-        for i in range(0, size, BLOCK):
-            v, d = _gradient(x, dy, start, i, at, size, mean, scale, GELU)
-            sum_d += d
-            sum_dv += d * v
-        mean_d = tl.sum(sum_d) / size
-        mean_dv = tl.sum(sum_dv) / size
-        for i in range(0, size, BLOCK):
-            v, d = _gradient(x, dy, start, i, at, size, mean, scale, GELU)
-            tl.store(
-                dx + start + i + at, (scale * (d - mean_d - v * mean_dv)).to(dx.dtype.element_ty), mask=i + at < size
-            )
+        if WHOLE:
+            v, d = _gradient(x, dy, start, 0, at, size, mean, scale, GELU)
+            change = scale * (d - tl.sum(d) / size - v * (tl.sum(d * v) / size))
+            tl.store(dx + start + at, change.to(dx.dtype.element_ty), mask=at < size)
+        else:
+            sum_d = tl.zeros((BLOCK,), dtype=tl.float32)
+            sum_dv = tl.zeros((BLOCK,), dtype=tl.float32)
+            for i in range(0, size, BLOCK):
+                v, d = _gradient(x, dy, start, i, at, size, mean, scale, GELU)
+                sum_d += d
+                sum_dv += d * v
+            mean_d = tl.sum(sum_d) / size
+            mean_dv = tl.sum(sum_dv) / size
+            for i in range(0, size, BLOCK):
+                v, d = _gradient(x, dy, start, i, at, size, mean, scale, GELU)
+                tl.store(
+                    dx + start + i + at,
+                    (scale * (d - mean_d - v * mean_dv)).to(dx.dtype.element_ty),
+                    mask=i + at < size,
+                )
 
-    def _block(size: int) -> int:
-        return min(4096, triton.next_power_of_2(size))
+    def _cut(size: int) -> dict[str, int | bool]:
+        """How a plane is worked through: at once where it fits into registers, or in blocks."""
+        whole = size <= 16384
+        block = triton.next_power_of_2(size) if whole else 4096
+        return {"WHOLE": whole, "BLOCK": block, "num_warps": 16 if block > 4096 else 8}
 
     @torch.library.custom_op("cmmfnet::instance_norm", mutates_args=())
     def _norm(x: Tensor, residual: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +150,7 @@ if triton is not None:
         scale = torch.empty_like(mean)
         _forward[(planes,)](
             x, x if residual is None else residual, x if y is None else y, mean, scale, size, eps,
-            GELU=gelu, ADD=residual is not None, WRITE=y is not None, BLOCK=_block(size), num_warps=8,
+            GELU=gelu, ADD=residual is not None, WRITE=y is not None, **_cut(size),
         )  # fmt: skip
         return mean, scale
 
@@ -143,7 +168,7 @@ if triton is not None:
         x, dy = x.contiguous(), dy.contiguous()
         planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
         dx = torch.empty_like(x)
-        _backward[(planes,)](x, dy, dx, mean, scale, size, GELU=gelu, BLOCK=_block(size), num_warps=8)
+        _backward[(planes,)](x, dy, dx, mean, scale, size, GELU=gelu, **_cut(size))
         return dx
 
     @_norm_backward.register_fake

@@ -616,6 +616,25 @@ FRAMES = hnp.arrays(
 )
 
 
+@pytest.mark.parametrize("levels", [2, 3, 256, 5000, 65536])
+@pytest.mark.parametrize(
+    ("span", "percentiles"), [(None, (1, 99)), (None, (2.5, 60)), (None, (0, 100)), ((3, 9), (1, 99))]
+)
+def test_whole_numbers_are_stretched_to_the_bit_as_any_others(levels, span, percentiles):
+    """They go by their histogram, which must not be noticed."""
+    rng = np.random.default_rng(levels)
+    for least, shape in ((0, (7, 9)), (0, (48, 64)), (-40, (30, 20))):
+        counts = rng.integers(0, levels, shape).astype(np.float64) + least
+        low, high = span or np.percentile(counts, percentiles)
+        if low == high:
+            continue
+        want = ((np.clip(counts, low, high) - low) / (high - low) * 2 - 1).astype(np.float32)
+        np.testing.assert_array_equal(normalise(counts, span, percentiles), want)
+        # half a level higher: no whole numbers, so the other way
+        shifted = normalise(counts + 0.5, (span[0] + 0.5, span[1] + 0.5) if span else None, percentiles)
+        np.testing.assert_allclose(shifted, want, atol=2e-4 if levels == 65536 else 1e-6)
+
+
 @settings(FUZZ, max_examples=400)
 @given(FRAMES, st.one_of(st.none(), st.tuples(st.floats(-1e5, 1e5), st.floats(1e-3, 1e5))))
 def test_any_frame_gives_finite_values_of_its_own_size(frame, low_and_width):

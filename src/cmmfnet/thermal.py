@@ -123,6 +123,16 @@ def normalise(
     low, high = _pair("percentiles", percentiles) if span is None else _pair("span", span)
     if span is None and not 0 <= low < high <= 100:
         raise ValueError(f"percentiles {percentiles} are not within 0 to 100; the usual ones are (1, 99)")
+    if (whole := _whole_numbers(values)) is not None:
+        steps, least = whole
+        levels = least + np.arange(steps.max() + 1.0)
+        if span is None:
+            step = coprime_step(steps.size, steps.shape[1], 1_000_000)
+            low, high = _percentiles_of_counts(np.bincount(steps.ravel()[::step], minlength=len(levels)), low, high)
+            low, high = (low + least, high + least) if low < high else (levels[0], levels[-1])
+        if low == high:
+            return np.sign(values - np.float32(low))
+        return _stretch(levels, low, high)[steps]
     finite = np.isfinite(values)
     all_finite = bool(finite.all())
     known = values.ravel() if all_finite else values[finite]
@@ -137,7 +147,36 @@ def normalise(
         values = np.where(np.isnan(values), np.float32(np.median(sample)), values)
     if low == high:
         return np.select([values > high, values < low], [np.float32(1), np.float32(-1)], np.float32(0))
-    # in float64: neither end overflows, and the ends come out as exactly -1 and 1
+    return _stretch(values, low, high)
+
+
+def _whole_numbers(values: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """Counts and grey levels as (H,W) int32 steps above their least value, and that value; None for anything else.
+
+    With at most 65,536 levels what is done to every pixel is done once for every level: a third of the time of a frame.
+    """
+    least, most = (float(bound) for bound in (values.min(), values.max()))
+    if not (np.isfinite([least, most]).all() and max(abs(least), abs(most)) < 2**23 and most - least < 2**16):
+        return None
+    steps = (values - np.float32(least)).astype(np.int32)
+    whole = least.is_integer() and bool((steps + np.float32(least) == values).all())
+    return (steps, least) if whole else None
+
+
+def _percentiles_of_counts(counts: np.ndarray, *percentiles: float) -> list[float]:
+    """``np.percentile`` of the numbers 0, 1, ... that occur ``counts`` times each, in its own arithmetic."""
+    below = counts.cumsum()
+    found = []
+    for percentile in percentiles:
+        at = (below[-1] - 1) * (percentile / 100)
+        a, b = np.searchsorted(below, (np.floor(at), min(np.floor(at) + 1, below[-1] - 1)), side="right").tolist()
+        part = at - np.floor(at)
+        found.append(b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part)
+    return found
+
+
+def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """[low, high] to [-1, 1], float32. In float64: neither end overflows, and the ends come out as exactly -1 and 1."""
     stretched = np.clip(values.astype(np.float64), low, high)
     stretched -= low
     stretched /= high - low

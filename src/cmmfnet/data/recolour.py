@@ -241,7 +241,7 @@ def recolour(photo: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, 
     area = np.bincount(label.ravel(), minlength=256)[: len(CLASSES)] / label.size
     present = {name for name, part in zip(CLASSES, area, strict=True) if part >= LEAST}
     choices = [name for name in ("vegetation", "sky", *_PAINTED) if name in present]
-    weights = [{"car": 3.0, "vegetation": 2.5}.get(name, 1.5) for name in choices]
+    weights = [{"car": 3.0, "vegetation": 4.0}.get(name, 1.5) for name in choices]
     if present & {"grass", "terrain"}:
         choices, weights = [*choices, "ground"], [*weights, 3.5]
     out = Recoloured(photo)
@@ -270,7 +270,7 @@ def _change(out: Recoloured, name: str, label: np.ndarray, present: set[str], rn
             out.removed.append("grass" if kind == "dirt" else "dirt")
         out.told.append(kind)
     elif name == "vegetation":
-        colour = str(rng.choice(list(FOLIAGE), p=[0.34, 0.12, 0.12, 0.08, 0.04, 0.30]))
+        colour = str(rng.choice(list(FOLIAGE), p=[0.40, 0.08, 0.08, 0.06, 0.04, 0.34]))
         weight = foliage(out.photo, mask)
         out.photo = paint(out.photo, weight, _near(FOLIAGE[colour], rng), variety=0.35, lift=20.0)
         out.told.append("tree")

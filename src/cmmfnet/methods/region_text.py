@@ -270,7 +270,7 @@ def draw_words(
         for _ in range(int(rng.integers(1, 3)) if absent and rng.random() < 0.4 else 0):
             colour = str(rng.choice(BASIC)) if rng.random() < 0.4 else None
             said.append((str(rng.choice(absent if rng.random() < 0.5 else _UNKNOWN)), colour))
-    if colour_of.get("tree") == "green" and any(name == "tree" for name, _ in said) and rng.random() < 0.4:
+    if colour_of.get("tree") == "green" and any(name == "tree" for name, _ in said) and rng.random() < 0.6:
         said.append(("leaves", None))
         if "tree" in told and rng.random() < 0.5:  # "a tree with leaves" says that it is green
             said = [(name, None if name == "tree" else colour) for name, colour in said]

@@ -65,6 +65,27 @@ def test_it_gives_the_colours_of_colorizer_with_and_without_text(exported):
     assert dict(ours.tags(frames[0], top=4)) == pytest.approx(dict(theirs.tags(frames[0], top=4)), abs=1e-4)
 
 
+def test_colours_of_things_reach_the_graph(tmp_path):
+    """A model with regions: the same colours as PyTorch for coloured words, and for no text beside them."""
+    config = SMALL | {"regions": True, "classes": 25}
+    torch.manual_seed(2)
+    network = build_network(config).eval()
+    for value in network.regions.values:
+        torch.nn.init.normal_(value[-1].weight, std=0.3)
+    save_model(tmp_path / "regions.safetensors", network, config)
+    assert main(["export", str(tmp_path / "regions.safetensors"), "-o", str(tmp_path / "regions.onnx")]) == 0
+    ours = OnnxColorizer(tmp_path / "regions.onnx", device="cpu")
+    theirs = Colorizer(network, device="cpu", dtype=torch.float32)
+    frames = [np.random.default_rng(i).integers(0, 255, (40, 56), dtype=np.uint8) for i in range(3)]
+    texts = ["a red car on a road", None, "a blue car, bare trees"]
+    given = ours(frames, text=texts, batch_size=3)
+    for one, other in zip(given, theirs(frames, text=texts), strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+    assert np.abs(given[0].astype(int) - ours(frames[0], text="a blue car on a road").astype(int)).max() > 2
+    inputs = {i.name for i in onnx.load(tmp_path / "regions.onnx").graph.input}
+    assert inputs == {"thermal", "text", "text_mask", "text_colours"} and ours.network.takes_colours
+
+
 def test_the_file_says_all_that_colouring_needs(exported):
     path = exported[2]
     graph = onnx.load(path)

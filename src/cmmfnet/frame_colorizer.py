@@ -25,7 +25,7 @@ from cmmfnet.words import WORDS
 
 Source = str | Path | bytes | np.ndarray | Thermal
 Span = str | tuple[float, float]
-Token = tuple[Any, Any]  # what stands for one text: tokens (L, ...) and mask (L), of the runtime's own array type
+Token = tuple[Any, ...]  # what stands for one text: tokens (L, ...) and mask (L), of the runtime's own array type
 
 
 class FrameColorizer:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmmfnet.attributes import ATTRIBUTES
+
 if TYPE_CHECKING:
     import onnx
 
@@ -33,6 +35,9 @@ FLOAT32_OPERATORS = (
 )
 
 
+TEXT_INPUTS = ("text", "text_mask", "text_colours")
+
+
 class ExportError(ValueError):
     """The model has no ONNX form, or its graph does not give the network's colours; nothing was written."""
 
@@ -47,8 +52,16 @@ class Graph(nn.Module):
         self.tags = bool(getattr(network, "predicts_tags", False))
         self.heads = "heads" in inspect.signature(network.forward).parameters
 
-    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None):
-        return self._answer(thermal, self.network.embed_tags(text) if self.source == "clip-tags" else text, text_mask)
+    def forward(
+        self,
+        thermal: Tensor,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        text_colours: Tensor | None = None,
+    ):
+        if self.source == "clip-tags":
+            text = self.network.embed_tags(text, *(() if text_colours is None else (text_colours,)))
+        return self._answer(thermal, text, text_mask)
 
     def without_text(self, thermal: Tensor):
         return self._answer(thermal, None, None)
@@ -66,7 +79,8 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
     """The network as a float32 graph with dynamic batch, height and width (one size where it has a ``fixed_size``).
 
     Inputs ``thermal`` (B,1,H,W) and, where the network takes text, ``text`` and ``text_mask`` (B,L) bool: ``text`` is (B,L) int64,
-    indices into ``words``, for clip-tags, and (B,L,D) float32 for clip-sentence. Outputs ``colour`` (B,3,H,W) and, where the
+    indices into ``words``, for clip-tags, and (B,L,D) float32 for clip-sentence; where the network knows colours also
+    ``text_colours`` (B,L,A) float32, weights over cmmfnet.attributes.ATTRIBUTES. Outputs ``colour`` (B,3,H,W) and, where the
     network predicts tags, ``tags`` (B,words), probabilities.
 
     Raises:
@@ -83,8 +97,9 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
     inputs, shapes = {"thermal": frames(2, height, width)}, {"thermal": {0: batch} | size}
     if wrapped.source != "none":
         tokens = dim("tokens", min=1, max=longest_text(network))
-        inputs |= some_text(network, 2, min(3, longest_text(network)))
-        shapes |= {"text": {0: batch, 1: tokens}, "text_mask": {0: batch, 1: tokens}}
+        text = some_text(network, 2, min(3, longest_text(network)))
+        inputs |= text
+        shapes |= {name: {0: batch, 1: tokens} for name in text}
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -163,7 +178,7 @@ def _without_round_trips(graph: onnx.GraphProto) -> None:
 
 
 def optional_text(graph: onnx.ModelProto) -> None:
-    """Make ``text`` and ``text_mask`` inputs with a default, which is no text, and let one text serve a whole batch.
+    """Make the inputs of text ones with a default, which is no text, and let one text serve a whole batch.
 
     An initializer with the name of an input is that input's default (ONNX IR, "Graphs"), so that a program which gives
     ``thermal`` alone gets what the network gives without text.
@@ -174,7 +189,7 @@ def optional_text(graph: onnx.ModelProto) -> None:
     if "text" not in inputs:
         return
     nodes = [helper.make_node("Shape", ["thermal"], ["frames_in_batch"], start=0, end=1)]
-    for name in ("text", "text_mask"):
+    for name in [name for name in TEXT_INPUTS if name in inputs]:
         kind = inputs[name].type.tensor_type
         dims = [d.dim_value or d.dim_param for d in kind.shape.dim]
         ones = numpy_helper.from_array(np.ones(len(dims) - 1, dtype=np.int64), f"{name}_ones")
@@ -206,6 +221,7 @@ def describe_network(network: nn.Module) -> dict[str, str]:
         "least_size": getattr(network, "least_size", 0),
         "working_size": getattr(network, "working_size", 512),
         "predicts_tags": bool(getattr(network, "predicts_tags", False)),
+        "takes_colours": bool(getattr(network, "takes_colours", False)),
         "default_text": getattr(network, "default_text", "none"),
         "tag_threshold": getattr(network, "tag_threshold", 0.5),
     }
@@ -229,7 +245,7 @@ def frames(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def some_text(network: nn.Module, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """``text`` and ``text_mask`` inputs of the graph, of which the first frame's last token is not valid."""
+    """The graph's inputs of text (``TEXT_INPUTS``), of which the first frame's last token is not valid."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(batch, length, dtype=torch.bool)
     mask[0, -1] = length == 1
@@ -237,4 +253,7 @@ def some_text(network: nn.Module, batch: int, length: int, seed: int = 0) -> dic
         text = torch.randint(len(network.words), (batch, length), generator=generator)
     else:
         text = torch.randn(batch, length, network.text_width, generator=generator)
-    return {"text": text, "text_mask": mask}
+    found = {"text": text, "text_mask": mask}
+    if getattr(network, "takes_colours", False):
+        found["text_colours"] = torch.rand(batch, length, len(ATTRIBUTES), generator=generator)
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cmmfnet.attributes import attribute_weights
 from cmmfnet.frame_colorizer import Batch, FrameColorizer, Token
 from cmmfnet.weights import ModelError
 
@@ -36,6 +37,7 @@ class OnnxNetwork:
     predicts_tags: bool
     default_text: str
     tag_threshold: float
+    takes_colours: bool = False
 
 
 class OnnxColorizer(FrameColorizer):
@@ -99,6 +101,7 @@ class OnnxColorizer(FrameColorizer):
                 **{key: json.loads(metadata[key]) for key in (
                     "words", "multiple_of", "fixed_size", "least_size", "working_size", "predicts_tags", "tag_threshold",
                 )},
+                takes_colours=json.loads(metadata.get("takes_colours", "false")),  # files from before have no such key
             )  # fmt: skip
         except (KeyError, ValueError) as error:
             raise ModelError(
@@ -122,14 +125,13 @@ class OnnxColorizer(FrameColorizer):
         feed = {"thermal": thermal[:, None]}
         given = [token for token in tokens if token is not None]
         if given:  # frames without text have no valid token, which is what no text is to the graph
-            length = max(len(mask) for _, mask in given)
-            like = np.asarray(given[0][0])
-            text = np.zeros((len(texts), length, *like.shape[1:]), like.dtype)
-            mask = np.zeros((len(texts), length), dtype=bool)
-            for i, token in enumerate(tokens):
-                if token is not None:
-                    text[i, : len(token[1])], mask[i, : len(token[1])] = token
-            feed |= {"text": text, "text_mask": mask}
+            length = max(len(token[1]) for token in given)
+            for part, name in enumerate(("text", "text_mask", "text_colours")[: len(given[0])]):
+                like = np.asarray(given[0][part])
+                feed[name] = np.zeros((len(texts), length, *like.shape[1:]), like.dtype)
+                for row, token in zip(feed[name], tokens, strict=True):
+                    if token is not None:
+                        row[: len(token[part])] = token[part]
         if seen is not None and seen.probabilities is None:
             colour, seen.probabilities = self._session.run(["colour", "tags"], feed)
         else:
@@ -142,11 +144,12 @@ class OnnxColorizer(FrameColorizer):
         return self._session.run(["tags"], {"thermal": thermal[:, None]})[0]
 
     def _embed(self, names: list[str], colours: list[str | None] | None = None) -> Token | None:
-        """The graph has the words' vectors and wants to be told which; of colours it knows nothing."""
+        """The graph has the words' vectors and wants to be told which, and what is said of each."""
         if not names:
             return None
         ids = np.array([self.network.words.index(name) for name in names], dtype=np.int64)
-        return ids, np.ones(len(ids), dtype=bool)
+        said = () if colours is None else (np.stack([attribute_weights(colour) for colour in colours]),)
+        return ids, np.ones(len(ids), dtype=bool), *said
 
     def _sentence(self, text: str) -> Token:
         if self._sentences is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import binary_dilation
 
 import cmmfnet.weights
 from cmmfnet import Colorizer
-from cmmfnet.data.scenes import render
+from cmmfnet.data.lab import to_lab
+from cmmfnet.data.scenes import CLASSES, render
 from cmmfnet.metrics import colourfulness, psnr
 
 LIMIT = 32 * 2**20  # of all bundled weights together: they travel with every clone
@@ -42,7 +44,7 @@ def test_the_bundled_files_are_those_of_the_table_and_stay_small():
 def test_the_model_describes_itself():
     facts = cmmfnet.weights.describe("cmmfnet")
     assert facts["method"] == "cmmfnet" and facts["storage"] == "int8"
-    assert 27_000_000 < facts["parameters"] < 28_000_000
+    assert 28_000_000 < facts["parameters"] < 29_000_000
     assert "research" in facts["licence"]
     assert facts["training"]["recipe"]["sources"] and facts["training"]["data"]
 
@@ -62,6 +64,25 @@ def test_colours_are_nearer_to_the_truth_than_grey_and_mean_colour(colorizer, sc
         assert psnr(colour, scene.visible) > psnr(grey(scene), scene.visible) + 2
         assert psnr(colour, scene.visible) > psnr(np.ascontiguousarray(mean), scene.visible)
         assert colourfulness(colour) > 0.4 * colourfulness(scene.visible)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "names", "old", "new"),
+    [("street", 3, ["car"], "a grey car", "a red car"), ("park", 4, ["grass", "terrain"], "grass, a path", "snow"),
+     ("park", 4, ["vegetation"], "green trees", "orange trees")],
+)  # fmt: skip
+def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):
+    """The region takes the colour, and the rest stays: in CIELAB, far more of it there than elsewhere."""
+    scene = render(seed, kind, size=(256, 320), lighting="day")
+    inside = np.isin(scene.labels, [CLASSES.index(name) for name in names])
+    before, after = (to_lab(colorizer(scene.thermal, text=f"{text}, day")) for text in (old, new))
+    change = after[inside].mean(axis=0) - before[inside].mean(axis=0)
+    if new == "snow":
+        assert change[0] > 25 and np.hypot(*after[inside].mean(axis=0)[1:]) < 12  # bright and without colour
+    else:
+        assert change[1] > 15  # towards red
+    far = ~binary_dilation(inside, iterations=12)
+    assert np.linalg.norm(after - before, axis=-1)[far].mean() < 0.2 * np.linalg.norm(change)
 
 
 def test_half_precision_on_the_cpu_stays_close(colorizer, scenes):

@@ -52,13 +52,13 @@ class Known:
 KNOWN: dict[str, Known] = {
     "cmmfnet": Known(
         file="cmmfnet.safetensors",
-        sha256="d5b30b88a03e54f56e2731bd6c55f6e4b1c68ea96aca5645dac47b94172c51ca",
+        sha256="4acd9b706e41dda688457be22f1ae3c3e10c7caac8286a228c5b3a969cab1ee2",
         licence="research use (the terms of the training data); see docs/model-card.md",
-        summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, pseudo-thermal co-training",
+        summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, pseudo-thermal co-training, words by region",
     ),
     "cmmfnet-small": Known(
         file="cmmfnet-small.safetensors",
-        sha256="fd92827ea390b262e1c27d2e74be02634e538e39df003e5d9e86d02052d79d16",
+        sha256="a616e243af640ba0bfb9dc7e7e58fbf0a8f2b382309ffe0f110041181d4d1791",
         licence="research use (the terms of the training data); see docs/model-card-small.md",
         summary="for live colour on a CPU, at a cost in quality: a small network taught by cmmfnet",
     ),

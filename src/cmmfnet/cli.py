@@ -79,11 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, function_name = COMMANDS[name].target.split(":")
     function = getattr(importlib.import_module(module), function_name)
     parser = make_parser(name, function)
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
     formatwarning = warnings.formatwarning
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"cmmfnet: warning: {message}\n"
     try:
-        values = instantiate(parser.parse_args(_named_config(_normal(arguments)))).as_dict()
+        values = _values(parser, arguments)
         several = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_POSITIONAL]
         positional = [item for key in several for item in values.pop(key)]
         result = function(*positional, **values)
@@ -105,6 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         warnings.formatwarning = formatwarning
     return getattr(result, "exit_status", 0)
+
+
+def arguments_of(name: str, function: Callable, argv: Sequence[str] | None = None) -> dict:
+    """Keywords of ``function`` as typed after ``python -m cmmfnet.data.NAME``, for tools that are no command."""
+    parser = make_parser(name, function)
+    parser.prog = f"python -m cmmfnet.data.{name}"
+    return _values(parser, list(sys.argv[1:] if argv is None else argv))
+
+
+def _values(parser, arguments: list[str]) -> dict:
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    return instantiate(parser.parse_args(_named_config(_normal(arguments)))).as_dict()
 
 
 def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> None:

@@ -10,7 +10,6 @@ sees words matter on simulated frames alone learns to tell the two apart, and ig
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from PIL import Image
 from cmmfnet.atomic import atomic_write
 from cmmfnet.data.items import IGNORE
 from cmmfnet.data.pairs import Pairs, PairsError
+from cmmfnet.resampling import box_mean
 
 SIDE = 256  # pixels of the short side at which the network looks and regions are drawn
 
@@ -96,30 +96,22 @@ def found(network, thermal: np.ndarray, visible: np.ndarray, least: float, devic
     guide = Image.fromarray(visible).resize(size[::-1], Image.Resampling.BOX).convert("L")
     guide = np.asarray(guide, np.float32) / 255
     here = np.nonzero(share.max(axis=(1, 2)) > least / 2)[0]
-    drawn = np.stack([guided(share[i], guide, radius=6) for i in here])
+    drawn = guided(share[here], guide, radius=6)
     label = np.where(drawn.max(axis=0) >= least, here[drawn.argmax(axis=0)], IGNORE).astype(np.uint8)
     return np.asarray(Image.fromarray(label).resize(thermal.shape[::-1], Image.Resampling.NEAREST))
 
 
-def guided(plane: np.ndarray, guide: np.ndarray, radius: int, eps: float = 1e-3) -> np.ndarray:
-    """``plane`` (H,W) float32 as the locally linear function of ``guide`` (H,W) that is nearest to it."""
-    from scipy.ndimage import uniform_filter
-
-    def mean(x: np.ndarray) -> np.ndarray:
-        return uniform_filter(x, 2 * radius + 1, mode="nearest")
-
-    level, middle = mean(guide), mean(plane)
-    slope = (mean(guide * plane) - level * middle) / (mean(guide * guide) - level**2 + eps)
-    return mean(slope) * guide + mean(middle - slope * level)
+def guided(planes: np.ndarray, guide: np.ndarray, radius: int, eps: float = 1e-3) -> np.ndarray:
+    """``planes`` (..., H, W) float32, each as the locally linear function of ``guide`` (H, W) that is nearest to it."""
+    level, middle = box_mean(guide, radius), box_mean(planes, radius)
+    slope = (box_mean(guide * planes, radius) - level * middle) / (box_mean(guide * guide, radius) - level**2 + eps)
+    return box_mean(slope, radius) * guide + box_mean(middle - slope * level, radius)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from cmmfnet.cli import _normal, make_parser
+    from cmmfnet.cli import arguments_of
 
-    parser = make_parser("found_labels", write_found_labels)
-    parser.prog = "python -m cmmfnet.data.found_labels"
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    values = instantiate(parser.parse_args(_normal(list(sys.argv[1:] if argv is None else argv)))).as_dict()
+    values = arguments_of("found_labels", write_found_labels, argv)
     print(write_found_labels(values.pop("out"), **values))
 
 

@@ -10,7 +10,6 @@ project's layout (pairs.py): any recipe trains on it.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -116,13 +115,9 @@ def write_taught(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from cmmfnet.cli import _named_config, _normal, make_parser
+    from cmmfnet.cli import arguments_of
 
-    parser = make_parser("taught", write_taught)
-    parser.prog = "python -m cmmfnet.data.taught"
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-    arguments = _named_config(_normal(list(sys.argv[1:] if argv is None else argv)))
-    values = instantiate(parser.parse_args(arguments)).as_dict()
+    values = arguments_of("taught", write_taught, argv)
     print(write_taught(values.pop("out"), **values))
 
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from cmmfnet.data.found_labels import found, guided, write_found_labels
@@ -97,6 +98,23 @@ def test_a_folder_like_the_one_it_was_made_from(pairs, tmp_path):
         assert np.array_equal(new[i].thermal, old[i].thermal) and np.array_equal(new[i].visible, old[i].visible)
     with pytest.raises(FileExistsError, match="is a data set already"):
         write_found_labels(tmp_path / "out", pairs=str(pairs), model=str(pairs / "model.safetensors"), device="cpu")
+
+
+def test_a_stopped_run_goes_on_and_names_that_begin_alike_are_kept_apart(pairs, tmp_path):
+    """Links that are there already do not stop it, and 'a' is not 'a.b'."""
+    root = tmp_path / "pairs"
+    for kind in ("thermal", "visible"):
+        (root / kind).mkdir(parents=True)
+        for name, value in (("a", 10), ("a.b", 200)):
+            Image.fromarray(np.full((48, 64) + ((3,) if kind == "visible" else ()), value, np.uint8)).save(
+                root / kind / f"{name}.png"
+            )
+    (root / "index.jsonl").write_text("".join(json.dumps({"name": n, "split": "train"}) + "\n" for n in ("a.b", "a")))
+    given = {"pairs": str(root), "model": str(pairs / "model.safetensors"), "device": "cpu"}
+    index = write_found_labels(tmp_path / "out", **given)
+    index.unlink()  # as if it had been stopped before its end
+    write_found_labels(tmp_path / "out", **given)
+    assert [int(Pairs(tmp_path / "out")[i].visible[0, 0, 0]) for i in (0, 1)] == [200, 10]
 
 
 def test_a_model_without_label_head_is_refused(pairs, tmp_path):

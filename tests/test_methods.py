@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from run_checks import equal
 
 from cmmfnet import Colorizer, checkpoint
 from cmmfnet.data.scenes import write_pairs
@@ -37,16 +38,6 @@ def recipe(name: str, **changes) -> Recipe:
         "sources": [SourceRecipe(".", split="train")], "steps": 2, "batch_size": 2, "learning_rate": 1e-4, "log_every": 1,
     }  # fmt: skip
     return Recipe(**(basic | changes))
-
-
-def equal(x, y) -> bool:
-    if isinstance(x, torch.Tensor):
-        return torch.equal(x, y)
-    if isinstance(x, dict):
-        return x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x)
-    if isinstance(x, list | tuple):
-        return len(x) == len(y) and all(map(equal, x, y))
-    return x == y
 
 
 def run(data: Path, out: Path, config: Recipe, **more) -> None:

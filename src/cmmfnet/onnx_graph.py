@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cmmfnet.attributes import ATTRIBUTES
+from cmmfnet.onnx_runtime import TEXT_INPUTS
 
 if TYPE_CHECKING:
     import onnx
@@ -33,9 +34,6 @@ FLOAT32_OPERATORS = (
     "ReduceMean",
     "Resize",
 )
-
-
-TEXT_INPUTS = ("text", "text_mask", "text_colours")
 
 
 class ExportError(ValueError):

@@ -16,6 +16,7 @@ from cmmfnet.frame_colorizer import Batch, FrameColorizer, Token
 from cmmfnet.weights import ModelError
 
 FORMAT = "cmmfnet-onnx-1"
+TEXT_INPUTS = ("text", "text_mask", "text_colours")  # the parts of a token, in its order
 Sentences = Callable[[Sequence[str]], tuple[Any, Any]]
 
 
@@ -126,7 +127,7 @@ class OnnxColorizer(FrameColorizer):
         given = [token for token in tokens if token is not None]
         if given:  # frames without text have no valid token, which is what no text is to the graph
             length = max(len(token[1]) for token in given)
-            for part, name in enumerate(("text", "text_mask", "text_colours")[: len(given[0])]):
+            for part, name in enumerate(TEXT_INPUTS[: len(given[0])]):
                 like = np.asarray(given[0][part])
                 feed[name] = np.zeros((len(texts), length, *like.shape[1:]), like.dtype)
                 for row, token in zip(feed[name], tokens, strict=True):

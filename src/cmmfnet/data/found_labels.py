@@ -18,7 +18,9 @@ from PIL import Image
 
 from cmmfnet.atomic import atomic_write
 from cmmfnet.data.items import IGNORE
-from cmmfnet.data.pairs import Pairs, PairsError
+from cmmfnet.data.pairs import Folder, Pairs, PairsError
+from cmmfnet.data.place import place_pair
+from cmmfnet.data.raw import RawPair
 from cmmfnet.resampling import box_mean
 
 SIDE = 256  # pixels of the short side at which the network looks and regions are drawn
@@ -50,14 +52,19 @@ def write_found_labels(
     from cmmfnet.colorizer import pick_device
     from cmmfnet.weights import load_model
 
-    out, root = Path(out), Path(pairs)
+    out = Path(out)
     if (out / "index.jsonl").exists():
         raise FileExistsError(f"{out} is a data set already (it has index.jsonl); name another folder")
     place = pick_device(device)
     network = load_model(model).network.to(place)
     if getattr(network, "label_head", None) is None:
         raise PairsError(f"model {model!r} has no label head; expected a CMMF-Net trained with labels, like cmmfnet")
-    chosen = Pairs(root, split).require("thermal")
+    chosen = Pairs(pairs, split).require("thermal")
+    store = chosen._store
+    if not isinstance(store, Folder):
+        raise PairsError(
+            f"{pairs} is packed in shards; expected a folder of pictures, which label maps can be put beside"
+        )
     for kind in ("thermal", "visible", "label"):
         (out / kind).mkdir(parents=True, exist_ok=True)
     rows = []
@@ -67,9 +74,10 @@ def write_found_labels(
             label = found(network, pair.thermal, pair.visible, least, place)
             Image.fromarray(label).save(out / "label" / f"{entry['name']}.png")
             entry = entry | {"labels": "predicted"}
-        for kind in ("thermal", "visible"):
-            source = next((root / kind).glob(f"{entry['name']}.*"))
-            (out / kind / source.name).symlink_to(source.resolve())
+        files = (store.source(kind, entry["name"]) for kind in ("thermal", "visible"))
+        _, wrong = place_pair(RawPair(entry["name"], *files, split, entry.get("source", "")), out, copy=False)
+        if wrong:
+            raise PairsError(wrong)
         rows.append(entry)
     with atomic_write(out / "index.jsonl", text=True) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -96,6 +104,8 @@ def found(network, thermal: np.ndarray, visible: np.ndarray, least: float, devic
     guide = Image.fromarray(visible).resize(size[::-1], Image.Resampling.BOX).convert("L")
     guide = np.asarray(guide, np.float32) / 255
     here = np.nonzero(share.max(axis=(1, 2)) > least / 2)[0]
+    if not len(here):
+        return np.full(thermal.shape, IGNORE, np.uint8)
     drawn = guided(share[here], guide, radius=6)
     label = np.where(drawn.max(axis=0) >= least, here[drawn.argmax(axis=0)], IGNORE).astype(np.uint8)
     return np.asarray(Image.fromarray(label).resize(thermal.shape[::-1], Image.Resampling.NEAREST))

@@ -73,7 +73,7 @@ class Training:
 
 
 def plan() -> list[Training]:
-    """All trainings, by group."""
+    """All trainings: first seeds first, by group, so that one that ends early has a whole table of them."""
     configs = ["cmmfnet", "cmmfnet-paper", *(name for name in METHODS if not name.startswith("cmmfnet"))]
     rows = [("own", name, name, {}, {}, name == "cmmfnet-paper") for name in configs]
     rows += [("matched", name, name, {}, {}, False) for name in configs if name not in OWN_LOSS_ONLY]
@@ -87,8 +87,9 @@ def plan() -> list[Training]:
         rows.append((group, label, "cmmfnet-paper", model, source, text))
     return [
         Training(group, label, config, seed, model, source, text)
+        for seed in range(max(SEEDS.values()))
         for group, label, config, model, source, text in rows
-        for seed in range(SEEDS.get(config, 1))
+        if seed < SEEDS.get(config, 1)
     ]
 
 

@@ -129,13 +129,21 @@ def test_depthwise_of_one_lit_pixel_is_the_kernel_turned_round():
     assert torch.equal(depthwise_conv2d(x, weight)[0, 0, 2:7, 2:7], weight[0, 0].flip(0, 1))
 
 
-@cuda
-def test_a_bias_that_a_norm_takes_away_is_left_out_without_a_gradient():
-    layer = torch.nn.Conv2d(4, 8, 1).cuda()
-    x = torch.randn(2, 4, 6, 5, device="cuda")
-    with torch.no_grad():
-        assert relative(before_norm(layer, x) + layer.bias[:, None, None], layer(x)) < 1e-6
-    assert torch.equal(before_norm(layer, x), layer(x))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=cuda)])
+def test_a_bias_that_a_norm_takes_away_is_left_out(device):
+    layer = torch.nn.Conv2d(4, 8, 3, stride=2, padding=1).to(device)
+    x = torch.randn(2, 4, 6, 5, device=device, requires_grad=True)
+    y = before_norm(layer, x)
+    whole = layer(x)
+    assert relative(y + layer.bias[:, None, None], whole) < 1e-6
+    parts = x, layer.weight, layer.bias
+    found = torch.autograd.grad(y.square().sum(), parts)
+    expected = torch.autograd.grad((whole - layer.bias.detach()[:, None, None]).square().sum(), parts)
+    assert all(relative(a, b) < 1e-6 for a, b in zip(found[:2], expected[:2], strict=True))
+    assert torch.equal(found[2], torch.zeros(8, device=device))  # its effect is gone with the norm, for DDP it has one
+    if device == "cuda":
+        with torch.no_grad():
+            assert torch.equal(before_norm(layer, x), y)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

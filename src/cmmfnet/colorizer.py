@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.attributes import attribute_weights
+from cmmfnet.cuda_frames import Graphs, normalised
 from cmmfnet.frame_colorizer import Batch, FrameColorizer
-from cmmfnet.resampling import guided_upsample
+from cmmfnet.resampling import guided_upsample, pad
 from cmmfnet.text import SentenceEncoder, WordEncoder, tag_ids
+from cmmfnet.thermal import Thermal
 from cmmfnet.weights import load_model
 
 
@@ -80,8 +82,9 @@ class Colorizer(FrameColorizer):
         Args:
             network: keeps the contract of ``cmmfnet.methods``; put into evaluation mode and moved to ``device``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
-            dtype: of weights and activations; None means float32 weights, and bfloat16 arithmetic on a CPU that has it
-                (twice as fast there, mean difference below half a grey level); ``torch.float32`` forbids that.
+            dtype: of weights and activations; None means float32, with products in bfloat16 on a GPU or CPU that has it, as
+                in training (on such a CPU twice as fast, mean difference below half a grey level); ``torch.float32``
+                forbids that.
             name: what pictures made with it are labelled with.
             guidance: how far a text moves the colours away from those without: colour without text + guidance * difference;
                 0 to 4, other values than 1 run the network twice for a frame with text.
@@ -94,8 +97,11 @@ class Colorizer(FrameColorizer):
         self.guidance = guidance
         self.device = pick_device(device)
         self.dtype = dtype or torch.float32
-        self._mixed = dtype is None and self.device.type == "cpu" and _cpu_has_bfloat16()
-        self.network = network.to(self.device, self.dtype).eval()
+        self._mixed = dtype is None and _has_bfloat16(self.device)
+        # on a GPU the weights are cast once, not for every frame; autocast leaves them as they are
+        cast = self._mixed and self.device.type == "cuda"
+        self.network = network.to(self.device, torch.bfloat16 if cast else self.dtype).eval()
+        self._forward = Graphs(self.network) if self.device.type == "cuda" else self.network
         self.name = name
         super().__init__()
         self._sentences: SentenceEncoder | None = None
@@ -123,21 +129,36 @@ class Colorizer(FrameColorizer):
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._mixed):
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
             yield
 
-    def _tensor(self, frames: np.ndarray) -> Tensor:
-        return torch.from_numpy(frames)
+    def _stretch(self, frame: Thermal, span: tuple[float, float] | None) -> np.ndarray | Tensor:
+        return normalised(frame, span, self.device) if self.device.type == "cuda" else super()._stretch(frame, span)
 
-    def _finish(self, colour: Tensor, low: np.ndarray, full: np.ndarray) -> np.ndarray:
-        if colour.device.type != "cuda":
+    def _reduce(self, frame: np.ndarray | Tensor) -> np.ndarray | Tensor:
+        if isinstance(frame, np.ndarray):
+            return super()._reduce(frame)
+        size = self._working_size(*frame.shape)
+        return frame if size == frame.shape else _resize(frame[None], size, "bilinear")[0]
+
+    def _batch(self, frames: list[np.ndarray] | list[Tensor]) -> Tensor:
+        if isinstance(frames[0], np.ndarray):
+            return torch.from_numpy(super()._batch(frames))
+        rows, columns = (torch.from_numpy(pad(np.arange(side)[None], self._multiple())[0]) for side in frames[0].shape)
+        batch = torch.stack(frames)
+        for axis, places in ((1, rows), (2, columns)):
+            if len(places) > batch.shape[axis]:
+                batch = batch.index_select(axis, places.to(batch.device))
+        return batch
+
+    def _finish(self, colour: Tensor, low: np.ndarray | Tensor, full: np.ndarray | Tensor) -> np.ndarray:
+        if isinstance(full, np.ndarray):
             return super()._finish(colour.cpu().numpy(), low, full)
         if low.shape != full.shape:  # on the GPU, so that only the finished picture is downloaded
             if low.shape[0] >= full.shape[0] and low.shape[1] >= full.shape[1]:
                 colour = _resize(colour, full.shape, "bilinear")
             else:
-                small, large = (torch.from_numpy(x[None]).to(colour.device) for x in (low, full))
-                colour = guided_upsample(colour, small, large, resize=_resize, box_mean=_box_mean)
+                colour = guided_upsample(colour, low[None], full[None], resize=_resize, box_mean=_box_mean)
         return ((colour + 1) * 127.5).round_().clamp_(0, 255).byte().permute(1, 2, 0).contiguous().cpu().numpy()
 
     def _run(self, thermal: Tensor, texts: list[str | None], seen: Batch | None = None) -> Tensor:
@@ -151,9 +172,9 @@ class Colorizer(FrameColorizer):
 
         def colours(indices: list[int], *tokens: Tensor | None) -> Tensor:
             if not heads:
-                return self.network(thermal[indices], *tokens).float()
+                return self._forward(thermal[indices], *tokens).float()
             # what was seen on the way to the colours: the image encoder need not run again for the tags
-            colour, logits, _ = self.network(thermal[indices], *tokens, heads=True)
+            colour, logits, _ = self._forward(thermal[indices], *tokens, heads=True)
             for i, row in zip(indices, torch.sigmoid(logits.float()).cpu().numpy(), strict=True):
                 probabilities[i] = row
             return colour.float()
@@ -166,7 +187,7 @@ class Colorizer(FrameColorizer):
             mask = nn.utils.rnn.pad_sequence([tokens[i][1] for i in with_text], batch_first=True)
             told = colours(with_text, text, mask)
             if self.guidance != 1:
-                alone = self.network(thermal[with_text], None, None).float()
+                alone = self._forward(thermal[with_text], None, None).float()
                 told = (alone + self.guidance * (told - alone)).clamp(-1, 1)
             colour[with_text] = told
         if without:
@@ -226,9 +247,12 @@ def _has_heads(network: nn.Module) -> bool:
     return "heads" in inspect.signature(network.forward).parameters
 
 
-def _cpu_has_bfloat16() -> bool:
-    # torch has no public name for this; where a release drops the private one, float32 it is
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it, not only a slow way to compute it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # torch has no public name for a CPU's; where a release drops the private one, float32 it is
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -131,7 +131,6 @@ def look(
     import torch
 
     from cmmfnet.gallery import as_grey
-    from cmmfnet.resampling import pad
     from cmmfnet.thermal import normalise, parse_span, read_thermal
 
     network = colorizer.network
@@ -155,21 +154,21 @@ def look(
         )
 
     low = colorizer._reduce(full)
-    padded = pad(low, colorizer._multiple())
-    thermal = colorizer._tensor(padded[None])[:, None].to(colorizer.device, colorizer.dtype)
+    thermal = colorizer._batch([low])[:, None].to(colorizer.device, colorizer.dtype)
+    padded = thermal.shape[-2:]
     with colorizer._inference():
         plain = network(thermal, None, None)
         told, maps = plain, torch.zeros(1, 0, *low.shape)
         if names:
             tokens, mask = colorizer._embed(names, colours if network.takes_colours else None)
             if network.takes_colours:
-                places = _places(names, boxes or {}, full.shape, low.shape, padded.shape).to(thermal)
+                places = _places(names, boxes or {}, full.shape, low.shape, padded).to(thermal)
                 told, *_, levels = network(thermal, tokens[None], mask[None], heads=True, maps=True, places=places)
                 maps = network.regions.maps(levels[-1], network.said(tokens[None], mask[None], places))
             else:
                 told = network(thermal, tokens[None], mask[None])
                 maps = attention_maps(network, thermal, tokens[None], mask[None])
-        maps = torch.nn.functional.interpolate(maps.float(), padded.shape, mode="bilinear", align_corners=False)
+        maps = torch.nn.functional.interpolate(maps.float(), padded, mode="bilinear", align_corners=False)
         maps = maps[:, :, : low.shape[0], : low.shape[1]]
         maps = torch.nn.functional.interpolate(maps, full.shape, mode="bilinear", align_corners=False)[0]
         pictures = [

@@ -49,9 +49,18 @@ class FrameColorizer:
         """What one call of the network happens in."""
         return contextlib.nullcontext()
 
-    def _tensor(self, frames: np.ndarray) -> Any:
-        """(B, H, W) float32 -> the runtime's tensor."""
-        return frames
+    def _stretch(self, frame: Thermal, span: tuple[float, float] | None) -> Any:
+        """-> (H, W) float32 in [-1, 1], as an array or as the runtime's tensor; the next two take what this gives."""
+        return np.ascontiguousarray(normalise(frame, span), dtype=np.float32)
+
+    def _reduce(self, frame: Any) -> Any:
+        """(H, W) -> (h, w) at working size, antialiased."""
+        size = self._working_size(*frame.shape)
+        return frame if size == frame.shape else resize(frame, size)
+
+    def _batch(self, frames: list[Any]) -> Any:
+        """Frames (h, w) of one size -> the runtime's tensor (B, H, W) for ``_run``, padded to what the network takes."""
+        return np.stack([pad(frame, self._multiple()) for frame in frames])
 
     def _run(self, thermal: Any, texts: list[str | None], seen: Batch | None = None) -> Any:
         """Tensor (B, H, W) and B texts -> (B, 3, H, W) float32 in [-1, 1]; calls ``_tokens`` for the texts. ``seen``: to be
@@ -118,13 +127,12 @@ class FrameColorizer:
 
         results: list[np.ndarray | None] = [None] * len(frames)
         seen: list[Seen | None] = [None] * len(frames)
-        full = [np.ascontiguousarray(normalise(frame, span), dtype=np.float32) for frame in frames]
         with self._inference():
+            full = [self._stretch(frame, span) for frame in frames]
             for indices in _batches([self._network_size(*frame.shape) for frame in full], size):
                 low = [self._reduce(full[i]) for i in indices]
-                batch = self._tensor(np.stack([pad(frame, self._multiple()) for frame in low]))
                 found = Batch() if return_tags else None
-                colour = self._run(batch, [texts[i] for i in indices], found)
+                colour = self._run(self._batch(low), [texts[i] for i in indices], found)
                 for i, frame, rgb in zip(indices, low, colour, strict=True):
                     results[i] = self._finish(rgb[:, : frame.shape[0], : frame.shape[1]], frame, full[i])
                 if found is not None:
@@ -143,10 +151,10 @@ class FrameColorizer:
             ValueError: this network predicts no tags.
         """
         self._check_predicts()
-        thermal = normalise(read_thermal(x, palette=palette), parse_span(span) if isinstance(span, str) else span)
-        frame = pad(self._reduce(np.ascontiguousarray(thermal, dtype=np.float32)), self._multiple())
+        frame = read_thermal(x, palette=palette)
         with self._inference():
-            probabilities = self._predict(self._tensor(frame[None]))[0]
+            low = self._reduce(self._stretch(frame, parse_span(span) if isinstance(span, str) else span))
+            probabilities = self._predict(self._batch([low]))[0]
         return self._likeliest(probabilities, top)
 
     def _likeliest(self, probabilities: np.ndarray, top: int = 8) -> list[tuple[str, float]]:
@@ -181,11 +189,6 @@ class FrameColorizer:
         return tuple(
             math.ceil(side / self._multiple()) * self._multiple() for side in self._working_size(height, width)
         )
-
-    def _reduce(self, frame: np.ndarray) -> np.ndarray:
-        """(H, W) -> (h, w) at working size, antialiased."""
-        size = self._working_size(*frame.shape)
-        return frame if size == frame.shape else resize(frame, size)
 
     def _finish(self, colour: Any, low: np.ndarray, full: np.ndarray) -> np.ndarray:
         """Colour (3, h, w) in [-1, 1] at working size -> (H, W, 3) uint8."""

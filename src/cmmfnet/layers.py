@@ -43,10 +43,26 @@ def _on_cpu_without_gradient(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not exporting()
 
 
+class _Unfelt(torch.autograd.Function):
+    """y, with a gradient of zero for a bias that y does not depend on: DDP wants one for every parameter."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(bias)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
+        return dy, torch.zeros_like(ctx.saved_tensors[0])
+
+
 def before_norm(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``layer(x)`` for an instance norm, which takes the bias away again: without a gradient on CUDA, where a bias is a pass
-    over the whole map of its own, it is left out. (With a gradient it stays: DDP wants one for every parameter.)"""
-    if x.is_cuda and not torch.is_grad_enabled():
+    """``layer(x)`` for an instance norm, which takes the bias away again, without that bias: on a GPU it is a pass over the
+    whole map of its own, and its gradient, which is rounding errors, another. (Without a gradient on the CPU it stays: there
+    it costs nothing, and an exported graph is the plain one.)"""
+    if torch.is_grad_enabled():
+        return _Unfelt.apply(F.conv2d(x, layer.weight, None, layer.stride, layer.padding), layer.bias)
+    if x.is_cuda:
         return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
     return layer(x)
 

@@ -24,6 +24,9 @@ from PIL import Image
 from cmmfnet.palettes import PALETTES, coprime_step, to_grey
 from cmmfnet.thermal_files import ThermalFileError, check_size, decode, pillow_pixels, read_file
 
+SAMPLE = 1_000_000
+"""Pixels that percentiles are taken of, at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class Thermal:
@@ -125,20 +128,14 @@ def normalise(
         raise ValueError(f"percentiles {percentiles} are not within 0 to 100; the usual ones are (1, 99)")
     if (whole := _whole_numbers(values)) is not None:
         steps, least = whole
-        levels = least + np.arange(steps.max() + 1.0)
-        if span is None:
-            step = coprime_step(steps.size, steps.shape[1], 1_000_000)
-            low, high = _percentiles_of_counts(np.bincount(steps.ravel()[::step], minlength=len(levels)), low, high)
-            low, high = (low + least, high + least) if low < high else (levels[0], levels[-1])
-        if low == high:
-            return np.sign(values - np.float32(low))
-        return _stretch(levels, low, high)[steps]
+        counts = np.bincount(steps.ravel()[:: sampling_step(values.shape)], minlength=int(steps.max()) + 1)
+        return stretched_levels(counts, least, None if span is None else (low, high), percentiles)[steps]
     finite = np.isfinite(values)
     all_finite = bool(finite.all())
     known = values.ravel() if all_finite else values[finite]
     if known.size == 0:
         return np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
-    sample = known[:: coprime_step(known.size, values.shape[1], 1_000_000)].astype(np.float64)
+    sample = known[:: coprime_step(known.size, values.shape[1], SAMPLE)].astype(np.float64)
     if span is None:
         low, high = np.percentile(sample, (low, high)).tolist()
         if low == high:
@@ -161,6 +158,28 @@ def _whole_numbers(values: np.ndarray) -> tuple[np.ndarray, float] | None:
     steps = (values - np.float32(least)).astype(np.int32)
     whole = least.is_integer() and bool((steps + np.float32(least) == values).all())
     return (steps, least) if whole else None
+
+
+def sampling_step(shape: tuple[int, int]) -> int:
+    """Of every how many pixels the percentiles are, in a frame (H, W) of whole numbers."""
+    return coprime_step(shape[0] * shape[1], shape[1], SAMPLE)
+
+
+def stretched_levels(
+    counts: np.ndarray,
+    least: float,
+    span: tuple[float, float] | None = None,
+    percentiles: tuple[float, float] = (1.0, 99.0),
+) -> np.ndarray:
+    """What :func:`normalise` makes of each of the levels ``least``, ``least + 1``, ..., that occur ``counts`` times: float32."""
+    levels = least + np.arange(float(len(counts)))
+    low, high = span if span is not None else percentiles
+    if span is None:
+        low, high = _percentiles_of_counts(counts, low, high)
+        low, high = (low + least, high + least) if low < high else (levels[0], levels[-1])
+    if low == high:
+        return np.sign(levels - low).astype(np.float32)
+    return _stretch(levels, low, high)
 
 
 def _percentiles_of_counts(counts: np.ndarray, *percentiles: float) -> list[float]:

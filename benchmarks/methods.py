@@ -271,7 +271,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60.0, help="of training, at most, for each")
     parser.add_argument("--parallel", type=int, default=1, help="trainings side by side on the one device")
     parser.add_argument("--call-minutes", type=float, help="end after this time; trainings go on with the next call")
-    parser.add_argument("--only", nargs="*", default=["*"], help="names or patterns of --list")
+    parser.add_argument("--only", nargs="*", default=["*"], help="names or patterns of --list, in this order")
     parser.add_argument("--changes", type=Path, help="YAML: configuration (or all) -> field -> value")
     parser.add_argument("--split", default="val", help="that is scored: val or test")
     parser.add_argument("--geometry", default=DEFAULT_GEOMETRY, help="how frames are cut (docs/evaluation.md)")
@@ -291,7 +291,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
-    chosen = [t for t in plan() if any(fnmatch.fnmatch(t.name, pattern) for pattern in given.only)]
+    # in the order that --only names them: the slow ones first keep a device busy to the end
+    known = {t.name: t for t in plan()}
+    chosen = [known[n] for n in dict.fromkeys(n for p in given.only for n in known if fnmatch.fnmatch(n, p))]
     if not chosen:
         raise SystemExit(f"--only {' '.join(given.only)} names no training; --list shows their names")
     if given.one:

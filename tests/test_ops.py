@@ -203,13 +203,48 @@ def feed_forward_error(shape, dtype=torch.float32, device="cpu", function=None):
     return relative(y, F.conv2d(wide, narrow.double(), bias.double()))
 
 
+def activation_errors(shape, gelu, dtype=torch.float32, device="cpu", layout="contiguous", function=None):
+    """Relative errors of activation(x + bias), and of its gradients for x and the bias, which stays in float32."""
+    generator = torch.Generator().manual_seed(3)
+    x, dy = (LAYOUTS[layout](torch.randn(shape, generator=generator).to(device, dtype)) for _ in range(2))
+    bias = torch.randn(shape[1], generator=generator).to(device).requires_grad_()
+    x.requires_grad_()
+    if function is None:
+        from cmmfnet.ops import convolve
+
+        layer = torch.nn.Conv2d(shape[1], shape[1], 1, groups=shape[1]).to(device)
+        layer.weight.data.fill_(1)
+        layer.bias = torch.nn.Parameter(bias.detach().clone())
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype == torch.bfloat16):
+            y = convolve(layer, x, "gelu" if gelu else "relu")
+        bias = layer.bias
+    else:
+        y = function(x, bias, gelu)
+    assert (y.shape, y.dtype) == (x.shape, dtype)
+    found = (y, *torch.autograd.grad(y, (x, bias), dy))
+    whole = x.detach().double().requires_grad_(), bias.detach().double().requires_grad_()
+    v = whole[0] + whole[1][:, None, None]
+    expected = F.gelu(v) if gelu else F.relu(v)
+    expected = (expected, *torch.autograd.grad(expected, whole, dy.double()))
+    return [relative(a, b) for a, b in zip(found, expected, strict=True)]
+
+
+ACTIVATED = [(2, 3, 20, 21), (1, 64, 9, 40), (2, 300, 5, 3), (3, 1, 7, 1), (1, 2, 40, 60)]
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", ACTIVATED, ids=str)
+def test_bias_and_activation_on_the_cpu(shape, gelu):
+    assert max(activation_errors(shape, gelu)) < 1e-5
+
+
 # Triton's interpreter has to be asked for before Triton is imported: another process.
 _INTERPRETED = """
 import json, sys
 import torch
 sys.path.insert(0, {tests!r})
 import test_ops as t
-import cmmfnet.ops.depthwise, cmmfnet.ops.ffn, cmmfnet.ops.norm
+import cmmfnet.ops.bias, cmmfnet.ops.depthwise, cmmfnet.ops.ffn, cmmfnet.ops.norm
 
 depthwise = torch.ops.cmmfnet.depthwise
 norm = lambda x, gelu: torch.ops.cmmfnet.instance_norm(x, None, gelu, 1e-5)[0]
@@ -225,7 +260,14 @@ torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, x.detach().cl
 torch.library.opcheck(
     torch.ops.cmmfnet.instance_norm_backward.default, (dy, x.detach(), mean.detach(), scale.detach(), True)
 )
+activate = torch.ops.cmmfnet.bias_activation
+for gelu in (False, True):
+    torch.library.opcheck(activate.default, (x, bias, gelu))
+    torch.library.opcheck(activate.default, (x.detach().contiguous(memory_format=torch.channels_last), bias, gelu))
+torch.library.opcheck(torch.ops.cmmfnet.bias_gelu_backward.default, (dy, x.detach(), bias.detach()))
 print(json.dumps({{
+    "activation": [t.activation_errors(s, g, layout=l, function=activate) for s in t.ACTIVATED for g in (False, True)
+                   for l in t.LAYOUTS],
     "depthwise": [t.depthwise_errors(s, function=depthwise) for s in shapes]
     + [t.depthwise_errors(shapes[1], function=depthwise, layout=l) for l in t.LAYOUTS],
     "norm": [t.norm_errors(s, g, function=norm) for s in [(2, 2, 20, 21), (1, 2, 70, 66), (1, 1, 130, 127)] for g in (False, True)]
@@ -251,6 +293,7 @@ def test_triton_kernels_in_the_interpreter():
     found = json.loads(run.stdout.splitlines()[-1])
     assert len(found["depthwise"]) == 11 and max(map(max, found["depthwise"])) < 1e-6
     assert len(found["norm"]) == 10 and max(map(max, found["norm"])) < 2e-6
+    assert len(found["activation"]) == 40 and max(map(max, found["activation"])) < 1e-5
     assert found["gelu"] < 1e-6
     assert found["feed forward"][0] < 2e-5 and found["feed forward"][1] < 1e-3
     assert found["one value"] == 0
@@ -276,6 +319,17 @@ def test_depthwise_on_cuda_in_float32(shape, layout):
 def test_instance_norm_on_cuda(shape, gelu):
     assert max(norm_errors(shape, gelu, device="cuda")) < 5e-6
     assert max(norm_errors(shape, gelu, torch.bfloat16, "cuda")) < 3e-2  # half a step of bfloat16 at 4 is 0.016
+
+
+@cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", ACTIVATED, ids=str)
+def test_bias_and_activation_on_cuda(shape, gelu, layout):
+    operator = torch.ops.cmmfnet.bias_activation
+    assert max(activation_errors(shape, gelu, device="cuda", layout=layout, function=operator)) < 1e-5
+    assert max(activation_errors(shape, gelu, torch.bfloat16, "cuda", layout, operator)) < 1e-2
+    assert max(activation_errors(shape, gelu, torch.bfloat16, "cuda", layout)) < 1e-2
 
 
 @cuda

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,15 +172,16 @@ class Colorizer(FrameColorizer):
         thermal = thermal[:, None].to(self.device, self.dtype)
 
         def colours(indices: list[int], *tokens: Tensor | None) -> Tensor:
+            frames = thermal if len(indices) == len(thermal) else thermal[indices]
             if not heads:
-                return self._forward(thermal[indices], *tokens).float()
+                return self._forward(frames, *tokens).float()
             # what was seen on the way to the colours: the image encoder need not run again for the tags
-            colour, logits, _ = self._forward(thermal[indices], *tokens, heads=True)
+            colour, logits, _ = self._forward(frames, *tokens, heads=True)
             for i, row in zip(indices, torch.sigmoid(logits.float()).cpu().numpy(), strict=True):
                 probabilities[i] = row
             return colour.float()
 
-        colour = torch.empty(len(texts), 3, *thermal.shape[-2:], device=self.device)
+        parts: list[tuple[list[int], Tensor]] = []
         with_text = [i for i, token in enumerate(tokens) if token is not None]
         without = [i for i, token in enumerate(tokens) if token is None]
         if with_text:
@@ -189,10 +191,15 @@ class Colorizer(FrameColorizer):
             if self.guidance != 1:
                 alone = self._forward(thermal[with_text], None, None).float()
                 told = (alone + self.guidance * (told - alone)).clamp(-1, 1)
-            colour[with_text] = told
+            parts.append((with_text, told))
         if without:
-            colour[without] = colours(without, None, None)
-        if not torch.isfinite(colour).all():
+            parts.append((without, colours(without, None, None)))
+        colour = parts[0][1]
+        if len(parts) > 1:
+            colour = torch.empty(len(texts), *colour.shape[1:], device=self.device)
+            for indices, some in parts:
+                colour[indices] = some
+        if not math.isfinite(colour.sum()):  # of values in [-1, 1]; one that is not finite makes the sum so
             raise FloatingPointError(f"model {self.name!r} gave NaN or infinite colours in {self.dtype}; use float32")
         if heads:
             seen.probabilities = np.stack(probabilities)

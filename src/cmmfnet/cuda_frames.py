@@ -34,10 +34,9 @@ def normalised(frame: Thermal, span: tuple[float, float] | None, device: torch.d
         sampled = steps.flatten()[:: sampling_step(tuple(steps.shape))].long()
         counts.scatter_add_(0, sampled, torch.ones_like(sampled, dtype=torch.int32))
         counts[-1] = (steps + least != values).any()
-        *found, fractions = counts.tolist()
-        if not fractions:
-            levels = torch.from_numpy(stretched_levels(np.array(found), least, span))
-            return levels.to(device)[steps]
+        found = counts.cpu().numpy()
+        if not found[-1]:
+            return torch.from_numpy(stretched_levels(found[:-1], least, span)).to(device)[steps]
     return torch.from_numpy(np.ascontiguousarray(normalise(frame, span), dtype=np.float32)).to(device)
 
 

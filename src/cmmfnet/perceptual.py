@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cmmfnet.atomic import atomic_write
+from cmmfnet.ops import convolve
 
 # Layer tables: number = 3x3 convolution with that many channels, "M" = 2x2 max pooling (torchvision's numbering of modules).
 _VGG = {
@@ -72,6 +74,19 @@ def feature_layers(name: str) -> nn.Sequential:
             layers += [nn.Conv2d(width, item, 3, padding=1), nn.ReLU()]
             width = item
     return nn.Sequential(*layers)
+
+
+def tapped(layers: nn.Sequential, x: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
+    """``layers(x)`` of :func:`feature_layers`, and what comes out of those numbered ``taps`` on the way."""
+    found = []
+    for i, layer in enumerate(layers):
+        if isinstance(layer, nn.ReLU):  # every convolution has one behind it
+            continue
+        is_convolution = isinstance(layer, nn.Conv2d)
+        x = convolve(layer, x, "relu") if is_convolution else layer(x)
+        if i + is_convolution in taps:
+            found.append(x)
+    return x, found
 
 
 def _checked(path: Path, expected: str) -> Path:
@@ -163,12 +178,7 @@ class Perceptual(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         # channels last: twice as fast on tensor cores, the same numbers
         x = ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
-        out = []
-        for i, layer in enumerate(self.layers[: max(self.taps) + 1]):
-            x = layer(x)
-            if i in self.taps:
-                out.append(x)
-        return out
+        return tapped(self.layers[: max(self.taps) + 1], x, self.taps)[1]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
@@ -176,7 +186,7 @@ class Perceptual(nn.Module):
         total = x.new_zeros(x.shape[0], dtype=torch.float32)
         for i, (a, b) in enumerate(zip(self.features(x), theirs, strict=True)):
             if self.mode == "l1":
-                total = total + (a.float() - b.float()).abs().mean(dim=(1, 2, 3))
+                total = total + (a - b).abs().mean(dim=(1, 2, 3), dtype=torch.float32)
             elif self.mode == "lpips":
                 total = total + self.distance(a, b, getattr(self, f"head{i}"))
             else:

@@ -111,6 +111,8 @@ class Run:
         if state is None and start_from is None:
             self.method.start()
         self.method.to(device)
+        # parts of a batch would write over each other's output, and DDP looks into the gradients
+        self.method.graphs = device.type == "cuda" and recipe.accumulate == 1 and accelerator.num_processes == 1
         self.networks = {name: net.to(device).train() for name, net in self.method.networks.items()}
         self.optimisers = {name: self._optimiser(name) for name in self.method.optimisers}
         self.ema = EMA(self.networks["generator"], recipe.ema)

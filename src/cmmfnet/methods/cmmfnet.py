@@ -26,7 +26,8 @@ from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_k
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.methods.region_text import RegionText, Said, draw_words, everywhere_words, memberships, region_loss
-from cmmfnet.perceptual import Cropped, feature_layers, load_features
+from cmmfnet.ops import convolve
+from cmmfnet.perceptual import Cropped, feature_layers, load_features, tapped
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
 
 if TYPE_CHECKING:
@@ -108,11 +109,7 @@ class ImageEncoder(nn.Module):
         x = resize(x, (self.size, self.size))
         maps: list[Tensor] = []
         if self.hybrid:
-            x = x.contiguous(memory_format=torch.channels_last)
-            for i, layer in enumerate(self.stem):
-                x = layer(x)
-                if i in self.VGG_TAPS:
-                    maps.append(x)
+            x, maps = tapped(self.stem, x.contiguous(memory_format=torch.channels_last), self.VGG_TAPS)
             x = self.join(x)
         else:
             x = self.stem(x)
@@ -412,9 +409,11 @@ class CMMFNet(nn.Module):
         y = self.decode2(y if said is None else self.regions(y, said))
         y = self._guide(self._merge(self.up2(self._double(y)), e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
-        y = F.gelu(self.up1(self._double(y)))
+        if y.is_cuda:  # where tensor cores take channels last, the largest maps need not be turned for each convolution
+            y = y.contiguous(memory_format=torch.channels_last)
+        y = convolve(self.up1, self._double(y), "gelu")
         y = self.last(y if said is None else self.regions.finish(y, said))
-        colour = torch.tanh(y) if self.output == "tanh" else y.clamp(-1, 1)
+        colour = torch.tanh(y.contiguous()) if self.output == "tanh" else y.contiguous().clamp(-1, 1)
         if not heads:
             return colour
         tags = self._tag_logits(tokens) if self.predicts_tags else None
@@ -604,7 +603,7 @@ class CMMFNetMethod(Matched):
     def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
         network = self.networks["generator"]
         tokens, mask = self.text(batch, moment)
-        colour, tag_logits, label_logits, levels = network(batch.thermal, tokens, mask, heads=True, maps=True)
+        colour, tag_logits, label_logits, levels = self.generate(batch.thermal, tokens, mask, heads=True, maps=True)
         losses: Losses = {}
         if "regions" in self.weights:
             names = [[name for name, _ in row] for row in self.said(batch, moment)]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cmmfnet.layers import PatchDiscriminator
 from cmmfnet.losses import hinge_discriminator, hinge_generator, l1, ssim_loss, total_variation
+from cmmfnet.methods.graphed import Graphed
 from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision
 from cmmfnet.perceptual import Perceptual
 
@@ -46,6 +47,7 @@ class Matched(Method):
     ):
         super().__init__(network, losses, pretrained=pretrained)
         self.adversarial_start = adversarial_start
+        self._graphed: Graphed | None = None
         self.perceptual = None
         if "perceptual" in self.weights:
             self.perceptual = Perceptual(perceptual, perceptual_mode, pretrained)
@@ -69,7 +71,15 @@ class Matched(Method):
 
     def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
         """The pictures (B,3,H,W) of a batch, and losses that only this network has."""
-        return self.networks["generator"](batch.thermal), {}
+        return self.generate(batch.thermal), {}
+
+    def generate(self, *inputs: Tensor | None, **options: bool) -> Any:
+        """The generator's output, by CUDA graphs where ``graphs`` allows; once a step, with the same options."""
+        if not self.graphs:
+            return self.networks["generator"](*inputs, **options)
+        if self._graphed is None:
+            self._graphed = Graphed(self.networks["generator"], **options)
+        return self._graphed(*inputs)
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
         colour, losses = self.colour(batch, moment)

@@ -80,6 +80,7 @@ class Method:
         self.pretrained = pretrained
         self.networks: dict[str, nn.Module] = {"generator": network}
         self.pools: dict[str, ImagePool] = {}
+        self.graphs = False  # whether a step may capture its networks as CUDA graphs; the loop says so
 
     @classmethod
     def configuration(cls, model: dict) -> dict:

@@ -346,3 +346,13 @@ def test_threads_may_share_one_colorizer():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("text", ["", "a red car and trees"])
+def test_weights_of_16_bits_keep_the_contrast_of_a_frame(text):
+    """A hot spot presses the rest into few levels, which 16 bits would tear apart before the network sees them."""
+    x = np.random.default_rng(0).normal(8000, 40, (256, 256)).astype(np.uint16)
+    x[:9, :9] = 20000
+    full = Colorizer.from_pretrained(device="cpu", dtype=torch.float32)(x, text=text, span=(7800, 20000))
+    half = Colorizer.from_pretrained(device="cpu", dtype=torch.bfloat16)(x, text=text, span=(7800, 20000))
+    assert np.abs(full.astype(int) - half).mean() < 1

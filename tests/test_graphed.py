@@ -1,6 +1,7 @@
 """Training by CUDA graphs: the steps of training without them."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_steps_by_graph_are_those_without():
 
     graphed = Graphed(network, **options)
     found = steps(network, graphed)
-    assert graphed._flat is not None
+    assert graphed._replay is not None
     assert found == pytest.approx(steps(other, lambda *x: other(*x, **options)), rel=1e-3)
     assert found[-1] < found[0]
     for (name, a), b in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
@@ -113,3 +114,30 @@ def test_what_cannot_be_captured_trains_as_it_is():
     torch.testing.assert_close(y, x * x.amax())
     graphed(x).sum().backward()
     assert network.weight.grad is not None
+
+
+@cuda
+def test_another_thread_may_pin_memory_meanwhile():
+    """As a loader's does; what make_graphed_callables forbids."""
+    stop, failed = threading.Event(), []
+
+    def pin() -> None:
+        while not stop.is_set():
+            try:
+                torch.rand(1 << 20).pin_memory()
+            except RuntimeError as error:
+                failed.append(error)
+                return
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        network = Noisy().cuda().train()
+        for _ in range(3):
+            graphed = Graphed(network)
+            graphed(torch.rand(2, 1, 64, 64).cuda(), None)[0].sum().backward()
+            assert graphed._replay is not None
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+    assert not failed

@@ -154,7 +154,7 @@ def look(
         )
 
     low = colorizer._reduce(full)
-    thermal = colorizer._batch([low])[:, None].to(colorizer.device, colorizer.dtype)
+    thermal = colorizer._batch([low])[:, None].to(colorizer.device, colorizer.input_dtype)
     padded = thermal.shape[-2:]
     with colorizer._inference():
         plain = network(thermal, None, None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -47,9 +47,17 @@ RELEASED: dict = {
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, without antialiasing, so that an exported graph gives the same numbers."""
-    return (
-        x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
-    )
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return in_its_dtype(F.interpolate, x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def in_its_dtype(function: Callable[..., Tensor], x: Tensor, **options: object) -> Tensor:
+    """``function(x)`` without autocast, which has every enlargement in float32: twice the traffic for the largest maps."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return function(x, **options)
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x, **options)
 
 
 def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
@@ -236,6 +244,7 @@ class CMMFNet(nn.Module):
     """
 
     multiple_of, fixed_size = 8, None
+    takes_float32 = True  # whatever its weights are in
 
     def __init__(
         self,
@@ -361,7 +370,9 @@ class CMMFNet(nn.Module):
         return torch.sigmoid(self._tag_logits(self.image_encoder(self._tones(thermal))[0]))
 
     def _tones(self, thermal: Tensor) -> Tensor:
-        return tone_channels(thermal) if self.local_contrast else thermal
+        """What the network sees of a frame. A frame in float32 is fine for weights of 16 bits: contrast is computed before."""
+        x = tone_channels(thermal.float()) if self.local_contrast else thermal
+        return x if torch.is_autocast_enabled(x.device.type) else x.to(self.last.weight.dtype)
 
     def _tag_logits(self, tokens: Tensor) -> Tensor:
         return self.tag_head(tokens.mean(dim=1)).float()
@@ -421,7 +432,7 @@ class CMMFNet(nn.Module):
 
     @staticmethod
     def _double(x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return in_its_dtype(F.interpolate, x, scale_factor=2.0, mode="nearest")
 
     def _merge(self, x: Tensor, skip: Tensor, join: nn.Conv2d | None) -> Tensor:
         return join(torch.cat([x, skip], dim=1)) if join is not None else x + skip

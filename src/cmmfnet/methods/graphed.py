@@ -1,7 +1,8 @@
 """A generator's forward pass and its gradients as two CUDA graphs, for training.
 
 A step of CMMF-Net launches thousands of kernels, which takes Python longer than the card takes to run them. Captured once,
-both passes are launched whole. The arithmetic is the same.
+both passes are launched whole. The arithmetic is the same. ``torch.cuda.make_graphed_callables`` would do, but it forbids
+every other thread what the one that pins a loader's batches does.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ class Graphed:
     warning says so and the network runs as it is.
     """
 
+    WARM_UP = 3
+
     def __init__(self, network: nn.Module, **options: Any):
         self.network, self.options = network, options
         self._key: Any = None
-        self._flat: _Flat | None = None
+        self._replay: type[torch.autograd.Function] | None = None
 
     def __call__(self, *inputs: Tensor | None) -> Any:
         key = [None if x is None else (x.shape, x.dtype, x.requires_grad) for x in inputs]
@@ -34,43 +37,86 @@ class Graphed:
             try:
                 self._capture(inputs)
             except RuntimeError as error:  # torch.cuda.OutOfMemoryError among them
-                self._flat = None
                 warnings.warn(f"no CUDA graph of the training step, which will take longer: {error}", stacklevel=2)
-        if self._flat is None or key != self._key:
+        if self._replay is None or key != self._key:
             return self.network(*inputs, **self.options)
-        found = iter(self._flat(*(x for x in inputs if x is not None)))
-        leaves, structure = self._flat.shape
+        found = iter(self._replay.apply(*(x for x in inputs if x is not None), *self._parameters))
+        leaves, structure = self._shape
         return tree_unflatten([next(found) if is_tensor else None for is_tensor in leaves], structure)
 
     def _capture(self, inputs: tuple[Tensor | None, ...]) -> None:
-        samples = [None if x is None else x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-        device = next(x.device for x in samples if x is not None)
-        flat = _Flat(self.network, self.options, [x is not None for x in samples])
+        self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         kept = [buffer.clone() for buffer in self.network.buffers()]
-        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        places = [None if x is None else x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+        given = [x for x in places if x is not None]
+        wanted = [x for x in [*given, *self._parameters] if x.requires_grad]
+
+        def forward() -> tuple[Tensor, ...]:
+            leaves, structure = tree_flatten(self.network(*places, **self.options))
+            self._shape = [isinstance(x, Tensor) for x in leaves], structure
+            return tuple(x for x in leaves if isinstance(x, Tensor))
+
+        def gradients(out: tuple[Tensor, ...], of: list[Tensor]) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad([x for x in out if x.requires_grad], wanted, of, allow_unused=True)
+
+        def zeros(out: tuple[Tensor, ...]) -> list[Tensor]:
+            return [torch.zeros_like(x) for x in out if x.requires_grad]
+
         # A cast weight that outlives the capture would be stale. Runs to warm up leave neither draws nor statistics behind,
         # so that a resumed training goes on as one that was never stopped.
+        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        device, side, pool = given[0].device, torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        passes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.autocast("cuda", dtype, on, cache_enabled=False), torch.random.fork_rng([device]):
-            given = tuple(x for x in samples if x is not None)
-            torch.cuda.make_graphed_callables(flat, given, allow_unused_input=True)
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(self.WARM_UP):
+                    out = forward()
+                    gradients(out, zeros(out))
+                    del out  # or its gradients' nodes would live on into the capture
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(passes[0], pool=pool, stream=side, capture_error_mode="thread_local"):
+                out = forward()
+            of = zeros(out)
+            with torch.cuda.graph(passes[1], pool=pool, stream=side, capture_error_mode="thread_local"):
+                found = iter(gradients(out, of))
+        back = [next(found) if x.requires_grad else None for x in [*given, *self._parameters]]
         with torch.no_grad():
             for buffer, value in zip(self.network.buffers(), kept, strict=True):
                 buffer.copy_(value)
-        self._flat = flat
+        self._replay = _replayed(
+            passes, given, tuple(x.detach() for x in out), [x.requires_grad for x in out], of, back
+        )
 
 
-class _Flat(nn.Module):
-    """The network with a tuple of its output's tensors, as make_graphed_callables wants them; ``shape`` remembers the rest."""
+def _replayed(
+    passes: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph],
+    places: list[Tensor],
+    out: tuple[Tensor, ...],
+    differentiable: list[bool],
+    of: list[Tensor],
+    back: list[Tensor | None],
+) -> type[torch.autograd.Function]:
+    """The two graphs as one differentiable function of inputs and parameters. ``of`` takes the gradients of those outputs
+    that are ``differentiable``, ``back`` has those of inputs and parameters."""
 
-    def __init__(self, network: nn.Module, options: dict, given: list[bool]):
-        super().__init__()
-        self.network, self.options, self.given = network, options, given
-        self.shape: Any = None
-        self.train(network.training)
+    class Replay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs: Tensor) -> tuple[Tensor, ...]:
+            for place, value in zip(places, inputs, strict=False):  # the parameters, which follow, are read in place
+                place.copy_(value)
+            passes[0].replay()
+            results = tuple(x.detach() for x in out)
+            ctx.mark_non_differentiable(*(x for x, yes in zip(results, differentiable, strict=True) if not yes))
+            return results
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        some = iter(inputs)
-        out = self.network(*(next(some) if is_given else None for is_given in self.given), **self.options)
-        leaves, structure = tree_flatten(out)
-        self.shape = [isinstance(x, Tensor) for x in leaves], structure
-        return tuple(x for x in leaves if isinstance(x, Tensor))
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            some = (g for g, yes in zip(gradients, differentiable, strict=True) if yes)
+            for place, value in zip(of, some, strict=True):
+                place.copy_(value)
+            passes[1].replay()
+            return tuple(None if x is None else x.detach() for x in back)
+
+    return Replay

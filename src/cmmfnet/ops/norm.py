@@ -3,7 +3,7 @@
 Around a large kernel these two are most of the memory traffic. PyTorch reads and writes the map five times forwards and nine
 times backwards (statistics, normalisation, GELU, and their gradients); here one program takes one plane (picture, channel),
 which fits the cache, so device memory sees one read and one write, and backwards two reads and one write. Statistics are in
-float32, computed in two passes (mean, then deviations), so that flat planes stay exact.
+float32, computed in two passes (mean, then deviations; of a large plane for each of its parts), so that flat planes stay exact.
 """
 
 from __future__ import annotations
@@ -54,44 +54,61 @@ if triton is not None:
 
     @triton.jit
     def _forward(x, residual, y, mean_out, scale_out, size, eps, GELU: tl.constexpr, ADD: tl.constexpr,
-                 WRITE: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                 WRITE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+        """A plane that fits into the registers of one program."""
         plane = tl.program_id(0)
         start = plane.to(tl.int64) * size
         at = tl.arange(0, BLOCK)
-        if WHOLE:  # the plane stays in registers
-            v = tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32)
-            mean = tl.sum(v) / size
-            v = tl.where(at < size, v - mean, 0.0)
-            scale = 1.0 / tl.sqrt(tl.sum(v * v) / size + eps)
+        v = tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32)
+        mean = tl.sum(v) / size
+        v = tl.where(at < size, v - mean, 0.0)
+        scale = 1.0 / tl.sqrt(tl.sum(v * v) / size + eps)
+        tl.store(mean_out + plane, mean)
+        tl.store(scale_out + plane, scale)
+        if WRITE:
+            v *= scale
+            if GELU:
+                v = gelu_of(v)
+            if ADD:
+                v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
+            tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
+
+    @triton.jit
+    def _moments(x, moments, size, parts, BLOCK: tl.constexpr):
+        """moments[plane, part] = mean and sum of squared deviations of a part of a plane."""
+        plane, part = tl.program_id(0), tl.program_id(1)
+        at = part * BLOCK + tl.arange(0, BLOCK)
+        v = tl.load(x + plane.to(tl.int64) * size + at, mask=at < size, other=0.0).to(tl.float32)
+        mean = tl.sum(v) / tl.minimum(BLOCK, size - part * BLOCK)
+        v = tl.where(at < size, v - mean, 0.0)
+        to = moments + (plane * parts + part) * 2
+        tl.store(to, mean)
+        tl.store(to + 1, tl.sum(v * v))
+
+    @triton.jit
+    def _forward_parts(x, residual, y, moments, mean_out, scale_out, size, parts, eps, GELU: tl.constexpr,
+                       ADD: tl.constexpr, WRITE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+        """One part of a plane, whose statistics come from the moments of all its parts (Chan et al., 1983, eq. 2.1)."""
+        plane, part = tl.program_id(0), tl.program_id(1)
+        i = tl.arange(0, PARTS)
+        count = tl.where(i < parts, tl.minimum(BLOCK, size - i * BLOCK), 0).to(tl.float32)
+        means = tl.load(moments + (plane * parts + i) * 2, mask=i < parts, other=0.0)
+        squares = tl.load(moments + (plane * parts + i) * 2 + 1, mask=i < parts, other=0.0)
+        mean = tl.sum(count * means) / size
+        squares += count * (means - mean) * (means - mean)
+        scale = 1.0 / tl.sqrt(tl.sum(squares) / size + eps)
+        if part == 0:
             tl.store(mean_out + plane, mean)
             tl.store(scale_out + plane, scale)
-            if WRITE:
-                v *= scale
-                if GELU:
-                    v = gelu_of(v)
-                if ADD:
-                    v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
-                tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
-        else:
-            total = tl.zeros((BLOCK,), dtype=tl.float32)
-            for i in range(0, size, BLOCK):
-                total += tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32)
-            mean = tl.sum(total) / size
-            total = tl.zeros((BLOCK,), dtype=tl.float32)
-            for i in range(0, size, BLOCK):
-                v = tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32) - mean
-                total += tl.where(i + at < size, v * v, 0.0)
-            scale = 1.0 / tl.sqrt(tl.sum(total) / size + eps)
-            tl.store(mean_out + plane, mean)
-            tl.store(scale_out + plane, scale)
-            if WRITE:
-                for i in range(0, size, BLOCK):
-                    v = (tl.load(x + start + i + at, mask=i + at < size, other=0.0).to(tl.float32) - mean) * scale
-                    if GELU:
-                        v = gelu_of(v)
-                    if ADD:
-                        v += tl.load(residual + start + i + at, mask=i + at < size, other=0.0).to(tl.float32)
-                    tl.store(y + start + i + at, v.to(y.dtype.element_ty), mask=i + at < size)
+        if WRITE:
+            start = plane.to(tl.int64) * size
+            at = part * BLOCK + tl.arange(0, BLOCK)
+            v = (tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32) - mean) * scale
+            if GELU:
+                v = gelu_of(v)
+            if ADD:
+                v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
+            tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
 
     @triton.jit
     def _gradient(x, dy, start, i, at, size, mean, scale, GELU: tl.constexpr):
@@ -132,11 +149,12 @@ if triton is not None:
                     mask=i + at < size,
                 )
 
-    def _cut(size: int) -> dict[str, int | bool]:
-        """How a plane is worked through: at once where it fits into registers, or in blocks."""
-        whole = size <= 16384
-        block = triton.next_power_of_2(size) if whole else 4096
-        return {"WHOLE": whole, "BLOCK": block, "num_warps": 16 if block > 4096 else 8}
+    WHOLE, BLOCK = 16384, 4096
+    """Pixels of a plane that one program takes at once, and otherwise of a part of it."""
+
+    def _cut(size: int) -> dict[str, int]:
+        block = triton.next_power_of_2(size) if size <= WHOLE else BLOCK
+        return {"BLOCK": block, "num_warps": 16 if block > 4096 else 8}
 
     @torch.library.custom_op("cmmfnet::instance_norm", mutates_args=())
     def _norm(x: Tensor, residual: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,10 +166,18 @@ if triton is not None:
         planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
         mean = torch.empty(planes, device=x.device, dtype=torch.float32)
         scale = torch.empty_like(mean)
-        _forward[(planes,)](
-            x, x if residual is None else residual, x if y is None else y, mean, scale, size, eps,
-            GELU=gelu, ADD=residual is not None, WRITE=y is not None, **_cut(size),
-        )  # fmt: skip
+        operands = x, x if residual is None else residual, x if y is None else y
+        does = {"GELU": gelu, "ADD": residual is not None, "WRITE": y is not None, **_cut(size)}
+        if size <= WHOLE:
+            _forward[(planes,)](*operands, mean, scale, size, eps, **does)
+        else:  # parts side by side, for of one large frame there are fewer planes than processors
+            parts = triton.cdiv(size, BLOCK)
+            moments = torch.empty(planes, parts, 2, device=x.device, dtype=torch.float32)
+            _moments[(planes, parts)](x, moments, size, parts, **_cut(size))
+            last = (planes, parts if y is not None else 1)
+            _forward_parts[last](
+                *operands, moments, mean, scale, size, parts, eps, PARTS=triton.next_power_of_2(parts), **does
+            )
         return mean, scale
 
     def plane_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -168,7 +194,7 @@ if triton is not None:
         x, dy = x.contiguous(), dy.contiguous()
         planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
         dx = torch.empty_like(x)
-        _backward[(planes,)](x, dy, dx, mean, scale, size, GELU=gelu, **_cut(size))
+        _backward[(planes,)](x, dy, dx, mean, scale, size, GELU=gelu, WHOLE=size <= WHOLE, **_cut(size))
         return dx
 
     @_norm_backward.register_fake

@@ -6,9 +6,11 @@ launches them all at once. Both give what the ordinary way gives, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,20 @@ def normalised(frame: Thermal, span: tuple[float, float] | None, device: torch.d
     return torch.from_numpy(np.ascontiguousarray(normalise(frame, span), dtype=np.float32)).to(device)
 
 
+@contextlib.contextmanager
+def capturing(device: torch.device) -> Iterator[None]:
+    """What a capture happens in: one that fails leaves the device's generator of random numbers believing that it goes on,
+    and every later draw would raise."""
+    with torch.cuda.device(device):
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        before = generator.clone_state()
+        try:
+            yield
+        except RuntimeError:
+            generator.graphsafe_set_state(before.graphsafe_get_state())
+            raise
+
+
 class Graphs:
     """A network's forward pass, from the second time that inputs of the same shapes come as a CUDA graph.
 
@@ -59,7 +75,7 @@ class Graphs:
     def __call__(self, thermal: Tensor, *text: Tensor | None, **options: bool) -> Any:
         given = [thermal, *(x for x in text if x is not None)]
         key = tuple((x.shape, x.dtype) for x in given), tuple(sorted(options.items()))
-        if thermal.numel() > self.PIXELS:
+        if thermal.numel() > self.PIXELS or not getattr(self.network, "capturable", True):
             return self.network(thermal, *text, **options)
         with self._lock:
             if key not in self._kept and not self._again(key, thermal, text, options):
@@ -98,7 +114,7 @@ class Graphs:
     def _capture(
         self, thermal: Tensor, text: tuple[Tensor | None, ...], options: dict[str, bool]
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Any]:
-        with torch.cuda.device(thermal.device):
+        with capturing(thermal.device):
             inputs = [None if x is None else x.clone() for x in (thermal, *text)]
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             side = torch.cuda.Stream()

@@ -49,6 +49,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, without antialiasing, so that an exported graph gives the same numbers."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
+    if x.is_cuda and x.shape[1] >= 4:  # else one thread of the kernel walks through all channels of a pixel
+        x = x.contiguous(memory_format=torch.channels_last)
     return in_its_dtype(F.interpolate, x, size=tuple(size), mode="bilinear", align_corners=False)
 
 

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from cmmfnet.cuda_frames import capturing
+
 
 class Graphed:
     """Called like ``network(*inputs, **options)``; the first call captures, later ones with other shapes run as they are.
 
     What a call returns is overwritten by the next: one call a step, whose gradients are taken before the next one. Inputs
-    are tensors or None. Where capturing fails, for want of memory or because the network asks the host for something, a
+    are tensors or, after the first, None. Where capturing fails, for want of memory or because the network asks the host for something, a
     warning says so and the network runs as it is.
     """
 
@@ -35,7 +37,8 @@ class Graphed:
         if self._key is None:
             self._key = key
             try:
-                self._capture(inputs)
+                with capturing(inputs[0].device):
+                    self._capture(inputs)
             except RuntimeError as error:  # torch.cuda.OutOfMemoryError among them
                 warnings.warn(f"no CUDA graph of the training step, which will take longer: {error}", stacklevel=2)
         if self._replay is None or key != self._key:

@@ -75,10 +75,11 @@ class Matched(Method):
 
     def generate(self, *inputs: Tensor | None, **options: bool) -> Any:
         """The generator's output, by CUDA graphs where ``graphs`` allows; once a step, with the same options."""
-        if not self.graphs:
-            return self.networks["generator"](*inputs, **options)
+        network = self.networks["generator"]
+        if not self.graphs or not getattr(network, "capturable", True):
+            return network(*inputs, **options)
         if self._graphed is None:
-            self._graphed = Graphed(self.networks["generator"], **options)
+            self._graphed = Graphed(network, **options)
         return self._graphed(*inputs)
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:

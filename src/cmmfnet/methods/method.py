@@ -48,8 +48,9 @@ class Method:
     Attributes of the class:
         Network: the generator. Its constructor's keywords are ``model`` in a recipe and the configuration in a model file.
             ``forward(thermal (B,1,H,W) in [-1,1], text=None, text_mask=None) -> (B,3,H,W) in [-1,1]``. It may have
-            ``multiple_of`` (H and W must be multiples; 8 where it says nothing), ``fixed_size`` (the one side it takes) and
-            ``takes_float32`` (frames in float32 whatever its weights are in).
+            ``multiple_of`` (H and W must be multiples; 8 where it says nothing), ``fixed_size`` (the one side it takes),
+            ``takes_float32`` (frames in float32 whatever its weights are in) and ``capturable`` (False: it asks the host for
+            something on its way, so that no CUDA graph is tried).
         title, paper: as tables and `cmmfnet models` print them
         paired: whether it learns from aligned pairs; otherwise ``Batch.visible`` shows other scenes than ``Batch.thermal``
         frames: 1, or 3: ``Batch.thermal`` is (B,3,1,H,W), ``Batch.visible`` (B,3,3,H,W), neighbours in time

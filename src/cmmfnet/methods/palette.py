@@ -138,6 +138,7 @@ class PaletteNetwork(nn.Module):
     """
 
     multiple_of = 8
+    capturable = False  # the host counts the steps of sampling
 
     def __init__(
         self,

@@ -96,6 +96,7 @@ class LabUNet(nn.Module):
     """
 
     multiple_of, fixed_size = 4, None
+    capturable = False  # tables of colours come from the host
 
     def __init__(
         self,

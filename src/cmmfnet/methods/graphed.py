@@ -21,8 +21,8 @@ class Graphed:
     """Called like ``network(*inputs, **options)``; the first call captures, later ones with other shapes run as they are.
 
     What a call returns is overwritten by the next: one call a step, whose gradients are taken before the next one. Inputs
-    are tensors or, after the first, None. Where capturing fails, for want of memory or because the network asks the host for something, a
-    warning says so and the network runs as it is.
+    are tensors or, after the first, None. Where capturing fails, for want of memory or because the network asks the host
+    for something, a warning says so and the network runs as it is.
     """
 
     WARM_UP = 3

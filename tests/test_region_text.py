@@ -276,7 +276,10 @@ def test_colours_are_said_sometimes():
         ("a bare tree", {"tree": "bare"}),
         ("trees without leaves", {"tree": "bare"}),
         ("leafless trees and a dark green hedge", {"tree": "bare", "bush": "dark green"}),
-        ("a tree with leaves", {"tree": None, "leaves": None}),
+        ("a tree with leaves", {"tree": "green", "leaves": "green"}),
+        ("a tree with yellow leaves", {"tree": "yellow", "leaves": "yellow"}),
+        ("a red tree, leaves", {"tree": "red", "leaves": "red"}),
+        ("fallen leaves by a brown tree and yellow leaves", {"leaves": "yellow", "tree": "brown"}),
     ],
 )
 def test_what_a_text_says_of_a_name(text, want):

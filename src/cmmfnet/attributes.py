@@ -39,10 +39,17 @@ def said_of(names: Iterable[str], colours: Iterable[tuple[str, str]], text: str 
         names: tags of the text.
         colours: (colour, name), as in `prompts.Parsed`; of several colours of one name the first counts.
         text: the text itself, which says whether trees are bare.
+
+    Leaves are green where nothing else is said of them, and so is the tree that has them: "a tree with leaves" alone moves a
+    picture a fifth of the way to green, since most trees of the training had leaves that nobody named; "green" three fifths.
     """
+    names = list(names)
     first: dict[str, str] = {}
     for colour, name in colours:
         first.setdefault(name, colour)
+    if "leaves" in names:
+        first.setdefault("leaves", first.get("tree", "green"))
+        first.setdefault("tree", first["leaves"])
     if _BARE.search(text):
         first["tree"] = "bare"
     return [first.get(name) for name in names]

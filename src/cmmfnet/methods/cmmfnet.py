@@ -54,9 +54,14 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return in_its_dtype(F.interpolate, x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether products of x are cast to 16 bits here."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def in_its_dtype(function: Callable[..., Tensor], x: Tensor, **options: object) -> Tensor:
     """``function(x)`` without autocast, which has every enlargement in float32: twice the traffic for the largest maps."""
-    if not torch.is_autocast_enabled(x.device.type):
+    if not autocasts(x):
         return function(x, **options)
     with torch.autocast(x.device.type, enabled=False):
         return function(x, **options)
@@ -374,7 +379,7 @@ class CMMFNet(nn.Module):
     def _tones(self, thermal: Tensor) -> Tensor:
         """What the network sees of a frame. A frame in float32 is fine for weights of 16 bits: contrast is computed before."""
         x = tone_channels(thermal.float()) if self.local_contrast else thermal
-        return x if torch.is_autocast_enabled(x.device.type) else x.to(self.last.weight.dtype)
+        return x if autocasts(x) else x.to(self.last.weight.dtype)
 
     def _tag_logits(self, tokens: Tensor) -> Tensor:
         return self.tag_head(tokens.mean(dim=1)).float()

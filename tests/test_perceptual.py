@@ -28,6 +28,7 @@ from cmmfnet.perceptual import (
     feature_layers,
     find_weights,
     load_features,
+    tapped,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -304,3 +305,17 @@ def test_unit_distance_of_dark_positions_is_finite(dtype):
     found.sum().backward()
     assert found.dtype == torch.float32 and found.isfinite().all()
     assert leaf.grad.isfinite().all() and leaf.grad[:, :, 2:].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["vgg16", "alex"])
+def test_maps_are_tapped_behind_any_layer(name):
+    layers = feature_layers(name)[:12]
+    x = torch.randn(1, 3, 70, 70)
+    expected = []
+    for layer in layers:
+        expected.append(layer(expected[-1] if expected else x))
+    for taps in [(i,) for i in range(12)] + [(1, 3, 8), (0, 1, 2), ()]:
+        last, found = tapped(layers, x, taps)
+        assert len(found) == len(taps)
+        assert all(torch.equal(a, expected[i]) for a, i in zip(found, taps, strict=True))
+        assert torch.equal(last, expected[-1])

@@ -78,13 +78,14 @@ def feature_layers(name: str) -> nn.Sequential:
 
 def tapped(layers: nn.Sequential, x: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
     """``layers(x)`` of :func:`feature_layers`, and what comes out of those numbered ``taps`` on the way."""
-    found = []
+    found, fused = [], False
     for i, layer in enumerate(layers):
-        if isinstance(layer, nn.ReLU):  # every convolution has one behind it
-            continue
-        is_convolution = isinstance(layer, nn.Conv2d)
-        x = convolve(layer, x, "relu") if is_convolution else layer(x)
-        if i + is_convolution in taps:
+        if fused:  # the ReLU behind a convolution, which is in x already
+            fused = False
+        else:
+            fused = isinstance(layer, nn.Conv2d) and i not in taps and i + 1 < len(layers)
+            x = convolve(layer, x, "relu") if fused else layer(x)
+        if i in taps:
             found.append(x)
     return x, found
 

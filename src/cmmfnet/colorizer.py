@@ -67,7 +67,7 @@ class Colorizer(FrameColorizer):
         >>> colour.shape, colour.dtype                                        # doctest: +SKIP
         ((512, 640, 3), dtype('uint8'))
 
-    Several threads may call one Colorizer: its only state is a bounded cache of texts.
+    Several threads may call one Colorizer: its only state are bounded caches, of texts and, on CUDA, of graphs.
     """
 
     def __init__(

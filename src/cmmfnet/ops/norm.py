@@ -53,6 +53,15 @@ if triton is not None:
         return v * below
 
     @triton.jit
+    def _write(v, residual, y, start, at, size, GELU: tl.constexpr, ADD: tl.constexpr):
+        """What follows the norm of the values v (float32) at ``at`` in a plane, and their way to memory."""
+        if GELU:
+            v = gelu_of(v)
+        if ADD:
+            v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
+        tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
+
+    @triton.jit
     def _forward(x, residual, y, mean_out, scale_out, size, eps, GELU: tl.constexpr, ADD: tl.constexpr,
                  WRITE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
         """A plane that fits into the registers of one program."""
@@ -66,12 +75,7 @@ if triton is not None:
         tl.store(mean_out + plane, mean)
         tl.store(scale_out + plane, scale)
         if WRITE:
-            v *= scale
-            if GELU:
-                v = gelu_of(v)
-            if ADD:
-                v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
-            tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
+            _write(v * scale, residual, y, start, at, size, GELU, ADD)
 
     @triton.jit
     def _moments(x, moments, size, parts, BLOCK: tl.constexpr):
@@ -104,11 +108,7 @@ if triton is not None:
             start = plane.to(tl.int64) * size
             at = part * BLOCK + tl.arange(0, BLOCK)
             v = (tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32) - mean) * scale
-            if GELU:
-                v = gelu_of(v)
-            if ADD:
-                v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
-            tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
+            _write(v, residual, y, start, at, size, GELU, ADD)
 
     @triton.jit
     def _gradient(x, dy, start, i, at, size, mean, scale, GELU: tl.constexpr):

@@ -13,18 +13,13 @@ import argparse
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from torch import Tensor
 
 from cmmfnet.colorizer import Colorizer
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluate import centre_crops
+from cmmfnet.learned import as_tensor
 from cmmfnet.losses import l1, ssim_loss, total_variation
 from cmmfnet.perceptual import Perceptual
-
-
-def tensor(picture: np.ndarray) -> Tensor:
-    """(H,W,3) uint8 -> (1,3,H,W) float32 in [-1,1]."""
-    return torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def main() -> None:
@@ -58,7 +53,7 @@ def main() -> None:
         found = []
         with torch.inference_mode():
             for picture, truth in zip(pictures, truths, strict=True):
-                x, y = tensor(picture), tensor(truth)
+                x, y = as_tensor(picture), as_tensor(truth)
                 losses = l1(x, y), family(x, y), total_variation(x), ssim_loss(x, y), lpips(x, y)
                 found.append([float(loss) for loss in losses])
         *four, distance = np.mean(found, axis=0)

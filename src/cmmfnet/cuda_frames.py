@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.thermal import Thermal, normalise, sampling_step, stretched_levels
+from cmmfnet.thermal import Thermal, may_be_counts, normalise, sampling_step, stretched_levels
 
 
 def normalised(frame: Thermal, span: tuple[float, float] | None, device: torch.device) -> Tensor:
@@ -26,11 +26,9 @@ def normalised(frame: Thermal, span: tuple[float, float] | None, device: torch.d
     Of counts and grey levels the card counts how often each occurs and looks each pixel's level up; anything else is
     stretched where NumPy is. Raises what ``normalise`` raises.
     """
-    if span is not None:
-        normalise(np.zeros((1, 1), np.float32), span)  # raises for what is no span
     values = torch.from_numpy(np.ascontiguousarray(frame.values)).to(device)
     least, most = torch.stack(values.aminmax()).tolist()
-    if abs(least) < 2**23 and abs(most) < 2**23 and most - least < 2**16 and least.is_integer():  # false for NaN
+    if may_be_counts(least, most):
         steps = (values - least).int()
         counts = torch.zeros(int(most - least) + 2, dtype=torch.int32, device=device)
         sampled = steps.flatten()[:: sampling_step(tuple(steps.shape))].long()

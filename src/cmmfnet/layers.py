@@ -60,11 +60,10 @@ def before_norm(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """``layer(x)`` for an instance norm, which takes the bias away again, without that bias: on a GPU it is a pass over the
     whole map of its own, and its gradient, which is rounding errors, another. (Without a gradient on the CPU it stays: there
     it costs nothing, and an exported graph is the plain one.)"""
-    if torch.is_grad_enabled():
-        return _Unfelt.apply(F.conv2d(x, layer.weight, None, layer.stride, layer.padding), layer.bias)
-    if x.is_cuda:
-        return F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
-    return layer(x)
+    if not (torch.is_grad_enabled() or x.is_cuda):
+        return layer(x)
+    y = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
+    return _Unfelt.apply(y, layer.bias) if torch.is_grad_enabled() else y
 
 
 class LargeKernelBlock(nn.Module):

@@ -129,7 +129,7 @@ def normalise(
     if (whole := _whole_numbers(values)) is not None:
         steps, least = whole
         counts = np.bincount(steps.ravel()[:: sampling_step(values.shape)], minlength=int(steps.max()) + 1)
-        return stretched_levels(counts, least, None if span is None else (low, high), percentiles)[steps]
+        return stretched_levels(counts, least, span, percentiles)[steps]
     finite = np.isfinite(values)
     all_finite = bool(finite.all())
     known = values.ravel() if all_finite else values[finite]
@@ -147,17 +147,21 @@ def normalise(
     return _stretch(values, low, high)
 
 
+def may_be_counts(least: float, most: float) -> bool:
+    """Whether a frame between these two values can be one of whole numbers of at most 65,536 levels; not for NaN or Inf."""
+    return abs(least) < 2**23 and abs(most) < 2**23 and most - least < 2**16 and least.is_integer()
+
+
 def _whole_numbers(values: np.ndarray) -> tuple[np.ndarray, float] | None:
     """Counts and grey levels as (H,W) int32 steps above their least value, and that value; None for anything else.
 
     With at most 65,536 levels what is done to every pixel is done once for every level: a third of the time of a frame.
     """
     least, most = (float(bound) for bound in (values.min(), values.max()))
-    if not (np.isfinite([least, most]).all() and max(abs(least), abs(most)) < 2**23 and most - least < 2**16):
+    if not may_be_counts(least, most):
         return None
     steps = (values - np.float32(least)).astype(np.int32)
-    whole = least.is_integer() and bool((steps + np.float32(least) == values).all())
-    return (steps, least) if whole else None
+    return (steps, least) if (steps + np.float32(least) == values).all() else None
 
 
 def sampling_step(shape: tuple[int, int]) -> int:
@@ -173,9 +177,10 @@ def stretched_levels(
 ) -> np.ndarray:
     """What :func:`normalise` makes of each of the levels ``least``, ``least + 1``, ..., that occur ``counts`` times: float32."""
     levels = least + np.arange(float(len(counts)))
-    low, high = span if span is not None else percentiles
-    if span is None:
-        low, high = _percentiles_of_counts(counts, low, high)
+    if span is not None:
+        low, high = _pair("span", span)
+    else:
+        low, high = _percentiles_of_counts(counts, *percentiles)
         low, high = (low + least, high + least) if low < high else (levels[0], levels[-1])
     if low == high:
         return np.sign(levels - low).astype(np.float32)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
         return x
     if x.is_cuda and x.shape[1] >= 4:  # else one thread of the kernel walks through all channels of a pixel
         x = x.contiguous(memory_format=torch.channels_last)
-    return in_its_dtype(F.interpolate, x, size=tuple(size), mode="bilinear", align_corners=False)
+    return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def autocasts(x: Tensor) -> bool:
@@ -59,12 +59,12 @@ def autocasts(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
-def in_its_dtype(function: Callable[..., Tensor], x: Tensor, **options: object) -> Tensor:
-    """``function(x)`` without autocast, which has every enlargement in float32: twice the traffic for the largest maps."""
+def interpolate(x: Tensor, **options: Any) -> Tensor:
+    """In x's own dtype: autocast has every enlargement in float32, twice the traffic for the largest maps."""
     if not autocasts(x):
-        return function(x, **options)
+        return F.interpolate(x, **options)
     with torch.autocast(x.device.type, enabled=False):
-        return function(x, **options)
+        return F.interpolate(x, **options)
 
 
 def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
@@ -439,7 +439,7 @@ class CMMFNet(nn.Module):
 
     @staticmethod
     def _double(x: Tensor) -> Tensor:
-        return in_its_dtype(F.interpolate, x, scale_factor=2.0, mode="nearest")
+        return interpolate(x, scale_factor=2.0, mode="nearest")
 
     def _merge(self, x: Tensor, skip: Tensor, join: nn.Conv2d | None) -> Tensor:
         return join(torch.cat([x, skip], dim=1)) if join is not None else x + skip

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmmfnet.ops.norm import DTYPES
+
 try:
     import triton
     import triton.language as tl
@@ -21,7 +23,7 @@ except ImportError:  # no Triton on this platform: the eager path below serves
 
 def convolve(layer: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
     """``activation(layer(x))`` of x (B,C,H,W); activation is "relu" or "gelu" (erf). In the convolution's memory format."""
-    if triton is None or not x.is_cuda or layer.bias is None:
+    if triton is None or not x.is_cuda or x.dtype not in DTYPES or layer.bias is None:
         return (F.relu if activation == "relu" else F.gelu)(layer(x))
     y = F.conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
     return _activate(y, layer.bias, activation == "gelu")

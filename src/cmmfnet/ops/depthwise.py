@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmmfnet.ops.norm import DTYPES
+
 try:
     import triton
     import triton.language as tl
@@ -37,12 +39,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu
     Triton serves CUDA tensors of float16, bfloat16 and float32 with 5 <= K <= 31; anything else is ``F.conv2d``.
     """
     kernel = weight.shape[-1]
-    if (
-        triton is None
-        or not x.is_cuda
-        or not 5 <= kernel <= 31
-        or x.dtype not in (torch.float16, torch.bfloat16, torch.float32)
-    ):
+    if triton is None or not x.is_cuda or not 5 <= kernel <= 31 or x.dtype not in DTYPES:
         y = F.conv2d(x, weight, bias, padding=kernel // 2, groups=x.shape[1])
         return F.gelu(y) if gelu else y
     if bias is None:

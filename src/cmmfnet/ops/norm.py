@@ -19,10 +19,14 @@ except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""What the kernels take; their arithmetic is in float32."""
+
+
 def instance_norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """(B,C,H,W) -> the same shape and dtype: (x - mean) / sqrt(variance + eps) over each plane, then GELU (erf) if asked for,
     then plus ``residual`` (B,C,H,W) where there is one."""
-    if triton is None or not x.is_cuda or x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if triton is None or not x.is_cuda or x.dtype not in DTYPES:
         if x.shape[2] * x.shape[3] == 1:
             y = torch.zeros_like(x)  # one value has no variance, which PyTorch refuses; gelu(0) = 0
             return y if residual is None else residual + y

@@ -47,6 +47,18 @@ def test_a_frame_is_stretched_as_numpy_does_it(kind, span, device):
     np.testing.assert_array_equal(found.cpu().numpy(), normalise(frame, span))
 
 
+def test_a_frame_is_known_to_be_of_whole_numbers_only_where_it_is():
+    kinds = {kind for kind, frame in frames().items() if read_thermal(frame).whole}
+    assert kinds == {
+        "16 bits", "grey levels", "signed", "every count", "constant", "two values, one rare", "above a megapixel"
+    }  # fmt: skip
+    grey = np.random.default_rng(0).integers(0, 256, (9, 8), np.uint8)
+    assert read_thermal(np.stack([grey] * 3, axis=2)).whole
+    with pytest.warns(UserWarning, match="luminance"):
+        assert not read_thermal(np.stack([grey, grey[::-1], grey], axis=2)).whole
+    assert not read_thermal(grey.astype(np.int32)).whole
+
+
 def test_a_span_that_is_none_is_refused_as_by_normalise():
     frame = read_thermal(frames()["16 bits"])
     with pytest.raises(ValueError, match="below the high end"):

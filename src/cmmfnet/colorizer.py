@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.attributes import attribute_weights
-from cmmfnet.cuda_frames import Graphs, normalised
+from cmmfnet.cuda_frames import Graphs, normalised, stretched_counts
 from cmmfnet.frame_colorizer import Batch, FrameColorizer
 from cmmfnet.resampling import guided_upsample, pad
 from cmmfnet.text import SentenceEncoder, WordEncoder, tag_ids
@@ -105,7 +105,8 @@ class Colorizer(FrameColorizer):
         self.dtype = dtype or (torch.bfloat16 if half and not self._mixed else torch.float32)
         self.input_dtype = torch.float32 if takes_float32 else self.dtype
         self.network = network.to(self.device, torch.bfloat16 if half and on_gpu else self.dtype).eval()
-        self._forward = Graphs(self.network) if self.device.type == "cuda" else self.network
+        self._forward = Graphs(self.network) if on_gpu else self.network
+        self._stretched = Graphs(stretched_counts) if on_gpu else None
         self.name = name
         super().__init__()
         self._sentences: SentenceEncoder | None = None
@@ -137,7 +138,9 @@ class Colorizer(FrameColorizer):
             yield
 
     def _stretch(self, frame: Thermal, span: tuple[float, float] | None) -> np.ndarray | Tensor:
-        return normalised(frame, span, self.device) if self.device.type == "cuda" else super()._stretch(frame, span)
+        if self._stretched is None:
+            return super()._stretch(frame, span)
+        return normalised(frame, span, self.device, self._stretched)
 
     def _reduce(self, frame: np.ndarray | Tensor) -> np.ndarray | Tensor:
         if isinstance(frame, np.ndarray):
@@ -148,25 +151,37 @@ class Colorizer(FrameColorizer):
     def _batch(self, frames: list[np.ndarray] | list[Tensor]) -> Tensor:
         if isinstance(frames[0], np.ndarray):
             return torch.from_numpy(super()._batch(frames))
-        rows, columns = (torch.from_numpy(pad(np.arange(side)[None], self._multiple())[0]) for side in frames[0].shape)
         batch = torch.stack(frames)
-        for axis, places in ((1, rows), (2, columns)):
-            if len(places) > batch.shape[axis]:
+        for axis in (1, 2):
+            if (side := batch.shape[axis]) % self._multiple():
+                places = torch.from_numpy(pad(np.arange(side)[None], self._multiple())[0])
                 batch = batch.index_select(axis, places.to(batch.device))
         return batch
 
     def _finish(self, colour: Tensor, low: np.ndarray | Tensor, full: np.ndarray | Tensor) -> np.ndarray:
+        total = colour.sum()  # of values in [-1, 1]; one that is not finite makes the sum so
         if isinstance(full, np.ndarray):
+            self._check(total)
             return super()._finish(colour.cpu().numpy(), low, full)
         if low.shape != full.shape:  # on the GPU, so that only the finished picture is downloaded
             if low.shape[0] >= full.shape[0] and low.shape[1] >= full.shape[1]:
                 colour = _resize(colour, full.shape, "bilinear")
             else:
                 colour = guided_upsample(colour, low[None], full[None], resize=_resize, box_mean=_box_mean)
-        return ((colour + 1) * 127.5).round_().clamp_(0, 255).byte().permute(1, 2, 0).contiguous().cpu().numpy()
+        picture = ((colour + 1) * 127.5).round_().clamp_(0, 255).byte().permute(1, 2, 0).contiguous()
+        # the host has not waited for anything so far, and waits once, for both
+        picture, total = (x.to("cpu", non_blocking=True) for x in (picture, total))
+        torch.cuda.current_stream(self.device).synchronize()
+        self._check(total)
+        return picture.numpy().copy()
+
+    def _check(self, total: Tensor) -> None:
+        if not math.isfinite(total):
+            raise FloatingPointError(f"model {self.name!r} gave NaN or infinite colours in {self.dtype}; use float32")
 
     def _run(self, thermal: Tensor, texts: list[str | None], seen: Batch | None = None) -> Tensor:
-        """(B, H, W) and B texts -> (B, 3, H, W) float32 in [-1, 1]. ``seen`` is filled in."""
+        """(B, H, W) and B texts -> (B, 3, H, W) float32 in [-1, 1], or not finite, which ``_finish`` refuses. ``seen`` is
+        filled in."""
         tokens = self._tokens(thermal, texts, seen)
         probabilities: list[np.ndarray | None] = [None] * len(texts)
         heads = seen is not None and seen.probabilities is None and _has_heads(self.network)
@@ -202,8 +217,6 @@ class Colorizer(FrameColorizer):
             colour = torch.empty(len(texts), *colour.shape[1:], device=self.device)
             for indices, some in parts:
                 colour[indices] = some
-        if not math.isfinite(colour.sum()):  # of values in [-1, 1]; one that is not finite makes the sum so
-            raise FloatingPointError(f"model {self.name!r} gave NaN or infinite colours in {self.dtype}; use float32")
         if heads:
             seen.probabilities = np.stack(probabilities)
         return colour

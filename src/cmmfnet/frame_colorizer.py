@@ -191,7 +191,8 @@ class FrameColorizer:
         )
 
     def _finish(self, colour: Any, low: np.ndarray, full: np.ndarray) -> np.ndarray:
-        """Colour (3, h, w) in [-1, 1] at working size -> (H, W, 3) uint8."""
+        """Colour (3, h, w) in [-1, 1] at working size -> (H, W, 3) uint8. It or ``_run`` raises ``FloatingPointError`` for
+        colours that are not finite."""
         if low.shape != full.shape:
             if low.shape[0] >= full.shape[0] and low.shape[1] >= full.shape[1]:
                 colour = resize(colour, full.shape)

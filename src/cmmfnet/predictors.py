@@ -120,7 +120,8 @@ def network_predictor(
                 if geometry == "whole" or not takes(network, SIZE):
                     return colorizer(list(thermals), span=(-1, 1), text=words, batch_size=batch)
                 with torch.inference_mode():
-                    return list(map(to_picture, colorizer._run(torch.from_numpy(np.stack(thermals)), words)))
+                    colours = colorizer._run(torch.from_numpy(np.stack(thermals)), words)
+                    return [colorizer._finish(c, t, t) for c, t in zip(colours, thermals, strict=True)]
             except FloatingPointError as error:
                 raise PredictionError(f"{metas[0]['name']} or a frame beside it: {error}") from error
 

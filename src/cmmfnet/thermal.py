@@ -13,6 +13,7 @@ array([[-1.,  0.],
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from cmmfnet.thermal_files import ThermalFileError, check_size, decode, pillow_p
 
 SAMPLE = 1_000_000
 """Pixels that percentiles are taken of, at most."""
+PERCENTILES = (1.0, 99.0)
+"""What a frame is stretched between."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +41,14 @@ class Thermal:
         name: where it came from, for messages.
         dtype: name of the source's data type, e.g. ``"uint16"`` (``"float32"`` where a no-data value became NaN).
         palette: the palette that was inverted, ``None`` where the picture was grey or its luminance was taken.
+        whole: surely whole numbers of 16 bits at most, signed or not: counts or grey levels as they were read.
     """
 
     values: np.ndarray
     name: str
     dtype: str
     palette: str | None = None
+    whole: bool = False
 
 
 def read_thermal(
@@ -94,16 +99,17 @@ def read_thermal(
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes Inf, which normalise knows
             values, used = to_grey(pixels, name, palette, maker)
+            whole = values.dtype.kind in "bui" and values.dtype.itemsize <= 2
             values = np.array(values, dtype=np.float32, order="C")  # a copy: cameras reuse their buffers
     except ValueError as error:
         raise ThermalFileError(str(error)) from None
-    return Thermal(values, name, pixels.dtype.name, used)
+    return Thermal(values, name, pixels.dtype.name, used, whole)
 
 
 def normalise(
     thermal: Thermal | Any,
     span: tuple[float, float] | None = None,
-    percentiles: tuple[float, float] = (1.0, 99.0),
+    percentiles: tuple[float, float] = PERCENTILES,
 ) -> np.ndarray:
     """Stretch a frame to the range the networks take (automatic gain control).
 
@@ -173,7 +179,7 @@ def stretched_levels(
     counts: np.ndarray,
     least: float,
     span: tuple[float, float] | None = None,
-    percentiles: tuple[float, float] = (1.0, 99.0),
+    percentiles: tuple[float, float] = PERCENTILES,
 ) -> np.ndarray:
     """What :func:`normalise` makes of each of the levels ``least``, ``least + 1``, ..., that occur ``counts`` times: float32."""
     levels = least + np.arange(float(len(counts)))
@@ -192,11 +198,18 @@ def _percentiles_of_counts(counts: np.ndarray, *percentiles: float) -> list[floa
     below = counts.cumsum()
     found = []
     for percentile in percentiles:
-        at = (below[-1] - 1) * (percentile / 100)
-        a, b = np.searchsorted(below, (np.floor(at), min(np.floor(at) + 1, below[-1] - 1)), side="right").tolist()
-        part = at - np.floor(at)
-        found.append(b - (b - a) * (1 - part) if part >= 0.5 else a + (b - a) * part)
+        *ranks, weight = percentile_ranks(int(below[-1]), percentile)
+        start, a, b = np.searchsorted(below, ranks, side="right").tolist()
+        found.append(start + (b - a) * weight)
     return found
+
+
+def percentile_ranks(count: int, percentile: float) -> tuple[int, int, int, float]:
+    """How ``np.percentile`` comes by one of ``count`` sorted numbers: (i, j, k, weight), and x[i] + (x[k] - x[j]) * weight."""
+    at = (count - 1) * (percentile / 100)
+    a = math.floor(at)
+    b, part = min(a + 1, count - 1), at - a
+    return (b, a, b, part - 1) if part >= 0.5 else (a, a, b, part)
 
 
 def _stretch(values: np.ndarray, low: float, high: float) -> np.ndarray:

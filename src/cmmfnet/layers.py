@@ -13,7 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.ops import depthwise_conv2d, feed_forward, instance_norm, serves_feed_forward
+from cmmfnet.ops import (
+    Statistics,
+    depthwise_conv2d,
+    feed_forward,
+    instance_norm,
+    norm_project,
+    plane_statistics,
+    residual_norm,
+    serves_pointwise,
+    serves_widen,
+    widen,
+)
 
 
 def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
@@ -81,13 +92,22 @@ class LargeKernelBlock(nn.Module):
         self.leave = pointwise(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if serves_pointwise(x, x.shape[1]):
+            return self.with_statistics(x, plane_statistics(x))[0]
         if _on_cpu_without_gradient(x):
             centred, matrix = folded_norms(x, self.enter.weight)
             y = F.gelu(matrix @ centred).view_as(x)
         else:
             y = instance_norm(before_norm(self.enter, instance_norm(x)), gelu=True)
-        y = depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True)
-        return instance_norm(before_norm(self.leave, y), gelu=True, residual=x)
+        return instance_norm(self._leave(y), gelu=True, residual=x)
+
+    def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
+        """Where ``serves_pointwise``: x and its statistics -> the output and its."""
+        y = instance_norm(norm_project(x, self.enter.weight, statistics), gelu=True)
+        return residual_norm(self._leave(y), x, gelu=True)
+
+    def _leave(self, y: Tensor) -> Tensor:
+        return before_norm(self.leave, depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True))
 
 
 class ConvFFN(nn.Module):
@@ -101,18 +121,23 @@ class ConvFFN(nn.Module):
         self.narrow = pointwise(expansion * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if serves_pointwise(x, self.widen.out_channels):
+            return self.with_statistics(x, plane_statistics(x))[0]
         if _on_cpu_without_gradient(x):
             centred, matrix = folded_norms(x, self.widen.weight)
             narrow = self.narrow.weight.flatten(1)
             y = torch.cat([narrow @ F.gelu(matrix @ part) for part in centred.split(self.CHUNK, dim=2)], dim=2).view_as(
                 x
             )
-        elif serves_feed_forward(x, self.widen.out_channels):
-            y = feed_forward(x, self.widen.weight, self.narrow.weight, self.narrow.bias)
         else:
             y = instance_norm(before_norm(self.widen, instance_norm(x)), gelu=True)
             y = before_norm(self.narrow, y)
         return instance_norm(y, residual=x)
+
+    def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
+        """Where ``serves_pointwise``: x and its statistics -> the output and its."""
+        y = feed_forward(x, self.widen.weight, self.narrow.weight, self.narrow.bias, statistics)
+        return residual_norm(y, x)
 
 
 class Downsample(nn.Module):
@@ -124,13 +149,29 @@ class Downsample(nn.Module):
         self.stride = nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = instance_norm(before_norm(self.widen, x), gelu=True)
+        if serves_widen(x):
+            x = widen(x, self.widen.weight)
+        else:
+            x = instance_norm(before_norm(self.widen, x), gelu=True)
         return instance_norm(before_norm(self.stride, x), gelu=True)
 
 
-def large_kernel_stage(channels: int, blocks: int, kernel: int) -> nn.Sequential:
+class Stage(nn.Sequential):
+    """Large-kernel blocks and ConvFFNs, in turns. Where kernels serve them, what the last norm of one knows of its output
+    goes to the first norm of the next."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not serves_pointwise(x, x.shape[1]):
+            return super().forward(x)
+        statistics = plane_statistics(x)
+        for block in self:
+            x, statistics = block.with_statistics(x, statistics)
+        return x
+
+
+def large_kernel_stage(channels: int, blocks: int, kernel: int) -> Stage:
     """``blocks`` pairs of a large-kernel block and a ConvFFN."""
-    return nn.Sequential(*(m for _ in range(blocks) for m in (LargeKernelBlock(channels, kernel), ConvFFN(channels))))
+    return Stage(*(m for _ in range(blocks) for m in (LargeKernelBlock(channels, kernel), ConvFFN(channels))))
 
 
 class Attention(nn.Module):

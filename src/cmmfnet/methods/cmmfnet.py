@@ -10,11 +10,12 @@ takes any size that is a multiple of 8, and a large frame has one global context
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_k
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.methods.region_text import RegionText, Said, draw_words, everywhere_words, memberships, region_loss
-from cmmfnet.ops import convolve
+from cmmfnet.ops import add_bilinear, beside, bilinear, convolve, double
 from cmmfnet.perceptual import Cropped, feature_layers, load_features, tapped
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
 
@@ -49,9 +50,8 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, without antialiasing, so that an exported graph gives the same numbers."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    if x.is_cuda and x.shape[1] >= 4:  # else one thread of the kernel walks through all channels of a pixel
-        x = x.contiguous(memory_format=torch.channels_last)
-    return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    with in_its_dtype(x):
+        return bilinear(x, tuple(size))
 
 
 def autocasts(x: Tensor) -> bool:
@@ -59,12 +59,9 @@ def autocasts(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
-def interpolate(x: Tensor, **options: Any) -> Tensor:
-    """In x's own dtype: autocast has every enlargement in float32, twice the traffic for the largest maps."""
-    if not autocasts(x):
-        return F.interpolate(x, **options)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.interpolate(x, **options)
+def in_its_dtype(x: Tensor) -> contextlib.AbstractContextManager:
+    """For enlargements: autocast has every one in float32, twice the traffic for the largest maps."""
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else contextlib.nullcontext()
 
 
 def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
@@ -226,7 +223,8 @@ class CrossModalInteraction(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Feature-wise scale and shift of a map (B,C,H,W) by a vector (B,D); starts as the identity."""
+    """Feature-wise scale and shift, each (B,C), of a map by a vector (B,D): the map times (1 + scale) plus shift. Starts as
+    the identity."""
 
     def __init__(self, width: int, channels: int):
         super().__init__()
@@ -234,9 +232,14 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        scale, shift = self.linear(vector)[:, :, None, None].chunk(2, dim=1)
-        return x * (1 + scale) + shift
+    def forward(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.linear(vector).chunk(2, dim=1)
+        return scale, shift
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x (B,C,H,W) changed by what Modulation gives."""
+    return x * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
 
 
 class CMMFNet(nn.Module):
@@ -400,7 +403,12 @@ class CMMFNet(nn.Module):
         if thermal.ndim != 4 or thermal.shape[1] != 1 or thermal.shape[2] % 8 or thermal.shape[3] % 8:
             raise ValueError(f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8")
         x = self._tones(thermal)
-        tokens, stem = self.image_encoder(x)
+        with beside(x) as joined:
+            tokens, stem = self.image_encoder(x)
+        e1 = self.encode1(self.down1(x))
+        e2 = self.encode2(self.down2(e1))
+        e3 = self.encode3(self.down3(e2))
+        joined()
         said = None
         text = None if text is None or self.text_source == "none" else text
         if text is not None and self.regions is not None:
@@ -415,9 +423,6 @@ class CMMFNet(nn.Module):
         context, pooled_text = self.interaction(tokens, text, text_mask)
         vector = torch.cat([tokens.mean(dim=1), pooled_text.expand(tokens.shape[0], -1)], dim=1)
 
-        e1 = self.encode1(self.down1(x))
-        e2 = self.encode2(self.down2(e1))
-        e3 = self.encode3(self.down3(e2))
         y = self.fuse(torch.cat([e3, resize(context, e3.shape[-2:])], dim=1))
         y = self._guide(y, stem, 2, vector)
         labels = self.label_head(y) if (heads or said is not None) and self.label_head is not None else None
@@ -439,16 +444,20 @@ class CMMFNet(nn.Module):
 
     @staticmethod
     def _double(x: Tensor) -> Tensor:
-        return interpolate(x, scale_factor=2.0, mode="nearest")
+        with in_its_dtype(x):
+            return double(x)
 
     def _merge(self, x: Tensor, skip: Tensor, join: nn.Conv2d | None) -> Tensor:
         return join(torch.cat([x, skip], dim=1)) if join is not None else x + skip
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
         """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""
+        change = self.modulations[2 - level](vector) if self.modulations is not None else (None, None)
         if self.laterals is not None:
-            x = x + resize(self.laterals[level](maps[level]), x.shape[-2:])
-        return self.modulations[2 - level](x, vector) if self.modulations is not None else x
+            lateral = self.laterals[level](maps[level])
+            with in_its_dtype(x):
+                return add_bilinear(x, lateral, *change)
+        return x if change[0] is None else modulated(x, *change)
 
 
 class CMMFNetMethod(Matched):

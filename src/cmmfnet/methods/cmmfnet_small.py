@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.layers import pointwise
-from cmmfnet.methods.cmmfnet import MAX_TAGS, Modulation, resize
+from cmmfnet.methods.cmmfnet import MAX_TAGS, Modulation, modulated, resize
 from cmmfnet.methods.factored_stem import VGG, FactoredStem
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
@@ -145,7 +145,7 @@ class CMMFNetSmall(nn.Module):
         maps = self.stem(resize(x, (self.global_size, self.global_size)))[1:]
         y = self.laterals[3](maps[3])
         vector = self._vector(y, text, text_mask)
-        y = self.stages[3](self.modulations[3](y, vector))
+        y = self.stages[3](modulated(y, *self.modulations[3](vector)))
         colour = self.colours[3](y) + self.readouts[3](maps[3])
 
         folded = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
@@ -158,7 +158,7 @@ class CMMFNetSmall(nn.Module):
             y = y + resize(self.laterals[level](maps[level]), size)
             if level == 0:
                 y = y + self.detail(folded)
-            y = self.stages[level](self.modulations[level](y, vector))
+            y = self.stages[level](modulated(y, *self.modulations[level](vector)))
             colour = colour + self.colours[level](y)
         y = F.gelu(self.head(torch.cat([y, folded.to(y.dtype)], dim=1)))
         return torch.tanh(self.last(F.pixel_shuffle(y, 2)) + resize(colour, thermal.shape[-2:]))

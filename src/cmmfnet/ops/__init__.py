@@ -2,7 +2,26 @@
 
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.depthwise import depthwise_conv2d
-from cmmfnet.ops.ffn import feed_forward, serves_feed_forward
-from cmmfnet.ops.norm import instance_norm
+from cmmfnet.ops.enlarge import add_bilinear, bilinear, double
+from cmmfnet.ops.ffn import feed_forward, norm_project, serves_pointwise
+from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
+from cmmfnet.ops.streams import beside
+from cmmfnet.ops.widening import serves_widen, widen
 
-__all__ = ["convolve", "depthwise_conv2d", "feed_forward", "instance_norm", "serves_feed_forward"]
+__all__ = [
+    "Statistics",
+    "add_bilinear",
+    "beside",
+    "bilinear",
+    "convolve",
+    "depthwise_conv2d",
+    "double",
+    "feed_forward",
+    "instance_norm",
+    "norm_project",
+    "plane_statistics",
+    "residual_norm",
+    "serves_pointwise",
+    "serves_widen",
+    "widen",
+]

@@ -1,9 +1,10 @@
-"""The pointwise feed-forward of a large-kernel stage for inference on CUDA, without ever writing its wide map.
+"""Pointwise products behind a norm for inference on CUDA, without writing the normalised map; and the pointwise
+feed-forward of a large-kernel stage without ever writing its wide map.
 
-IN, 1x1 from C to 4C, IN, GELU, 1x1 to C (`layers.ConvFFN` up to its last norm). The wide map, four times the input, is most
-of the memory traffic of a stage: PyTorch writes and reads it twice. Here a first pass over the input computes tiles of it
-only for the sums of its norm's statistics, and a second one computes each tile again, normalises it, and multiplies it on at
-once. What is normalised last (the first convolution's output) loses its bias in the norm, so there is none here.
+The latter: IN, 1x1 from C to 4C, IN, GELU, 1x1 to C (`layers.ConvFFN` up to its last norm). The wide map, four times the
+input, is most of the memory traffic of a stage: PyTorch writes and reads it twice. Here a first pass over the input computes
+tiles of it only for the sums of its norm's statistics, and a second one computes each tile again, normalises it, and
+multiplies it on at once. What is normalised behind a convolution loses its bias in the norm, so there is none here.
 """
 
 from __future__ import annotations
@@ -11,35 +12,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cmmfnet.ops.norm import Statistics
+
 try:
     import triton
     import triton.language as tl
-
-    from cmmfnet.ops.norm import plane_statistics
 except ImportError:  # no Triton on this platform: layers.ConvFFN goes its ordinary way
     triton = None
 
 CHANNELS = (64, 128)  # with more, the weights no longer fit beside a tile, and cuBLAS is as fast
 
 
-def serves_feed_forward(x: Tensor, hidden: int) -> bool:
-    """Whether `feed_forward` takes this input here: CUDA, 16 bits, no gradient wanted, 64 or 128 channels."""
+def serves_pointwise(x: Tensor, outputs: int) -> bool:
+    """Whether these functions take this input here: CUDA, 16 bits, no gradient wanted, 64 or 128 channels."""
     return (
         triton is not None
         and x.is_cuda
         and not torch.is_grad_enabled()
         and x.dtype in (torch.float16, torch.bfloat16)
         and x.shape[1] in CHANNELS
-        and hidden % 64 == 0
+        and outputs % 64 == 0
     )
 
 
-def feed_forward(x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """x (B,C,H,W), widen (F,C,1,1), narrow (C,F,1,1), bias (C,) -> narrow(gelu(IN(widen(IN(x))))) + bias, (B,C,H,W).
+def norm_project(x: Tensor, weight: Tensor, statistics: Statistics) -> Tensor:
+    """x (B,C,H,W) and its planes' statistics, weight (O,C,1,1) -> the 1x1 convolution of IN(x), (B,O,H,W), without a bias.
+    Products take x's dtype, sums are float32. No gradient."""
+    return _norm_project(x, weight.to(x.dtype), *statistics)
+
+
+def feed_forward(
+    x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, statistics: Statistics, eps: float = 1e-5
+) -> Tensor:
+    """x (B,C,H,W) and its planes' statistics, widen (F,C,1,1), narrow (C,F,1,1), bias (C,) ->
+    narrow(gelu(IN(widen(IN(x))))) + bias, (B,C,H,W).
 
     C and F are powers of two, F at least 64; products take x's dtype, sums and statistics are float32. No gradient.
     """
-    return _feed_forward(x, widen.to(x.dtype), narrow.to(x.dtype), bias.to(x.dtype), eps)
+    return _feed_forward(x, widen.to(x.dtype), narrow.to(x.dtype), bias.to(x.dtype), *statistics, eps)
 
 
 if triton is not None:
@@ -100,24 +110,77 @@ if triton is not None:
         at = (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :]
         tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
 
+    @triton.jit
+    def _hidden_norm(sums, scale_out, shift_out, size, tiles, eps, HIDDEN: tl.constexpr, BH: tl.constexpr,
+                     BT: tl.constexpr):  # fmt: skip
+        """From the sums of all tiles, what the norm of the wide map multiplies and adds."""
+        picture = tl.program_id(1)
+        h = tl.program_id(0) * BH + tl.arange(0, BH)
+        total = tl.zeros((BT, BH), dtype=tl.float32)
+        squares = tl.zeros((BT, BH), dtype=tl.float32)
+        for first in range(0, tiles, BT):
+            tile = first + tl.arange(0, BT)
+            at = ((picture * tiles + tile) * 2 * HIDDEN)[:, None] + h[None, :]
+            total += tl.load(sums + at, mask=(tile < tiles)[:, None], other=0.0)
+            squares += tl.load(sums + at + HIDDEN, mask=(tile < tiles)[:, None], other=0.0)
+        mean = tl.sum(total, axis=0) / size
+        variance = tl.maximum(tl.sum(squares, axis=0) / size - mean * mean, 0.0)
+        scale = 1.0 / tl.sqrt(variance + eps)
+        tl.store(scale_out + picture * HIDDEN + h, scale)
+        tl.store(shift_out + picture * HIDDEN + h, -mean * scale)
+
+    @triton.jit
+    def _project(x, weight, mean, scale, y, size, C: tl.constexpr, OUT: tl.constexpr, BO: tl.constexpr,
+                 BP: tl.constexpr):  # fmt: skip
+        picture = tl.program_id(1)
+        pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+        c = tl.arange(0, C)
+        for first in range(0, OUT, BO):
+            o = first + tl.arange(0, BO)
+            value = tl.dot(tl.load(weight + o[:, None] * C + c[None, :]), a)
+            at = (picture * OUT + o).to(tl.int64)[:, None] * size + pixel[None, :]
+            tl.store(y + at, value.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
+
+    @torch.library.custom_op("cmmfnet::norm_project", mutates_args=())
+    def _norm_project(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        size, outputs, pixels = height * width, weight.shape[0], 128
+        x, weight = x.contiguous(), weight.contiguous()
+        y = _projected(x, weight)
+        _project[(triton.cdiv(size, pixels), batch)](
+            x, weight, mean, scale, y, size, C=channels, OUT=outputs, BO=64, BP=pixels,
+            num_warps=8 if channels > 64 else 4,
+        )  # fmt: skip
+        return y
+
+    def _projected(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], device=x.device, dtype=x.dtype)
+
+    @_norm_project.register_fake
+    def _(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        return _projected(x, weight)
+
     @torch.library.custom_op("cmmfnet::feed_forward", mutates_args=())
-    def _feed_forward(x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def _feed_forward(
+        x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, eps: float
+    ) -> Tensor:
         batch, channels, height, width = x.shape
         hidden, size, pixels = widen.shape[0], height * width, 128
         x, widen, narrow = x.contiguous(), widen.contiguous(), narrow.contiguous()
-        mean, scale = plane_statistics(x, eps)
         tiles = triton.cdiv(size, pixels)
         sums = torch.empty(batch, tiles, 2, hidden, device=x.device, dtype=torch.float32)
         shape = {"C": channels, "HIDDEN": hidden, "BH": 64, "BP": pixels, "num_warps": 8 if channels > 64 else 4}
         _hidden_sums[(tiles, batch)](x, widen, mean, scale, sums, size, tiles, **shape)
-        moments = sums.sum(dim=1) / size
-        hidden_mean = moments[:, 0]
-        hidden_scale = torch.rsqrt((moments[:, 1] - hidden_mean.square()).clamp_min_(0) + eps)
-        hidden_shift = -hidden_mean * hidden_scale
+        hidden_scale = torch.empty(batch, hidden, device=x.device, dtype=torch.float32)
+        hidden_shift = torch.empty_like(hidden_scale)
+        _hidden_norm[(hidden // 16, batch)](
+            sums, hidden_scale, hidden_shift, size, tiles, eps, HIDDEN=hidden, BH=16, BT=128, num_warps=4
+        )
         y = torch.empty_like(x)
         _through[(tiles, batch)](x, widen, narrow, bias, mean, scale, hidden_scale, hidden_shift, y, size, **shape)
         return y
 
     @_feed_forward.register_fake
-    def _(x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def _(x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
         return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -19,6 +19,8 @@ except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
 
+Statistics = tuple[Tensor, Tensor]
+"""Of every plane of a map (B,C,H,W): mean, and 1 / sqrt(variance + eps), each (B*C,) float32."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the kernels take; their arithmetic is in float32."""
 
@@ -37,6 +39,17 @@ def instance_norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None,
     if residual is not None and (residual.dtype != x.dtype or residual.shape != x.shape):
         return residual + _norm(x, None, gelu, eps)[0]  # under autocast the stream may be float32
     return _norm(x, residual, gelu, eps)[0]
+
+
+def plane_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
+    """Of x (B,C,H,W); CUDA only."""
+    return _statistics(x, eps)
+
+
+def residual_norm(x: Tensor, residual: Tensor, gelu: bool = False, eps: float = 1e-5) -> tuple[Tensor, Statistics]:
+    """``instance_norm(x, gelu, residual)`` and the statistics of its planes, for the norm that comes next; CUDA only."""
+    y, *statistics = _residual_norm(x, residual, gelu, eps)
+    return y, tuple(statistics)
 
 
 if triton is not None:
@@ -58,28 +71,36 @@ if triton is not None:
 
     @triton.jit
     def _write(v, residual, y, start, at, size, GELU: tl.constexpr, ADD: tl.constexpr):
-        """What follows the norm of the values v (float32) at ``at`` in a plane, and their way to memory."""
+        """What follows the norm of the values v (float32) at ``at`` in a plane, and their way to memory; -> what is there."""
         if GELU:
             v = gelu_of(v)
         if ADD:
             v += tl.load(residual + start + at, mask=at < size, other=0.0).to(tl.float32)
-        tl.store(y + start + at, v.to(y.dtype.element_ty), mask=at < size)
+        written = v.to(y.dtype.element_ty)
+        tl.store(y + start + at, written, mask=at < size)
+        return written.to(tl.float32)
+
+    @triton.jit
+    def _centred(v, at, size, eps):
+        """A plane's values less their mean, zeros beyond it; the mean, and the scale that makes their variance 1."""
+        mean = tl.sum(tl.where(at < size, v, 0.0)) / size
+        v = tl.where(at < size, v - mean, 0.0)
+        return v, mean, 1.0 / tl.sqrt(tl.sum(v * v) / size + eps)
 
     @triton.jit
     def _forward(x, residual, y, mean_out, scale_out, size, eps, GELU: tl.constexpr, ADD: tl.constexpr,
-                 WRITE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-        """A plane that fits into the registers of one program."""
+                 WRITE: tl.constexpr, AFTER: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+        """A plane that fits into the registers of one program. The statistics that it gives are those of x, or AFTER of y."""
         plane = tl.program_id(0)
         start = plane.to(tl.int64) * size
         at = tl.arange(0, BLOCK)
-        v = tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32)
-        mean = tl.sum(v) / size
-        v = tl.where(at < size, v - mean, 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(v * v) / size + eps)
+        v, mean, scale = _centred(tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32), at, size, eps)
+        if WRITE:
+            v = _write(v * scale, residual, y, start, at, size, GELU, ADD)
+        if AFTER:
+            v, mean, scale = _centred(v, at, size, eps)
         tl.store(mean_out + plane, mean)
         tl.store(scale_out + plane, scale)
-        if WRITE:
-            _write(v * scale, residual, y, start, at, size, GELU, ADD)
 
     @triton.jit
     def _moments(x, moments, size, parts, BLOCK: tl.constexpr):
@@ -166,14 +187,17 @@ if triton is not None:
         y = torch.empty_like(x)
         return y, *_run(x, None if residual is None else residual.contiguous(), y, gelu, eps)
 
-    def _run(x: Tensor, residual: Tensor | None, y: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor]:
+    def _run(
+        x: Tensor, residual: Tensor | None, y: Tensor | None, gelu: bool, eps: float, after: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Writes y, where there is one; -> mean and scale of x, or ``after`` of y."""
         planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
         mean = torch.empty(planes, device=x.device, dtype=torch.float32)
         scale = torch.empty_like(mean)
         operands = x, x if residual is None else residual, x if y is None else y
         does = {"GELU": gelu, "ADD": residual is not None, "WRITE": y is not None, **_cut(size)}
         if size <= WHOLE:
-            _forward[(planes,)](*operands, mean, scale, size, eps, **does)
+            _forward[(planes,)](*operands, mean, scale, size, eps, AFTER=after, **does)
         else:  # parts side by side, for of one large frame there are fewer planes than processors
             parts = triton.cdiv(size, BLOCK)
             moments = torch.empty(planes, parts, 2, device=x.device, dtype=torch.float32)
@@ -182,11 +206,29 @@ if triton is not None:
             _forward_parts[last](
                 *operands, moments, mean, scale, size, parts, eps, PARTS=triton.next_power_of_2(parts), **does
             )
+            if after:
+                return _run(y, None, None, False, eps)
         return mean, scale
 
-    def plane_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Of contiguous x (B,C,H,W), per plane: mean, and 1 / sqrt(variance + eps), each (B*C,) float32. CUDA only."""
-        return _run(x, None, None, False, eps)
+    @torch.library.custom_op("cmmfnet::plane_statistics", mutates_args=())
+    def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return _run(x.contiguous(), None, None, False, eps)
+
+    @torch.library.custom_op("cmmfnet::residual_norm", mutates_args=())
+    def _residual_norm(x: Tensor, residual: Tensor, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        return y, *_run(x, residual.contiguous(), y, gelu, eps, after=True)
+
+    @_statistics.register_fake
+    def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        mean = x.new_empty(x.shape[0] * x.shape[1], dtype=torch.float32)
+        return mean, torch.empty_like(mean)
+
+    @_residual_norm.register_fake
+    def _(x: Tensor, residual: Tensor, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.new_empty(x.shape[0] * x.shape[1], dtype=torch.float32)
+        return torch.empty_like(x, memory_format=torch.contiguous_format), mean, torch.empty_like(mean)
 
     @_norm.register_fake
     def _(x: Tensor, residual: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:

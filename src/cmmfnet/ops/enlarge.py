@@ -1,0 +1,138 @@
+"""Maps brought to another size, for inference on CUDA: Triton, and PyTorch elsewhere.
+
+PyTorch's kernels give one thread all channels of a pixel, or divide indices for every value; for the largest maps of a U-Net
+that takes longer than the convolution behind it. Here a doubled map is written in the order that cuDNN's convolutions
+want, whatever order it comes in, and what a map is enlarged for - to be added and modulated - is done on the way.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmmfnet.ops.norm import DTYPES
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no Triton on this platform: the eager path below serves
+    triton = None
+
+
+def _serves(*maps: Tensor) -> bool:
+    """Whether the kernel, which has no gradient, takes these."""
+    if triton is None or torch.is_grad_enabled():
+        return False
+    return all(x.is_cuda and x.dtype in DTYPES for x in maps)
+
+
+def double(x: Tensor) -> Tensor:
+    """(B,C,H,W) -> (B,C,2H,2W), nearest; channels-last where the kernel makes it."""
+    if _serves(x):
+        return _enlarge(x, 2 * x.shape[2], 2 * x.shape[3], True, None, None, None)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B,C,h,w) -> (B,C,*size), corners not aligned, without antialiasing; contiguous where the kernel makes it."""
+    if _serves(x):
+        return _enlarge(x, *size, False, None, None, None)
+    if x.is_cuda and x.shape[1] >= 4:  # else one thread of PyTorch's kernel walks through all channels of a pixel
+        x = x.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def add_bilinear(x: Tensor, y: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    """x (B,C,H,W) plus y (B,C,h,w) at x's size; of that, with scale and shift (B,C), times (1 + scale) plus shift."""
+    if _serves(x, y) and x.dtype == y.dtype:
+        return _enlarge(y, *x.shape[-2:], False, x, scale, shift)
+    x = x + (y if x.shape == y.shape else bilinear(y, tuple(x.shape[-2:])))
+    return x if scale is None else x * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+
+
+if triton is not None:
+
+    @triton.jit
+    def _places(picture, place, c, channels, size, LAST: tl.constexpr):
+        """Where pixels ``place`` of channels ``c`` are in a map of ``size`` pixels: a tile (pixels, channels)."""
+        if LAST:
+            at = (picture * size + place)[:, None] * channels + c[None, :]
+        else:
+            at = (picture * channels + c)[None, :] * size + place[:, None]
+        return at
+
+    @triton.jit
+    def _resized(x, plus, scale, shift, out, channels, height, width, low, narrow, ratio_y, ratio_x,
+                 NEAREST: tl.constexpr, ADD: tl.constexpr, MODULATE: tl.constexpr, LAST_IN: tl.constexpr,
+                 LAST_OUT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+        """x (low by narrow pixels) at the size of ``out`` (height by width)."""
+        picture = tl.program_id(2).to(tl.int64)
+        pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+        c = tl.program_id(1) * BC + tl.arange(0, BC)
+        size, source = height * width, low * narrow
+        ok = (pixel < size)[:, None] & (c < channels)[None, :]
+        row, column = pixel // width, pixel % width
+        if NEAREST:
+            place = (row * low // height) * narrow + column * narrow // width
+            v = tl.load(x + _places(picture, place, c, channels, source, LAST_IN), mask=ok, other=0.0).to(tl.float32)
+        else:
+            v = tl.zeros((BP, BC), dtype=tl.float32)
+            y_at = tl.maximum((row + 0.5) * ratio_y - 0.5, 0.0)
+            x_at = tl.maximum((column + 0.5) * ratio_x - 0.5, 0.0)
+            top, left = y_at.to(tl.int32), x_at.to(tl.int32)
+            for i in tl.static_range(2):
+                for j in tl.static_range(2):
+                    y_part = y_at - top if i else 1.0 - (y_at - top)
+                    x_part = x_at - left if j else 1.0 - (x_at - left)
+                    place = tl.minimum(top + i, low - 1) * narrow + tl.minimum(left + j, narrow - 1)
+                    at = _places(picture, place, c, channels, source, LAST_IN)
+                    v += (y_part * x_part)[:, None] * tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
+        to = _places(picture, pixel, c, channels, size, LAST_OUT)
+        if ADD:
+            v += tl.load(plus + to, mask=ok, other=0.0).to(tl.float32)
+        if MODULATE:
+            of = picture * channels + c
+            factor = 1.0 + tl.load(scale + of, mask=c < channels, other=0.0).to(tl.float32)
+            v = v * factor[None, :] + tl.load(shift + of, mask=c < channels, other=0.0).to(tl.float32)[None, :]
+        tl.store(out + to, v.to(out.dtype.element_ty), mask=ok)
+
+    @torch.library.custom_op("cmmfnet::enlarge", mutates_args=())
+    def _enlarge(
+        x: Tensor,
+        height: int,
+        width: int,
+        nearest: bool,
+        plus: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+    ) -> Tensor:
+        batch, channels, low, narrow = x.shape
+        last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
+        x = x if last else x.contiguous()
+        out = _like(x, height, width, nearest)
+        plus, scale, shift = (None if t is None else t.contiguous() for t in (plus, scale, shift))
+        columns = min(64, triton.next_power_of_2(channels))
+        rows = 2048 // columns
+        _resized[(triton.cdiv(height * width, rows), triton.cdiv(channels, columns), batch)](
+            x, x if plus is None else plus, x if scale is None else scale, x if shift is None else shift, out,
+            channels, height, width, low, narrow, low / height, narrow / width, NEAREST=nearest, ADD=plus is not None,
+            MODULATE=scale is not None, LAST_IN=last, LAST_OUT=nearest, BP=rows, BC=columns, num_warps=4,
+        )  # fmt: skip
+        return out
+
+    def _like(x: Tensor, height: int, width: int, last: bool) -> Tensor:
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.empty(*x.shape[:2], height, width, device=x.device, dtype=x.dtype, memory_format=layout)
+
+    @_enlarge.register_fake
+    def _(
+        x: Tensor,
+        height: int,
+        width: int,
+        nearest: bool,
+        plus: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+    ) -> Tensor:
+        return _like(x, height, width, nearest)

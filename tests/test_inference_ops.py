@@ -55,6 +55,15 @@ def project_error(shape, outputs, dtype, device="cpu", function=ops.norm_project
     return relative(y, F.conv2d(norm_reference(x, False), weight.double()))
 
 
+def join_error(shape, outputs, dtype, device="cpu", layout="contiguous", function=ops.join):
+    sizes = [(shape, 1.0, 0.5), (shape, 2.0, 0.0), ((outputs, 2 * shape[1], 1, 1), 0.1, 0.0), ((outputs,), 1.0, 0.0)]
+    x, skip, weight, bias, x_bias = random(*sizes, ((shape[1],), 1.0, 0.0), dtype=dtype, device=device)
+    y = function(LAYOUTS[layout](x), skip, weight, bias, x_bias)
+    assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
+    both = torch.cat([x.double() + x_bias.double()[:, None, None], skip.double()], dim=1)
+    return relative(y, F.conv2d(both, weight.double(), bias.double()))
+
+
 def residual_errors(shape, gelu, dtype, device="cpu", function=ops.residual_norm):
     """Of the output, and of the mean and the scale of its planes."""
     x, residual = random((shape, 3.0, 5.0), (shape, 2.0, 4.0), dtype=dtype, device=device)
@@ -64,7 +73,7 @@ def residual_errors(shape, gelu, dtype, device="cpu", function=ops.residual_norm
 
 
 def enlarged_errors(shape, size, dtype, device="cpu", layout="contiguous", enlarge=None):
-    """Doubled; bilinear; added to a map; added and modulated."""
+    """Doubled; bilinear; added to a map; added and modulated; in another order only."""
     x, base, scale, shift = random(
         (shape, 1.0, 0.0), ((*shape[:2], *size), 1.0, 0.0), (shape[:2], 1.0, 0.0), (shape[:2], 1.0, 0.0),
         dtype=dtype, device=device,
@@ -76,17 +85,20 @@ def enlarged_errors(shape, size, dtype, device="cpu", layout="contiguous", enlar
             ops.bilinear(x, size),
             ops.add_bilinear(base, x),
             ops.add_bilinear(base, x, scale, shift),
+            ops.plain(x),
         ]
     else:
-        height, width = shape[2:]
         found = [
-            enlarge(x, 2 * height, 2 * width, True, None, None, None), enlarge(x, *size, False, None, None, None),
-            enlarge(x, *size, False, base, None, None), enlarge(x, *size, False, base, scale, shift),
+            enlarge(x, [2 * side for side in shape[2:]], True, True, None, None, None),
+            *(enlarge(x, list(size), False, False, *changes)
+              for changes in ((None, None, None), (base, None, None), (base, scale, shift))),
+            enlarge(x, list(shape[2:]), True, False, None, None, None),
         ]  # fmt: skip
     large = F.interpolate(x.double(), size, mode="bilinear", align_corners=False)
     factor, offset = (v.double()[:, :, None, None] for v in (scale, shift))
     doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    wanted = [doubled, large, base.double() + large, (base.double() + large) * (1 + factor) + offset]
+    wanted = [doubled, large, base.double() + large, (base.double() + large) * (1 + factor) + offset, x]
+    assert found[-1].is_contiguous()
     assert all((a.shape, a.dtype) == (b.shape, dtype) for a, b in zip(found, wanted, strict=True))
     return [relative(a, b) for a, b in zip(found, wanted, strict=True)]
 
@@ -121,14 +133,16 @@ import cmmfnet.ops.enlarge, cmmfnet.ops.ffn, cmmfnet.ops.norm, cmmfnet.ops.widen
 own = torch.ops.cmmfnet
 torch.set_grad_enabled(False)
 x, base = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 8, 9)
-torch.library.opcheck(own.enlarge.default, (x, 8, 10, True, None, None, None))
-torch.library.opcheck(own.enlarge.default, (x, 8, 9, False, base, base[:, :, 0, 0], base[:, :, 0, 1]))
+torch.library.opcheck(own.enlarge.default, (x, [8, 10], True, True, None, None, None))
+torch.library.opcheck(own.enlarge.default, (x, [8, 9], False, False, base, base[:, :, 0, 0], base[:, :, 0, 1]))
 torch.library.opcheck(own.plane_statistics.default, (x, 1e-5))
 torch.library.opcheck(own.residual_norm.default, (x, x.clone(), True, 1e-5))
 torch.library.opcheck(own.gelu_of_lines.default, (x[:, :2].contiguous(), torch.randn(2, 7, 2), torch.randn(2, 7)))
 wide, weight = torch.randn(1, 64, 3, 5), torch.randn(64, 64, 1, 1)
 mean, scale = t.statistics_of(wide)
 torch.library.opcheck(own.norm_project.default, (wide, weight, mean, scale))
+joined = torch.randn(64, 128, 1, 1)
+torch.library.opcheck(own.join.default, (wide, wide.clone(), joined, weight[:, 0, 0, 0], weight[:, 1, 0, 0]))
 torch.library.opcheck(own.feed_forward.default, (wide, weight, weight, weight[:, 0, 0, 0], mean, scale, 1e-5))
 print(json.dumps({{
     "statistics": [max(t.relative(a, b) for a, b in zip(own.plane_statistics(y, 1e-5), t.statistics_of(y)))
@@ -136,6 +150,7 @@ print(json.dumps({{
     "feed forward": [t.feed_forward_error((2, 64, 7, 20), d) for d in (torch.float32, torch.float16)]
     + [t.feed_forward_error((1, 64, 129, 128), torch.float16)],
     "project": [t.project_error((2, 64, 7, 20), o, torch.float32) for o in (64, 128)],
+    "join": [t.join_error((2, 64, 7, 20), o, torch.float32, layout=l) for o in (64, 128) for l in t.LAYOUTS],
     "residual": [t.residual_errors(s, g, torch.float32) for s in [(2, 2, 20, 21), (1, 1, 130, 127)] for g in (False, True)]
     + [t.residual_errors((2, 2, 20, 21), True, torch.float16)],
     "enlarged": [t.enlarged_errors(*s, torch.float32, layout=l, enlarge=own.enlarge) for s in t.SIZES for l in t.LAYOUTS],
@@ -155,7 +170,7 @@ def test_triton_kernels_in_the_interpreter():
     found = json.loads(run.stdout.splitlines()[-1])
     assert max(found["statistics"]) < 1e-5
     assert found["feed forward"][0] < 2e-5 and max(found["feed forward"][1:]) < 1e-3
-    assert max(found["project"]) < 1e-5
+    assert max(found["project"] + found["join"]) < 1e-5
     assert max(map(max, found["residual"][:-1])) < 1e-5 and max(found["residual"][-1]) < 1e-3
     assert len(found["enlarged"]) == 16 and max(map(max, found["enlarged"])) < 1e-6
     assert max(found["widened"]) < 1e-5
@@ -168,6 +183,8 @@ def test_products_behind_a_norm_on_cuda(shape):
     for dtype, most in ((torch.bfloat16, 1e-2), (torch.float16, 1e-3)):
         assert feed_forward_error(shape, dtype, "cuda") < most
         assert project_error(shape, 2 * shape[1], dtype, "cuda") < most
+        for layout in LAYOUTS:
+            assert join_error(shape, shape[1], dtype, "cuda", layout) < most
 
 
 @cuda

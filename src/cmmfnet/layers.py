@@ -19,6 +19,7 @@ from cmmfnet.ops import (
     feed_forward,
     instance_norm,
     norm_project,
+    plain,
     plane_statistics,
     residual_norm,
     serves_pointwise,
@@ -153,7 +154,7 @@ class Downsample(nn.Module):
             x = widen(x, self.widen.weight)
         else:
             x = instance_norm(before_norm(self.widen, x), gelu=True)
-        return instance_norm(before_norm(self.stride, x), gelu=True)
+        return instance_norm(plain(before_norm(self.stride, x)), gelu=True)
 
 
 class Stage(nn.Sequential):

@@ -27,7 +27,7 @@ from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_k
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.methods.region_text import RegionText, Said, draw_words, everywhere_words, memberships, region_loss
-from cmmfnet.ops import add_bilinear, beside, bilinear, convolve, double
+from cmmfnet.ops import add_bilinear, beside, bilinear, convolve, double, join, serves_pointwise
 from cmmfnet.perceptual import Cropped, feature_layers, load_features, tapped
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
 
@@ -428,11 +428,12 @@ class CMMFNet(nn.Module):
         labels = self.label_head(y) if (heads or said is not None) and self.label_head is not None else None
         if said is not None:
             y = self.regions(y, said, labels)
-        y = self._guide(self._merge(self.up3(self._double(y)), e2, self.skip2), stem, 1, vector)
+        y = self._guide(self._merge(self.up3, self._double(y), e2, self.skip2), stem, 1, vector)
         y = self.decode2(y if said is None else self.regions(y, said))
-        y = self._guide(self._merge(self.up2(self._double(y)), e1, self.skip1), stem, 0, vector)
+        y = self._guide(self._merge(self.up2, self._double(y), e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
-        if y.is_cuda:  # where tensor cores take channels last, the largest maps need not be turned for each convolution
+        if y.is_cuda and torch.is_grad_enabled():
+            # where tensor cores take channels last, the largest maps need not be turned for each convolution
             y = y.contiguous(memory_format=torch.channels_last)
         y = convolve(self.up1, self._double(y), "gelu")
         y = self.last(y if said is None else self.regions.finish(y, said))
@@ -447,8 +448,13 @@ class CMMFNet(nn.Module):
         with in_its_dtype(x):
             return double(x)
 
-    def _merge(self, x: Tensor, skip: Tensor, join: nn.Conv2d | None) -> Tensor:
-        return join(torch.cat([x, skip], dim=1)) if join is not None else x + skip
+    def _merge(self, up: nn.Conv2d, x: Tensor, skip: Tensor, both: nn.Conv2d | None) -> Tensor:
+        if both is None:
+            return up(x) + skip
+        if serves_pointwise(skip, both.out_channels) and x.dtype == skip.dtype:
+            x = F.conv2d(x, up.weight.to(x.dtype), None, padding=up.padding)
+            return join(x, skip, both.weight, both.bias, up.bias)
+        return both(torch.cat([up(x), skip], dim=1))
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
         """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""

@@ -2,8 +2,8 @@
 
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.depthwise import depthwise_conv2d
-from cmmfnet.ops.enlarge import add_bilinear, bilinear, double
-from cmmfnet.ops.ffn import feed_forward, norm_project, serves_pointwise
+from cmmfnet.ops.enlarge import add_bilinear, bilinear, double, plain
+from cmmfnet.ops.ffn import feed_forward, join, norm_project, serves_pointwise
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import beside
 from cmmfnet.ops.widening import serves_widen, widen
@@ -18,7 +18,9 @@ __all__ = [
     "double",
     "feed_forward",
     "instance_norm",
+    "join",
     "norm_project",
+    "plain",
     "plane_statistics",
     "residual_norm",
     "serves_pointwise",

@@ -30,14 +30,21 @@ def _serves(*maps: Tensor) -> bool:
 def double(x: Tensor) -> Tensor:
     """(B,C,H,W) -> (B,C,2H,2W), nearest; channels-last where the kernel makes it."""
     if _serves(x):
-        return _enlarge(x, 2 * x.shape[2], 2 * x.shape[3], True, None, None, None)
+        return _enlarge(x, [2 * x.shape[2], 2 * x.shape[3]], True, True, None, None, None)
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def plain(x: Tensor) -> Tensor:
+    """``x.contiguous()``, (B,C,H,W): of a channels-last map PyTorch reads a value of every pixel at a time."""
+    if _serves(x) and not x.is_contiguous():
+        return _enlarge(x, list(x.shape[-2:]), True, False, None, None, None)
+    return x.contiguous()
 
 
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B,C,h,w) -> (B,C,*size), corners not aligned, without antialiasing; contiguous where the kernel makes it."""
     if _serves(x):
-        return _enlarge(x, *size, False, None, None, None)
+        return _enlarge(x, list(size), False, False, None, None, None)
     if x.is_cuda and x.shape[1] >= 4:  # else one thread of PyTorch's kernel walks through all channels of a pixel
         x = x.contiguous(memory_format=torch.channels_last)
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
@@ -46,7 +53,7 @@ def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
 def add_bilinear(x: Tensor, y: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """x (B,C,H,W) plus y (B,C,h,w) at x's size; of that, with scale and shift (B,C), times (1 + scale) plus shift."""
     if _serves(x, y) and x.dtype == y.dtype:
-        return _enlarge(y, *x.shape[-2:], False, x, scale, shift)
+        return _enlarge(y, list(x.shape[-2:]), False, False, x, scale, shift)
     x = x + (y if x.shape == y.shape else bilinear(y, tuple(x.shape[-2:])))
     return x if scale is None else x * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
 
@@ -99,40 +106,30 @@ if triton is not None:
 
     @torch.library.custom_op("cmmfnet::enlarge", mutates_args=())
     def _enlarge(
-        x: Tensor,
-        height: int,
-        width: int,
-        nearest: bool,
-        plus: Tensor | None,
-        scale: Tensor | None,
+        x: Tensor, size: list[int], nearest: bool, last: bool, plus: Tensor | None, scale: Tensor | None,
         shift: Tensor | None,
-    ) -> Tensor:
-        batch, channels, low, narrow = x.shape
-        last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
-        x = x if last else x.contiguous()
-        out = _like(x, height, width, nearest)
+    ) -> Tensor:  # fmt: skip
+        (batch, channels, low, narrow), (height, width) = x.shape, size
+        out = _empty(x, size, last)
+        came_last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
+        x = x if came_last else x.contiguous()
         plus, scale, shift = (None if t is None else t.contiguous() for t in (plus, scale, shift))
         columns = min(64, triton.next_power_of_2(channels))
         rows = 2048 // columns
         _resized[(triton.cdiv(height * width, rows), triton.cdiv(channels, columns), batch)](
             x, x if plus is None else plus, x if scale is None else scale, x if shift is None else shift, out,
             channels, height, width, low, narrow, low / height, narrow / width, NEAREST=nearest, ADD=plus is not None,
-            MODULATE=scale is not None, LAST_IN=last, LAST_OUT=nearest, BP=rows, BC=columns, num_warps=4,
+            MODULATE=scale is not None, LAST_IN=came_last, LAST_OUT=last, BP=rows, BC=columns, num_warps=4,
         )  # fmt: skip
         return out
 
-    def _like(x: Tensor, height: int, width: int, last: bool) -> Tensor:
+    def _empty(x: Tensor, size: list[int], last: bool) -> Tensor:
         layout = torch.channels_last if last else torch.contiguous_format
-        return torch.empty(*x.shape[:2], height, width, device=x.device, dtype=x.dtype, memory_format=layout)
+        return torch.empty(*x.shape[:2], *size, device=x.device, dtype=x.dtype, memory_format=layout)
 
     @_enlarge.register_fake
     def _(
-        x: Tensor,
-        height: int,
-        width: int,
-        nearest: bool,
-        plus: Tensor | None,
-        scale: Tensor | None,
+        x: Tensor, size: list[int], nearest: bool, last: bool, plus: Tensor | None, scale: Tensor | None,
         shift: Tensor | None,
-    ) -> Tensor:
-        return _like(x, height, width, nearest)
+    ) -> Tensor:  # fmt: skip
+        return _empty(x, size, last)

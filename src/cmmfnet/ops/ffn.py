@@ -41,6 +41,12 @@ def norm_project(x: Tensor, weight: Tensor, statistics: Statistics) -> Tensor:
     return _norm_project(x, weight.to(x.dtype), *statistics)
 
 
+def join(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
+    """x and skip (B,C,H,W), weight (O,2C,1,1), bias (O,), x_bias (C,) -> the 1x1 convolution of (x + x_bias) and skip
+    together, (B,O,H,W), without putting them together first. Products take x's dtype, sums are float32. No gradient."""
+    return _join(x, skip, weight.to(x.dtype), bias, x_bias)
+
+
 def feed_forward(
     x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor, statistics: Statistics, eps: float = 1e-5
 ) -> Tensor:
@@ -159,6 +165,46 @@ if triton is not None:
 
     @_norm_project.register_fake
     def _(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        return _projected(x, weight)
+
+    @triton.jit
+    def _joined(x, skip, weight, bias, x_bias, y, size, C: tl.constexpr, OUT: tl.constexpr, LAST: tl.constexpr,
+                BO: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+        """LAST: x is channels-last."""
+        picture = tl.program_id(1).to(tl.int64)
+        pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+        c = tl.arange(0, C)
+        ok = (pixel < size)[None, :]
+        plane_at = (picture * C + c)[:, None] * size + pixel[None, :]
+        if LAST:
+            at = (picture * size + pixel)[None, :] * C + c[:, None]
+        else:
+            at = plane_at
+        left = tl.load(x + at, mask=ok, other=0.0).to(tl.float32) + tl.load(x_bias + c).to(tl.float32)[:, None]
+        left = left.to(x.dtype.element_ty)
+        right = tl.load(skip + plane_at, mask=ok, other=0.0)
+        for first in range(0, OUT, BO):
+            o = first + tl.arange(0, BO)
+            row = weight + o[:, None] * (2 * C) + c[None, :]
+            value = tl.dot(tl.load(row), left)
+            value = tl.dot(tl.load(row + C), right, value) + tl.load(bias + o).to(tl.float32)[:, None]
+            tl.store(y + (picture * OUT + o)[:, None] * size + pixel[None, :], value.to(y.dtype.element_ty), mask=ok)
+
+    @torch.library.custom_op("cmmfnet::join", mutates_args=())
+    def _join(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        size, pixels = height * width, 128 if channels == 64 else 64  # more would fill the shared memory
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        x, skip, weight = x if last else x.contiguous(), skip.contiguous(), weight.contiguous()
+        y = _projected(x, weight)
+        _joined[(triton.cdiv(size, pixels), batch)](
+            x, skip, weight, bias, x_bias, y, size, C=channels, OUT=weight.shape[0], LAST=last, BO=64, BP=pixels,
+            num_warps=8 if channels > 64 else 4,
+        )  # fmt: skip
+        return y
+
+    @_join.register_fake
+    def _(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
         return _projected(x, weight)
 
     @torch.library.custom_op("cmmfnet::feed_forward", mutates_args=())

@@ -125,7 +125,7 @@ class ImageEncoder(nn.Module):
             x = self.join(x)
         else:
             x = self.stem(x)
-        tokens = x.flatten(2).transpose(1, 2) + self.positions
+        tokens = x.flatten(2).transpose(1, 2).contiguous() + self.positions  # else all that follows has this order
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens), maps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -335,6 +336,42 @@ def test_model_file_run_folder_and_network_agree(data, model):
         together = predictor.colour(thermals, metas)
         for a, b, c in zip(found, together, want, strict=True):
             assert np.array_equal(a, c) and np.array_equal(b, c)
+
+
+def test_an_exported_graph_is_scored_as_its_network_is(data, tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    from test_onnx_runtime import fake_graph
+
+    graph = fake_graph(Fake())
+    onnx.save(graph, tmp_path / "mine.onnx")
+    results = {}
+    for geometry in ("short-256-crop-256", "whole"):
+        for text in ("none", "tags"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = evaluate.evaluate(
+                    str(tmp_path / "mine.onnx"), data=data, geometry=geometry, text=text, device="cpu"
+                )
+                pairs = Pairs(data, "val")
+                network = predictors.network_predictor("n", Fake(), pairs, geometry, text=text, device="cpu")
+                exported = open_predictor(str(tmp_path / "mine.onnx"), pairs, geometry, text=text, device="cpu")
+            assert found["method"] == "mine"
+            record = found["methods"]["mine"]
+            assert (record["kind"], record["model"], record["text"]) == ("graph", "fake", text)
+            for thermal, _, meta in frames(pairs, geometry):
+                (a,), (b,) = exported.colour([thermal], [meta]), network.colour([thermal], [meta])
+                assert np.array_equal(a, b)
+            results[geometry, text] = found["scores"]["all"]["mine"]["psnr"]["mean"]
+    assert len(set(results.values())) == 4  # size and text reach it
+    for entry in graph.metadata_props:
+        if entry.key == "text_source":
+            entry.value = "clip-sentence"
+    onnx.save(graph, tmp_path / "sentences.onnx")
+    with pytest.raises(PredictionError, match="takes whole sentences"):
+        open_predictor(str(tmp_path / "sentences.onnx"), pairs, "whole", text="caption", device="cpu")
+    with pytest.raises(ModelError, match="no model file"):
+        open_predictor(str(tmp_path / "none.onnx"), pairs, "whole", device="cpu")
 
 
 def test_batches_are_of_equal_size_and_come_back_in_order():

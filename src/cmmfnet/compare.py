@@ -64,8 +64,8 @@ def compare(
     under different protocols are refused (docs/evaluation.md).
 
     Args:
-        what: two or more of: a name of `cmmfnet models`, a .safetensors file, a run's folder, a folder of predictions, a
-            .json file of `cmmfnet evaluate`, which is not run again
+        what: two or more of: a name of `cmmfnet models`, a .safetensors or .onnx file, a run's folder, a folder of predictions,
+            a .json file of `cmmfnet evaluate`, which is not run again
         data: a folder of pairs (docs/data.md); not needed where all are .json
         report: write one page FILE.html with table, differences, pictures, scenes and curves
         json: write the numbers to this file

@@ -121,7 +121,7 @@ def evaluate(
     lighting and sources. Intervals are 95 % bootstrap intervals with whole sequences drawn (docs/evaluation.md).
 
     Args:
-        what: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, a run's folder, or a folder of
+        what: a name of `cmmfnet models`, a .safetensors or .onnx file, hf:OWNER/REPO@COMMIT, a run's folder, or a folder of
             predictions with NAME.png for every frame
         data: a folder of pairs (docs/data.md)
         split: train, val or test, as in its index

@@ -1,4 +1,4 @@
-"""What is scored: a network (known name, file, run folder) or a folder of predictions, behind one call."""
+"""What is scored: a network (known name, file, run folder, exported graph) or a folder of predictions, behind one call."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from cmmfnet.protocol import SIZE, cut
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from cmmfnet.frame_colorizer import FrameColorizer
+    from cmmfnet.onnx_runtime import OnnxNetwork
 
 TEXTS = ("none", "caption", "tags")
 RUN_MODEL = "model.safetensors"
@@ -52,7 +55,7 @@ def baseline(name: str, colour: Callable[[np.ndarray, dict], np.ndarray]) -> Pre
 
 
 def open_predictor(what: str, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto") -> Predictor:
-    """What ``what`` names: a known model, a .safetensors file, hf:..., a run folder, or a folder of predictions.
+    """What ``what`` names: a known model, a .safetensors file, an .onnx file, hf:..., a run folder, or a folder of predictions.
 
     Raises:
         ModelError, DeviceError, PredictionError: it is none of these, or does not fit ``pairs``.
@@ -62,6 +65,8 @@ def open_predictor(what: str, pairs: Pairs, geometry: str, *, text: str = "none"
     if text not in TEXTS:
         raise PredictionError(f"text is {text!r}; expected one of {', '.join(TEXTS)}")
     path, kind = Path(what), "model"
+    if path.suffix.lower() == ".onnx":
+        return graph_predictor(path, pairs, geometry, text=text, device=device)
     if what not in KNOWN and not what.startswith("hf:") and path.is_dir():
         if not (path / RUN_MODEL).is_file():
             return folder_predictor(path, pairs, geometry)
@@ -81,7 +86,7 @@ def open_predictor(what: str, pairs: Pairs, geometry: str, *, text: str = "none"
 # --- networks
 
 
-def takes(network: nn.Module, side: int) -> bool:
+def takes(network: nn.Module | OnnxNetwork, side: int) -> bool:
     """Whether ``network`` colours squares of this side in pixels as they are."""
     fixed = getattr(network, "fixed_size", None)
     return side == fixed if fixed else side % getattr(network, "multiple_of", 8) == 0
@@ -97,20 +102,47 @@ def network_predictor(
     device: str = "auto",
     record: dict | None = None,
 ) -> Predictor:
-    """A network in float32: as it is on 256x256, by ``Colorizer`` (its sizes and padding) on whole frames, and where it
-    takes another size.
-
-    On CUDA eight frames at a time; a network must give each the same answer alone and in company.
-    """
+    """A network in float32."""
     import torch
 
     from cmmfnet.colorizer import Colorizer
 
     colorizer = Colorizer(network, device=device, dtype=torch.float32, name=name)
+    return _colorizer_predictor(name, colorizer, pairs, geometry, text, record or {"kind": "model"})
+
+
+def graph_predictor(path: Path, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto") -> Predictor:
+    """What ``cmmfnet export`` wrote, by ONNX Runtime.
+
+    Raises:
+        ModelError: no file, no such graph, or no such device. PredictionError: it takes whole sentences.
+    """
+    from cmmfnet.onnx_runtime import OnnxColorizer
+
+    colorizer = OnnxColorizer(path, device=device)
+    if text != "none" and colorizer.network.text_source == "clip-sentence":
+        raise PredictionError(
+            f"{path} takes whole sentences, whose tokens PyTorch makes; use --text none, or the model it was exported from"
+        )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    known = {key: colorizer.metadata[key] for key in ("model", "method", "precision") if key in colorizer.metadata}
+    record = {"what": str(path), "kind": "graph", "sha256": digest} | known
+    return _colorizer_predictor(path.stem, colorizer, pairs, geometry, text, record)
+
+
+def _colorizer_predictor(
+    name: str, colorizer: FrameColorizer, pairs: Pairs, geometry: str, text: str, record: dict
+) -> Predictor:
+    """As it is on 256x256, with its colorizer's sizes and padding on whole frames, and where it takes another size.
+
+    On CUDA eight frames at a time; a network must give each the same answer alone and in company.
+    """
+    network = colorizer.network
     takes_text = getattr(network, "text_source", "none") != "none"
     given = text if takes_text else "none"
     texts = _texts(pairs, given) if given != "none" else {}
-    record = (record or {"kind": "model"}) | {"text": given if takes_text else "none (takes none)"}
+    record = record | {"text": given if takes_text else "none (takes none)"}
 
     def colour(thermals: Sequence[np.ndarray], metas: Sequence[dict]) -> list[np.ndarray]:
         words = [texts.get(meta["name"], "") for meta in metas]
@@ -119,8 +151,8 @@ def network_predictor(
             try:
                 if geometry == "whole" or not takes(network, SIZE):
                     return colorizer(list(thermals), span=(-1, 1), text=words, batch_size=batch)
-                with torch.inference_mode():
-                    colours = colorizer._run(torch.from_numpy(np.stack(thermals)), words)
+                with colorizer._inference():
+                    colours = colorizer._run(colorizer._batch(list(thermals)), words)
                     return [colorizer._finish(c, t, t) for c, t in zip(colours, thermals, strict=True)]
             except FloatingPointError as error:
                 raise PredictionError(f"{metas[0]['name']} or a frame beside it: {error}") from error

@@ -237,12 +237,12 @@ def test_what_is_beside_in_a_graph_is_done_when_it_is_joined():
     x = torch.rand(1024, 1024, device="cuda")
 
     def run():
-        with ops.beside(x) as joined:
+        with ops.Beside(x) as other:
             y = x
             for _ in range(8):
                 y = (y @ x).softmax(dim=1)
         z = x.square()
-        joined()
+        other.join()
         return y + z
 
     expected, graph = run(), torch.cuda.CUDAGraph()

@@ -27,7 +27,7 @@ from cmmfnet.layers import MLP, Attention, Downsample, TransformerBlock, large_k
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.methods.region_text import RegionText, Said, draw_words, everywhere_words, memberships, region_loss
-from cmmfnet.ops import add_bilinear, beside, bilinear, convolve, double, join, serves_pointwise
+from cmmfnet.ops import Beside, add_bilinear, bilinear, convolve, double, join, serves_pointwise
 from cmmfnet.perceptual import Cropped, feature_layers, load_features, tapped
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
 
@@ -403,12 +403,12 @@ class CMMFNet(nn.Module):
         if thermal.ndim != 4 or thermal.shape[1] != 1 or thermal.shape[2] % 8 or thermal.shape[3] % 8:
             raise ValueError(f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8")
         x = self._tones(thermal)
-        with beside(x) as joined:
+        with Beside(x) as other:
             tokens, stem = self.image_encoder(x)
         e1 = self.encode1(self.down1(x))
         e2 = self.encode2(self.down2(e1))
         e3 = self.encode3(self.down3(e2))
-        joined()
+        other.join()
         said = None
         text = None if text is None or self.text_source == "none" else text
         if text is not None and self.regions is not None:

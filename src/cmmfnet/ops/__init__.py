@@ -5,13 +5,13 @@ from cmmfnet.ops.depthwise import depthwise_conv2d
 from cmmfnet.ops.enlarge import add_bilinear, bilinear, double, plain
 from cmmfnet.ops.ffn import feed_forward, join, norm_project, serves_pointwise
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
-from cmmfnet.ops.streams import beside
+from cmmfnet.ops.streams import Beside
 from cmmfnet.ops.widening import serves_widen, widen
 
 __all__ = [
+    "Beside",
     "Statistics",
     "add_bilinear",
-    "beside",
     "bilinear",
     "convolve",
     "depthwise_conv2d",

@@ -12,7 +12,8 @@ response: one word is swapped (grass -> snow, tree without -> with leaves, grey 
 region = 1 - |mean Lab with the new word - target| / |mean Lab with the old word - target|. On rendered scenes label map and
 target (the scene rendered anew) are exact; on pairs (--data) the region is what the label head of the bundled model finds in
 the thermal frame with a probability of .4, and the target is the picture with the old word, recoloured (data/recolour.py).
-The rest is all pixels farther than 4 px from the region; its change is the mean CIEDE2000. Medians over pictures.
+The rest is all pixels farther than 4 px from the region; its change is the mean CIEDE2000. Medians over pictures. Beside the
+covered share stands what one colour would cover, the mean target of the other pictures.
 
 cost: milliseconds a text, new and cached, and the time of a frame with text over that without, repeats interleaved.
 """
@@ -218,29 +219,43 @@ def response(colorizer: Colorizer, cases: Iterator[Case], where: str, sheet: lis
             )
             target = case.repaint(swap.repaint) if case.repaint else swap.recolour(old, case.label)
             lab_old, lab_new, lab_target = to_lab(old), to_lab(new), to_lab(target)
-            goal = lab_target[region].mean(axis=0)
-            before = float(np.linalg.norm(lab_old[region].mean(axis=0) - goal))
+            was, now, goal = (lab[region].mean(axis=0) for lab in (lab_old, lab_new, lab_target))
+            before = float(np.linalg.norm(was - goal))
             if before < LEAST_DISTANCE:  # it has that colour already
                 left_out[name] += 1
                 continue
-            after = float(np.linalg.norm(lab_new[region].mean(axis=0) - goal))
+            after = float(np.linalg.norm(now - goal))
             rest = ~binary_dilation(region, iterations=MARGIN)
             change = float(deltaE_ciede2000(lab_old, lab_new)[rest].mean()) if rest.mean() > 0.05 else None
-            found[name].append({"scene": case.scene, "covered": 1 - after / before, "rest": change})
+            labs = {"old": was.tolist(), "new": now.tolist(), "target": goal.tolist()}
+            found[name].append({"scene": case.scene, "covered": 1 - after / before, "rest": change, **labs})
             if len(found[name]) <= 3:
                 grey = ((case.thermal + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
                 row = [np.repeat(grey[..., None], 3, axis=2), old, new, target]
                 sheet.append(np.concatenate([_fit(p) for p in row], axis=1))
     result = {}
     print(f"{where}: median [95 % interval by scene]")
-    print("| swap | pictures | left out | covered share | rest, CIEDE2000 |\n| --- | --- | --- | --- | --- |")
+    print("| swap | pictures | left out | covered share | rest, CIEDE2000 | covered by one colour for all |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, rows in found.items():
         covered = [row["covered"] for row in rows]
         rest = [row["rest"] for row in rows if row["rest"] is not None]
         cell = {"pictures": len(rows), "left_out": left_out[name], "covered": _median(covered), "rest": _median(rest)}
+        cell["one_colour"] = _median(_by_one_colour(rows))
         result[name] = cell | {"rows": rows}
-        print(f"| {name} | {len(rows)} | {left_out[name]} | {_show(cell['covered'])} | {_show(cell['rest'])} |")
+        cells = " | ".join(_show(cell[key]) for key in ("covered", "rest", "one_colour"))
+        print(f"| {name} | {len(rows)} | {left_out[name]} | {cells} |")
     return result
+
+
+def _by_one_colour(rows: list[dict]) -> list[float]:
+    """Covered share of each picture, had its region become the mean target of the other pictures: what can be had by
+    somebody who knows the word, and not how this picture was painted."""
+    old, target = (np.array([row[key] for row in rows]) for key in ("old", "target"))
+    if len(rows) < 2:
+        return []
+    others = (target.sum(axis=0) - target) / (len(rows) - 1)
+    return (1 - np.linalg.norm(others - target, axis=1) / np.linalg.norm(old - target, axis=1)).tolist()
 
 
 def _fit(picture: np.ndarray) -> np.ndarray:

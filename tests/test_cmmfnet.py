@@ -13,7 +13,9 @@ from cmmfnet import perceptual
 from cmmfnet.data.batches import IGNORE, Batch
 from cmmfnet.layers import PatchDiscriminator
 from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet import MAX_TAGS, PAPER, RELEASED, CMMFNetMethod, ImageEncoder, tone_channels
+from cmmfnet.methods.cmmfnet import PAPER, RELEASED
+from cmmfnet.methods.cmmfnet_interaction import ImageEncoder, tone_channels
+from cmmfnet.methods.cmmfnet_training import MAX_TAGS, CMMFNetMethod
 from cmmfnet.methods.method import Moment, in_full_precision
 from cmmfnet.perceptual import feature_layers
 from cmmfnet.text import DEFAULT_PROMPT, WORDS

@@ -15,7 +15,8 @@ from cmmfnet.data import taught
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import write_pairs
 from cmmfnet.methods import build_network, cmmfnet_small_start
-from cmmfnet.methods.cmmfnet import CMMFNet, tone_channels
+from cmmfnet.methods.cmmfnet import CMMFNet
+from cmmfnet.methods.cmmfnet_interaction import tone_channels
 from cmmfnet.methods.cmmfnet_small import CMMFNetSmall, CMMFNetSmallMethod, tones
 from cmmfnet.methods.factored_stem import FactoredStem
 from cmmfnet.methods.method import Moment

@@ -18,7 +18,8 @@ import yaml
 from cmmfnet import losses
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet import PAPER, RELEASED, CMMFNet, CMMFNetMethod
+from cmmfnet.methods.cmmfnet import PAPER, RELEASED, CMMFNet
+from cmmfnet.methods.cmmfnet_training import CMMFNetMethod
 from cmmfnet.recipe import Recipe
 from cmmfnet.text import WORDS
 

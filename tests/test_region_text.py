@@ -9,7 +9,7 @@ import torch
 from cmmfnet.attributes import ATTRIBUTES, attribute_weights, said_of
 from cmmfnet.data.scenes import CLASSES
 from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet import CMMFNetMethod
+from cmmfnet.methods.cmmfnet_training import CMMFNetMethod
 from cmmfnet.methods.region_text import CLAIMS, PLACES, RegionText, Said, draw_words, region_loss, region_targets
 from cmmfnet.prompts import parse_tags
 from cmmfnet.text import tag_ids

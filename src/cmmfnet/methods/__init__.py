@@ -1,11 +1,11 @@
-"""One file a paper. The registry is a dict literal: name -> "module:class" of a Method (method.py)."""
+"""One file a paper, CMMF-Net's three. The registry is a dict literal: name -> "module:class" of a Method (method.py)."""
 
 from __future__ import annotations
 
 import importlib
 
 METHODS: dict[str, str] = {
-    "cmmfnet": "cmmfnet.methods.cmmfnet:CMMFNetMethod",
+    "cmmfnet": "cmmfnet.methods.cmmfnet_training:CMMFNetMethod",
     "cmmfnet-small": "cmmfnet.methods.cmmfnet_small:CMMFNetSmallMethod",
     "pix2pix": "cmmfnet.methods.pix2pix:Pix2Pix",
     "cyclegan": "cmmfnet.methods.cyclegan:CycleGAN",

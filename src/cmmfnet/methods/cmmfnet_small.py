@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.layers import pointwise
-from cmmfnet.methods.cmmfnet import MAX_TAGS, Modulation, modulated, resize
+from cmmfnet.methods.cmmfnet_interaction import Modulation, modulated, resize
+from cmmfnet.methods.cmmfnet_training import MAX_TAGS
 from cmmfnet.methods.factored_stem import VGG, FactoredStem
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors

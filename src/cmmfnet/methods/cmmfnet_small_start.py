@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.cmmfnet import resize
+from cmmfnet.methods.cmmfnet_interaction import resize
 from cmmfnet.methods.cmmfnet_small import CMMFNetSmall, tones
 
 FACTOR_FRAMES = 12  # more change little, and all of a stem's maps of them are in memory

@@ -1,7 +1,7 @@
 """Matched: the released recipe's losses for the network of any method, so that architecture and recipe can be told apart.
 
 No paper: L1, a perceptual distance, SSIM, TV and a light hinge PatchGAN, as configs/cmmfnet.yaml weighs them. CMMF-Net's
-own training (cmmfnet.py) adds text and its auxiliary heads to the same step.
+own training (cmmfnet_training.py) adds text and its auxiliary heads to the same step.
 """
 
 from __future__ import annotations

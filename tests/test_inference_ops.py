@@ -6,16 +6,11 @@ The Triton kernels run in Triton's interpreter on the CPU where Triton is instal
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_ops import LAYOUTS, norm_reference, relative
+from test_ops import LAYOUTS, interpreted, norm_reference, relative
 
 from cmmfnet import ops
 from cmmfnet.layers import Downsample
@@ -122,7 +117,6 @@ def test_maps_are_enlarged_by_pytorch_where_no_kernel_serves(shape, size, layout
     assert max(enlarged_errors(shape, size, torch.float32, layout=layout)) < 1e-6
 
 
-# Triton's interpreter has to be asked for before Triton is imported: another process. As on CUDA, but for the device.
 _INTERPRETED = """
 import json, sys
 import torch
@@ -163,11 +157,7 @@ print(json.dumps({{
 @pytest.mark.skipif(not triton, reason="Triton is not installed")
 def test_triton_kernels_in_the_interpreter():
     """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""
-    script = _INTERPRETED.format(tests=str(Path(__file__).parent))
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = interpreted(_INTERPRETED)
     assert max(found["statistics"]) < 1e-5
     assert found["feed forward"][0] < 2e-5 and max(found["feed forward"][1:]) < 1e-3
     assert max(found["project"] + found["join"]) < 1e-5

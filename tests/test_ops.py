@@ -221,7 +221,15 @@ def test_bias_and_activation_on_the_cpu(shape, gelu):
     assert max(activation_errors(shape, gelu)) < 1e-5
 
 
-# Triton's interpreter has to be asked for before Triton is imported: another process.
+def interpreted(script):
+    """What ``script`` prints last, JSON. Triton's interpreter has to be asked for before Triton is imported: another process."""
+    script = script.format(tests=str(Path(__file__).parent))
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 _INTERPRETED = """
 import json, sys
 import torch
@@ -267,11 +275,7 @@ print(json.dumps({{
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_kernels_in_the_interpreter():
     """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""
-    script = _INTERPRETED.format(tests=str(Path(__file__).parent))
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    found = interpreted(_INTERPRETED)
     assert len(found["depthwise"]) == 11 and max(map(max, found["depthwise"])) < 1e-6
     assert len(found["norm"]) == 10 and max(map(max, found["norm"])) < 2e-6
     assert len(found["activation"]) == 40 and max(map(max, found["activation"])) < 1e-5

@@ -60,13 +60,13 @@ def stretched_counts(values: Tensor, ranks: Tensor, weights: Tensor) -> Tensor:
     (:func:`cmmfnet.thermal.percentile_ranks`)."""
     lowest = -(2**15)
     counts = torch.zeros(2**16 - lowest, dtype=torch.int32, device=values.device)
+    values = values.double()
     sampled = values.flatten()[:: sampling_step(tuple(values.shape))].long() - lowest
     counts.scatter_add_(0, sampled, torch.ones_like(sampled, dtype=torch.int32))
-    least, most = values.double().aminmax()
+    least, most = values.aminmax()
     start, a, b = (torch.searchsorted(counts.cumsum(0), ranks, right=True) + lowest - least).unbind()
     ends = start + (b - a) * weights + least
     low, high = torch.where(ends[0] < ends[1], ends, torch.stack([least, most])).unbind()
-    values = values.double()
     stretched = (values.clamp(low, high) - low) / (high - low) * 2 - 1
     return torch.where(low < high, stretched, torch.sign(values - low)).float()
 

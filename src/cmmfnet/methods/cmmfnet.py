@@ -23,14 +23,11 @@ from cmmfnet.methods.cmmfnet_interaction import (
     CrossModalInteraction,
     ImageEncoder,
     Modulation,
-    autocasts,
-    in_its_dtype,
-    modulated,
     resize,
     tone_channels,
 )
 from cmmfnet.methods.region_text import RegionText, Said, everywhere_words, memberships
-from cmmfnet.ops import Beside, add_bilinear, convolve, double, join, serves_pointwise
+from cmmfnet.ops import Beside, add_bilinear, autocasts, convolve, double, join, modulated, serves_pointwise
 
 PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trainable parameters
 RELEASED: dict = {
@@ -226,25 +223,20 @@ class CMMFNet(nn.Module):
         labels = self.label_head(y) if (heads or said is not None) and self.label_head is not None else None
         if said is not None:
             y = self.regions(y, said, labels)
-        y = self._guide(self._merge(self.up3, self._double(y), e2, self.skip2), stem, 1, vector)
+        y = self._guide(self._merge(self.up3, double(y), e2, self.skip2), stem, 1, vector)
         y = self.decode2(y if said is None else self.regions(y, said))
-        y = self._guide(self._merge(self.up2, self._double(y), e1, self.skip1), stem, 0, vector)
+        y = self._guide(self._merge(self.up2, double(y), e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
         if y.is_cuda and torch.is_grad_enabled():
             # where tensor cores take channels last, the largest maps need not be turned for each convolution
             y = y.contiguous(memory_format=torch.channels_last)
-        y = convolve(self.up1, self._double(y), "gelu")
+        y = convolve(self.up1, double(y), "gelu")
         y = self.last(y if said is None else self.regions.finish(y, said))
         colour = torch.tanh(y.contiguous()) if self.output == "tanh" else y.contiguous().clamp(-1, 1)
         if not heads:
             return colour
         tags = self._tag_logits(tokens) if self.predicts_tags else None
         return (colour, tags, labels, said.levels if said is not None else []) if maps else (colour, tags, labels)
-
-    @staticmethod
-    def _double(x: Tensor) -> Tensor:
-        with in_its_dtype(x):
-            return double(x)
 
     def _merge(self, up: nn.Conv2d, x: Tensor, skip: Tensor, both: nn.Conv2d | None) -> Tensor:
         if both is None:
@@ -258,7 +250,5 @@ class CMMFNet(nn.Module):
         """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""
         change = self.modulations[2 - level](vector) if self.modulations is not None else (None, None)
         if self.laterals is not None:
-            lateral = self.laterals[level](maps[level])
-            with in_its_dtype(x):
-                return add_bilinear(x, lateral, *change)
+            return add_bilinear(x, self.laterals[level](maps[level]), *change)
         return x if change[0] is None else modulated(x, *change)

@@ -5,7 +5,6 @@ The network that they are parts of, and the paper, are in cmmfnet.py.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 
@@ -20,20 +19,7 @@ from cmmfnet.perceptual import feature_layers, tapped
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, without antialiasing, so that an exported graph gives the same numbers."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    with in_its_dtype(x):
-        return bilinear(x, tuple(size))
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether products of x are cast to 16 bits here."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-
-
-def in_its_dtype(x: Tensor) -> contextlib.AbstractContextManager:
-    """For enlargements: autocast has every one in float32, twice the traffic for the largest maps."""
-    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else contextlib.nullcontext()
+    return x if tuple(x.shape[-2:]) == tuple(size) else bilinear(x, tuple(size))
 
 
 def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
@@ -195,8 +181,7 @@ class CrossModalInteraction(nn.Module):
 
 
 class Modulation(nn.Module):
-    """Feature-wise scale and shift, each (B,C), of a map by a vector (B,D): the map times (1 + scale) plus shift. Starts as
-    the identity."""
+    """Feature-wise scale and shift, each (B,C), of a map by a vector (B,D), for ops.modulated. Starts as the identity."""
 
     def __init__(self, width: int, channels: int):
         super().__init__()
@@ -207,8 +192,3 @@ class Modulation(nn.Module):
     def forward(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         scale, shift = self.linear(vector).chunk(2, dim=1)
         return scale, shift
-
-
-def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x (B,C,H,W) changed by what Modulation gives."""
-    return x * (1 + scale[:, :, None, None]) + shift[:, :, None, None]

@@ -22,12 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmmfnet.frame_colorizer import MAX_TAGS
 from cmmfnet.layers import pointwise
-from cmmfnet.methods.cmmfnet_interaction import Modulation, modulated, resize
-from cmmfnet.methods.cmmfnet_training import MAX_TAGS
+from cmmfnet.methods.cmmfnet_interaction import Modulation, resize
 from cmmfnet.methods.factored_stem import VGG, FactoredStem
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
+from cmmfnet.ops import modulated
 from cmmfnet.perceptual import Cropped
 from cmmfnet.text import WORDS, tag_ids
 

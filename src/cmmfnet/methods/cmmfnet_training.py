@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmmfnet.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.data.batches import IGNORE
+from cmmfnet.frame_colorizer import MAX_TAGS
 from cmmfnet.methods.cmmfnet import CMMFNet
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
     from cmmfnet.recipe import Recipe
 
-MAX_TAGS = 16
 TAG_VECTORS = "clip-vitb16-cocostuff171.safetensors"
 
 

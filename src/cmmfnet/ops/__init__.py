@@ -2,7 +2,7 @@
 
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.depthwise import depthwise_conv2d
-from cmmfnet.ops.enlarge import add_bilinear, bilinear, double, plain
+from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
 from cmmfnet.ops.ffn import feed_forward, join, norm_project, serves_pointwise
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
@@ -12,6 +12,7 @@ __all__ = [
     "Beside",
     "Statistics",
     "add_bilinear",
+    "autocasts",
     "bilinear",
     "convolve",
     "depthwise_conv2d",
@@ -19,6 +20,7 @@ __all__ = [
     "feed_forward",
     "instance_norm",
     "join",
+    "modulated",
     "norm_project",
     "plain",
     "plane_statistics",

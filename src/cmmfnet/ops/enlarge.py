@@ -7,6 +7,8 @@ want, whatever order it comes in, and what a map is enlarged for - to be added a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,24 @@ except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether products of x are cast to 16 bits here."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def _interpolate(x: Tensor, **options: Any) -> Tensor:
+    """In x's own dtype: autocast has every enlargement in float32, twice the traffic for the largest maps."""
+    if not autocasts(x):
+        return F.interpolate(x, **options)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.interpolate(x, **options)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x (B,C,H,W) times (1 + scale) plus shift, both (B,C)."""
+    return x * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+
+
 def _serves(*maps: Tensor) -> bool:
     """Whether the kernel, which has no gradient, takes these."""
     if triton is None or torch.is_grad_enabled():
@@ -31,7 +51,7 @@ def double(x: Tensor) -> Tensor:
     """(B,C,H,W) -> (B,C,2H,2W), nearest; channels-last where the kernel makes it."""
     if _serves(x):
         return _enlarge(x, [2 * x.shape[2], 2 * x.shape[3]], True, True, None, None, None)
-    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return _interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def plain(x: Tensor) -> Tensor:
@@ -47,7 +67,7 @@ def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
         return _enlarge(x, list(size), False, False, None, None, None)
     if x.is_cuda and x.shape[1] >= 4:  # else one thread of PyTorch's kernel walks through all channels of a pixel
         x = x.contiguous(memory_format=torch.channels_last)
-    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return _interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def add_bilinear(x: Tensor, y: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -55,7 +75,7 @@ def add_bilinear(x: Tensor, y: Tensor, scale: Tensor | None = None, shift: Tenso
     if _serves(x, y) and x.dtype == y.dtype:
         return _enlarge(y, list(x.shape[-2:]), False, False, x, scale, shift)
     x = x + (y if x.shape == y.shape else bilinear(y, tuple(x.shape[-2:])))
-    return x if scale is None else x * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    return x if scale is None else modulated(x, scale, shift)
 
 
 if triton is not None:

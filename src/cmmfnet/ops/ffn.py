@@ -148,6 +148,9 @@ if triton is not None:
             at = (picture * OUT + o).to(tl.int64)[:, None] * size + pixel[None, :]
             tl.store(y + at, value.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
 
+    def _warps(channels: int) -> int:
+        return 8 if channels > 64 else 4
+
     @torch.library.custom_op("cmmfnet::norm_project", mutates_args=())
     def _norm_project(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -156,7 +159,7 @@ if triton is not None:
         y = _projected(x, weight)
         _project[(triton.cdiv(size, pixels), batch)](
             x, weight, mean, scale, y, size, C=channels, OUT=outputs, BO=64, BP=pixels,
-            num_warps=8 if channels > 64 else 4,
+            num_warps=_warps(channels),
         )  # fmt: skip
         return y
 
@@ -199,7 +202,7 @@ if triton is not None:
         y = _projected(x, weight)
         _joined[(triton.cdiv(size, pixels), batch)](
             x, skip, weight, bias, x_bias, y, size, C=channels, OUT=weight.shape[0], LAST=last, BO=64, BP=pixels,
-            num_warps=8 if channels > 64 else 4,
+            num_warps=_warps(channels),
         )  # fmt: skip
         return y
 
@@ -216,7 +219,7 @@ if triton is not None:
         x, widen, narrow = x.contiguous(), widen.contiguous(), narrow.contiguous()
         tiles = triton.cdiv(size, pixels)
         sums = torch.empty(batch, tiles, 2, hidden, device=x.device, dtype=torch.float32)
-        shape = {"C": channels, "HIDDEN": hidden, "BH": 64, "BP": pixels, "num_warps": 8 if channels > 64 else 4}
+        shape = {"C": channels, "HIDDEN": hidden, "BH": 64, "BP": pixels, "num_warps": _warps(channels)}
         _hidden_sums[(tiles, batch)](x, widen, mean, scale, sums, size, tiles, **shape)
         hidden_scale = torch.empty(batch, hidden, device=x.device, dtype=torch.float32)
         hidden_shift = torch.empty_like(hidden_scale)

@@ -187,13 +187,16 @@ if triton is not None:
         y = torch.empty_like(x)
         return y, *_run(x, None if residual is None else residual.contiguous(), y, gelu, eps)
 
+    def _empty_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.new_empty(x.shape[0] * x.shape[1], dtype=torch.float32)
+        return mean, torch.empty_like(mean)
+
     def _run(
         x: Tensor, residual: Tensor | None, y: Tensor | None, gelu: bool, eps: float, after: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Writes y, where there is one; -> mean and scale of x, or ``after`` of y."""
         planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
-        mean = torch.empty(planes, device=x.device, dtype=torch.float32)
-        scale = torch.empty_like(mean)
+        mean, scale = _empty_statistics(x)
         operands = x, x if residual is None else residual, x if y is None else y
         does = {"GELU": gelu, "ADD": residual is not None, "WRITE": y is not None, **_cut(size)}
         if size <= WHOLE:
@@ -222,18 +225,15 @@ if triton is not None:
 
     @_statistics.register_fake
     def _(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        mean = x.new_empty(x.shape[0] * x.shape[1], dtype=torch.float32)
-        return mean, torch.empty_like(mean)
+        return _empty_statistics(x)
 
     @_residual_norm.register_fake
     def _(x: Tensor, residual: Tensor, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.new_empty(x.shape[0] * x.shape[1], dtype=torch.float32)
-        return torch.empty_like(x, memory_format=torch.contiguous_format), mean, torch.empty_like(mean)
+        return torch.empty_like(x, memory_format=torch.contiguous_format), *_empty_statistics(x)
 
     @_norm.register_fake
     def _(x: Tensor, residual: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.new_empty(x.shape[0] * x.shape[1], dtype=torch.float32)
-        return torch.empty_like(x, memory_format=torch.contiguous_format), mean, torch.empty_like(mean)
+        return torch.empty_like(x, memory_format=torch.contiguous_format), *_empty_statistics(x)
 
     @torch.library.custom_op("cmmfnet::instance_norm_backward", mutates_args=())
     def _norm_backward(dy: Tensor, x: Tensor, mean: Tensor, scale: Tensor, gelu: bool) -> Tensor:

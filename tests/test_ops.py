@@ -242,6 +242,11 @@ norm = lambda x, gelu: torch.ops.cmmfnet.instance_norm(x, None, gelu, 1e-5)[0]
 shapes = [s for s in t.SHAPES if s[-1] >= 5]
 flat = torch.full((1, 2, 9, 9), 300.0, requires_grad=True)
 flat_y = norm(flat, True)
+grid = torch.linspace(-14, 14, 2801, dtype=torch.float16).view(1, 1, 1, -1).requires_grad_()
+half = torch.ops.cmmfnet.bias_activation(grid, torch.zeros(1), True)
+exact = grid.detach().double().requires_grad_()
+exact_half = torch.nn.functional.gelu(exact)
+slope = (torch.autograd.grad(half.sum(), grid)[0], torch.autograd.grad(exact_half.sum(), exact)[0])
 x, weight, bias, dy = t.operands((2, 2, 9, 20, 5))
 y, mean, scale = torch.ops.cmmfnet.instance_norm(x, x.detach(), True, 1e-5)
 torch.library.opcheck(depthwise.default, (x, weight, bias))
@@ -261,10 +266,13 @@ print(json.dumps({{
                    for l in t.LAYOUTS],
     "depthwise": [t.depthwise_errors(s, function=depthwise) for s in shapes]
     + [t.depthwise_errors(shapes[1], function=depthwise, layout=l) for l in t.LAYOUTS],
-    "norm": [t.norm_errors(s, g, function=norm) for s in [(2, 2, 20, 21), (1, 2, 70, 66), (1, 1, 130, 127)] for g in (False, True)]
+    "norm": [t.norm_errors(s, g, function=norm) for s in [(2, 2, 20, 21), (1, 2, 16, 16), (1, 2, 70, 66), (1, 1, 130, 127)]
+             for g in (False, True)]
     + [t.norm_errors((2, 1, 5, 9), True, function=norm, layout=l) for l in t.LAYOUTS],
     "gelu": t.relative(torch.ops.cmmfnet.depthwise_gelu(x.detach(), weight.detach(), bias.detach()),
                        torch.nn.functional.gelu(t.depthwise_reference(x, weight, bias))),
+    "16 bits": [t.norm_errors(s, g, torch.float16, function=norm) for s in [(1, 2, 16, 16), (2, 1, 20, 21)] for g in (False, True)],
+    "gelu in 16 bits": [float((a - b).abs().sub(b.abs() * 2**-11).max()) for a, b in ((half, exact_half), slope)],
     "one value": norm(torch.randn(2, 3, 1, 1) * 100, False).abs().max().item(),
     "flat": [flat_y.abs().max().item(), torch.autograd.grad(flat_y.sum(), flat)[0].abs().max().item()],
 }}))
@@ -277,9 +285,11 @@ def test_triton_kernels_in_the_interpreter():
     """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""
     found = interpreted(_INTERPRETED)
     assert len(found["depthwise"]) == 11 and max(map(max, found["depthwise"])) < 1e-6
-    assert len(found["norm"]) == 10 and max(map(max, found["norm"])) < 2e-6
+    assert len(found["norm"]) == 12 and max(map(max, found["norm"])) < 2e-6
     assert len(found["activation"]) == 40 and max(map(max, found["activation"])) < 1e-5
     assert found["gelu"] < 1e-6
+    assert len(found["16 bits"]) == 4 and max(map(max, found["16 bits"])) < 2e-3
+    assert max(found["gelu in 16 bits"]) < 1.3e-4  # beyond the rounding of the result
     assert found["one value"] == 0
     assert found["flat"][0] < 0.05 and math.isfinite(found["flat"][1])
 

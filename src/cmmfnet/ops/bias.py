@@ -16,7 +16,7 @@ try:
     import triton
     import triton.language as tl
 
-    from cmmfnet.ops.norm import normal
+    from cmmfnet.ops.norm import gelu_of, gelu_slope
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
@@ -47,11 +47,10 @@ if triton is not None:
         else:
             v += tl.load(bias + row % channels, mask=row < rows, other=0.0).to(tl.float32)[:, None]
         if GELU:
-            below, bell = normal(v)
             if BACKWARD:
-                v = below + v * bell * 0.3989422804014327
+                v = gelu_slope(v, out.dtype.element_ty == tl.float32)
             else:
-                v *= below
+                v = gelu_of(v, out.dtype.element_ty == tl.float32)
         else:
             v = tl.where(v < 0, 0.0, v)  # NaN stays NaN
         if BACKWARD:

@@ -149,7 +149,7 @@ if triton is not None:
         if BIAS:
             acc += tl.load(bias + c).to(tl.float32)
         if GELU:
-            acc = gelu_of(acc)
+            acc = gelu_of(acc, y.dtype.element_ty == tl.float32)
         offset, ok = _place(row, column, out, height, width, BN, 0)
         tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
 

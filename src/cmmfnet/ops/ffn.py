@@ -17,6 +17,8 @@ from cmmfnet.ops.norm import Statistics
 try:
     import triton
     import triton.language as tl
+
+    from cmmfnet.ops.norm import gelu_of
 except ImportError:  # no Triton on this platform: layers.ConvFFN goes its ordinary way
     triton = None
 
@@ -61,18 +63,6 @@ def feed_forward(
 if triton is not None:
 
     @triton.jit
-    def _gelu(v):
-        """GELU of float32 to 8e-5, enough for 16 bits, by multiply-adds alone: exp and a division take twice as long, and
-        here it is most of the work. A least-squares fit of (normal distribution - 1/2) / v in v^2 on |v| <= 4.25."""
-        inside = tl.minimum(tl.maximum(v, -4.25), 4.25)
-        u = inside * inside
-        p = -4.515731788501398e-09 + u * 4.547582796443628e-11
-        p = -5.147800493432442e-06 + u * (1.9863092859395692e-07 + u * p)
-        p = -0.001079099252820015 + u * (8.849235018715262e-05 + u * p)
-        p = -0.06619042903184891 + u * (0.009718858636915684 + u * p)
-        return v * (0.5 + inside * (0.39881932735443115 + u * p))
-
-    @triton.jit
     def _normalised(x, mean, scale, start, pixel, size, C: tl.constexpr):
         """Tile (C, pixels) of a picture that begins at plane ``start``, in the dtype of the input."""
         c = tl.arange(0, C)
@@ -110,7 +100,7 @@ if triton is not None:
             wide = tl.dot(tl.load(widen + h[:, None] * C + c[None, :]), a)
             at = picture * HIDDEN + h
             wide = wide * tl.load(hidden_scale + at)[:, None] + tl.load(hidden_shift + at)[:, None]
-            wide = _gelu(wide)
+            wide = gelu_of(wide, False)
             acc = tl.dot(tl.load(narrow + c[:, None] * HIDDEN + h[None, :]), wide.to(x.dtype.element_ty), acc)
         acc += tl.load(bias + c).to(tl.float32)[:, None]
         at = (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :]

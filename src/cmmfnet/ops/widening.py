@@ -57,7 +57,8 @@ if triton is not None:
             v += value[:, None] * factor[None, :]
         at = (picture * size + pixel)[:, None] * channels + c[None, :]
         ok = (pixel < size)[:, None] & (c < channels)[None, :]
-        tl.store(y + at, gelu_of(v).to(y.dtype.element_ty), mask=ok)
+        v = gelu_of(v, y.dtype.element_ty == tl.float32)
+        tl.store(y + at, v.to(y.dtype.element_ty), mask=ok)
 
     @torch.library.custom_op("cmmfnet::gelu_of_lines", mutates_args=())
     def _planes(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:

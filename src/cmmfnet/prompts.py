@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import NamedTuple
 
 from cmmfnet import words as table
+from cmmfnet.lexicon import NO_CLASS, NO_ENTRY, NOTHING, Entry, Token, lexicon_of, singular, tokenise
 from cmmfnet.words import COLOURS, EXTRA_WORDS, WORDS
 
 MAX_PROMPT_CHARS = 2000
@@ -57,110 +54,13 @@ def parse_tags(prompt: str, words: Sequence[str] = WORDS) -> Parsed:
             f"the prompt has {len(prompt):,} characters, the most is {MAX_PROMPT_CHARS:,}: name what is in the picture "
             "in a sentence or two, or as a list such as 'car, road, tree, sky'"
         )
-    return _Scan(_tokens(prompt), _lexicon(tuple(words))).run()
-
-
-_NOTHING, _NO_CLASS, _PART = "-", "?", "*"
-_TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)?|(?<=\w)-(?=\w)|[^\w\s]|\n")
-# "car's" is a car; "ball-shaped" and "tent-like" describe something that is neither ball nor tent.
-_DROPPED = re.compile(r"'s\b|\b[^\W_]+-(?:shaped|like|sized|styled?)\b")
-
-
-@dataclass(frozen=True)
-class _Token:
-    text: str  # a word in lower case; "," or "." for punctuation that goes on with or ends a list
-    glued: bool = False  # joined by a hyphen to the token before it
-
-    @property
-    def is_word(self) -> bool:
-        return self.text not in ",."
-
-
-def _tokens(prompt: str) -> list[_Token]:
-    plain = prompt.lower().replace("’", "'").replace("‑", "-").replace("‐", "-")
-    plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
-    for short, full in (("can't", "can not"), ("won't", "will not"), ("n't", " not"), ("&", " and ")):
-        plain = plain.replace(short, full)
-    out: list[_Token] = []
-    glued = False
-    for text in _TOKEN.findall(_DROPPED.sub(" ", plain)):
-        if text == "-" and not glued and out and out[-1].is_word:
-            glued = True
-            continue
-        out.append(_Token(text if text[0].isalnum() else "." if text in ".;:!?\n" else ",", glued))
-        glued = False
-    return out
-
-
-def _singular(word: str) -> str:
-    if word in table.IRREGULAR_PLURALS:
-        return table.IRREGULAR_PLURALS[word]
-    if word.endswith("men") and len(word) > 4:  # workmen, fishermen
-        return word[:-2] + "an"
-    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
-        return word
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("sses", "ches", "shes", "xes", "oes", "buses")):
-        return word[:-2]
-    return word[:-1]
-
-
-def _key(phrase: str) -> tuple[str, ...]:
-    return tuple(_singular(t.text) for t in _tokens(phrase))
-
-
-class _Entry(NamedTuple):
-    tags: tuple[str, ...]
-    is_part: bool = False  # a part, whose colour is not that of the whole: a white crosswalk is no white road
-
-
-_NO_ENTRY = _Entry(())
-
-
-@lru_cache(maxsize=16)
-def _lexicon(words: tuple[str, ...]) -> dict[tuple[str, ...], _Entry]:
-    """Phrase (words in the singular) -> entry; a phrase that holds for one form only is "!" and that form."""
-    known = {*words, _NOTHING, _NO_CLASS}
-    found: dict[tuple[str, ...], _Entry] = {}
-
-    def add(phrase: str, tags: Sequence[str]) -> None:
-        key = ("!", *(t.text for t in _tokens(phrase[1:]))) if phrase.startswith("!") else _key(phrase)
-        kept = tuple(tag.removesuffix(_PART) for tag in tags if tag.removesuffix(_PART) in known)
-        if kept:
-            found.setdefault(key, _Entry(kept, tags[0].endswith(_PART)))
-
-    for word in words:
-        add(word, [word])
-    for line in table.SYNONYMS.strip().splitlines():
-        tags, phrases = line.split(": ")
-        for phrase in phrases.split(", "):
-            add(phrase, tags.split("+"))
-    for wall, materials in table.WALLS.items():
-        for m in materials.split():
-            for form in ("{} wall", "wall of {}", "wall made of {}", "wall in {}", "{} facade", "{} clad"):
-                add(form.format(m), [wall])
-            for kind in table.WALL_KINDS:
-                add(f"{m} {kind} wall", [wall])
-            if wall in table.BUILT_OF:
-                for key, entry in list(found.items()):
-                    if len(key) == 1 and entry.tags in (("house",), ("building-other",)):
-                        for form in ("{m} {built}", "{built} of {m}", "{built} made of {m}", "{built} built of {m}"):
-                            add(form.format(m=m, built=key[0]), [*entry.tags, wall])
-    for floor, materials in table.FLOORS.items():
-        for m in materials.split():
-            add(f"{m} floor", [floor])
-    for word in words:  # "sky-other" is also "sky", but never against a phrase above
-        for suffix in ("-other", "-stuff"):
-            if word.endswith(suffix) and word not in ("solid-other", "structural-other"):
-                add(word.removesuffix(suffix), [word])
-    return found
+    return _Scan(tokenise(prompt), lexicon_of(tuple(words))).run()
 
 
 def known_phrases(words: Sequence[str] = WORDS) -> dict[str, tuple[str, ...]]:
     """Every phrase (words in the singular) that `parse_tags` knows -> its tags."""
-    entries = _lexicon(tuple(words)).items()
-    marks = {(_NOTHING,), (_NO_CLASS,)}
+    entries = lexicon_of(tuple(words)).items()
+    marks = {(NOTHING,), (NO_CLASS,)}
     return {" ".join(key).removeprefix("! "): entry.tags for key, entry in entries if entry.tags not in marks}
 
 
@@ -201,7 +101,7 @@ def _is_verb(word: str) -> bool:
 class _Scan:
     """One pass over the tokens. State: the colours that wait for a noun, and whether a negation is open."""
 
-    def __init__(self, tokens: list[_Token], lexicon: dict[tuple[str, ...], _Entry]) -> None:
+    def __init__(self, tokens: list[Token], lexicon: dict[tuple[str, ...], Entry]) -> None:
         self.tokens, self.lexicon = tokens, lexicon
         self.longest = max(map(len, lexicon), default=0)
         self.out = Parsed()
@@ -222,26 +122,26 @@ class _Scan:
     def word(self, i: int) -> str:
         return self.tokens[i].text if 0 <= i < len(self.tokens) else "."
 
-    def match(self, i: int) -> tuple[int, _Entry]:
+    def match(self, i: int) -> tuple[int, Entry]:
         """The longest phrase at token i: its length in tokens (0: none) and its entry."""
         for n in range(min(self.longest, len(self.tokens) - i), 0, -1):
             texts = [t.text for t in self.tokens[i : i + n]]
             if "," in texts or "." in texts:
                 continue
-            for key in (("!", *texts), tuple(map(_singular, texts))):
+            for key in (("!", *texts), tuple(map(singular, texts))):
                 if key in self.lexicon:
                     return n, self.lexicon[key]
             if n <= 2 and (entry := self.respaced(texts)):
                 return n, entry
-        return 0, _NO_ENTRY
+        return 0, NO_ENTRY
 
-    def respaced(self, texts: list[str]) -> _Entry | None:
+    def respaced(self, texts: list[str]) -> Entry | None:
         """The entry of two words that are one in the table ("side walks"), or of one that is two ("trafficlights")."""
         if len(texts) == 2:
             if min(map(len, texts)) < 3 or texts[0] in table.PREPOSITIONS or texts[0] in table.ARTICLES:
                 return None
-            return self.lexicon.get((_singular("".join(texts)),))
-        word = _singular(texts[0])
+            return self.lexicon.get((singular("".join(texts)),))
+        word = singular(texts[0])
         splits = ((word[:i], word[i:]) for i in range(3, len(word) - 2))
         return next((self.lexicon[split] for split in splits if split in self.lexicon), None)
 
@@ -256,7 +156,7 @@ class _Scan:
                 return self.negate(i, len(phrase))
         n, entry = self.match(i)
         if n == 1 and self.word(i + 1) in ("free", "less") and self.tokens[i + 1].glued:  # "car-free"
-            self.put(self.out.negated, [tag for tag in entry.tags if tag not in (_NOTHING, _NO_CLASS)])
+            self.put(self.out.negated, [tag for tag in entry.tags if tag not in (NOTHING, NO_CLASS)])
             return i + 2
         if n > 1:
             return self.noun(i, n, entry)
@@ -268,11 +168,11 @@ class _Scan:
             return self.noun(i, n, entry)
         return self.other(i)
 
-    def noun(self, i: int, n: int, entry: _Entry) -> int:
+    def noun(self, i: int, n: int, entry: Entry) -> int:
         tags = entry.tags
-        if tags == (_NOTHING,):
+        if tags == (NOTHING,):
             return i + n
-        if tags == (_NO_CLASS,):
+        if tags == (NO_CLASS,):
             self.put(self.out.unknown, [" ".join(t.text for t in self.tokens[i : i + n])])
             return i + n
         if n == 1 and self.word(i) in table.MATERIALS and self.describes(i):
@@ -293,14 +193,14 @@ class _Scan:
     def describes(self, i: int) -> bool:
         """Whether a material at token i only describes the noun after it: "stone railing", but not "plastic by day"."""
         tags = self.match(i + 1)[1].tags
-        return bool(tags) and tags != (_NOTHING,) and tags[0] not in EXTRA_WORDS
+        return bool(tags) and tags != (NOTHING,) and tags[0] not in EXTRA_WORDS
 
     def is_noun(self, i: int) -> bool:
         """Whether a single known word is meant as the thing: not "cars park here", not "a square white house"."""
         word = self.word(i)
         if word in table.ADJECTIVES_TOO:
             return self.word(i + 1) not in COLOURS
-        if _singular(word) not in table.NOUN_AFTER_ARTICLE:
+        if singular(word) not in table.NOUN_AFTER_ARTICLE:
             return True
         if len(self.tokens) == 1 or not (self.is_text(i - 1) or self.is_text(i + 1)):
             return True
@@ -358,8 +258,8 @@ class _Scan:
             )
             if self.negated_from is not None and (self.negated_any or (preposition and i > self.negated_from)):
                 self.end_of_negation()
-        elif word.endswith("less") and (entry := self.lexicon.get((_singular(word[:-4]),))):  # "treeless"
-            self.put(self.out.negated, [tag for tag in entry.tags if tag not in (_NOTHING, _NO_CLASS)])
+        elif word.endswith("less") and (entry := self.lexicon.get((singular(word[:-4]),))):  # "treeless"
+            self.put(self.out.negated, [tag for tag in entry.tags if tag not in (NOTHING, NO_CLASS)])
         elif self.negated_from is not None:
             self.negated_any = True
         else:

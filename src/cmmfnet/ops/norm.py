@@ -67,7 +67,7 @@ if triton is not None:
     @triton.jit
     def gelu_of(v, FINE: tl.constexpr):
         """GELU of float32 v: FINE to 1e-7, else to 8e-5, which is enough for 16 bits, by multiply-adds alone. An exponential and
-        a division take three times as many instructions, and of these kernels they would be most of the work. A least-squares
+        a division take twice as many instructions, and of these kernels they would be most of the work. A least-squares
         fit of (normal distribution - 1/2) / v in v^2 on |v| <= 4.25."""
         if FINE:
             below, _ = normal(v)

@@ -13,8 +13,9 @@ configurations, stretched to the budget (a warm-up takes a twentieth of the step
 skipped, one that was stopped goes on where it was.
 
 Groups: ``own``, each configuration by its own paper; ``matched``, its network by cmmfnet's losses and data;
-``ablation``, the two of the paper's Table 3; ``control``, what takes the place of text (learned queries, the captions of
-other pictures, none). The last two change ``cmmfnet-paper`` under its own recipe.
+``ablation``, the two of the paper's Table 3; ``ci``, other modes of the cross-modal interaction than its text_query;
+``control``, what takes the place of text (learned queries, the captions of other pictures, none). The last three change
+``cmmfnet-paper`` under its own recipe.
 
 OUT/NAME/ has recipe.yaml (what was trained), log.jsonl, scores.json (`cmmfnet evaluate`), pictures/, and result.json when
 it is done. OUT/ has table.md, results.jsonl (one number a line, with its protocol) and sheet-GROUP.jpg.
@@ -80,6 +81,8 @@ def plan() -> list[Training]:
     for group, label, model, source, text in (
         ("ablation", "without-text", {"text": "none"}, {}, False),
         ("ablation", "without-ci", {"ci": "add"}, {}, True),
+        ("ci", "image-query", {"ci": "image_query"}, {}, True),
+        ("ci", "text-key", {"ci": "text_key"}, {}, True),
         ("control", "learned-queries", {"text": "learned"}, {}, False),
         ("control", "shuffled-text", {}, {"text": "shuffled"}, True),
         ("control", "empty-text", {}, {"text": "empty"}, False),

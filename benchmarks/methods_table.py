@@ -137,12 +137,12 @@ def cell(scores: dict, name: str) -> str:
 
 
 def differences(found: dict[tuple[str, str], Row], shown: Sequence[str]) -> list[str]:
-    """Each group against cmmfnet in it; ablations and controls against cmmfnet-paper."""
+    """Each group against cmmfnet in it; ablations, modes of CI and controls against cmmfnet-paper."""
     lines = []
     for group in dict.fromkeys(group for group, _ in found):
         part = {label: row.rows for (g, label), row in found.items() if g == group}
         reference = REFERENCE
-        if group in ("ablation", "control"):
+        if group in ("ablation", "ci", "control"):
             reference = "cmmfnet-paper"
             if ("own", reference) in found:
                 part = {reference: found["own", reference].rows} | part

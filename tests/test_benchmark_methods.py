@@ -54,6 +54,7 @@ def test_every_method_seed_ablation_and_control_is_planned():
         assert {t.seed for t in plan if t.label == label} == {0, 1, 2}, label
     assert {t.seed for t in plan if t.label == "mugan"} == {0}
     assert {t.label for t in plan if t.group == "ablation"} == {"without-text", "without-ci"}
+    assert {t.label for t in plan if t.group == "ci"} == {"image-query", "text-key"}
     assert {t.label for t in plan if t.group == "control"} == {"learned-queries", "shuffled-text", "empty-text"}
 
 
@@ -77,7 +78,8 @@ def test_controls_change_what_they_say_and_nothing_else():
     for name, model, text in (
         ("without-text-ablation-1", {"text": "none"}, "own"), ("without-ci-ablation-1", {"ci": "add"}, "own"),
         ("learned-queries-control-1", {"text": "learned"}, "own"), ("shuffled-text-control-1", {}, "shuffled"),
-        ("empty-text-control-1", {}, "empty"),
+        ("empty-text-control-1", {}, "empty"), ("image-query-ci-1", {"ci": "image_query"}, "own"),
+        ("text-key-ci-1", {"ci": "text_key"}, "own"),
     ):  # fmt: skip
         recipe = methods.recipe_of(named(name), given())
         assert recipe.model == paper.model | model and {s.text for s in recipe.sources} == {text}

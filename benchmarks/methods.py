@@ -167,6 +167,8 @@ def minutes_spent(log: Path) -> float:
         return 0.0
     rows = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
     minutes = [row["minutes"] for row in rows if "minutes" in row]
+    if not minutes:  # it ended before its first row
+        return 0.0
     return sum(now for now, after in zip(minutes, [*minutes[1:], 0.0], strict=True) if after <= now)
 
 

@@ -108,6 +108,8 @@ def test_minutes_of_all_starts_count(tmp_path):
     log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"minutes": 9')  # killed while it wrote
     assert methods.minutes_spent(log) == pytest.approx(4.0)
     assert methods.minutes_spent(tmp_path / "none") == 0
+    log.write_text("")  # a training that ended before its first row
+    assert methods.minutes_spent(log) == 0
 
 
 def rows(values: dict[str, float]) -> list[dict]:

@@ -3,7 +3,9 @@
     python tests/training_process.py [--break NAME] train ...
     torchrun --nproc-per-node 2 tests/training_process.py train ...
 
-NAME: seeds (dropout is not seeded by step), pools (they are not restored), slow (50 ms more a step).
+NAME: seeds (dropout is not seeded by step), pools (they are not restored), slow (50 ms more a step), captured (no
+promise: the generator goes without DistributedDataParallel, as one that is captured as CUDA graphs does), alone (so, and
+its gradients stay each process' own).
 """
 
 from __future__ import annotations
@@ -37,6 +39,16 @@ def broken(promise: str) -> None:
             update(self, step, batch)
 
         run.Run.update = slow
+    elif promise in ("captured", "alone"):
+        begin = run.Run.__init__
+
+        def unwrapped(self, *given, **more):
+            begin(self, *given, **more)
+            self.method.networks["generator"] = self.networks["generator"]
+
+        run.Run.__init__ = unwrapped
+        if promise == "alone":
+            run.Run._reduced = lambda self, optimiser: True
     else:
         raise ValueError(promise)
 

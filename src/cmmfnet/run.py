@@ -111,8 +111,8 @@ class Run:
         if state is None and start_from is None:
             self.method.start()
         self.method.to(device)
-        # parts of a batch would write over each other's output, and DDP looks into the gradients
-        self.method.graphs = device.type == "cuda" and recipe.accumulate == 1 and accelerator.num_processes == 1
+        # parts of a batch would write over each other's output
+        self.method.graphs = device.type == "cuda" and recipe.accumulate == 1
         self.networks = {name: net.to(device).train() for name, net in self.method.networks.items()}
         self.optimisers = {name: self._optimiser(name) for name in self.method.optimisers}
         self.ema = EMA(self.networks["generator"], recipe.ema)
@@ -128,8 +128,10 @@ class Run:
             sync = (
                 "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             )  # before torch 2.13
+            # What is captured gives all its gradients at once, and DDP would ask for each as it comes: see _part.
+            captured = self.method.captured if self.method.graphs else ()
             for name, net in self.networks.items():
-                if any(p.requires_grad for p in net.parameters()):
+                if name not in captured and any(p.requires_grad for p in net.parameters()):
                     self.method.networks[name] = nn.parallel.DistributedDataParallel(
                         net, device_ids=place, gradient_as_bucket_view=True, **{sync: False}
                     )
@@ -186,7 +188,7 @@ class Run:
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         if all(p.grad is None for p in parameters):  # a stage that does not train it: its moments stay as they are
             return shown
-        if len(steps) > 1:
+        if len(steps) > 1 or not self._reduced(name):
             self._reduce(parameters)
         scaler = accelerator.scaler
         if scaler is not None:
@@ -211,6 +213,11 @@ class Run:
             if isinstance(network, nn.parallel.DistributedDataParallel):
                 stack.enter_context(network.no_sync())
         return stack
+
+    def _reduced(self, optimiser: str) -> bool:
+        """Whether DDP has made the gradients of all processes one."""
+        networks = [self.method.networks[name] for name in self.method.optimisers[optimiser]]
+        return all(isinstance(network, nn.parallel.DistributedDataParallel) for network in networks)
 
     def _reduce(self, parameters: list[Tensor]) -> None:
         if self.accelerator.num_processes == 1:

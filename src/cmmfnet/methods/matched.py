@@ -33,6 +33,7 @@ class Matched(Method):
     LOSSES: ClassVar[dict[str, float]] = {
         "l1": 2.0, "perceptual": 1.0, "ssim": 0.5, "tv": 0.0, "adversarial": 0.015,
     }  # fmt: skip
+    captured: ClassVar[tuple[str, ...]] = ("generator",)
     OPTIONS: ClassVar[tuple[str, ...]] = ("perceptual", "perceptual_mode", "adversarial_start")
 
     def __init__(

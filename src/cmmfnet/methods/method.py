@@ -56,10 +56,11 @@ class Method:
         frames: 1, or 3: ``Batch.thermal`` is (B,3,1,H,W), ``Batch.visible`` (B,3,3,H,W), neighbours in time
         LOSSES: the paper's losses and their weights; a recipe may choose others of these names
         optimisers: optimiser -> the networks it trains
+        captured: the networks that a step runs as CUDA graphs, where it may
 
     ``networks`` holds every trained network by name, "generator" among them. The loop puts a DistributedDataParallel in
-    the place of each where there are several processes, so a step takes its networks from there when it runs. All
-    parameters of a network must reach the losses of its optimiser (DDP waits for each of them).
+    the place of each that is not captured where there are several processes, so a step takes its networks from there when
+    it runs. All parameters of a network must reach the losses of its optimiser (DDP waits for each of them).
     """
 
     Network: ClassVar[type[nn.Module]]
@@ -69,6 +70,7 @@ class Method:
     frames: ClassVar[int] = 1
     LOSSES: ClassVar[dict[str, float]]
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {"generator": ("generator",)}
+    captured: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, network: nn.Module, losses: dict[str, float], *, pretrained: str | Path | None = None):
         """``losses``: name -> weight; a weight of 0 leaves a loss, and what only it needs, out. ``pretrained``: folder of

@@ -61,11 +61,11 @@ def picture_errors(shape, dtype=torch.float32, device="cpu") -> list[float]:
     return [*(relative(a.cpu(), b) for a, b in zip(found, wanted, strict=True)), relative(dx.cpu(), want)]
 
 
-def narrow(name="vgg16") -> nn.Sequential:
-    """VGG's convolutions with 1/16 of their channels and random weights."""
+def narrow(name="vgg16", first=4) -> nn.Sequential:
+    """VGG's convolutions with 1/16 of their channels, but ``first`` of the first one, and random weights."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(perceptual._VGG, name, [c if c == "M" else c // 16 for c in perceptual._VGG[name]])
+        patch.setitem(perceptual._VGG, name, [first, *(c if c == "M" else c // 16 for c in perceptual._VGG[name][1:])])
         layers = feature_layers(name)
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -74,20 +74,41 @@ def narrow(name="vgg16") -> nn.Sequential:
     return layers.requires_grad_(False).eval()
 
 
-def distance_errors(name, shape, dtype=torch.float32, device="cpu") -> list[float]:
+SHIFT, SCALE = torch.tensor([-0.1, 0.2, 0.1]).view(3, 1, 1), torch.tensor([0.5, 0.4, 0.8]).view(3, 1, 1)
+
+
+def distance_errors(name, shape, dtype=torch.float32, device="cpu", first=4) -> list[float]:
     """Relative errors of the distance and of the gradient of a weighted sum over pictures."""
-    layers, taps = narrow(name), TAPS[name]["family"]
+    layers, taps = narrow(name, first), TAPS[name]["family"]
     x, y = (torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     exact, x = x.double().requires_grad_(), x.to(device).requires_grad_()
     weights = torch.rand(shape[0])
-    network = Convolutions(layers.to(device), taps, dtype)
+    network = Convolutions(layers.to(device), taps, SHIFT.to(device), SCALE.to(device), dtype)
+    assert (network.entry is not None) == (dtype != torch.float32 and first == 64)
     found = FeatureDistance.apply(x, y.to(device), network)
     whole = layers.cpu().double()[: max(taps) + 1]
-    maps = [tapped(whole, p, taps)[1] for p in (exact, y.double())]
+    maps = [tapped(whole, (p - SHIFT.double()) / SCALE.double(), taps)[1] for p in (exact, y.double())]
     wanted = sum((a - b).abs().mean(dim=(1, 2, 3)) for a, b in zip(*maps, strict=True))
     (dx,) = torch.autograd.grad((found * weights.to(device)).sum(), x)
     (want,) = torch.autograd.grad((wanted * weights.double()).sum(), exact)
     return [relative(found.cpu(), wanted), relative(dx.cpu(), want)]
+
+
+def entry_errors(shape, dtype, device="cpu") -> list[float]:
+    """Relative errors of the first convolution's map and of its gradient."""
+    from cmmfnet.ops.entry import Entry
+
+    layer = nn.Conv2d(3, 64, 3, padding=1).requires_grad_(False).to(device)
+    entry = Entry(layer.weight, layer.bias, SHIFT.to(device), SCALE.to(device), dtype)
+    x, _ = pictures(shape, device=device)
+    y = torch.empty((len(x), 64, *x.shape[2:]), dtype=dtype, device=device, memory_format=torch.channels_last)
+    entry(x.detach(), y)
+    dy = torch.randn(y.shape, dtype=dtype, device=device)
+    layer, exact = layer.cpu().double(), (x.detach().cpu().double() - SHIFT.double()) / SCALE.double()
+    want = nn.functional.relu(layer(exact))
+    through = torch.where(y > 0, dy, 0).cpu().double()  # in 16 bits a few results near zero are on its other side
+    wanted = nn.functional.conv_transpose2d(through, layer.weight, padding=1) / SCALE.double()
+    return [relative(y.cpu(), want), relative(entry.backward(dy, y).cpu(), wanted)]
 
 
 _INTERPRETED = """
@@ -104,6 +125,8 @@ torch.library.opcheck(torch.ops.cmmfnet.picture_losses_backward.default, (torch.
 print(json.dumps({{
     "pictures": [t.picture_errors(s) for s in t.PICTURES],
     "16 bits": t.picture_errors(t.PICTURES[1], torch.float16),
+    "entry": [e for s in [(1, 3, 11, 18), (2, 3, 7, 40)] for e in t.entry_errors(s, torch.float16)],
+    "distance in 16 bits": t.distance_errors("vgg16", (1, 3, 16, 24), torch.float16, first=64),
     "distance": [t.distance_errors(n, s) for n in ("vgg16", "vgg19") for s in t.MAPS],
 }}))
 """
@@ -115,6 +138,8 @@ def test_kernels_of_the_losses_in_the_interpreter():
     found = interpreted(_INTERPRETED)
     assert len(found["pictures"]) == 3 and max(map(max, found["pictures"])) < 1e-6
     assert max(found["16 bits"][:3]) < 1e-6 and found["16 bits"][3] < 5e-4
+    assert len(found["entry"]) == 4 and max(found["entry"]) < 2e-3
+    assert found["distance in 16 bits"][0] < 2e-3 and found["distance in 16 bits"][1] < 0.2  # signs and pools turn over
     assert len(found["distance"]) == 4 and max(map(max, found["distance"])) < 1e-6
 
 
@@ -132,17 +157,20 @@ def test_picture_losses_on_cuda(shape):
 def test_distance_on_cuda(name, shape):
     with torch.backends.cudnn.flags(allow_tf32=False):
         assert max(distance_errors(name, shape, device="cuda")) < 1e-4
-    assert distance_errors(name, shape, torch.bfloat16, "cuda")[0] < 2e-2
+    for first in (4, 64):
+        assert distance_errors(name, shape, torch.bfloat16, "cuda", first)[0] < 2e-2
 
 
 @cuda
-def test_losses_as_a_graph_on_cuda_are_the_same_and_equal_from_run_to_run():
-    distance = perceptual.Perceptual.__new__(perceptual.Perceptual)
-    nn.Module.__init__(distance)
-    distance.layers, distance.taps, distance.mode = narrow(), TAPS["vgg16"]["family"], "l1"
-    distance.pooled_at_taps, distance._cast = True, {}
-    distance.register_buffer("shift", torch.zeros(1, 3, 1, 1))
-    distance.register_buffer("scale", torch.ones(1, 3, 1, 1))
+def test_first_convolution_on_cuda():
+    for shape in [(1, 3, 11, 18), (2, 3, 64, 96)]:
+        assert max(entry_errors(shape, torch.bfloat16, "cuda")) < 1e-2
+
+
+@cuda
+def test_losses_as_a_graph_on_cuda_are_the_same_and_equal_from_run_to_run(monkeypatch):
+    monkeypatch.setattr(perceptual, "load_features", lambda name, folder: narrow(first=64))
+    distance = perceptual.Perceptual("vgg16", "l1")
     against = Against(NAMES, distance.cuda())
     x, y = pictures((2, 3, 64, 80), torch.bfloat16, "cuda")
     graphed, results = Graphed(against), []

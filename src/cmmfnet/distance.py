@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmmfnet.ops.entry import Entry
 from cmmfnet.ops.taps import compare, compare_backward, triton
 
 
@@ -22,56 +23,70 @@ def serves_distance(x: Tensor) -> bool:
 
 
 class Convolutions:
-    """The frozen 3x3 convolutions of a VGG up to its last tap, in ``dtype``, each followed by a ReLU.
+    """The frozen 3x3 convolutions of a VGG up to its last tap, in ``dtype``, each followed by a ReLU, for pictures less
+    ``shift`` over ``scale``.
 
     ``steps``: of each, its weight (channels last), its bias (float32), whether it is a tap, and whether a pool follows, which
-    only does behind taps.
+    only does behind taps. ``entry`` is the first one, where a kernel of ours runs it.
     """
 
-    def __init__(self, layers: nn.Sequential, taps: Sequence[int], dtype: torch.dtype):
+    def __init__(self, layers: nn.Sequential, taps: Sequence[int], shift: Tensor, scale: Tensor, dtype: torch.dtype):
         layers = layers[: max(taps) + 2]
-        self.dtype = dtype
+        self.dtype, self.shift, self.scale = dtype, shift, scale
         self.steps: list[tuple[Tensor, Tensor, bool, bool]] = []
         for i, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d):
                 weight = layer.weight.to(dtype, memory_format=torch.channels_last)
                 pools = i + 2 < len(layers) - 1 and isinstance(layers[i + 2], nn.MaxPool2d)
                 self.steps.append((weight, layer.bias.float(), i + 1 in taps, pools))
+        self.entry = None
+        if dtype != torch.float32 and len(layers[0].weight) == 64 and 1 not in taps:
+            self.entry = Entry(layers[0].weight, layers[0].bias, shift, scale, dtype)
 
 
 class FeatureDistance(torch.autograd.Function):
-    """``apply(x, y, convolutions)`` of normalised pictures (B,3,H,W) float: mean absolute difference of their maps, summed over
-    the taps, (B,) float32. Gradients are of x alone."""
+    """``apply(x, y, convolutions)`` of pictures (B,3,H,W) in [-1,1]: mean absolute difference of their maps, summed over the
+    taps, (B,) float32. Gradients are of x alone."""
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, network: Convolutions) -> Tensor:
-        total, kept = 0, []
+        total, kept, count = 0, [], len(x)
+        ctx.network, ctx.like = network, x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            z = torch.cat([x, y]).to(network.dtype, memory_format=torch.channels_last)
-            for weight, bias, tap, pools in network.steps:
-                given, raw = z[: len(x)], F.conv2d(z, weight, None, padding=1)
+            steps = network.steps
+            if network.entry is None:
+                z = (torch.cat([x, y]) - network.shift) / network.scale
+                z = z.to(network.dtype, memory_format=torch.channels_last)
+            else:
+                shape, steps = (2 * count, len(steps[0][0]), *x.shape[2:]), steps[1:]
+                z = torch.empty(shape, dtype=network.dtype, device=x.device, memory_format=torch.channels_last)
+                network.entry(x, z[:count])
+                network.entry(y, z[count:])
+                kept = [z[:count]]
+            for weight, bias, tap, pools in steps:
+                given, raw = z[:count], F.conv2d(z, weight, None, padding=1)
                 if tap:
                     found, z, codes = compare(raw, bias, pools)
                     total = total + found
                     kept += [given, codes]
                 else:
                     z = torch.ops.cmmfnet.bias_activation(raw, bias, False)
-                    kept += [given, z[: len(x)]]
-        ctx.network = network
+                    kept += [given, z[:count]]
         ctx.save_for_backward(*kept)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradients: Tensor) -> tuple[Tensor, None, None]:
-        kept, dz = ctx.saved_tensors, None
-        for n, (weight, _, tap, _) in reversed(list(enumerate(ctx.network.steps))):
-            given, passed = kept[2 * n : 2 * n + 2]
+        kept, dz, network = list(ctx.saved_tensors), None, ctx.network
+        for weight, _, tap, _ in reversed(network.steps if network.entry is None else network.steps[1:]):
+            passed, given = kept.pop(), kept.pop()
             if tap:
-                dz = compare_backward(passed, gradients, dz, ctx.network.dtype)
+                dz = compare_backward(passed, gradients, dz, network.dtype)
             else:
                 dz = torch.ops.aten.threshold_backward(dz, passed, 0)
             dz = torch.ops.aten.convolution_backward(
                 dz, given, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, (True, False, False)
             )[0]
-        return dz.float(), None, None
+        dx = dz.float() / network.scale if network.entry is None else network.entry.backward(dz, *kept)
+        return dx.to(ctx.like), None, None

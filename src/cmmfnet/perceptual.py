@@ -178,17 +178,14 @@ class Perceptual(nn.Module):
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        return (x - self.shift) / self.scale
-
     def features(self, x: Tensor) -> list[Tensor]:
         # channels last: twice as fast on tensor cores, the same numbers
-        x = self._normalised(x).contiguous(memory_format=torch.channels_last)
+        x = ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
         return tapped(self.layers[: max(self.taps) + 1], x, self.taps)[1]
 
     def _convolutions(self, dtype: torch.dtype, device: torch.device) -> Convolutions:
         if (dtype, device) not in self._cast:
-            self._cast[dtype, device] = Convolutions(self.layers, self.taps, dtype)
+            self._cast[dtype, device] = Convolutions(self.layers, self.taps, self.shift, self.scale, dtype)
         return self._cast[dtype, device]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -196,8 +193,7 @@ class Perceptual(nn.Module):
             dtype = self.layers[0].weight.dtype
             if torch.is_autocast_enabled(x.device.type):
                 dtype = torch.get_autocast_dtype(x.device.type)
-            network = self._convolutions(dtype, x.device)
-            return FeatureDistance.apply(self._normalised(x), self._normalised(y).detach(), network)
+            return FeatureDistance.apply(x, y.detach(), self._convolutions(dtype, x.device))
         with torch.no_grad():
             theirs = self.features(y)
         total = x.new_zeros(x.shape[0], dtype=torch.float32)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cmmfnet.atomic import atomic_write
+from cmmfnet.distance import Convolutions, FeatureDistance, serves_distance
 from cmmfnet.ops import convolve
 
 # Layer tables: number = 3x3 convolution with that many channels, "M" = 2x2 max pooling (torchvision's numbering of modules).
@@ -171,7 +172,8 @@ class Perceptual(nn.Module):
                 self.register_buffer(f"head{i}", heads[key].float())
         self.layers = load_features(network, folder).to(memory_format=torch.channels_last)
         self.taps = TAPS[network]["family" if mode == "l1" else "lpips"]
-        self.mode, self.distance = mode, unit_distance
+        self.mode, self.distance, self.pooled_at_taps = mode, unit_distance, network != "alex"
+        self._cast: dict[tuple[torch.dtype, torch.device], Convolutions] = {}
         # LPIPS' own shift and scale, which are ImageNet's mean and deviation for inputs in [-1,1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
@@ -181,7 +183,17 @@ class Perceptual(nn.Module):
         x = ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
         return tapped(self.layers[: max(self.taps) + 1], x, self.taps)[1]
 
+    def _convolutions(self, dtype: torch.dtype, device: torch.device) -> Convolutions:
+        if (dtype, device) not in self._cast:
+            self._cast[dtype, device] = Convolutions(self.layers, self.taps, self.shift, self.scale, dtype)
+        return self._cast[dtype, device]
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.mode == "l1" and self.pooled_at_taps and serves_distance(x):
+            dtype = self.layers[0].weight.dtype
+            if torch.is_autocast_enabled(x.device.type):
+                dtype = torch.get_autocast_dtype(x.device.type)
+            return FeatureDistance.apply(x, y.detach(), self._convolutions(dtype, x.device))
         with torch.no_grad():
             theirs = self.features(y)
         total = x.new_zeros(x.shape[0], dtype=torch.float32)
@@ -221,7 +233,11 @@ class Cropped(nn.Module):
         super().__init__()
         self.distance, self.size = distance, size
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def cut(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The square of both, which the next call has elsewhere."""
         top, left = (int(torch.randint(max(1, side - self.size + 1), ())) for side in x.shape[-2:])
         window = (..., slice(top, top + self.size), slice(left, left + self.size))
-        return self.distance(x[window], y[window])
+        return x[window], y[window]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.distance(*self.cut(x, y))

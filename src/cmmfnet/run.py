@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import json
 import warnings
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from cmmfnet import checkpoint
 from cmmfnet.atomic import atomic_write
+from cmmfnet.averaging import EMA, Readings
 from cmmfnet.data.batches import Batch
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluate import centre_crops, without_text
@@ -51,21 +51,6 @@ def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:
     if different := [k for k, v in _plain(recipe.model).items() if config.get(k) != v]:
         warnings.warn(f"{model} keeps its own {', '.join(different)}, which the recipe has otherwise", stacklevel=2)
     return network.requires_grad_(True), config
-
-
-class EMA:
-    """Exponential moving average of parameters; buffers are copied. The decay warms up as (1 + t) / (10 + t)."""
-
-    def __init__(self, network: nn.Module, decay: float):
-        self.decay = decay
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
-        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
 
 
 class Run:
@@ -117,7 +102,7 @@ class Run:
         self.optimisers = {name: self._optimiser(name) for name in self.method.optimisers}
         self.ema = EMA(self.networks["generator"], recipe.ema)
         self.best: dict[str, float] = {}
-        self._pending: tuple[int, Batch, Losses] | None = None
+        self._readings = Readings()
         if state is not None:
             self._restore(state)
         if accelerator.num_processes > 1:
@@ -146,15 +131,15 @@ class Run:
     def update(self, step: int, batch: Batch) -> None:
         """One step of all optimisers and of the EMA.
 
-        Raises :class:`NonFiniteLoss` for the step before: its losses are looked at now, when the device has them, so
-        that the loop never waits for the device.
+        Raises :class:`NonFiniteLoss` for the step before the last one: its losses are looked at now, when the device has
+        them, so that the loop is a step ahead of the device and does not wait for it.
         """
         recipe = self.recipe
         rate = recipe.learning_rate * recipe.learning_rate_at(step)
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
-        self.check_finite()
+        self.check_finite(but=1)
         seed_torch(recipe, step, self.accelerator.process_index)
         moment = Moment(recipe.seed, step, recipe.steps)
         parts = batch.split(recipe.accumulate) if recipe.accumulate > 1 else [batch]
@@ -166,7 +151,7 @@ class Run:
             if next(generator, None) is not None:
                 raise RuntimeError(f"{recipe.model['method']} trains more than its optimisers")
         self.ema.update(self.networks["generator"], step)
-        self._pending = (step + 1, batch, shown)
+        self._readings.note(step + 1, batch, shown)
 
     def _part(self, name: str, steps: list[Iterator[tuple[str, Losses]]], shares: list[float]) -> Losses:
         """Gradients of one optimiser from all micro-batches, and its step; the losses, and the gradient's norm."""
@@ -194,8 +179,9 @@ class Run:
         if scaler is not None:
             scaler.unscale_(optimiser)
         if name == "generator":
-            limit = self.recipe.clip_norm or float("inf")
-            norm = nn.utils.clip_grad_norm_(parameters, limit)
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if self.recipe.clip_norm:
+                nn.utils.clip_grads_with_norm_(parameters, self.recipe.clip_norm, norm)
             if scaler is None:  # with float16 an infinite norm now and then is how the scale is found
                 shown = {"norm": norm} | shown
         if scaler is None:
@@ -229,11 +215,13 @@ class Run:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def check_finite(self) -> None:
-        """Raises :class:`NonFiniteLoss`, with the batch saved, where the last losses or gradient are not finite."""
-        if self._pending is None or torch.stack(list(self._pending[2].values())).isfinite().all():
+    def check_finite(self, but: int = 0) -> None:
+        """Raises :class:`NonFiniteLoss`, with the batch saved, where losses or a gradient are not finite; waits for the device.
+        ``but``: how many of the last steps are left for later."""
+        found = self._readings.not_finite(but)
+        if found is None:
             return
-        step, batch, values = self._pending
+        step, batch, values = found
         process = self.accelerator.process_index
         file = self.out / (f"non-finite-{step}.pt" if process == 0 else f"non-finite-{step}-process-{process}.pt")
         checkpoint.save(file, {"thermal": batch.thermal.cpu(), "visible": batch.visible.cpu(), "names": batch.names})
@@ -245,8 +233,9 @@ class Run:
     def losses(self) -> dict[str, float]:
         """Gradient norm and weighted losses of the last update, over all processes."""
         self.check_finite()
-        names, values = list(self._pending[2]), torch.stack([v.float() for v in self._pending[2].values()])
-        return dict(zip(names, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+        values = self._readings.last
+        found = self.accelerator.reduce(torch.stack([v.float() for v in values.values()]), "mean")
+        return dict(zip(values, found.tolist(), strict=True))
 
     def note_scores(self, scores: dict[str, float]) -> bool:
         """Whether these validation scores are the best so far: by LPIPS where it is scored, else by PSNR."""

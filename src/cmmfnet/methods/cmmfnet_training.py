@@ -15,7 +15,7 @@ from cmmfnet.data.batches import IGNORE
 from cmmfnet.frame_colorizer import MAX_TAGS
 from cmmfnet.methods.cmmfnet import CMMFNet
 from cmmfnet.methods.matched import Matched
-from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
+from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
 from cmmfnet.methods.region_text import draw_words, region_loss
 from cmmfnet.perceptual import Cropped, load_features
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
@@ -161,7 +161,7 @@ class CMMFNetMethod(Matched):
         if network.text_source == "clip-sentence":
             tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
             kept = [not drop or "night" in tags for drop, tags in zip(dropped, batch.tags, strict=True)]
-            return tokens.to(device), (mask.cpu() & torch.tensor(kept)[:, None]).to(device)
+            return sent(tokens, device), sent(mask.cpu() & torch.tensor(kept)[:, None], device)
         if network.regions is not None:
             said = self.said(batch, moment)
             ids, mask = tag_ids([[name for name, _ in row] for row in said], network.words)
@@ -170,7 +170,8 @@ class CMMFNetMethod(Matched):
             for b, row in enumerate(said):
                 for i, (_, colour) in enumerate(row):
                     attributes[b, i] = torch.from_numpy(attribute_weights(colour))
-            return network.embed_tags(F.pad(ids, pad).to(device), attributes.to(device)), F.pad(mask, pad).to(device)
+            vectors = network.embed_tags(sent(F.pad(ids, pad), device), sent(attributes, device))
+            return vectors, sent(F.pad(mask, pad), device)
         chosen = []
         for tags, rng, drop in zip(batch.tags, draws, dropped, strict=True):
             some = [t for t in tags if t in network.words and rng.random() < 0.8]
@@ -179,7 +180,7 @@ class CMMFNetMethod(Matched):
                 chosen[-1].append("night")
         ids, mask = tag_ids([names[-MAX_TAGS:] for names in chosen], network.words)
         pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that every step has the same shapes
-        return network.embed_tags(F.pad(ids, pad).to(device)), F.pad(mask, pad).to(device)
+        return network.embed_tags(sent(F.pad(ids, pad), device)), sent(F.pad(mask, pad), device)
 
     def said(self, batch: Batch, moment: Moment) -> list[list[tuple[str, str | None]]]:
         """For each picture the names that are said, with a colour or None, of a network with ``regions``."""
@@ -209,7 +210,7 @@ class CMMFNetMethod(Matched):
             index = {w: i for i, w in enumerate(words)}
             for row, tags in enumerate(batch.tags):
                 target[row, [index[t] for t in tags if t in index]] = 1
-            each = F.binary_cross_entropy_with_logits(tag_logits, target.to(tag_logits.device), reduction="none")
+            each = F.binary_cross_entropy_with_logits(tag_logits, sent(target, tag_logits.device), reduction="none")
             losses["tags"] = (each.sum(dim=1) * batch.tagged).mean()
         if "labels" in self.weights:
             small = batch.label[:, 4::8, 4::8]

@@ -169,6 +169,11 @@ def in_full_precision(network: nn.Module, *inputs: Tensor):
         return network(*(x.float() for x in inputs))
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on the device, by way of pinned memory: from any other the host would wait for all that the device has to do yet."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
+
+
 class ImagePool:
     """The last pictures of a generator, for its discriminator (Shrivastava et al., CVPR 2017, section 2.3).
 

@@ -43,11 +43,20 @@ def feed_forward_error(shape, dtype, device="cpu", function=ops.feed_forward):
     return relative(y, F.conv2d(wide, narrow.double(), bias.double()))
 
 
-def project_error(shape, outputs, dtype, device="cpu", function=ops.norm_project):
+def enter_error(shape, outputs, dtype, device="cpu", function=ops.enter):
+    """For planes of mean 5 and deviation 3, channels that go together."""
     x, weight = random((shape, 3.0, 5.0), ((outputs, shape[1], 1, 1), 0.1, 0.0), dtype=dtype, device=device)
+    x[:, 1::2] += x[:, ::2]
     y = function(x, weight, statistics_of(x))
     assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
-    return relative(y, F.conv2d(norm_reference(x, False), weight.double()))
+    return relative(y, norm_reference(F.conv2d(norm_reference(x, False), weight.double()), True))
+
+
+def project_error(shape, outputs, dtype, device="cpu", function=ops.project):
+    x, weight = random((shape, 3.0, 1.0), ((outputs, shape[1], 1, 1), 0.1, 0.0), dtype=dtype, device=device)
+    y = function(x, weight)
+    assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
+    return relative(y, F.conv2d(x.double(), weight.double()))
 
 
 def join_error(shape, outputs, dtype, device="cpu", layout="contiguous", function=ops.join):
@@ -134,7 +143,8 @@ torch.library.opcheck(own.residual_norm.default, (x, x.clone(), True, 1e-5))
 torch.library.opcheck(own.gelu_of_lines.default, (x[:, :2].contiguous(), torch.randn(2, 7, 2), torch.randn(2, 7)))
 wide, weight = torch.randn(1, 64, 3, 5), torch.randn(64, 64, 1, 1)
 mean, scale = t.statistics_of(wide)
-torch.library.opcheck(own.norm_project.default, (wide, weight, mean, scale))
+torch.library.opcheck(own.enter.default, (wide, weight, mean, scale, 1e-5))
+torch.library.opcheck(own.project.default, (wide, weight))
 joined = torch.randn(64, 128, 1, 1)
 torch.library.opcheck(own.join.default, (wide, wide.clone(), joined, weight[:, 0, 0, 0], weight[:, 1, 0, 0]))
 torch.library.opcheck(own.feed_forward.default, (wide, weight, weight, weight[:, 0, 0, 0], mean, scale, 1e-5))
@@ -142,7 +152,8 @@ print(json.dumps({{
     "statistics": [max(t.relative(a, b) for a, b in zip(own.plane_statistics(y, 1e-5), t.statistics_of(y)))
                    for y in (x + 3, torch.randn(1, 2, 130, 127) + 3)],
     "feed forward": [t.feed_forward_error((2, 64, 7, 20), d) for d in (torch.float32, torch.float16)]
-    + [t.feed_forward_error((1, 64, 129, 128), torch.float16)],
+    + [t.feed_forward_error(s, torch.float16) for s in [(1, 64, 129, 128), (1, 256, 3, 30)]],
+    "enter": [t.enter_error(*s, torch.float32) for s in [((2, 64, 7, 20), 64), ((1, 128, 9, 40), 64), ((1, 256, 3, 30), 256)]],
     "project": [t.project_error((2, 64, 7, 20), o, torch.float32) for o in (64, 128)],
     "join": [t.join_error((2, 64, 7, 20), o, torch.float32, layout=l) for o in (64, 128) for l in t.LAYOUTS],
     "residual": [t.residual_errors(s, g, torch.float32) for s in [(2, 2, 20, 21), (1, 1, 130, 127)] for g in (False, True)]
@@ -160,7 +171,7 @@ def test_triton_kernels_in_the_interpreter():
     found = interpreted(_INTERPRETED)
     assert max(found["statistics"]) < 1e-5
     assert found["feed forward"][0] < 2e-5 and max(found["feed forward"][1:]) < 1e-3
-    assert max(found["project"] + found["join"]) < 1e-5
+    assert max(found["enter"]) < 2e-5 and max(found["project"] + found["join"]) < 1e-5
     assert max(map(max, found["residual"][:-1])) < 1e-5 and max(found["residual"][-1]) < 1e-3
     assert len(found["enlarged"]) == 16 and max(map(max, found["enlarged"])) < 1e-6
     assert max(found["widened"]) < 1e-5
@@ -168,11 +179,12 @@ def test_triton_kernels_in_the_interpreter():
 
 @cuda
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(2, 64, 20, 21), (1, 128, 40, 24), (3, 64, 1, 1), (1, 64, 130, 140)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 64, 20, 21), (1, 128, 40, 24), (1, 256, 17, 24), (3, 64, 1, 1), (1, 64, 130, 140)], ids=str)
 def test_products_behind_a_norm_on_cuda(shape):
     for dtype, most in ((torch.bfloat16, 1e-2), (torch.float16, 1e-3)):
         assert feed_forward_error(shape, dtype, "cuda") < most
         assert project_error(shape, 2 * shape[1], dtype, "cuda") < most
+        assert enter_error(shape, shape[1], dtype, "cuda") < most
         for layout in LAYOUTS:
             assert join_error(shape, shape[1], dtype, "cuda", layout) < most
 

@@ -333,7 +333,7 @@ def test_a_stage_on_cuda_is_the_same_with_and_without_gradient():
     x = torch.randn(2, 64, 40, 48, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad(), torch.profiler.profile() as profile:
         fused = stage(x)
-    assert {"cmmfnet::feed_forward", "cmmfnet::norm_project", "cmmfnet::depthwise_gelu"} <= {
+    assert {"cmmfnet::feed_forward", "cmmfnet::enter", "cmmfnet::project", "cmmfnet::depthwise_gelu"} <= {
         event.key for event in profile.key_averages()
     }
     assert relative(fused, stage(x)) < 2e-2

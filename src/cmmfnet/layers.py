@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from cmmfnet.ops import (
     Statistics,
     depthwise_conv2d,
+    enter,
     feed_forward,
     instance_norm,
-    norm_project,
     plain,
     plane_statistics,
+    project,
     residual_norm,
     serves_pointwise,
     serves_widen,
@@ -104,8 +105,9 @@ class LargeKernelBlock(nn.Module):
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
         """Where ``serves_pointwise``: x and its statistics -> the output and its."""
-        y = instance_norm(norm_project(x, self.enter.weight, statistics), gelu=True)
-        return residual_norm(self._leave(y), x, gelu=True)
+        y = enter(x, self.enter.weight, statistics)
+        y = depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True)
+        return residual_norm(project(y, self.leave.weight), x, gelu=True)
 
     def _leave(self, y: Tensor) -> Tensor:
         return before_norm(self.leave, depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True))

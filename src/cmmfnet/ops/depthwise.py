@@ -27,7 +27,7 @@ try:
     import triton
     import triton.language as tl
 
-    from cmmfnet.ops.norm import gelu_of
+    from cmmfnet.ops.gelu import gelu_in
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
@@ -149,7 +149,7 @@ if triton is not None:
         if BIAS:
             acc += tl.load(bias + c).to(tl.float32)
         if GELU:
-            acc = gelu_of(acc, y.dtype.element_ty == tl.float32)
+            acc = gelu_in(acc, y.dtype.element_ty)
         offset, ok = _place(row, column, out, height, width, BN, 0)
         tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
 

@@ -154,6 +154,9 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if serves_widen(x):
             x = widen(x, self.widen.weight)
+        elif serves_pointwise(x, self.widen.out_channels):
+            mean, _ = plane_statistics(x)
+            x = enter(x, self.widen.weight, (mean, torch.ones_like(mean)), last=True)
         else:
             x = instance_norm(before_norm(self.widen, x), gelu=True)
         return instance_norm(plain(before_norm(self.stride, x)), gelu=True)

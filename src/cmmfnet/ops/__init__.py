@@ -6,6 +6,7 @@ from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modul
 from cmmfnet.ops.ffn import enter, feed_forward, join, project, serves_pointwise
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
+from cmmfnet.ops.up import double_convolve, double_convolve_gelu
 from cmmfnet.ops.widening import serves_widen, widen
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "convolve",
     "depthwise_conv2d",
     "double",
+    "double_convolve",
+    "double_convolve_gelu",
     "enter",
     "feed_forward",
     "instance_norm",

@@ -39,10 +39,11 @@ def serves_pointwise(x: Tensor, outputs: int) -> bool:
     )
 
 
-def enter(x: Tensor, weight: Tensor, statistics: Statistics, eps: float = 1e-5) -> Tensor:
+def enter(x: Tensor, weight: Tensor, statistics: Statistics, eps: float = 1e-5, last: bool = False) -> Tensor:
     """x (B,C,H,W) and its planes' statistics, weight (O,C,1,1) -> gelu(IN(weight * IN(x))), (B,O,H,W), as a large-kernel block
-    begins. Products take x's dtype, sums are float32. No gradient."""
-    return _enter(x, weight.to(x.dtype), *statistics, eps)
+    begins; ``last``: in channels-last. With 1 for every scale there is no first norm: gelu(IN(weight * x)), for what all pixels
+    share goes in the second. Products take x's dtype, sums are float32. No gradient."""
+    return _enter(x, weight.to(x.dtype), *statistics, eps, last)
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
@@ -120,9 +121,9 @@ if triton is not None:
         tl.store(y + picture.to(tl.int64) * outputs * C + at, value.to(y.dtype.element_ty))
 
     @triton.jit
-    def _products(x, weight, mean, scale, y, size, outputs, C: tl.constexpr, NORM: tl.constexpr, BO: tl.constexpr,
-                  BP: tl.constexpr):  # fmt: skip
-        """NORM: gelu(weight * IN(x)), with weights for each picture; else weight * x."""
+    def _products(x, weight, mean, scale, y, size, outputs, C: tl.constexpr, NORM: tl.constexpr, LAST: tl.constexpr,
+                  BO: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+        """NORM: gelu(weight * IN(x)), with weights for each picture; else weight * x. LAST: y is channels-last."""
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
         ok = (pixel < size)[None, :]
@@ -137,7 +138,10 @@ if triton is not None:
             value = tl.dot(tl.load(weight + o[:, None] * C + c[None, :]), a)
             if NORM:
                 value = gelu_in(value, y.dtype.element_ty)
-            at = (picture * outputs + o).to(tl.int64)[:, None] * size + pixel[None, :]
+            if LAST:
+                at = (picture.to(tl.int64) * size + pixel)[None, :] * outputs + o[:, None]
+            else:
+                at = (picture * outputs + o).to(tl.int64)[:, None] * size + pixel[None, :]
             tl.store(y + at, value.to(y.dtype.element_ty), mask=ok)
 
     @triton.jit
@@ -186,27 +190,33 @@ if triton is not None:
         )
         return y
 
-    def _run_products(x: Tensor, weight: Tensor, outputs: int, statistics: Statistics | None) -> Tensor:
+    def _run_products(
+        x: Tensor, weight: Tensor, outputs: int, statistics: Statistics | None, last: bool = False
+    ) -> Tensor:
         batch, channels, height, width = x.shape
-        size, y, tiling = height * width, _projected(x, outputs), _tiling(*_PRODUCTS[channels])
+        size, y, tiling = height * width, _projected(x, outputs, last), _tiling(*_PRODUCTS[channels])
         mean, scale = (x, x) if statistics is None else statistics
         _products[(triton.cdiv(size, tiling["BP"]), batch)](
-            x, weight, mean, scale, y, size, outputs, C=channels, NORM=statistics is not None, **tiling
-        )
+            x, weight, mean, scale, y, size, outputs, C=channels, NORM=statistics is not None, LAST=last,
+            **tiling,
+        )  # fmt: skip
         return y
 
-    def _projected(x: Tensor, outputs: int) -> Tensor:
-        return torch.empty(x.shape[0], outputs, *x.shape[2:], device=x.device, dtype=x.dtype)
+    def _projected(x: Tensor, outputs: int, last: bool = False) -> Tensor:
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.empty(
+            x.shape[0], outputs, *x.shape[2:], device=x.device, dtype=x.dtype, memory_format=layout
+        )
 
     @torch.library.custom_op("cmmfnet::enter", mutates_args=())
-    def _enter(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
+    def _enter(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, last: bool) -> Tensor:
         x = x.contiguous()
         folded = _weights_with_norm(x, weight.contiguous(), mean, scale, eps)
-        return _run_products(x, folded, weight.shape[0], (mean, scale))
+        return _run_products(x, folded, weight.shape[0], (mean, scale), last)
 
     @_enter.register_fake
-    def _(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
-        return _projected(x, weight.shape[0])
+    def _(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, last: bool) -> Tensor:
+        return _projected(x, weight.shape[0], last)
 
     @torch.library.custom_op("cmmfnet::project", mutates_args=())
     def _project(x: Tensor, weight: Tensor) -> Tensor:

@@ -30,6 +30,10 @@ try:
     from cmmfnet.ops.gelu import gelu_in
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # before Triton 3.4: kernels wait for each other as everywhere
+    gdc_launch_dependents = gdc_wait = None
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -94,8 +98,11 @@ if triton is not None:
 
     @triton.jit
     def _toeplitz(w, t, inputs, K: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,
-                  BK: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
-        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros."""
+                  BK: tl.constexpr, SHIFT: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros.
+        EARLY: the kernel behind it may be launched already, and waits by itself."""
+        if EARLY:
+            gdc_launch_dependents()
         i, c = tl.program_id(0), tl.program_id(1)
         j = tl.arange(0, BK)[:, None]
         out = tl.arange(0, ROWS * BN)[None, :]
@@ -135,7 +142,8 @@ if triton is not None:
     def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs, K: tl.constexpr,
                    ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
                    GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
-                   TURNED: tl.constexpr, VALUES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                   TURNED: tl.constexpr, VALUES: tl.constexpr, EARLY: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
         c = tl.program_id(1)
         if EVEN:
             pitch = width // VALUES * VALUES  # so that the compiler knows how rows are aligned
@@ -152,6 +160,8 @@ if triton is not None:
         else:
             acc = tl.zeros((BM, ROWS * BN), dtype=tl.float32)
         t += c.to(tl.int64) * inputs * BK * ROWS * BN
+        if EARLY:
+            gdc_wait()  # for the Toeplitz matrix
         for i in range(0, inputs, GROUP):
             a = _read(x, p, plane, row + i - K // 2, column, patches, height, pitch, at, BK, LEFT)
             if TURNED:
@@ -225,6 +235,12 @@ if triton is not None:
         patches = batch * across * down
         return patches, (patches, channels, height, width, across, down), constants
 
+    def _early(x: Tensor) -> bool:
+        """Whether a kernel can be launched before the one ahead of it has ended."""
+        if gdc_wait is None or torch.version.hip is not None or not x.is_cuda:
+            return False
+        return torch.cuda.get_device_capability(x.device)[0] >= 9
+
     def _inputs(kernel: int, tiles: Tiles) -> int:
         """Input rows under a patch, in whole groups."""
         return triton.cdiv(tiles.rows + kernel - 1, tiles.group) * tiles.group
@@ -236,15 +252,16 @@ if triton is not None:
         tiles = _forward_tiles(kernel, x)
         x, weight, y = x.contiguous(), weight.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         patches, sizes, constants = _plan(x, kernel, tiles)
-        inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
+        inputs, (left, columns), early = _inputs(kernel, tiles), _border(kernel), _early(x)
         t = torch.empty(channels, inputs, columns, tiles.rows * COLUMNS, device=x.device, dtype=x.dtype)
         _toeplitz[(inputs, channels)](
             weight, t, inputs, K=kernel, FLIP=flip, ROWS=tiles.rows, BN=COLUMNS, BK=columns, SHIFT=left - kernel // 2,
-            num_warps=4,
+            EARLY=early, num_warps=4,
         )  # fmt: skip
         _correlate[(triton.cdiv(patches, tiles.patches), channels)](
             x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, GELU=gelu,
-            TURNED=tiles.turned, VALUES=tiles.values, **constants,
+            TURNED=tiles.turned, VALUES=tiles.values, EARLY=early,
+            **({"launch_pdl": True} if early else {}), **constants,
         )  # fmt: skip
         return y
 

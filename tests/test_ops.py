@@ -360,10 +360,11 @@ def test_bias_and_activation_on_cuda(shape, gelu, layout):
 
 
 @cuda
-def test_a_stage_on_cuda_is_the_same_with_and_without_gradient():
+@pytest.mark.parametrize("channels", [64, 128, 256])
+def test_a_stage_on_cuda_is_the_same_with_and_without_gradient(channels):
     """Without one, the feed-forward and GELU are fused; the two paths differ by bfloat16's rounding only."""
-    stage = large_kernel_stage(64, 2, 13).cuda().bfloat16()
-    x = torch.randn(2, 64, 40, 48, device="cuda", dtype=torch.bfloat16)
+    stage = large_kernel_stage(channels, 2, 13).cuda().bfloat16()
+    x = torch.randn(2, channels, 40, 48, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad(), torch.profiler.profile() as profile:
         fused = stage(x)
     assert {"cmmfnet::feed_forward", "cmmfnet::enter", "cmmfnet::project", "cmmfnet::depthwise_gelu"} <= {

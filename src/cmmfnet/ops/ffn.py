@@ -165,7 +165,7 @@ if triton is not None:
     # by channels: pixels at a time, outputs (or wide channels) at a time, warps, stages
     _GRAM = {64: (128, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 2)}
     _PRODUCTS = {64: (128, 64, 8, 2), 128: (128, 64, 4, 1), 256: (64, 64, 4, 2)}
-    _THROUGH = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (128, 64, 8, 2)}
+    _THROUGH = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)}
     _COLUMNS = 128  # of a Gram matrix at a time: more would not fit into registers
 
     def _tiling(pixels: int, block: int, warps: int, stages: int, name: str = "BO") -> dict[str, int]:
@@ -204,9 +204,7 @@ if triton is not None:
 
     def _projected(x: Tensor, outputs: int, last: bool = False) -> Tensor:
         layout = torch.channels_last if last else torch.contiguous_format
-        return torch.empty(
-            x.shape[0], outputs, *x.shape[2:], device=x.device, dtype=x.dtype, memory_format=layout
-        )
+        return torch.empty(x.shape[0], outputs, *x.shape[2:], device=x.device, dtype=x.dtype, memory_format=layout)
 
     @torch.library.custom_op("cmmfnet::enter", mutates_args=())
     def _enter(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, last: bool) -> Tensor:
@@ -252,13 +250,16 @@ if triton is not None:
     @torch.library.custom_op("cmmfnet::join", mutates_args=())
     def _join(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        size, pixels = height * width, 128 if channels == 64 else 64 if channels == 128 else 32  # more would fill the shared memory
+        size, pixels = (
+            height * width,
+            128 if channels == 64 else 64 if channels == 128 else 32,
+        )  # more would fill the shared memory
         last = x.is_contiguous(memory_format=torch.channels_last)
         x, skip, weight = x if last else x.contiguous(), skip.contiguous(), weight.contiguous()
         y = _projected(x, weight.shape[0])
         _joined[(triton.cdiv(size, pixels), batch)](
             x, skip, weight, bias, x_bias, y, size, C=channels, OUT=weight.shape[0], LAST=last, BO=64, BP=pixels,
-            num_warps=8 if channels > 64 else 4,
+            num_warps=8 if channels > 64 else 4, num_stages=3 if channels < 256 else 2,
         )  # fmt: skip
         return y
 

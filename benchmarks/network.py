@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cmmfnet.cli import read_recipe
 from cmmfnet.methods import build_network, method_class
-from cmmfnet.ops import bias, depthwise, enlarge, ffn, norm, widening
+from cmmfnet.ops import bias, depthwise, enlarge, ffn, norm, up, widening
 from cmmfnet.recipe import find_config
 
 NETWORKS = ["cmmfnet-paper", "cmmfnet", "lkatgan", "ticcgan", "mugan", "cyclegan", "pix2pix"]
@@ -33,7 +33,7 @@ OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels
 @contextlib.contextmanager
 def without_our_kernels():
     """PyTorch's own operators, as where Triton is not installed."""
-    before = [(module, module.triton) for module in (bias, depthwise, enlarge, ffn, norm, widening)]
+    before = [(module, module.triton) for module in (bias, depthwise, enlarge, ffn, norm, up, widening)]
     for module, _ in before:
         module.triton = None
     try:

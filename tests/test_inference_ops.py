@@ -43,11 +43,24 @@ def feed_forward_error(shape, dtype, device="cpu", function=ops.feed_forward):
     return relative(y, F.conv2d(wide, narrow.double(), bias.double()))
 
 
-def project_error(shape, outputs, dtype, device="cpu", function=ops.norm_project):
+def enter_error(shape, outputs, dtype, device="cpu", first=True, function=ops.enter):
+    """For planes of mean 5 and deviation 3, channels that go together; ``first``: with the first norm, else channels-last."""
     x, weight = random((shape, 3.0, 5.0), ((outputs, shape[1], 1, 1), 0.1, 0.0), dtype=dtype, device=device)
-    y = function(x, weight, statistics_of(x))
+    x[:, 1::2] += x[:, ::2]
+    mean, scale = statistics_of(x)
+    y = function(x, weight, (mean, scale if first else torch.ones_like(scale)), last=not first)
     assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
-    return relative(y, F.conv2d(norm_reference(x, False), weight.double()))
+    assert y.is_contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
+    return relative(
+        y, norm_reference(F.conv2d(norm_reference(x, False) if first else x.double(), weight.double()), True)
+    )
+
+
+def project_error(shape, outputs, dtype, device="cpu", function=ops.project):
+    x, weight = random((shape, 3.0, 1.0), ((outputs, shape[1], 1, 1), 0.1, 0.0), dtype=dtype, device=device)
+    y = function(x, weight)
+    assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
+    return relative(y, F.conv2d(x.double(), weight.double()))
 
 
 def join_error(shape, outputs, dtype, device="cpu", layout="contiguous", function=ops.join):
@@ -57,6 +70,20 @@ def join_error(shape, outputs, dtype, device="cpu", layout="contiguous", functio
     assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
     both = torch.cat([x.double() + x_bias.double()[:, None, None], skip.double()], dim=1)
     return relative(y, F.conv2d(both, weight.double(), bias.double()))
+
+
+def up_error(shape, outputs, gelu, dtype, device="cpu", function=None):
+    """Of a 3x3 convolution of the doubled map; ``gelu``: with bias and GELU."""
+    layer = torch.nn.Conv2d(shape[1], outputs, 3, padding=1).to(device, dtype).requires_grad_(False)
+    (x,) = random((shape, 1.0, 0.5), dtype=dtype, device=device)
+    if function is None:
+        y = (ops.double_convolve_gelu if gelu else ops.double_convolve)(layer, x)
+    else:
+        y = function(x, layer.weight, layer.bias if gelu else None)
+    large = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    want = F.conv2d(large, layer.weight.double(), layer.bias.double() if gelu else None, padding=1)
+    assert (y.shape, y.dtype) == (want.shape, dtype)
+    return relative(y, F.gelu(want) if gelu else want)
 
 
 def residual_errors(shape, gelu, dtype, device="cpu", function=ops.residual_norm):
@@ -107,6 +134,7 @@ def widen_error(shape, outputs, dtype, device="cpu", function=ops.widen):
     return relative(y, norm_reference(F.conv2d(x.double(), weight.double()), True))
 
 
+UP = [((2, 64, 9, 17), 32), ((1, 32, 3, 5), 128), ((1, 64, 1, 1), 64)]
 SIZES = [((2, 3, 5, 7), (9, 20)), ((1, 64, 4, 8), (8, 16)), ((2, 70, 6, 5), (3, 4)), ((1, 1, 1, 1), (3, 2))]
 WIDENED = [((2, 1, 9, 7), 64), ((1, 2, 20, 33), 64), ((3, 2, 5, 5), 70)]
 
@@ -117,12 +145,18 @@ def test_maps_are_enlarged_by_pytorch_where_no_kernel_serves(shape, size, layout
     assert max(enlarged_errors(shape, size, torch.float32, layout=layout)) < 1e-6
 
 
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("shape", "outputs"), UP, ids=str)
+def test_a_doubled_map_is_convolved_by_pytorch_where_no_kernel_serves(shape, outputs, gelu):
+    assert up_error(shape, outputs, gelu, torch.float32) < 1e-6
+
+
 _INTERPRETED = """
 import json, sys
 import torch
 sys.path.insert(0, {tests!r})
 import test_inference_ops as t
-import cmmfnet.ops.enlarge, cmmfnet.ops.ffn, cmmfnet.ops.norm, cmmfnet.ops.widening
+import cmmfnet.ops.enlarge, cmmfnet.ops.ffn, cmmfnet.ops.norm, cmmfnet.ops.up, cmmfnet.ops.widening
 
 own = torch.ops.cmmfnet
 torch.set_grad_enabled(False)
@@ -134,7 +168,9 @@ torch.library.opcheck(own.residual_norm.default, (x, x.clone(), True, 1e-5))
 torch.library.opcheck(own.gelu_of_lines.default, (x[:, :2].contiguous(), torch.randn(2, 7, 2), torch.randn(2, 7)))
 wide, weight = torch.randn(1, 64, 3, 5), torch.randn(64, 64, 1, 1)
 mean, scale = t.statistics_of(wide)
-torch.library.opcheck(own.norm_project.default, (wide, weight, mean, scale))
+torch.library.opcheck(own.enter.default, (wide, weight, mean, scale, 1e-5, True))
+torch.library.opcheck(own.project.default, (wide, weight))
+torch.library.opcheck(own.double_convolve.default, (wide, torch.randn(32, 64, 3, 3), torch.randn(32)))
 joined = torch.randn(64, 128, 1, 1)
 torch.library.opcheck(own.join.default, (wide, wide.clone(), joined, weight[:, 0, 0, 0], weight[:, 1, 0, 0]))
 torch.library.opcheck(own.feed_forward.default, (wide, weight, weight, weight[:, 0, 0, 0], mean, scale, 1e-5))
@@ -142,12 +178,15 @@ print(json.dumps({{
     "statistics": [max(t.relative(a, b) for a, b in zip(own.plane_statistics(y, 1e-5), t.statistics_of(y)))
                    for y in (x + 3, torch.randn(1, 2, 130, 127) + 3)],
     "feed forward": [t.feed_forward_error((2, 64, 7, 20), d) for d in (torch.float32, torch.float16)]
-    + [t.feed_forward_error((1, 64, 129, 128), torch.float16)],
+    + [t.feed_forward_error(s, torch.float16) for s in [(1, 64, 129, 128), (1, 256, 3, 30)]],
+    "enter": [t.enter_error(*s, torch.float32, first=f) for f in (True, False)
+              for s in [((2, 64, 7, 20), 64), ((1, 128, 9, 40), 64), ((1, 256, 3, 30), 256)]],
     "project": [t.project_error((2, 64, 7, 20), o, torch.float32) for o in (64, 128)],
     "join": [t.join_error((2, 64, 7, 20), o, torch.float32, layout=l) for o in (64, 128) for l in t.LAYOUTS],
     "residual": [t.residual_errors(s, g, torch.float32) for s in [(2, 2, 20, 21), (1, 1, 130, 127)] for g in (False, True)]
     + [t.residual_errors((2, 2, 20, 21), True, torch.float16)],
     "enlarged": [t.enlarged_errors(*s, torch.float32, layout=l, enlarge=own.enlarge) for s in t.SIZES for l in t.LAYOUTS],
+    "up": [t.up_error(*s, g, torch.float32, function=own.double_convolve) for s in t.UP for g in (False, True)],
     "widened": [t.widen_error(*s, torch.float32) for s in t.WIDENED],
 }}))
 """
@@ -160,19 +199,24 @@ def test_triton_kernels_in_the_interpreter():
     found = interpreted(_INTERPRETED)
     assert max(found["statistics"]) < 1e-5
     assert found["feed forward"][0] < 2e-5 and max(found["feed forward"][1:]) < 1e-3
-    assert max(found["project"] + found["join"]) < 1e-5
+    assert max(found["enter"]) < 2e-5 and max(found["project"] + found["join"]) < 1e-5
     assert max(map(max, found["residual"][:-1])) < 1e-5 and max(found["residual"][-1]) < 1e-3
     assert len(found["enlarged"]) == 16 and max(map(max, found["enlarged"])) < 1e-6
     assert max(found["widened"]) < 1e-5
+    assert max(found["up"]) < 1e-5
 
 
 @cuda
 @torch.no_grad()
-@pytest.mark.parametrize("shape", [(2, 64, 20, 21), (1, 128, 40, 24), (3, 64, 1, 1), (1, 64, 130, 140)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 64, 20, 21), (1, 128, 40, 24), (1, 256, 17, 24), (3, 64, 1, 1), (1, 64, 130, 140)], ids=str
+)
 def test_products_behind_a_norm_on_cuda(shape):
     for dtype, most in ((torch.bfloat16, 1e-2), (torch.float16, 1e-3)):
         assert feed_forward_error(shape, dtype, "cuda") < most
         assert project_error(shape, 2 * shape[1], dtype, "cuda") < most
+        assert enter_error(shape, shape[1], dtype, "cuda") < most
+        assert enter_error(shape, 2 * shape[1], dtype, "cuda", first=False) < most
         for layout in LAYOUTS:
             assert join_error(shape, shape[1], dtype, "cuda", layout) < most
 
@@ -198,6 +242,15 @@ def test_maps_are_enlarged_on_cuda(shape, size, layout):
 
 @cuda
 @torch.no_grad()
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("shape", "outputs"), [*UP, ((1, 128, 30, 33), 64)], ids=str)
+def test_a_doubled_map_is_convolved_on_cuda(shape, outputs, gelu):
+    assert up_error(shape, outputs, gelu, torch.bfloat16, "cuda") < 1e-2
+    assert up_error(shape, outputs, gelu, torch.float16, "cuda") < 1e-3
+
+
+@cuda
+@torch.no_grad()
 @pytest.mark.parametrize(("shape", "outputs"), WIDENED, ids=str)
 def test_the_first_layer_on_cuda(shape, outputs):
     assert widen_error(shape, outputs, torch.float32, "cuda") < 1e-5
@@ -212,12 +265,13 @@ def test_the_first_layer_gives_nothing_for_a_flat_frame_on_cuda():
 
 
 @cuda
-def test_a_downsampling_on_cuda_is_the_same_with_and_without_gradient():
-    layer = Downsample(2, 64).cuda().bfloat16()
-    x = torch.randn(2, 2, 40, 48, device="cuda", dtype=torch.bfloat16)
+@pytest.mark.parametrize(("channels", "first"), [(2, "cmmfnet::gelu_of_lines"), (64, "cmmfnet::enter")])
+def test_a_downsampling_on_cuda_is_the_same_with_and_without_gradient(channels, first):
+    layer = Downsample(channels, 64).cuda().bfloat16()
+    x = torch.randn(2, channels, 40, 48, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad(), torch.profiler.profile() as profile:
         fused = layer(x)
-    assert "cmmfnet::gelu_of_lines" in {event.key for event in profile.key_averages()}
+    assert first in {event.key for event in profile.key_averages()}
     assert relative(fused, layer(x)) < 2e-2
 
 

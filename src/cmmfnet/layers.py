@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from cmmfnet.ops import (
     Statistics,
     depthwise_conv2d,
+    enter,
     feed_forward,
     instance_norm,
-    norm_project,
     plain,
     plane_statistics,
+    project,
     residual_norm,
     serves_pointwise,
     serves_widen,
@@ -104,8 +105,9 @@ class LargeKernelBlock(nn.Module):
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
         """Where ``serves_pointwise``: x and its statistics -> the output and its."""
-        y = instance_norm(norm_project(x, self.enter.weight, statistics), gelu=True)
-        return residual_norm(self._leave(y), x, gelu=True)
+        y = enter(x, self.enter.weight, statistics)
+        y = depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True)
+        return residual_norm(project(y, self.leave.weight), x, gelu=True)
 
     def _leave(self, y: Tensor) -> Tensor:
         return before_norm(self.leave, depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True))
@@ -152,6 +154,9 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if serves_widen(x):
             x = widen(x, self.widen.weight)
+        elif serves_pointwise(x, self.widen.out_channels):
+            mean, _ = plane_statistics(x)
+            x = enter(x, self.widen.weight, (mean, torch.ones_like(mean)), last=True)
         else:
             x = instance_norm(before_norm(self.widen, x), gelu=True)
         return instance_norm(plain(before_norm(self.stride, x)), gelu=True)

@@ -27,7 +27,17 @@ from cmmfnet.methods.cmmfnet_interaction import (
     tone_channels,
 )
 from cmmfnet.methods.region_text import RegionText, Said, everywhere_words, memberships
-from cmmfnet.ops import Beside, add_bilinear, autocasts, convolve, double, join, modulated, serves_pointwise
+from cmmfnet.ops import (
+    Beside,
+    add_bilinear,
+    autocasts,
+    double,
+    double_convolve,
+    double_convolve_gelu,
+    join,
+    modulated,
+    serves_pointwise,
+)
 
 PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trainable parameters
 RELEASED: dict = {
@@ -223,14 +233,14 @@ class CMMFNet(nn.Module):
         labels = self.label_head(y) if (heads or said is not None) and self.label_head is not None else None
         if said is not None:
             y = self.regions(y, said, labels)
-        y = self._guide(self._merge(self.up3, double(y), e2, self.skip2), stem, 1, vector)
+        y = self._guide(self._merge(self.up3, y, e2, self.skip2), stem, 1, vector)
         y = self.decode2(y if said is None else self.regions(y, said))
-        y = self._guide(self._merge(self.up2, double(y), e1, self.skip1), stem, 0, vector)
+        y = self._guide(self._merge(self.up2, y, e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
         if y.is_cuda and torch.is_grad_enabled():
             # where tensor cores take channels last, the largest maps need not be turned for each convolution
             y = y.contiguous(memory_format=torch.channels_last)
-        y = convolve(self.up1, double(y), "gelu")
+        y = double_convolve_gelu(self.up1, y)
         y = self.last(y if said is None else self.regions.finish(y, said))
         colour = torch.tanh(y.contiguous()) if self.output == "tanh" else y.contiguous().clamp(-1, 1)
         if not heads:
@@ -239,12 +249,12 @@ class CMMFNet(nn.Module):
         return (colour, tags, labels, said.levels if said is not None else []) if maps else (colour, tags, labels)
 
     def _merge(self, up: nn.Conv2d, x: Tensor, skip: Tensor, both: nn.Conv2d | None) -> Tensor:
+        """``up`` of the doubled x, and ``skip``."""
         if both is None:
-            return up(x) + skip
+            return up(double(x)) + skip
         if serves_pointwise(skip, both.out_channels) and x.dtype == skip.dtype:
-            x = F.conv2d(x, up.weight.to(x.dtype), None, padding=up.padding)
-            return join(x, skip, both.weight, both.bias, up.bias)
-        return both(torch.cat([up(x), skip], dim=1))
+            return join(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
+        return both(torch.cat([up(double(x)), skip], dim=1))
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
         """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""

@@ -3,9 +3,10 @@
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.depthwise import depthwise_conv2d
 from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
-from cmmfnet.ops.ffn import feed_forward, join, norm_project, serves_pointwise
+from cmmfnet.ops.ffn import enter, feed_forward, join, project, serves_pointwise
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
+from cmmfnet.ops.up import double_convolve, double_convolve_gelu
 from cmmfnet.ops.widening import serves_widen, widen
 
 __all__ = [
@@ -17,13 +18,16 @@ __all__ = [
     "convolve",
     "depthwise_conv2d",
     "double",
+    "double_convolve",
+    "double_convolve_gelu",
+    "enter",
     "feed_forward",
     "instance_norm",
     "join",
     "modulated",
-    "norm_project",
     "plain",
     "plane_statistics",
+    "project",
     "residual_norm",
     "serves_pointwise",
     "serves_widen",

@@ -27,9 +27,13 @@ try:
     import triton
     import triton.language as tl
 
-    from cmmfnet.ops.norm import gelu_of
+    from cmmfnet.ops.gelu import gelu_in
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # before Triton 3.4: kernels wait for each other as everywhere
+    gdc_launch_dependents = gdc_wait = None
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -51,13 +55,17 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu
 
 
 class Tiles(NamedTuple):
-    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input rows in one product."""
+    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input rows in one product. Forward
+    only: ``turned``: outputs are the rows of the product, patches its columns; ``values``: one load has (4 go by way of the
+    nearest cache, where rows are found that another patch has read)."""
 
     rows: int
     patches: int
     group: int
     warps: int
     stages: int
+    turned: bool = False
+    values: int = 8
 
 
 # A patch of 16 columns needs a border of K // 2 on both sides, the left one rounded up to 8 values (16 bytes).
@@ -90,8 +98,11 @@ if triton is not None:
 
     @triton.jit
     def _toeplitz(w, t, inputs, K: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,
-                  BK: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
-        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros."""
+                  BK: tl.constexpr, SHIFT: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
+        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros.
+        EARLY: the kernel behind it may be launched already, and waits by itself."""
+        if EARLY:
+            gdc_launch_dependents()
         i, c = tl.program_id(0), tl.program_id(1)
         j = tl.arange(0, BK)[:, None]
         out = tl.arange(0, ROWS * BN)[None, :]
@@ -127,29 +138,44 @@ if triton is not None:
         offset, ok = _place(row, column, at, height, width, COLUMNS, LEFT)
         return tl.load(source + plane[:, None] + offset, mask=ok & (p < patches)[:, None], other=0.0)
 
-    @triton.jit(do_not_specialize=["across", "down"])  # a 1 would become a constant without .to()
+    @triton.jit(do_not_specialize=["across", "down", "width"])  # a 1 would become a constant without .to()
     def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs, K: tl.constexpr,
                    ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
                    GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
+                   TURNED: tl.constexpr, VALUES: tl.constexpr, EARLY: tl.constexpr,
                    PRECISION: tl.constexpr):  # fmt: skip
         c = tl.program_id(1)
         if EVEN:
-            width = width // 8 * 8  # so that the compiler knows that rows are aligned
+            pitch = width // VALUES * VALUES  # so that the compiler knows how rows are aligned
+            width = width // 8 * 8
+        else:
+            pitch = width
         p, plane, row, column = _patches(
             BM, tl.program_id(0) * BM, channels, c, height, width, across, down, ROWS, BN
         )  # fmt: skip
         at = tl.arange(0, GROUP * BK)
         out = tl.arange(0, ROWS * BN)
-        acc = tl.zeros((BM, ROWS * BN), dtype=tl.float32)
+        if TURNED:
+            acc = tl.zeros((ROWS * BN, BM), dtype=tl.float32)
+        else:
+            acc = tl.zeros((BM, ROWS * BN), dtype=tl.float32)
         t += c.to(tl.int64) * inputs * BK * ROWS * BN
+        if EARLY:
+            gdc_wait()  # for the Toeplitz matrix
         for i in range(0, inputs, GROUP):
-            a = _read(x, p, plane, row + i - K // 2, column, patches, height, width, at, BK, LEFT)
-            b = tl.load(t + (i * BK + at)[:, None] * (ROWS * BN) + out[None, :])
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            a = _read(x, p, plane, row + i - K // 2, column, patches, height, pitch, at, BK, LEFT)
+            if TURNED:
+                b = tl.load(t + (i * BK + at)[None, :] * (ROWS * BN) + out[:, None])
+                acc = tl.dot(b, tl.trans(a), acc, input_precision=PRECISION)
+            else:
+                b = tl.load(t + (i * BK + at)[:, None] * (ROWS * BN) + out[None, :])
+                acc = tl.dot(a, b, acc, input_precision=PRECISION)
         if BIAS:
             acc += tl.load(bias + c).to(tl.float32)
         if GELU:
-            acc = gelu_of(acc, y.dtype.element_ty == tl.float32)
+            acc = gelu_in(acc, y.dtype.element_ty)
+        if TURNED:
+            acc = tl.trans(acc)
         offset, ok = _place(row, column, out, height, width, BN, 0)
         tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
 
@@ -209,6 +235,12 @@ if triton is not None:
         patches = batch * across * down
         return patches, (patches, channels, height, width, across, down), constants
 
+    def _early(x: Tensor) -> bool:
+        """Whether a kernel can be launched before the one ahead of it has ended."""
+        if gdc_wait is None or torch.version.hip is not None or not x.is_cuda:
+            return False
+        return torch.cuda.get_device_capability(x.device)[0] >= 9
+
     def _inputs(kernel: int, tiles: Tiles) -> int:
         """Input rows under a patch, in whole groups."""
         return triton.cdiv(tiles.rows + kernel - 1, tiles.group) * tiles.group
@@ -220,15 +252,17 @@ if triton is not None:
         tiles = _forward_tiles(kernel, x)
         x, weight, y = x.contiguous(), weight.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         patches, sizes, constants = _plan(x, kernel, tiles)
-        inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
+        inputs, (left, columns), early = _inputs(kernel, tiles), _border(kernel), _early(x)
         t = torch.empty(channels, inputs, columns, tiles.rows * COLUMNS, device=x.device, dtype=x.dtype)
         _toeplitz[(inputs, channels)](
             weight, t, inputs, K=kernel, FLIP=flip, ROWS=tiles.rows, BN=COLUMNS, BK=columns, SHIFT=left - kernel // 2,
-            num_warps=4,
+            EARLY=early, num_warps=4,
         )  # fmt: skip
         _correlate[(triton.cdiv(patches, tiles.patches), channels)](
-            x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, GELU=gelu, **constants
-        )
+            x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, GELU=gelu,
+            TURNED=tiles.turned, VALUES=tiles.values, EARLY=early,
+            **({"launch_pdl": True} if early else {}), **constants,
+        )  # fmt: skip
         return y
 
     @torch.library.custom_op("cmmfnet::depthwise", mutates_args=())

@@ -61,6 +61,13 @@ def plain(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """The same the other way round, where the kernel serves."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return _enlarge(x, list(x.shape[-2:]), True, True, None, None, None)
+
+
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B,C,h,w) -> (B,C,*size), corners not aligned, without antialiasing; contiguous where the kernel makes it."""
     if _serves(x):

@@ -1,10 +1,12 @@
-"""Pointwise products behind a norm for inference on CUDA, without writing the normalised map; and the pointwise
-feed-forward of a large-kernel stage without ever writing its wide map.
+"""Pointwise products for inference on CUDA: behind a norm without writing the normalised map, before a norm and GELU without
+writing what they normalise; and the feed-forward of a large-kernel stage without ever writing its wide map.
 
-The latter: IN, 1x1 from C to 4C, IN, GELU, 1x1 to C (`layers.ConvFFN` up to its last norm). The wide map, four times the
-input, is most of the memory traffic of a stage: PyTorch writes and reads it twice. Here a first pass over the input computes
-tiles of it only for the sums of its norm's statistics, and a second one computes each tile again, normalises it, and
-multiplies it on at once. What is normalised behind a convolution loses its bias in the norm, so there is none here.
+What a norm behind a 1x1 convolution of a normalised map takes away and divides by is known before the convolution: with G the
+map's Gram matrix (channels by channels, over the pixels of a picture), output o has the mean 0 and the variance w_o G w_o' / N.
+So one pass reads the map for G alone, of which only that diagonal is kept; the norm is folded into the weights, a set for
+each picture; and the convolution writes what is normalised already. For the feed-forward - IN, 1x1 from C to 4C, IN, GELU, 1x1
+to C (`layers.ConvFFN` up to its last norm) - this leaves a tile of the wide map, four times the input, in registers. What is
+normalised behind a convolution loses its bias in the norm, so there is none here.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ try:
     import triton
     import triton.language as tl
 
-    from cmmfnet.ops.norm import gelu_of
-except ImportError:  # no Triton on this platform: layers.ConvFFN goes its ordinary way
+    from cmmfnet.ops.gelu import gelu_in
+except ImportError:  # no Triton on this platform: layers goes its ordinary way
     triton = None
 
-CHANNELS = (64, 128)  # with more, the weights no longer fit beside a tile, and cuBLAS is as fast
+CHANNELS = (64, 128, 256)  # with more, the weights no longer fit beside a tile
 
 
 def serves_pointwise(x: Tensor, outputs: int) -> bool:
-    """Whether these functions take this input here: CUDA, 16 bits, no gradient wanted, 64 or 128 channels."""
+    """Whether these functions take this input here: CUDA, 16 bits, no gradient wanted, 64, 128 or 256 channels."""
     return (
         triton is not None
         and x.is_cuda
@@ -37,10 +39,17 @@ def serves_pointwise(x: Tensor, outputs: int) -> bool:
     )
 
 
-def norm_project(x: Tensor, weight: Tensor, statistics: Statistics) -> Tensor:
-    """x (B,C,H,W) and its planes' statistics, weight (O,C,1,1) -> the 1x1 convolution of IN(x), (B,O,H,W), without a bias.
-    Products take x's dtype, sums are float32. No gradient."""
-    return _norm_project(x, weight.to(x.dtype), *statistics)
+def enter(x: Tensor, weight: Tensor, statistics: Statistics, eps: float = 1e-5, last: bool = False) -> Tensor:
+    """x (B,C,H,W) and its planes' statistics, weight (O,C,1,1) -> gelu(IN(weight * IN(x))), (B,O,H,W), as a large-kernel block
+    begins; ``last``: in channels-last. With 1 for every scale there is no first norm: gelu(IN(weight * x)), for what all pixels
+    share goes in the second. Products take x's dtype, sums are float32. No gradient."""
+    return _enter(x, weight.to(x.dtype), *statistics, eps, last)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B,C,H,W), weight (O,C,1,1) -> the 1x1 convolution, (B,O,H,W), without a bias. cuDNN turns such maps to channels-last
+    and back. Products take x's dtype, sums are float32. No gradient."""
+    return _project(x, weight.to(x.dtype))
 
 
 def join(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
@@ -55,7 +64,7 @@ def feed_forward(
     """x (B,C,H,W) and its planes' statistics, widen (F,C,1,1), narrow (C,F,1,1), bias (C,) ->
     narrow(gelu(IN(widen(IN(x))))) + bias, (B,C,H,W).
 
-    C and F are powers of two, F at least 64; products take x's dtype, sums and statistics are float32. No gradient.
+    C is one of CHANNELS, F a multiple of 64; products take x's dtype, sums and statistics are float32. No gradient.
     """
     return _feed_forward(x, widen.to(x.dtype), narrow.to(x.dtype), bias.to(x.dtype), *statistics, eps)
 
@@ -64,105 +73,156 @@ if triton is not None:
 
     @triton.jit
     def _normalised(x, mean, scale, start, pixel, size, C: tl.constexpr):
-        """Tile (C, pixels) of a picture that begins at plane ``start``, in the dtype of the input."""
+        """Tile (C, pixels) of a picture from plane ``start`` on, in the dtype of the input; zeros beyond the planes."""
         c = tl.arange(0, C)
         at = (start + c).to(tl.int64)[:, None] * size + pixel[None, :]
-        value = tl.load(x + at, mask=(pixel < size)[None, :], other=0.0).to(tl.float32)
+        ok = (pixel < size)[None, :]
+        value = tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
         value = (value - tl.load(mean + start + c)[:, None]) * tl.load(scale + start + c)[:, None]
-        return value.to(x.dtype.element_ty)
+        return tl.where(ok, value, 0.0).to(x.dtype.element_ty)
 
     @triton.jit
-    def _hidden_sums(x, widen, mean, scale, sums, size, tiles, C: tl.constexpr, HIDDEN: tl.constexpr,
-                     BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-        """sums[picture, tile, 0 and 1, hidden]: of the wide map and of its square over the pixels of a tile."""
-        tile, picture = tl.program_id(0), tl.program_id(1)
-        pixel = tile * BP + tl.arange(0, BP)
-        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+    def _gram(x, weight, mean, scale, parts, size, steps, outputs, C: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
+              BP: tl.constexpr):  # fmt: skip
+        """parts[picture, split and columns, o]: w_o G w_o', G being of the pixels of a split and of BC of its columns."""
+        split, block, picture = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+        gram = tl.zeros((C, BC), dtype=tl.float32)
+        for step in range(steps):
+            pixel = (split * steps + step) * BP + tl.arange(0, BP)
+            a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+            if BC == C:
+                columns = a
+            else:
+                columns = _normalised(x, mean, scale, picture * C + block * BC, pixel, size, BC)
+            gram = tl.dot(a, tl.trans(columns), gram)
         c = tl.arange(0, C)
-        for first in range(0, HIDDEN, BH):
-            h = first + tl.arange(0, BH)
-            wide = tl.dot(tl.load(widen + h[:, None] * C + c[None, :]), a)
-            wide = tl.where((pixel < size)[None, :], wide, 0.0)
-            to = sums + (picture * tiles + tile) * 2 * HIDDEN + h
-            tl.store(to, tl.sum(wide, axis=1))
-            tl.store(to + HIDDEN, tl.sum(wide * wide, axis=1))
+        column = block * BC + tl.arange(0, BC)
+        part = (picture * tl.num_programs(1) + block) * tl.num_programs(0) + split
+        for first in range(0, outputs, BO):
+            o = first + tl.arange(0, BO)
+            rows = tl.load(weight + o[:, None] * C + c[None, :]).to(tl.float32)
+            product = tl.dot(rows, gram, input_precision="tf32")  # in 16 bits G would lose what differences rest on
+            product *= tl.load(weight + o[:, None] * C + column[None, :]).to(tl.float32)
+            tl.store(parts + part * outputs + o, tl.sum(product, axis=1))
 
     @triton.jit
-    def _through(x, widen, narrow, bias, mean, scale, hidden_scale, hidden_shift, y, size, C: tl.constexpr,
-                 HIDDEN: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+    def _folded(weight, parts, y, size, count, outputs, eps, C: tl.constexpr, BO: tl.constexpr, BT: tl.constexpr):
+        """y[picture]: the weights, with the scale of the norm behind them, from all ``count`` parts of its variances."""
+        picture = tl.program_id(1)
+        o = tl.program_id(0) * BO + tl.arange(0, BO)
+        squares = tl.zeros((BT, BO), dtype=tl.float32)
+        for first in range(0, count, BT):
+            part = first + tl.arange(0, BT)
+            at = ((picture * count + part) * outputs)[:, None] + o[None, :]
+            squares += tl.load(parts + at, mask=(part < count)[:, None], other=0.0)
+        scale = 1.0 / tl.sqrt(tl.maximum(tl.sum(squares, axis=0) / size, 0.0) + eps)
+        at = o[:, None] * C + tl.arange(0, C)[None, :]
+        value = tl.load(weight + at).to(tl.float32) * scale[:, None]
+        tl.store(y + picture.to(tl.int64) * outputs * C + at, value.to(y.dtype.element_ty))
+
+    @triton.jit
+    def _products(x, weight, mean, scale, y, size, outputs, C: tl.constexpr, NORM: tl.constexpr, LAST: tl.constexpr,
+                  BO: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+        """NORM: gelu(weight * IN(x)), with weights for each picture; else weight * x. LAST: y is channels-last."""
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+        ok = (pixel < size)[None, :]
         c = tl.arange(0, C)
-        acc = tl.zeros((C, BP), dtype=tl.float32)
-        for first in range(0, HIDDEN, BH):
-            h = first + tl.arange(0, BH)
-            wide = tl.dot(tl.load(widen + h[:, None] * C + c[None, :]), a)
-            at = picture * HIDDEN + h
-            wide = wide * tl.load(hidden_scale + at)[:, None] + tl.load(hidden_shift + at)[:, None]
-            wide = gelu_of(wide, False)
-            acc = tl.dot(tl.load(narrow + c[:, None] * HIDDEN + h[None, :]), wide.to(x.dtype.element_ty), acc)
-        acc += tl.load(bias + c).to(tl.float32)[:, None]
-        at = (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :]
-        tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
-
-    @triton.jit
-    def _hidden_norm(sums, scale_out, shift_out, size, tiles, eps, HIDDEN: tl.constexpr, BH: tl.constexpr,
-                     BT: tl.constexpr):  # fmt: skip
-        """From the sums of all tiles, what the norm of the wide map multiplies and adds."""
-        picture = tl.program_id(1)
-        h = tl.program_id(0) * BH + tl.arange(0, BH)
-        total = tl.zeros((BT, BH), dtype=tl.float32)
-        squares = tl.zeros((BT, BH), dtype=tl.float32)
-        for first in range(0, tiles, BT):
-            tile = first + tl.arange(0, BT)
-            at = ((picture * tiles + tile) * 2 * HIDDEN)[:, None] + h[None, :]
-            total += tl.load(sums + at, mask=(tile < tiles)[:, None], other=0.0)
-            squares += tl.load(sums + at + HIDDEN, mask=(tile < tiles)[:, None], other=0.0)
-        mean = tl.sum(total, axis=0) / size
-        variance = tl.maximum(tl.sum(squares, axis=0) / size - mean * mean, 0.0)
-        scale = 1.0 / tl.sqrt(variance + eps)
-        tl.store(scale_out + picture * HIDDEN + h, scale)
-        tl.store(shift_out + picture * HIDDEN + h, -mean * scale)
-
-    @triton.jit
-    def _project(x, weight, mean, scale, y, size, C: tl.constexpr, OUT: tl.constexpr, BH: tl.constexpr,
-                 BP: tl.constexpr):  # fmt: skip
-        picture = tl.program_id(1)
-        pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
-        c = tl.arange(0, C)
-        for first in range(0, OUT, BH):
-            o = first + tl.arange(0, BH)
+        if NORM:
+            a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+            weight += picture.to(tl.int64) * outputs * C
+        else:
+            a = tl.load(x + (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :], mask=ok, other=0.0)
+        for first in range(0, outputs, BO):
+            o = first + tl.arange(0, BO)
             value = tl.dot(tl.load(weight + o[:, None] * C + c[None, :]), a)
-            at = (picture * OUT + o).to(tl.int64)[:, None] * size + pixel[None, :]
-            tl.store(y + at, value.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
+            if NORM:
+                value = gelu_in(value, y.dtype.element_ty)
+            if LAST:
+                at = (picture.to(tl.int64) * size + pixel)[None, :] * outputs + o[:, None]
+            else:
+                at = (picture * outputs + o).to(tl.int64)[:, None] * size + pixel[None, :]
+            tl.store(y + at, value.to(y.dtype.element_ty), mask=ok)
 
-    # by channels, the fastest on an H200: pixels at a time, wide channels at a time, warps, stages
-    _SUMS = {64: (128, 64, 4, 3), 128: (256, 64, 8, 3)}
-    _THROUGH = {64: (64, 64, 4, 2), 128: (128, 64, 4, 2)}
-    _PROJECT = {64: (128, 64, 8, 2), 128: (128, 64, 4, 1)}
+    @triton.jit
+    def _through(x, widen, narrow, bias, mean, scale, y, size, hidden, C: tl.constexpr, BH: tl.constexpr,
+                 BP: tl.constexpr):  # fmt: skip
+        """Pixels are the rows of both products, so that the wide tile goes from the one to the other in registers."""
+        picture = tl.program_id(1)
+        pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+        a = tl.trans(_normalised(x, mean, scale, picture * C, pixel, size, C))
+        c = tl.arange(0, C)
+        widen += picture.to(tl.int64) * hidden * C
+        acc = tl.zeros((BP, C), dtype=tl.float32)
+        for first in range(0, hidden, BH):
+            h = first + tl.arange(0, BH)
+            wide = gelu_in(tl.dot(a, tl.load(widen + h[None, :] * C + c[:, None])), x.dtype.element_ty)
+            acc = tl.dot(wide.to(x.dtype.element_ty), tl.load(narrow + c[None, :] * hidden + h[:, None]), acc)
+        acc += tl.load(bias + c).to(tl.float32)[None, :]
+        at = (picture * C + c).to(tl.int64)[None, :] * size + pixel[:, None]
+        tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[:, None])
 
-    def _tiling(pixels: int, block: int, warps: int, stages: int) -> dict[str, int]:
-        return {"BP": pixels, "BH": block, "num_warps": warps, "num_stages": stages}
+    # by channels: pixels at a time, outputs (or wide channels) at a time, warps, stages
+    _GRAM = {64: (128, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 2)}
+    _PRODUCTS = {64: (128, 64, 8, 2), 128: (128, 64, 4, 1), 256: (64, 64, 4, 2)}
+    _THROUGH = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)}
+    _COLUMNS = 128  # of a Gram matrix at a time: more would not fit into registers
 
-    @torch.library.custom_op("cmmfnet::norm_project", mutates_args=())
-    def _norm_project(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    def _tiling(pixels: int, block: int, warps: int, stages: int, name: str = "BO") -> dict[str, int]:
+        return {"BP": pixels, name: block, "num_warps": warps, "num_stages": stages}
+
+    def _weights_with_norm(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
+        """Of contiguous x and weight (O,C,1,1): the weights with the norm behind them, (B,O,C)."""
         batch, channels, height, width = x.shape
         size, outputs = height * width, weight.shape[0]
-        x, weight = x.contiguous(), weight.contiguous()
-        y = _projected(x, weight)
-        tiling = _tiling(*_PROJECT[channels])
-        grid = (triton.cdiv(size, tiling["BP"]), batch)
-        _project[grid](x, weight, mean, scale, y, size, C=channels, OUT=outputs, **tiling)
+        tiling, columns = _tiling(*_GRAM[channels]), min(channels, _COLUMNS)
+        tiles, blocks = triton.cdiv(size, tiling["BP"]), channels // columns
+        # enough programs to fill the card, few enough that they do more with pixels than with weights
+        steps = triton.cdiv(tiles, max(1, min(tiles, 256 // (batch * blocks))))
+        splits = triton.cdiv(tiles, steps)
+        parts = torch.empty(batch, blocks * splits, outputs, device=x.device, dtype=torch.float32)
+        _gram[(splits, blocks, batch)](
+            x, weight, mean, scale, parts, size, steps, outputs, C=channels, BC=columns, **tiling
+        )
+        y = torch.empty(batch, outputs, channels, device=x.device, dtype=x.dtype)
+        _folded[(outputs // 16, batch)](
+            weight, parts, y, size, blocks * splits, outputs, eps, C=channels, BO=16, BT=32, num_warps=4
+        )
         return y
 
-    def _projected(x: Tensor, weight: Tensor) -> Tensor:
-        return torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], device=x.device, dtype=x.dtype)
+    def _run_products(
+        x: Tensor, weight: Tensor, outputs: int, statistics: Statistics | None, last: bool = False
+    ) -> Tensor:
+        batch, channels, height, width = x.shape
+        size, y, tiling = height * width, _projected(x, outputs, last), _tiling(*_PRODUCTS[channels])
+        mean, scale = (x, x) if statistics is None else statistics
+        _products[(triton.cdiv(size, tiling["BP"]), batch)](
+            x, weight, mean, scale, y, size, outputs, C=channels, NORM=statistics is not None, LAST=last,
+            **tiling,
+        )  # fmt: skip
+        return y
 
-    @_norm_project.register_fake
-    def _(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        return _projected(x, weight)
+    def _projected(x: Tensor, outputs: int, last: bool = False) -> Tensor:
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.empty(x.shape[0], outputs, *x.shape[2:], device=x.device, dtype=x.dtype, memory_format=layout)
+
+    @torch.library.custom_op("cmmfnet::enter", mutates_args=())
+    def _enter(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, last: bool) -> Tensor:
+        x = x.contiguous()
+        folded = _weights_with_norm(x, weight.contiguous(), mean, scale, eps)
+        return _run_products(x, folded, weight.shape[0], (mean, scale), last)
+
+    @_enter.register_fake
+    def _(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, last: bool) -> Tensor:
+        return _projected(x, weight.shape[0], last)
+
+    @torch.library.custom_op("cmmfnet::project", mutates_args=())
+    def _project(x: Tensor, weight: Tensor) -> Tensor:
+        return _run_products(x.contiguous(), weight.contiguous(), weight.shape[0], None)
+
+    @_project.register_fake
+    def _(x: Tensor, weight: Tensor) -> Tensor:
+        return _projected(x, weight.shape[0])
 
     @triton.jit
     def _joined(x, skip, weight, bias, x_bias, y, size, C: tl.constexpr, OUT: tl.constexpr, LAST: tl.constexpr,
@@ -190,19 +250,22 @@ if triton is not None:
     @torch.library.custom_op("cmmfnet::join", mutates_args=())
     def _join(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        size, pixels = height * width, 128 if channels == 64 else 64  # more would fill the shared memory
+        size, pixels = (
+            height * width,
+            128 if channels == 64 else 64 if channels == 128 else 32,
+        )  # more would fill the shared memory
         last = x.is_contiguous(memory_format=torch.channels_last)
         x, skip, weight = x if last else x.contiguous(), skip.contiguous(), weight.contiguous()
-        y = _projected(x, weight)
+        y = _projected(x, weight.shape[0])
         _joined[(triton.cdiv(size, pixels), batch)](
             x, skip, weight, bias, x_bias, y, size, C=channels, OUT=weight.shape[0], LAST=last, BO=64, BP=pixels,
-            num_warps=8 if channels > 64 else 4,
+            num_warps=8 if channels > 64 else 4, num_stages=3 if channels < 256 else 2,
         )  # fmt: skip
         return y
 
     @_join.register_fake
     def _(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
-        return _projected(x, weight)
+        return _projected(x, weight.shape[0])
 
     @torch.library.custom_op("cmmfnet::feed_forward", mutates_args=())
     def _feed_forward(
@@ -211,20 +274,11 @@ if triton is not None:
         batch, channels, height, width = x.shape
         hidden, size = widen.shape[0], height * width
         x, widen, narrow = x.contiguous(), widen.contiguous(), narrow.contiguous()
-        tiling = _tiling(*_SUMS[channels])
-        tiles = triton.cdiv(size, tiling["BP"])
-        sums = torch.empty(batch, tiles, 2, hidden, device=x.device, dtype=torch.float32)
-        _hidden_sums[(tiles, batch)](x, widen, mean, scale, sums, size, tiles, C=channels, HIDDEN=hidden, **tiling)
-        hidden_scale = torch.empty(batch, hidden, device=x.device, dtype=torch.float32)
-        hidden_shift = torch.empty_like(hidden_scale)
-        _hidden_norm[(hidden // 16, batch)](
-            sums, hidden_scale, hidden_shift, size, tiles, eps, HIDDEN=hidden, BH=16, BT=128, num_warps=4
-        )
-        y, tiling = torch.empty_like(x), _tiling(*_THROUGH[channels])
+        folded = _weights_with_norm(x, widen, mean, scale, eps)
+        y, tiling = torch.empty_like(x), _tiling(*_THROUGH[channels], name="BH")
         _through[(triton.cdiv(size, tiling["BP"]), batch)](
-            x, widen, narrow, bias, mean, scale, hidden_scale, hidden_shift, y, size, C=channels, HIDDEN=hidden,
-            **tiling,
-        )  # fmt: skip
+            x, folded, narrow, bias, mean, scale, y, size, hidden, C=channels, **tiling
+        )
         return y
 
     @_feed_forward.register_fake

@@ -18,7 +18,7 @@ try:
     import triton
     import triton.language as tl
 
-    from cmmfnet.ops.norm import gelu_of
+    from cmmfnet.ops.gelu import gelu_in
 except ImportError:  # no Triton on this platform: layers.Downsample goes its ordinary way
     triton = None
 
@@ -57,7 +57,7 @@ if triton is not None:
             v += value[:, None] * factor[None, :]
         at = (picture * size + pixel)[:, None] * channels + c[None, :]
         ok = (pixel < size)[:, None] & (c < channels)[None, :]
-        v = gelu_of(v, y.dtype.element_ty == tl.float32)
+        v = gelu_in(v, y.dtype.element_ty)
         tl.store(y + at, v.to(y.dtype.element_ty), mask=ok)
 
     @torch.library.custom_op("cmmfnet::gelu_of_lines", mutates_args=())

@@ -83,18 +83,23 @@ class Agreement:
 
         answer = GO_ON
         if self.asked is not None:
-            flag, work = self.asked
-            work.wait()
-            answer = int(flag.item())
-        flag = torch.tensor([float(wish)], device=self.accelerator.device)
-        self.asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, async_op=True)
+            found, event = self.asked
+            if event is not None:  # only what was launched before the question: the device has this step's work still
+                event.synchronize()
+            answer = int(found.item())
+        flag, event = torch.full((1,), float(wish), device=self.accelerator.device), None
+        dist.all_reduce(flag, dist.ReduceOp.MAX)  # on a device the host goes on
+        if flag.is_cuda:
+            flag, event = flag.to("cpu", non_blocking=True), torch.cuda.Event()
+            event.record()
+        self.asked = flag, event
         return answer
 
     def end(self) -> None:
-        """Every process has asked as often: a process that left with its question open would abort."""
-        if self.asked is not None:
-            self.asked[1].wait()
-            self.asked = None
+        """A process that left with its question open would abort."""
+        if self.asked is not None and self.asked[1] is not None:
+            self.asked[1].synchronize()
+        self.asked = None
 
 
 def train(

@@ -17,12 +17,15 @@ from cmmfnet.ops import (
     Statistics,
     depthwise_conv2d,
     feed_forward,
+    feed_forward_with_gradient,
     instance_norm,
+    large_kernel,
     norm_project,
     plain,
     plane_statistics,
     residual_norm,
     serves_pointwise,
+    serves_training,
     serves_widen,
     widen,
 )
@@ -68,6 +71,11 @@ class _Unfelt(torch.autograd.Function):
         return dy, torch.zeros_like(ctx.saved_tensors[0])
 
 
+def _hands_statistics_on(x: Tensor) -> bool:
+    """Whether kernels serve the residual blocks for x, whose norms then tell each other the statistics of their planes."""
+    return serves_training(x) if torch.is_grad_enabled() else serves_pointwise(x, x.shape[1])
+
+
 def before_norm(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """``layer(x)`` for an instance norm, which takes the bias away again, without that bias: on a GPU it is a pass over the
     whole map of its own, and its gradient, which is rounding errors, another. (Without a gradient on the CPU it stays: there
@@ -93,7 +101,7 @@ class LargeKernelBlock(nn.Module):
         self.leave = pointwise(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if serves_pointwise(x, x.shape[1]):
+        if _hands_statistics_on(x):
             return self.with_statistics(x, plane_statistics(x))[0]
         if _on_cpu_without_gradient(x):
             centred, matrix = folded_norms(x, self.enter.weight)
@@ -103,7 +111,12 @@ class LargeKernelBlock(nn.Module):
         return instance_norm(self._leave(y), gelu=True, residual=x)
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
-        """Where ``serves_pointwise``: x and its statistics -> the output and its."""
+        """Where ``_hands_statistics_on``: x and its statistics -> the output and its."""
+        if torch.is_grad_enabled():
+            enter, large, leave = self.enter, self.depthwise, self.leave
+            return large_kernel(
+                x, statistics, enter.weight, large.weight, large.bias, leave.weight, enter.bias, leave.bias
+            )
         y = instance_norm(norm_project(x, self.enter.weight, statistics), gelu=True)
         return residual_norm(self._leave(y), x, gelu=True)
 
@@ -122,7 +135,7 @@ class ConvFFN(nn.Module):
         self.narrow = pointwise(expansion * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if serves_pointwise(x, self.widen.out_channels):
+        if _hands_statistics_on(x):
             return self.with_statistics(x, plane_statistics(x))[0]
         if _on_cpu_without_gradient(x):
             centred, matrix = folded_norms(x, self.widen.weight)
@@ -136,7 +149,10 @@ class ConvFFN(nn.Module):
         return instance_norm(y, residual=x)
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
-        """Where ``serves_pointwise``: x and its statistics -> the output and its."""
+        """Where ``_hands_statistics_on``: x and its statistics -> the output and its."""
+        if torch.is_grad_enabled():
+            widen, narrow = self.widen, self.narrow
+            return feed_forward_with_gradient(x, statistics, widen.weight, narrow.weight, widen.bias, narrow.bias)
         y = feed_forward(x, self.widen.weight, self.narrow.weight, self.narrow.bias, statistics)
         return residual_norm(y, x)
 
@@ -162,7 +178,7 @@ class Stage(nn.Sequential):
     goes to the first norm of the next."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not serves_pointwise(x, x.shape[1]):
+        if not _hands_statistics_on(x):
             return super().forward(x)
         statistics = plane_statistics(x)
         for block in self:

@@ -1,6 +1,7 @@
 """Operators that PyTorch runs far from what the hardware allows."""
 
 from cmmfnet.ops.bias import convolve
+from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_training
 from cmmfnet.ops.depthwise import depthwise_conv2d
 from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
 from cmmfnet.ops.ffn import feed_forward, join, norm_project, serves_pointwise
@@ -18,14 +19,17 @@ __all__ = [
     "depthwise_conv2d",
     "double",
     "feed_forward",
+    "feed_forward_with_gradient",
     "instance_norm",
     "join",
+    "large_kernel",
     "modulated",
     "norm_project",
     "plain",
     "plane_statistics",
     "residual_norm",
     "serves_pointwise",
+    "serves_training",
     "serves_widen",
     "widen",
 ]

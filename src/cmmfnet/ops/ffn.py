@@ -63,7 +63,7 @@ def feed_forward(
 if triton is not None:
 
     @triton.jit
-    def _normalised(x, mean, scale, start, pixel, size, C: tl.constexpr):
+    def normalised(x, mean, scale, start, pixel, size, C: tl.constexpr):
         """Tile (C, pixels) of a picture that begins at plane ``start``, in the dtype of the input."""
         c = tl.arange(0, C)
         at = (start + c).to(tl.int64)[:, None] * size + pixel[None, :]
@@ -77,7 +77,7 @@ if triton is not None:
         """sums[picture, tile, 0 and 1, hidden]: of the wide map and of its square over the pixels of a tile."""
         tile, picture = tl.program_id(0), tl.program_id(1)
         pixel = tile * BP + tl.arange(0, BP)
-        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+        a = normalised(x, mean, scale, picture * C, pixel, size, C)
         c = tl.arange(0, C)
         for first in range(0, HIDDEN, BH):
             h = first + tl.arange(0, BH)
@@ -88,18 +88,19 @@ if triton is not None:
             tl.store(to + HIDDEN, tl.sum(wide * wide, axis=1))
 
     @triton.jit
-    def _through(x, widen, narrow, bias, mean, scale, hidden_scale, hidden_shift, y, size, C: tl.constexpr,
+    def _through(x, widen, narrow, bias, mean, scale, hidden_mean, hidden_scale, y, size, C: tl.constexpr,
                  HIDDEN: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+        a = normalised(x, mean, scale, picture * C, pixel, size, C)
         c = tl.arange(0, C)
         acc = tl.zeros((C, BP), dtype=tl.float32)
         for first in range(0, HIDDEN, BH):
             h = first + tl.arange(0, BH)
             wide = tl.dot(tl.load(widen + h[:, None] * C + c[None, :]), a)
             at = picture * HIDDEN + h
-            wide = wide * tl.load(hidden_scale + at)[:, None] + tl.load(hidden_shift + at)[:, None]
+            factor = tl.load(hidden_scale + at)
+            wide = wide * factor[:, None] - (tl.load(hidden_mean + at) * factor)[:, None]
             wide = gelu_of(wide, False)
             acc = tl.dot(tl.load(narrow + c[:, None] * HIDDEN + h[None, :]), wide.to(x.dtype.element_ty), acc)
         acc += tl.load(bias + c).to(tl.float32)[:, None]
@@ -107,9 +108,9 @@ if triton is not None:
         tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
 
     @triton.jit
-    def _hidden_norm(sums, scale_out, shift_out, size, tiles, eps, HIDDEN: tl.constexpr, BH: tl.constexpr,
+    def _hidden_norm(sums, mean_out, scale_out, size, tiles, eps, HIDDEN: tl.constexpr, BH: tl.constexpr,
                      BT: tl.constexpr):  # fmt: skip
-        """From the sums of all tiles, what the norm of the wide map multiplies and adds."""
+        """From the sums of all tiles, the statistics of the wide map's planes."""
         picture = tl.program_id(1)
         h = tl.program_id(0) * BH + tl.arange(0, BH)
         total = tl.zeros((BT, BH), dtype=tl.float32)
@@ -121,22 +122,37 @@ if triton is not None:
             squares += tl.load(sums + at + HIDDEN, mask=(tile < tiles)[:, None], other=0.0)
         mean = tl.sum(total, axis=0) / size
         variance = tl.maximum(tl.sum(squares, axis=0) / size - mean * mean, 0.0)
-        scale = 1.0 / tl.sqrt(variance + eps)
-        tl.store(scale_out + picture * HIDDEN + h, scale)
-        tl.store(shift_out + picture * HIDDEN + h, -mean * scale)
+        tl.store(mean_out + picture * HIDDEN + h, mean)
+        tl.store(scale_out + picture * HIDDEN + h, 1.0 / tl.sqrt(variance + eps))
+
+    def hidden_norm(sums: Tensor, size: int, eps: float) -> Statistics:
+        """``sums`` (B,tiles,2,F) as the kernels above write them, of planes of ``size`` pixels."""
+        batch, tiles, _, hidden = sums.shape
+        mean = torch.empty(batch * hidden, device=sums.device, dtype=torch.float32)
+        scale = torch.empty_like(mean)
+        _hidden_norm[(hidden // 16, batch)](
+            sums, mean, scale, size, tiles, eps, HIDDEN=hidden, BH=16, BT=128, num_warps=4
+        )
+        return mean, scale
 
     @triton.jit
-    def _project(x, weight, mean, scale, y, size, C: tl.constexpr, OUT: tl.constexpr, BH: tl.constexpr,
-                 BP: tl.constexpr):  # fmt: skip
+    def _project(x, weight, mean, scale, y, sums, size, tiles, C: tl.constexpr, OUT: tl.constexpr, SUMS: tl.constexpr,
+                 BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+        """SUMS: and those of the result, as ``_hidden_sums``."""
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-        a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+        a = normalised(x, mean, scale, picture * C, pixel, size, C)
         c = tl.arange(0, C)
         for first in range(0, OUT, BH):
             o = first + tl.arange(0, BH)
             value = tl.dot(tl.load(weight + o[:, None] * C + c[None, :]), a)
             at = (picture * OUT + o).to(tl.int64)[:, None] * size + pixel[None, :]
             tl.store(y + at, value.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
+            if SUMS:
+                value = tl.where((pixel < size)[None, :], value, 0.0)
+                to = sums + (picture * tiles + tl.program_id(0)) * 2 * OUT + o
+                tl.store(to, tl.sum(value, axis=1))
+                tl.store(to + OUT, tl.sum(value * value, axis=1))
 
     # by channels, the fastest on an H200: pixels at a time, wide channels at a time, warps, stages
     _SUMS = {64: (128, 64, 4, 3), 128: (256, 64, 8, 3)}
@@ -148,14 +164,25 @@ if triton is not None:
 
     @torch.library.custom_op("cmmfnet::norm_project", mutates_args=())
     def _norm_project(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        return _run_project(x, weight, mean, scale, False)[0]
+
+    def project_with_sums(x: Tensor, weight: Tensor, statistics: Statistics, eps: float) -> tuple[Tensor, Statistics]:
+        """``norm_project`` and its result's statistics, which are from float32."""
+        y, sums = _run_project(x, weight, *statistics, True)
+        return y, hidden_norm(sums, x.shape[2] * x.shape[3], eps)
+
+    def _run_project(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
         batch, channels, height, width = x.shape
         size, outputs = height * width, weight.shape[0]
         x, weight = x.contiguous(), weight.contiguous()
         y = _projected(x, weight)
         tiling = _tiling(*_PROJECT[channels])
-        grid = (triton.cdiv(size, tiling["BP"]), batch)
-        _project[grid](x, weight, mean, scale, y, size, C=channels, OUT=outputs, **tiling)
-        return y
+        tiles = triton.cdiv(size, tiling["BP"])
+        sums = torch.empty(batch, tiles, 2, outputs, device=x.device, dtype=torch.float32) if with_sums else mean
+        _project[(tiles, batch)](
+            x, weight, mean, scale, y, sums, size, tiles, C=channels, OUT=outputs, SUMS=with_sums, **tiling
+        )
+        return y, sums
 
     def _projected(x: Tensor, weight: Tensor) -> Tensor:
         return torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], device=x.device, dtype=x.dtype)
@@ -215,15 +242,10 @@ if triton is not None:
         tiles = triton.cdiv(size, tiling["BP"])
         sums = torch.empty(batch, tiles, 2, hidden, device=x.device, dtype=torch.float32)
         _hidden_sums[(tiles, batch)](x, widen, mean, scale, sums, size, tiles, C=channels, HIDDEN=hidden, **tiling)
-        hidden_scale = torch.empty(batch, hidden, device=x.device, dtype=torch.float32)
-        hidden_shift = torch.empty_like(hidden_scale)
-        _hidden_norm[(hidden // 16, batch)](
-            sums, hidden_scale, hidden_shift, size, tiles, eps, HIDDEN=hidden, BH=16, BT=128, num_warps=4
-        )
+        hidden_statistics = hidden_norm(sums, size, eps)
         y, tiling = torch.empty_like(x), _tiling(*_THROUGH[channels])
         _through[(triton.cdiv(size, tiling["BP"]), batch)](
-            x, widen, narrow, bias, mean, scale, hidden_scale, hidden_shift, y, size, C=channels, HIDDEN=hidden,
-            **tiling,
+            x, widen, narrow, bias, mean, scale, *hidden_statistics, y, size, C=channels, HIDDEN=hidden, **tiling
         )  # fmt: skip
         return y
 

@@ -25,11 +25,12 @@ from cuda_graph import captured
 from torch import Tensor
 
 from cmmfnet import layers
-from cmmfnet.ops import block, pointwise
-from cmmfnet.ops.norm import plane_statistics
+from cmmfnet.ops import block, ffn, products
+from cmmfnet.ops.norm import instance_norm_backward, plane_statistics, residual_norm
+from cmmfnet.ops.pointwise import TILES, Tiles
 
 SIZES = [(64, 128), (128, 64), (256, 32)]  # channels, side
-PASSES = {True: 11 + 18 + 13 + 21, False: 15 + 27 + 23 + 41}
+PASSES = {True: 10 + 17 + 6 + 16, False: 15 + 27 + 23 + 41}
 
 
 def graph_ms(function: Callable[[], object], repeats: int = 15) -> float:
@@ -91,50 +92,50 @@ def by_kernel(run: Callable[[], object]) -> list[tuple[float, int, str]]:
 
 
 def parts_of(channels: int, side: int, batch: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """Each tiled kernel at work by itself, by its name in pointwise.TILES."""
+    """Each kernel at work by itself, by its name in pointwise.TILES where it is there."""
 
     def draw(planes: int) -> Tensor:
         return torch.randn(batch, planes, side, side, device="cuda", dtype=dtype)
 
-    x, wide, narrow, other = draw(channels), draw(4 * channels), draw(channels), draw(channels)
-    of_x, of_wide, of_narrow = plane_statistics(x), plane_statistics(wide), plane_statistics(narrow)
-    out = torch.randn(channels, 4 * channels, device="cuda", dtype=dtype) * 0.1
-    back, square = out.t().contiguous(), out[:, :channels].contiguous()
-
-    def through() -> None:
-        sdv, _, found = pointwise.slopes(wide, narrow, out, (of_wide, x), channels)
-        pointwise.through_norms(sdv, found, of_wide, back, x, of_x, other)
-
+    x, narrow, other = draw(channels), draw(channels), draw(channels)
+    of_x, of_other = plane_statistics(x), plane_statistics(other)
+    wide = torch.randn(4 * channels, channels, device="cuda", dtype=dtype) * channels**-0.5
+    back, square = wide.t().contiguous(), wide[:channels].contiguous()
+    feed_forward, enter = (products.inside_of(x, of_x, w) for w in (wide, square))
+    sdv, sums, _ = products.slopes(feed_forward, narrow, back)
     return {
-        "onward": lambda: pointwise.onward(wide, of_wide, out),
-        "narrow": lambda: pointwise.slopes(wide, narrow, out, (of_wide, x), channels),
-        "leave": lambda: pointwise.slopes(other, narrow, square, None, channels),
-        "enter": lambda: pointwise.slopes(other, narrow, None, (of_narrow, x), channels),
-        "through": through,  # with "narrow" before it, whose time stays the same
+        "covariance": lambda: products.inside_of(x, of_x, wide),
+        "inward": lambda: products.inward(enter),
+        "onward": lambda: products.onward(other, square),
+        "feed-forward": lambda: ffn.through(x, wide, back, None, of_x, feed_forward.statistics),
+        "narrow": lambda: products.slopes(feed_forward, narrow, back),
+        "leave": lambda: products.slopes(other, narrow, square),
+        "enter": lambda: products.slopes(enter, other),
+        "through": lambda: products.through_norms(sdv, sums, feed_forward, other),
+        "norm": lambda: residual_norm(narrow, x),
+        "norm's gradient": lambda: instance_norm_backward(narrow, other, of_other, False),
     }
 
 
-def candidates() -> list[tuple[str, pointwise.Tiles]]:
+def candidates() -> list[tuple[str, Tiles]]:
+    """Tilings of the kernels in pointwise.TILES, by their names there."""
     found = []
-    for pixels, rows, warps, stages in itertools.product((64, 128), (64, 128), (4, 8), (2, 3, 4)):
-        if pixels * rows <= 1024 * warps * 2:
-            found += [
-                (name, pointwise.Tiles(pixels, rows, warps, stages)) for name in ("onward", "through") if rows == 64
-            ]
-    for pixels, rows, warps, stages in itertools.product((64, 128), (64, 128), (4, 8), (2, 3)):
-        if pixels * rows <= 1024 * warps:
-            found += [("narrow", pointwise.Tiles(pixels, rows, warps, stages, parts)) for parts in (2, 4, 8)]
-            if rows == 64:
-                found += [(name, pointwise.Tiles(pixels, rows, warps, stages, parts))
-                          for name in ("leave", "enter") for parts in (4, 8, 16, 32)]  # fmt: skip
+    for pixels, warps, stages in itertools.product((64, 128), (4, 8), (1, 2, 3, 4)):
+        plain = Tiles(pixels, 64, warps, stages)
+        found += [(name, plain) for name in ("inward", "onward", "through")]
+        found += [("covariance", plain._replace(parts=parts)) for parts in (8, 16, 32)]
+        found += [(name, plain._replace(parts=parts)) for name in ("leave", "enter") for parts in (4, 8, 16)]
+        found += [("narrow", plain._replace(parts=parts)) for parts in (2, 4, 8)]
+        if pixels == 64:
+            found += [("narrow", plain._replace(rows=128, parts=parts)) for parts in (4, 8)]
     return found
 
 
-def compiled(candidate: tuple[str, pointwise.Tiles], channels: int, dtype: torch.dtype) -> str:
+def compiled(candidate: tuple[str, Tiles], channels: int, dtype: torch.dtype) -> str:
     """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or nothing."""
     name, tiles = candidate
     try:
-        pointwise.TILES[name][channels] = tiles
+        TILES[name][channels] = tiles
         parts_of(channels, 32, 2, dtype)[name]()
         torch.cuda.synchronize()
     except Exception as problem:  # out of shared memory
@@ -153,12 +154,12 @@ def tune(channels: int, side: int, batch: int, dtype: torch.dtype) -> None:
         problem = problems[name, tiles._replace(parts=1)]
         if problem:
             continue
-        original = pointwise.TILES[name][channels]
-        pointwise.TILES[name][channels] = tiles
+        original = TILES[name][channels]
+        TILES[name][channels] = tiles
         try:
             timed.append((name, graph_ms(parts[name], 7), tiles))
         finally:
-            pointwise.TILES[name][channels] = original
+            TILES[name][channels] = original
     for name in parts:
         for ms, tiles in sorted(((ms, tiles) for n, ms, tiles in timed if n == name), reverse=True)[-6:]:
             print(f"  {channels} {name}: {ms:.4f} ms {tiles}", flush=True)
@@ -203,7 +204,7 @@ def main() -> None:
             for ours, run in runs.items():
                 for ms, count, name in by_kernel(run)[:24]:
                     print(f"  {'ours' if ours else 'separate'} {ms:.4f} ms {count:3d} {name[:90]}")
-        if given.tune and channels in pointwise.TILES["onward"]:
+        if given.tune and channels in TILES["onward"]:
             tune(channels, side, given.batch, dtype)
 
 

@@ -2,8 +2,8 @@
 
 Autograd of the separate operators reads and writes maps more often than it needs to: it stores every normalised map and every
 GELU, adds the residual's gradient in a pass of its own, and turns maps around for the 1x1 convolutions. Passes over a map of
-the block's own size, forwards and backwards: 15 and 27 by separate operators for the large-kernel block, here 11 and 18; 23
-and 41 for the feed-forward, whose wide map counts as four, here 13 and 21.
+the block's own size, forwards and backwards: 15 and 27 by separate operators for the large-kernel block, here 10 and 17; 23
+and 41 for the feed-forward, whose wide map counts as four, here 6 and 16.
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ from cmmfnet.ops.norm import Statistics, instance_norm_backward, residual_norm_a
 try:
     import triton
 
-    from cmmfnet.ops.ffn import norm_project, project_with_sums
-    from cmmfnet.ops.pointwise import onward, slopes, through_norms
+    from cmmfnet.ops.ffn import through
+    from cmmfnet.ops.products import Inside, inside_of, inward, onward, slopes, through_norms
 except ImportError:  # no Triton on this platform: layers.py goes its ordinary way
     triton = None
-
-
-EPS = 1e-5
 
 
 def serves_training(x: Tensor) -> bool:
@@ -65,65 +62,66 @@ def _matrix(weight: Tensor, x: Tensor) -> Tensor:
     return weight.flatten(1).to(x.dtype).contiguous()
 
 
-def _as(like: list[tuple[torch.Size, torch.dtype]], *gradients: Tensor) -> list[Tensor]:
-    return [d.to(dtype).reshape(shape) for d, (shape, dtype) in zip(gradients, like, strict=True)]
-
-
 class _LargeKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, scale, enter, depthwise, bias, leave, *unfelt):
-        x = x.contiguous()
-        inside, outside, kernel = _matrix(enter, x), _matrix(leave, x), depthwise.to(x.dtype)
-        e = norm_project(x, inside[:, :, None, None], (mean, scale))
-        a, *e_statistics = torch.ops.cmmfnet.instance_norm(e, None, True, EPS)
+        x, outside, kernel = x.contiguous(), _matrix(leave, x), depthwise.to(x.dtype)
+        inside = inside_of(x, (mean, scale), _matrix(enter, x))
+        a = inward(inside)
         u = torch.ops.cmmfnet.depthwise(a, kernel, bias.to(x.dtype))
-        z = onward(u, None, outside)
-        y, z_statistics, after = residual_norm_and_own(z, x, True)
-        ctx.save_for_backward(
-            x, mean, scale, e, *e_statistics, a, u, z, *z_statistics, inside, kernel, outside, *unfelt
-        )
-        ctx.like = [(w.shape, w.dtype) for w in (enter, depthwise, bias, leave)]
-        ctx.mark_non_differentiable(*after)
-        ctx.set_materialize_grads(False)  # zeros for what has no gradient
+        z = onward(u, outside)
+        y, of_z, after = residual_norm_and_own(z, x, True)
+        _save(ctx, inside, (a, u, z, *of_z, outside, kernel), unfelt, (enter, depthwise, bias, leave), after)
         return y, *after
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, *_unused):
-        x, mean, scale, e, e_mean, e_scale, a, u, z, z_mean, z_scale, inside, kernel, outside, *unfelt = (
-            ctx.saved_tensors
-        )
-        dy, c = dy.contiguous(), x.shape[1]
+        inside, (a, u, z, z_mean, z_scale, outside, kernel), zeros = _saved(ctx, 7)
+        dy = dy.contiguous()
         dz = instance_norm_backward(dy, z, (z_mean, z_scale), True)
-        du, d_leave, _ = slopes(u, dz, outside, None, c)
+        du, _, d_leave = slopes(u, dz, outside)
         da, d_kernel, d_bias = torch.ops.cmmfnet.depthwise_backward(du, a, kernel)
-        sdv, _, found = slopes(e, da, None, ((e_mean, e_scale), x), c)
-        dx, d_enter = through_norms(sdv, found, (e_mean, e_scale), inside, x, (mean, scale), dy)
-        weights = _as(ctx.like, d_enter, d_kernel, d_bias, d_leave)
-        return dx, None, None, *weights, *(torch.zeros_like(b) for b in unfelt)
+        sdv, found, _ = slopes(inside, da)
+        dx, d_enter = through_norms(sdv, found, inside, dy)
+        return dx, None, None, *_as(ctx.like, d_enter, d_kernel, d_bias, d_leave), *zeros
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, scale, widen, narrow, *unfelt):
-        x = x.contiguous()
-        inside, outside = _matrix(widen, x), _matrix(narrow, x)
-        h, h_statistics = project_with_sums(x, inside, (mean, scale), EPS)
-        z = onward(h, h_statistics, outside)
-        y, z_statistics, after = residual_norm_and_own(z, x)
-        ctx.save_for_backward(x, mean, scale, h, *h_statistics, z, *z_statistics, inside, outside, *unfelt)
-        ctx.like = [(w.shape, w.dtype) for w in (widen, narrow)]
-        ctx.mark_non_differentiable(*after)
-        ctx.set_materialize_grads(False)
+        x, outside = x.contiguous(), _matrix(narrow, x)
+        inside = inside_of(x, (mean, scale), _matrix(widen, x))
+        z = through(x, inside.weight, outside, None, inside.x_statistics, inside.statistics)
+        y, of_z, after = residual_norm_and_own(z, x)
+        _save(ctx, inside, (z, *of_z, outside), unfelt, (widen, narrow), after)
         return y, *after
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, *_unused):
-        x, mean, scale, h, h_mean, h_scale, z, z_mean, z_scale, inside, outside, *unfelt = ctx.saved_tensors
+        inside, (z, z_mean, z_scale, outside), zeros = _saved(ctx, 4)
         dy = dy.contiguous()
         dz = instance_norm_backward(dy, z, (z_mean, z_scale), False)
-        sdv, d_narrow, found = slopes(h, dz, outside, ((h_mean, h_scale), x), x.shape[1])
-        dx, d_widen = through_norms(sdv, found, (h_mean, h_scale), inside, x, (mean, scale), dy)
-        weights = _as(ctx.like, d_widen, d_narrow)
-        return dx, None, None, *weights, *(torch.zeros_like(b) for b in unfelt)
+        sdv, found, d_narrow = slopes(inside, dz, outside)
+        dx, d_widen = through_norms(sdv, found, inside, dy)
+        return dx, None, None, *_as(ctx.like, d_widen, d_narrow), *zeros
+
+
+def _save(ctx, inside: Inside, more: tuple, unfelt: tuple, weights: tuple, after: Statistics) -> None:
+    """For ``_saved``; ``weights`` are those whose gradients the backward pass has to make."""
+    ctx.save_for_backward(inside.x, *inside.x_statistics, inside.weight, *inside.statistics, inside.ws, *more, *unfelt)
+    ctx.like = [(w.shape, w.dtype) for w in weights]
+    ctx.mark_non_differentiable(*after)
+    ctx.set_materialize_grads(False)  # zeros for what has no gradient
+
+
+def _saved(ctx, number: int) -> tuple[Inside, tuple[Tensor, ...], list[Tensor]]:
+    """What ``_save`` took, of the ``number`` tensors among them, and zeros for what is not felt."""
+    x, mean, scale, weight, h_mean, h_scale, ws, *rest = ctx.saved_tensors
+    inside = Inside(x, (mean, scale), weight, (h_mean, h_scale), ws)
+    return inside, tuple(rest[:number]), [torch.zeros_like(b) for b in rest[number:]]
+
+
+def _as(like: list[tuple[torch.Size, torch.dtype]], *gradients: Tensor) -> list[Tensor]:
+    return [d.to(dtype).reshape(shape) for d, (shape, dtype) in zip(gradients, like, strict=True)]

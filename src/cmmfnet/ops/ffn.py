@@ -89,7 +89,7 @@ if triton is not None:
 
     @triton.jit
     def _through(x, widen, narrow, bias, mean, scale, hidden_mean, hidden_scale, y, size, C: tl.constexpr,
-                 HIDDEN: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
+                 HIDDEN: tl.constexpr, BIAS: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
         a = normalised(x, mean, scale, picture * C, pixel, size, C)
@@ -103,7 +103,8 @@ if triton is not None:
             wide = wide * factor[:, None] - (tl.load(hidden_mean + at) * factor)[:, None]
             wide = gelu_of(wide, False)
             acc = tl.dot(tl.load(narrow + c[:, None] * HIDDEN + h[None, :]), wide.to(x.dtype.element_ty), acc)
-        acc += tl.load(bias + c).to(tl.float32)[:, None]
+        if BIAS:
+            acc += tl.load(bias + c).to(tl.float32)[:, None]
         at = (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :]
         tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
 
@@ -125,20 +126,9 @@ if triton is not None:
         tl.store(mean_out + picture * HIDDEN + h, mean)
         tl.store(scale_out + picture * HIDDEN + h, 1.0 / tl.sqrt(variance + eps))
 
-    def hidden_norm(sums: Tensor, size: int, eps: float) -> Statistics:
-        """``sums`` (B,tiles,2,F) as the kernels above write them, of planes of ``size`` pixels."""
-        batch, tiles, _, hidden = sums.shape
-        mean = torch.empty(batch * hidden, device=sums.device, dtype=torch.float32)
-        scale = torch.empty_like(mean)
-        _hidden_norm[(hidden // 16, batch)](
-            sums, mean, scale, size, tiles, eps, HIDDEN=hidden, BH=16, BT=128, num_warps=4
-        )
-        return mean, scale
-
     @triton.jit
-    def _project(x, weight, mean, scale, y, sums, size, tiles, C: tl.constexpr, OUT: tl.constexpr, SUMS: tl.constexpr,
-                 BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-        """SUMS: and those of the result, as ``_hidden_sums``."""
+    def _project(x, weight, mean, scale, y, size, C: tl.constexpr, OUT: tl.constexpr, BH: tl.constexpr,
+                 BP: tl.constexpr):  # fmt: skip
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
         a = normalised(x, mean, scale, picture * C, pixel, size, C)
@@ -148,11 +138,6 @@ if triton is not None:
             value = tl.dot(tl.load(weight + o[:, None] * C + c[None, :]), a)
             at = (picture * OUT + o).to(tl.int64)[:, None] * size + pixel[None, :]
             tl.store(y + at, value.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
-            if SUMS:
-                value = tl.where((pixel < size)[None, :], value, 0.0)
-                to = sums + (picture * tiles + tl.program_id(0)) * 2 * OUT + o
-                tl.store(to, tl.sum(value, axis=1))
-                tl.store(to + OUT, tl.sum(value * value, axis=1))
 
     # by channels, the fastest on an H200: pixels at a time, wide channels at a time, warps, stages
     _SUMS = {64: (128, 64, 4, 3), 128: (256, 64, 8, 3)}
@@ -164,25 +149,14 @@ if triton is not None:
 
     @torch.library.custom_op("cmmfnet::norm_project", mutates_args=())
     def _norm_project(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-        return _run_project(x, weight, mean, scale, False)[0]
-
-    def project_with_sums(x: Tensor, weight: Tensor, statistics: Statistics, eps: float) -> tuple[Tensor, Statistics]:
-        """``norm_project`` and its result's statistics, which are from float32."""
-        y, sums = _run_project(x, weight, *statistics, True)
-        return y, hidden_norm(sums, x.shape[2] * x.shape[3], eps)
-
-    def _run_project(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, with_sums: bool) -> tuple[Tensor, Tensor]:
         batch, channels, height, width = x.shape
         size, outputs = height * width, weight.shape[0]
         x, weight = x.contiguous(), weight.contiguous()
         y = _projected(x, weight)
         tiling = _tiling(*_PROJECT[channels])
-        tiles = triton.cdiv(size, tiling["BP"])
-        sums = torch.empty(batch, tiles, 2, outputs, device=x.device, dtype=torch.float32) if with_sums else mean
-        _project[(tiles, batch)](
-            x, weight, mean, scale, y, sums, size, tiles, C=channels, OUT=outputs, SUMS=with_sums, **tiling
-        )
-        return y, sums
+        grid = (triton.cdiv(size, tiling["BP"]), batch)
+        _project[grid](x, weight, mean, scale, y, size, C=channels, OUT=outputs, **tiling)
+        return y
 
     def _projected(x: Tensor, weight: Tensor) -> Tensor:
         return torch.empty(x.shape[0], weight.shape[0], *x.shape[2:], device=x.device, dtype=x.dtype)
@@ -242,10 +216,22 @@ if triton is not None:
         tiles = triton.cdiv(size, tiling["BP"])
         sums = torch.empty(batch, tiles, 2, hidden, device=x.device, dtype=torch.float32)
         _hidden_sums[(tiles, batch)](x, widen, mean, scale, sums, size, tiles, C=channels, HIDDEN=hidden, **tiling)
-        hidden_statistics = hidden_norm(sums, size, eps)
-        y, tiling = torch.empty_like(x), _tiling(*_THROUGH[channels])
+        hidden_mean = torch.empty(batch * hidden, device=x.device, dtype=torch.float32)
+        hidden_scale = torch.empty_like(hidden_mean)
+        _hidden_norm[(hidden // 16, batch)](
+            sums, hidden_mean, hidden_scale, size, tiles, eps, HIDDEN=hidden, BH=16, BT=128, num_warps=4
+        )
+        return through(x, widen, narrow, bias, (mean, scale), (hidden_mean, hidden_scale))
+
+    def through(
+        x: Tensor, widen: Tensor, narrow: Tensor, bias: Tensor | None, of_x: Statistics, of_hidden: Statistics
+    ) -> Tensor:
+        """``feed_forward`` with the statistics of the wide map, too."""
+        batch, channels, height, width = x.shape
+        y, tiling, size = torch.empty_like(x), _tiling(*_THROUGH[channels]), height * width
         _through[(triton.cdiv(size, tiling["BP"]), batch)](
-            x, widen, narrow, bias, mean, scale, *hidden_statistics, y, size, C=channels, HIDDEN=hidden, **tiling
+            x, widen, narrow, x if bias is None else bias, *of_x, *of_hidden, y, size, C=channels, HIDDEN=widen.shape[0],
+            BIAS=bias is not None, **tiling,
         )  # fmt: skip
         return y
 

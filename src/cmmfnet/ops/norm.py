@@ -44,8 +44,8 @@ def instance_norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None,
 
 
 def plane_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
-    """Of x (B,C,H,W); CUDA only."""
-    return _statistics(x, eps)
+    """Of x (B,C,H,W), without a gradient; CUDA only."""
+    return _statistics(x.detach(), eps)
 
 
 def residual_norm(x: Tensor, residual: Tensor, gelu: bool = False, eps: float = 1e-5) -> tuple[Tensor, Statistics]:

@@ -10,10 +10,11 @@ import importlib.util
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_inference_ops import statistics_of
 from test_ops import LAYOUTS, interpreted, relative
 
-from cmmfnet import layers
+from cmmfnet import layers, ops
 from cmmfnet.layers import ConvFFN, LargeKernelBlock, large_kernel_stage
 
 triton = importlib.util.find_spec("triton") is not None
@@ -52,6 +53,25 @@ def block_errors(kind, shape, dtype, device="cpu", layout="contiguous"):
     return found
 
 
+def doubled_errors(shape, dtype, device="cpu", layout="contiguous", function=ops.double):
+    """Of the doubled map and the gradient, which has the input's order."""
+    torch.manual_seed(6)
+    x = LAYOUTS[layout](torch.randn(shape).to(device, dtype)).detach().requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    y, want = function(x), F.interpolate(exact, scale_factor=2, mode="nearest")
+    assert y.is_contiguous(memory_format=torch.channels_last) and y.dtype == dtype
+    found = []
+    for order in LAYOUTS.values():
+        dy = order(torch.randn(y.shape).to(device, dtype))
+        (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
+        assert dx.is_contiguous() == x.is_contiguous() or layout in ("transposed", "sliced")
+        found.append(relative(dx, torch.autograd.grad(want, exact, dy.double(), retain_graph=True)[0]))
+    return [relative(y, want), *found]
+
+
+DOUBLED = [(2, 3, 5, 7), (1, 64, 4, 8), (2, 70, 3, 4)]
+
+
 def stage_error():
     """Of the gradients by a whole stage, whose blocks hand their statistics on, as if its input were on a GPU."""
     torch.manual_seed(5)
@@ -71,12 +91,21 @@ import json, sys
 import torch
 sys.path.insert(0, {tests!r})
 import test_block_ops as t
+import cmmfnet.ops.enlarge
+
+torch.library.opcheck(torch.ops.cmmfnet.doubled.default, (torch.randn(2, 3, 4, 5, requires_grad=True),))
+last = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+torch.library.opcheck(torch.ops.cmmfnet.reordered.default, (last, False))
+assert torch.equal(torch.ops.cmmfnet.reordered(last, False), last)
+torch.library.opcheck(torch.ops.cmmfnet.doubled_backward.default, (torch.randn(2, 3, 4, 6), True))
 
 print(json.dumps({{
     "32 bits": [t.block_errors(kind, (2, 64, 5, 14), torch.float32) for kind in t.KINDS],
     "16 bits": [t.block_errors(kind, (1, 64, 8, 16), torch.float16, layout="channels last") for kind in t.KINDS]
     + [t.block_errors("feed-forward", (1, 128, 4, 9), torch.float16)],
     "stage": t.stage_error(),
+    "doubled": [t.doubled_errors(s, torch.float32, layout=l, function=torch.ops.cmmfnet.doubled)
+                for s in t.DOUBLED for l in t.LAYOUTS],
 }}))
 """
 
@@ -88,6 +117,7 @@ def test_gradients_of_blocks_in_the_interpreter():
     assert max(map(max, found["32 bits"])) < 2e-5  # in the feed-forward GELU is that for 16 bits
     assert max(map(max, found["16 bits"])) < 3e-3
     assert found["stage"] < 2e-5
+    assert max(map(max, found["doubled"])) < 1e-6
 
 
 @cuda
@@ -123,3 +153,19 @@ def test_a_stage_trains_by_its_own_gradients_on_cuda():
     assert all(torch.equal(a, b) for a, b in zip(first, run(torch.bfloat16, True), strict=True))
     for a, b in zip(first, run(torch.float32, False), strict=True):
         assert a.shape == b.shape and (relative(a, b) < 4e-2 or not a.any())
+
+
+@cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", DOUBLED, ids=str)
+def test_doubled_maps_on_cuda(shape, layout):
+    assert max(doubled_errors(shape, torch.bfloat16, "cuda", layout)) < 1e-2
+
+
+@cuda
+def test_a_map_put_in_order_on_cuda():
+    x = torch.randn(2, 70, 9, 5, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    y, dy = ops.plain(x.requires_grad_()), torch.randn(2, 70, 9, 5, device="cuda", dtype=torch.bfloat16)
+    (dx,) = torch.autograd.grad(y, x, dy)
+    assert y.is_contiguous() and torch.equal(y, x)
+    assert dx.is_contiguous(memory_format=torch.channels_last) and torch.equal(dx, dy)

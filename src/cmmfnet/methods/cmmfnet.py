@@ -27,7 +27,7 @@ from cmmfnet.methods.cmmfnet_interaction import (
     tone_channels,
 )
 from cmmfnet.methods.region_text import RegionText, Said, everywhere_words, memberships
-from cmmfnet.ops import Beside, add_bilinear, autocasts, convolve, double, join, modulated, serves_pointwise
+from cmmfnet.ops import Beside, add_bilinear, autocasts, convolve, double, join, modulated, plain, serves_pointwise
 
 PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trainable parameters
 RELEASED: dict = {
@@ -227,8 +227,9 @@ class CMMFNet(nn.Module):
         y = self.decode2(y if said is None else self.regions(y, said))
         y = self._guide(self._merge(self.up2, double(y), e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
-        if y.is_cuda and torch.is_grad_enabled():
-            # where tensor cores take channels last, the largest maps need not be turned for each convolution
+        if y.is_cuda and torch.is_grad_enabled() and y.dtype == torch.float32:
+            # where tensor cores take channels last, the largest maps need not be turned for each convolution (in 16 bits
+            # they are doubled into that order)
             y = y.contiguous(memory_format=torch.channels_last)
         y = convolve(self.up1, double(y), "gelu")
         y = self.last(y if said is None else self.regions.finish(y, said))
@@ -244,7 +245,7 @@ class CMMFNet(nn.Module):
         if serves_pointwise(skip, both.out_channels) and x.dtype == skip.dtype:
             x = F.conv2d(x, up.weight.to(x.dtype), None, padding=up.padding)
             return join(x, skip, both.weight, both.bias, up.bias)
-        return both(torch.cat([up(x), skip], dim=1))
+        return both(torch.cat([plain(up(x)), skip], dim=1))
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
         """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""

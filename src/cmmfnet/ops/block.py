@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cmmfnet.ops.enlarge import plain
 from cmmfnet.ops.ffn import CHANNELS
 from cmmfnet.ops.norm import Statistics, instance_norm_backward, residual_norm_and_own
 
@@ -65,7 +66,7 @@ def _matrix(weight: Tensor, x: Tensor) -> Tensor:
 class _LargeKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, scale, enter, depthwise, bias, leave, *unfelt):
-        x, outside, kernel = x.contiguous(), _matrix(leave, x), depthwise.to(x.dtype)
+        x, outside, kernel = plain(x), _matrix(leave, x), depthwise.to(x.dtype)
         inside = inside_of(x, (mean, scale), _matrix(enter, x))
         a = inward(inside)
         u = torch.ops.cmmfnet.depthwise(a, kernel, bias.to(x.dtype))
@@ -78,7 +79,7 @@ class _LargeKernel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, *_unused):
         inside, (a, u, z, z_mean, z_scale, outside, kernel), zeros = _saved(ctx, 7)
-        dy = dy.contiguous()
+        dy = plain(dy)
         dz = instance_norm_backward(dy, z, (z_mean, z_scale), True)
         du, _, d_leave = slopes(u, dz, outside)
         da, d_kernel, d_bias = torch.ops.cmmfnet.depthwise_backward(du, a, kernel)
@@ -90,7 +91,7 @@ class _LargeKernel(torch.autograd.Function):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, scale, widen, narrow, *unfelt):
-        x, outside = x.contiguous(), _matrix(narrow, x)
+        x, outside = plain(x), _matrix(narrow, x)
         inside = inside_of(x, (mean, scale), _matrix(widen, x))
         z = through(x, inside.weight, outside, None, inside.x_statistics, inside.statistics)
         y, of_z, after = residual_norm_and_own(z, x)
@@ -101,7 +102,7 @@ class _FeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, *_unused):
         inside, (z, z_mean, z_scale, outside), zeros = _saved(ctx, 4)
-        dy = dy.contiguous()
+        dy = plain(dy)
         dz = instance_norm_backward(dy, z, (z_mean, z_scale), False)
         sdv, found, d_narrow = slopes(inside, dz, outside)
         dx, d_widen = through_norms(sdv, found, inside, dy)

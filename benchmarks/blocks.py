@@ -134,12 +134,15 @@ def candidates() -> list[tuple[str, Tiles]]:
 def compiled(candidate: tuple[str, Tiles], channels: int, dtype: torch.dtype) -> str:
     """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or nothing."""
     name, tiles = candidate
+    part, original = parts_of(channels, 32, 2, dtype)[name], TILES[name][channels]
+    TILES[name][channels] = tiles
     try:
-        TILES[name][channels] = tiles
-        parts_of(channels, 32, 2, dtype)[name]()
+        part()
         torch.cuda.synchronize()
     except Exception as problem:  # out of shared memory
         return f"{type(problem).__name__}: {str(problem)[:80]}"
+    finally:
+        TILES[name][channels] = original
     return ""
 
 
@@ -161,7 +164,10 @@ def tune(channels: int, side: int, batch: int, dtype: torch.dtype) -> None:
         finally:
             TILES[name][channels] = original
     for name in parts:
-        for ms, tiles in sorted(((ms, tiles) for n, ms, tiles in timed if n == name), reverse=True)[-6:]:
+        rows = [(ms, tiles) for n, ms, tiles in timed if n == name]
+        if name not in TILES:
+            rows = [(graph_ms(parts[name], 7), "as it is")]
+        for ms, tiles in sorted(rows, reverse=True)[-6:]:
             print(f"  {channels} {name}: {ms:.4f} ms {tiles}", flush=True)
 
 

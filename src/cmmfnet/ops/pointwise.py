@@ -52,7 +52,7 @@ TILES = {
 }
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def _covariance(x, mean, scale, out, size, steps, C: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr):
     """Of n = IN(x), over a part of a picture's pixels: out[picture, part, row, c] = n n' and, as the row behind it, the sum."""
     part, picture = tl.program_id(0), tl.program_id(1)
@@ -125,7 +125,7 @@ def _onward(u, weight, y, size, ROWS: tl.constexpr, C: tl.constexpr, BH: tl.cons
     tl.store(y + c[:, None] * size + pixel[None, :], acc.to(y.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, sums, dn, dw, size, steps,
             ROWS: tl.constexpr, C: tl.constexpr, INSIDE: tl.constexpr, OUTSIDE: tl.constexpr, BH: tl.constexpr,
             BP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
@@ -184,7 +184,7 @@ def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, 
         tl.store(dw + at, acc_w)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _between(sums, dn, ws, weight, mean, scale, dw, matrix, shift_out, size, parts, ROWS: tl.constexpr, C: tl.constexpr,
              BR: tl.constexpr, BC: tl.constexpr):  # fmt: skip
     """Of a picture and BC of its C columns: dW (ROWS,C) float32, -(M + diag(k)) in the maps' dtype, and the shift (C,)."""

@@ -18,12 +18,15 @@ from cmmfnet.ops import (
     depthwise_conv2d,
     enter,
     feed_forward,
+    feed_forward_with_gradient,
     instance_norm,
+    large_kernel,
     plain,
     plane_statistics,
     project,
     residual_norm,
     serves_pointwise,
+    serves_training,
     serves_widen,
     widen,
 )
@@ -69,6 +72,11 @@ class _Unfelt(torch.autograd.Function):
         return dy, torch.zeros_like(ctx.saved_tensors[0])
 
 
+def _hands_statistics_on(x: Tensor) -> bool:
+    """Whether kernels serve the residual blocks for x, whose norms then tell each other the statistics of their planes."""
+    return serves_training(x) if torch.is_grad_enabled() else serves_pointwise(x, x.shape[1])
+
+
 def before_norm(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """``layer(x)`` for an instance norm, which takes the bias away again, without that bias: on a GPU it is a pass over the
     whole map of its own, and its gradient, which is rounding errors, another. (Without a gradient on the CPU it stays: there
@@ -94,7 +102,7 @@ class LargeKernelBlock(nn.Module):
         self.leave = pointwise(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if serves_pointwise(x, x.shape[1]):
+        if _hands_statistics_on(x):
             return self.with_statistics(x, plane_statistics(x))[0]
         if _on_cpu_without_gradient(x):
             centred, matrix = folded_norms(x, self.enter.weight)
@@ -104,7 +112,12 @@ class LargeKernelBlock(nn.Module):
         return instance_norm(self._leave(y), gelu=True, residual=x)
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
-        """Where ``serves_pointwise``: x and its statistics -> the output and its."""
+        """Where ``_hands_statistics_on``: x and its statistics -> the output and its."""
+        if torch.is_grad_enabled():
+            enters, large, leaves = self.enter, self.depthwise, self.leave
+            return large_kernel(
+                x, statistics, enters.weight, large.weight, large.bias, leaves.weight, enters.bias, leaves.bias
+            )
         y = enter(x, self.enter.weight, statistics)
         y = depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True)
         return residual_norm(project(y, self.leave.weight), x, gelu=True)
@@ -124,7 +137,7 @@ class ConvFFN(nn.Module):
         self.narrow = pointwise(expansion * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if serves_pointwise(x, self.widen.out_channels):
+        if _hands_statistics_on(x):
             return self.with_statistics(x, plane_statistics(x))[0]
         if _on_cpu_without_gradient(x):
             centred, matrix = folded_norms(x, self.widen.weight)
@@ -138,7 +151,10 @@ class ConvFFN(nn.Module):
         return instance_norm(y, residual=x)
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
-        """Where ``serves_pointwise``: x and its statistics -> the output and its."""
+        """Where ``_hands_statistics_on``: x and its statistics -> the output and its."""
+        if torch.is_grad_enabled():
+            widen, narrow = self.widen, self.narrow
+            return feed_forward_with_gradient(x, statistics, widen.weight, narrow.weight, widen.bias, narrow.bias)
         y = feed_forward(x, self.widen.weight, self.narrow.weight, self.narrow.bias, statistics)
         return residual_norm(y, x)
 
@@ -167,7 +183,7 @@ class Stage(nn.Sequential):
     goes to the first norm of the next."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not serves_pointwise(x, x.shape[1]):
+        if not _hands_statistics_on(x):
             return super().forward(x)
         statistics = plane_statistics(x)
         for block in self:

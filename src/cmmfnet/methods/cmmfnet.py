@@ -36,6 +36,7 @@ from cmmfnet.ops import (
     double_convolve_gelu,
     join,
     modulated,
+    plain,
     serves_pointwise,
 )
 
@@ -237,8 +238,9 @@ class CMMFNet(nn.Module):
         y = self.decode2(y if said is None else self.regions(y, said))
         y = self._guide(self._merge(self.up2, y, e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
-        if y.is_cuda and torch.is_grad_enabled():
-            # where tensor cores take channels last, the largest maps need not be turned for each convolution
+        if y.is_cuda and torch.is_grad_enabled() and y.dtype == torch.float32:
+            # where tensor cores take channels last, the largest maps need not be turned for each convolution (in 16 bits
+            # they are doubled into that order)
             y = y.contiguous(memory_format=torch.channels_last)
         y = double_convolve_gelu(self.up1, y)
         y = self.last(y if said is None else self.regions.finish(y, said))
@@ -254,7 +256,7 @@ class CMMFNet(nn.Module):
             return up(double(x)) + skip
         if serves_pointwise(skip, both.out_channels) and x.dtype == skip.dtype:
             return join(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
-        return both(torch.cat([up(double(x)), skip], dim=1))
+        return both(torch.cat([plain(up(double(x))), skip], dim=1))
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
         """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""

@@ -1,6 +1,7 @@
 """Operators that PyTorch runs far from what the hardware allows."""
 
 from cmmfnet.ops.bias import convolve
+from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_training
 from cmmfnet.ops.depthwise import depthwise_conv2d
 from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
 from cmmfnet.ops.ffn import enter, feed_forward, join, project, serves_pointwise
@@ -22,14 +23,17 @@ __all__ = [
     "double_convolve_gelu",
     "enter",
     "feed_forward",
+    "feed_forward_with_gradient",
     "instance_norm",
     "join",
+    "large_kernel",
     "modulated",
     "plain",
     "plane_statistics",
     "project",
     "residual_norm",
     "serves_pointwise",
+    "serves_training",
     "serves_widen",
     "widen",
 ]

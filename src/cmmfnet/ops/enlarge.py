@@ -1,4 +1,4 @@
-"""Maps brought to another size, for inference on CUDA: Triton, and PyTorch elsewhere.
+"""Maps brought to another size, for inference on CUDA, and doubled ones also for training: Triton, and PyTorch elsewhere.
 
 PyTorch's kernels give one thread all channels of a pixel, or divide indices for every value; for the largest maps of a U-Net
 that takes longer than the convolution behind it. Here a doubled map is written in the order that cuDNN's convolutions
@@ -47,8 +47,15 @@ def _serves(*maps: Tensor) -> bool:
     return all(x.is_cuda and x.dtype in DTYPES for x in maps)
 
 
+def _serves_training(x: Tensor) -> bool:
+    """Whether the kernels that have a gradient take x."""
+    return triton is not None and x.is_cuda and torch.is_grad_enabled() and x.dtype in (torch.float16, torch.bfloat16)
+
+
 def double(x: Tensor) -> Tensor:
-    """(B,C,H,W) -> (B,C,2H,2W), nearest; channels-last where the kernel makes it."""
+    """(B,C,H,W) -> (B,C,2H,2W), nearest; channels-last where the kernel makes it, in training of 16 bits, too."""
+    if _serves_training(x):
+        return _doubled(x)
     if _serves(x):
         return _enlarge(x, [2 * x.shape[2], 2 * x.shape[3]], True, True, None, None, None)
     return _interpolate(x, scale_factor=2.0, mode="nearest")
@@ -58,6 +65,8 @@ def plain(x: Tensor) -> Tensor:
     """``x.contiguous()``, (B,C,H,W): of a channels-last map PyTorch reads a value of every pixel at a time."""
     if _serves(x) and not x.is_contiguous():
         return _enlarge(x, list(x.shape[-2:]), True, False, None, None, None)
+    if _serves_training(x) and not x.is_contiguous():
+        return _reordered(x, False)
     return x.contiguous()
 
 
@@ -149,6 +158,70 @@ if triton is not None:
             MODULATE=scale is not None, LAST_IN=came_last, LAST_OUT=last, BP=rows, BC=columns, num_warps=4,
         )  # fmt: skip
         return out
+
+    @triton.jit
+    def _halved(dy, dx, channels, height, width, LAST_IN: tl.constexpr, LAST_OUT: tl.constexpr, BP: tl.constexpr,
+                BC: tl.constexpr):  # fmt: skip
+        """dx (height by width pixels) = the sums of 2x2 pixels of dy."""
+        picture = tl.program_id(2).to(tl.int64)
+        pixel = tl.program_id(0) * BP + tl.arange(0, BP)
+        c = tl.program_id(1) * BC + tl.arange(0, BC)
+        size = height * width
+        ok = (pixel < size)[:, None] & (c < channels)[None, :]
+        first = (pixel // width) * 4 * width + pixel % width * 2
+        v = tl.zeros((BP, BC), dtype=tl.float32)
+        for i in tl.static_range(2):
+            for j in tl.static_range(2):
+                at = _places(picture, first + i * 2 * width + j, c, channels, 4 * size, LAST_IN)
+                v += tl.load(dy + at, mask=ok, other=0.0).to(tl.float32)
+        tl.store(dx + _places(picture, pixel, c, channels, size, LAST_OUT), v.to(dx.dtype.element_ty), mask=ok)
+
+    @torch.library.custom_op("cmmfnet::doubled", mutates_args=())
+    def _doubled(x: Tensor) -> Tensor:
+        return _enlarge(x, [2 * x.shape[2], 2 * x.shape[3]], True, True, None, None, None)
+
+    @torch.library.custom_op("cmmfnet::doubled_backward", mutates_args=())
+    def _doubled_backward(dy: Tensor, last: bool) -> Tensor:
+        batch, channels, height, width = dy.shape[0], dy.shape[1], dy.shape[2] // 2, dy.shape[3] // 2
+        dx = _empty(dy, [height, width], last)
+        came_last = channels > 1 and dy.is_contiguous(memory_format=torch.channels_last)
+        columns = min(64, triton.next_power_of_2(channels))
+        rows = 2048 // columns
+        _halved[(triton.cdiv(height * width, rows), triton.cdiv(channels, columns), batch)](
+            dy if came_last else dy.contiguous(), dx, channels, height, width, LAST_IN=came_last, LAST_OUT=last, BP=rows,
+            BC=columns, num_warps=4,
+        )  # fmt: skip
+        return dx
+
+    @_doubled.register_fake
+    def _(x: Tensor) -> Tensor:
+        return _empty(x, [2 * x.shape[2], 2 * x.shape[3]], True)
+
+    @_doubled_backward.register_fake
+    def _(dy: Tensor, last: bool) -> Tensor:
+        return _empty(dy, [dy.shape[2] // 2, dy.shape[3] // 2], last)
+
+    def _save(ctx, inputs, output) -> None:
+        ctx.last = inputs[0].shape[1] > 1 and not inputs[0].is_contiguous()
+
+    def _gradient(ctx, dy: Tensor) -> Tensor:
+        """In the order that x came in: what follows adds it to maps of that order."""
+        return torch.ops.cmmfnet.doubled_backward(dy, ctx.last)
+
+    _doubled.register_autograd(_gradient, setup_context=_save)
+
+    @torch.library.custom_op("cmmfnet::reordered", mutates_args=())
+    def _reordered(x: Tensor, last: bool) -> Tensor:
+        return _enlarge(x, list(x.shape[-2:]), True, last, None, None, None)
+
+    @_reordered.register_fake
+    def _(x: Tensor, last: bool) -> Tensor:
+        return _empty(x, list(x.shape[-2:]), last)
+
+    def _back(ctx, dy: Tensor) -> tuple[Tensor, None]:
+        return torch.ops.cmmfnet.reordered(dy, ctx.last), None
+
+    _reordered.register_autograd(_back, setup_context=_save)
 
     def _empty(x: Tensor, size: list[int], last: bool) -> Tensor:
         layout = torch.channels_last if last else torch.contiguous_format

@@ -72,7 +72,7 @@ def feed_forward(
 if triton is not None:
 
     @triton.jit
-    def _normalised(x, mean, scale, start, pixel, size, C: tl.constexpr):
+    def normalised(x, mean, scale, start, pixel, size, C: tl.constexpr):
         """Tile (C, pixels) of a picture from plane ``start`` on, in the dtype of the input; zeros beyond the planes."""
         c = tl.arange(0, C)
         at = (start + c).to(tl.int64)[:, None] * size + pixel[None, :]
@@ -89,11 +89,11 @@ if triton is not None:
         gram = tl.zeros((C, BC), dtype=tl.float32)
         for step in range(steps):
             pixel = (split * steps + step) * BP + tl.arange(0, BP)
-            a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+            a = normalised(x, mean, scale, picture * C, pixel, size, C)
             if BC == C:
                 columns = a
             else:
-                columns = _normalised(x, mean, scale, picture * C + block * BC, pixel, size, BC)
+                columns = normalised(x, mean, scale, picture * C + block * BC, pixel, size, BC)
             gram = tl.dot(a, tl.trans(columns), gram)
         c = tl.arange(0, C)
         column = block * BC + tl.arange(0, BC)
@@ -129,7 +129,7 @@ if triton is not None:
         ok = (pixel < size)[None, :]
         c = tl.arange(0, C)
         if NORM:
-            a = _normalised(x, mean, scale, picture * C, pixel, size, C)
+            a = normalised(x, mean, scale, picture * C, pixel, size, C)
             weight += picture.to(tl.int64) * outputs * C
         else:
             a = tl.load(x + (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :], mask=ok, other=0.0)
@@ -150,7 +150,7 @@ if triton is not None:
         """Pixels are the rows of both products, so that the wide tile goes from the one to the other in registers."""
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
-        a = tl.trans(_normalised(x, mean, scale, picture * C, pixel, size, C))
+        a = tl.trans(normalised(x, mean, scale, picture * C, pixel, size, C))
         c = tl.arange(0, C)
         widen += picture.to(tl.int64) * hidden * C
         acc = tl.zeros((BP, C), dtype=tl.float32)

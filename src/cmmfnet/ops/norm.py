@@ -15,6 +15,8 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
+
+    from cmmfnet.ops.gelu import gelu_of, gelu_slope
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
@@ -42,60 +44,30 @@ def instance_norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None,
 
 
 def plane_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
-    """Of x (B,C,H,W); CUDA only."""
-    return _statistics(x, eps)
+    """Of x (B,C,H,W), without a gradient; CUDA only."""
+    return _statistics(x.detach(), eps)
 
 
 def residual_norm(x: Tensor, residual: Tensor, gelu: bool = False, eps: float = 1e-5) -> tuple[Tensor, Statistics]:
     """``instance_norm(x, gelu, residual)`` and the statistics of its planes, for the norm that comes next; CUDA only."""
-    y, *statistics = _residual_norm(x, residual, gelu, eps)
-    return y, tuple(statistics)
+    y, _, statistics = residual_norm_and_own(x, residual, gelu, eps)
+    return y, statistics
+
+
+def residual_norm_and_own(
+    x: Tensor, residual: Tensor, gelu: bool = False, eps: float = 1e-5
+) -> tuple[Tensor, Statistics, Statistics]:
+    """``residual_norm``, in the middle the statistics of x, which a gradient needs; CUDA only."""
+    y, mean, scale, mean_after, scale_after = _residual_norm(x, residual, gelu, eps)
+    return y, (mean, scale), (mean_after, scale_after)
+
+
+def instance_norm_backward(dy: Tensor, x: Tensor, statistics: Statistics, gelu: bool) -> Tensor:
+    """From dy (B,C,H,W), the gradient of ``instance_norm(x, gelu)``: that of x, in x's dtype; CUDA only."""
+    return _norm_backward(dy, x, *statistics, gelu)
 
 
 if triton is not None:
-
-    @triton.jit
-    def normal(v):
-        """Of float32 v: the normal distribution function, and exp(-v^2 / 2). Abramowitz and Stegun 7.1.26: off by 7.5e-8 at
-        most, with a third of the instructions of erf."""
-        t = 1.0 / (1.0 + 0.2316419 * tl.abs(v))
-        bell = tl.exp(-0.5 * v * v)
-        tail = 0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)
-        tail = bell * t * (0.127414796 + t * (-0.142248368 + t * tail))
-        return tl.where(v >= 0, 1.0 - tail, tail), bell
-
-    @triton.jit
-    def gelu_of(v, FINE: tl.constexpr):
-        """GELU of float32 v: FINE to 1e-7, else to 8e-5, which is enough for 16 bits, by multiply-adds alone. An exponential and
-        a division take twice as many instructions, and of these kernels they would be most of the work. A least-squares
-        fit of (normal distribution - 1/2) / v in v^2 on |v| <= 4.25."""
-        if FINE:
-            below, _ = normal(v)
-        else:
-            inside = tl.minimum(tl.maximum(v, -4.25), 4.25)
-            u = inside * inside
-            p = -4.515731788501398e-09 + u * 4.547582796443628e-11
-            p = -5.147800493432442e-06 + u * (1.9863092859395692e-07 + u * p)
-            p = -0.001079099252820015 + u * (8.849235018715262e-05 + u * p)
-            p = -0.06619042903184891 + u * (0.009718858636915684 + u * p)
-            below = 0.5 + inside * (0.39881932735443115 + u * p)
-        return v * below
-
-    @triton.jit
-    def gelu_slope(v, FINE: tl.constexpr):
-        """The derivative of GELU at float32 v: FINE to 1e-7, else to 1.1e-4, fitted in the same way."""
-        if FINE:
-            below, bell = normal(v)
-            slope = below + v * bell * 0.3989422804014327
-        else:
-            inside = tl.minimum(tl.maximum(v, -4.25), 4.25)
-            u = inside * inside
-            p = 3.552296012898637e-09 - u * 3.4265573017888684e-11
-            p = 4.432568857737351e-06 + u * (-1.6348570852642297e-07 + u * p)
-            p = 0.0009965418139472604 + u * (-7.936178735690191e-05 + u * p)
-            p = 0.059092506766319275 + u * (-0.009040436707437038 + u * p)
-            slope = 0.5 + inside * (0.7977564334869385 + u * (-0.26539257168769836 + u * p))
-        return slope
 
     @triton.jit
     def _write(v, residual, y, start, at, size, GELU: tl.constexpr, ADD: tl.constexpr):
@@ -116,21 +88,23 @@ if triton is not None:
         return v, mean, 1.0 / tl.sqrt(tl.sum(v * v) / size + eps)
 
     @triton.jit
-    def _forward(x, residual, y, mean_out, scale_out, size, eps, GELU: tl.constexpr, ADD: tl.constexpr,
+    def _forward(x, residual, y, mean_out, scale_out, mean_after, scale_after, size, eps, GELU: tl.constexpr, ADD: tl.constexpr,
                  WRITE: tl.constexpr, AFTER: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-        """A plane that fits into the registers of one program. The statistics that it gives are those of x, or AFTER of y."""
+        """A plane that fits into the registers of one program, with its statistics and, for AFTER, those of y."""
         if FULL:
             size = BLOCK  # so that the compiler leaves all masks out
         plane = tl.program_id(0)
         start = plane.to(tl.int64) * size
         at = tl.arange(0, BLOCK)
         v, mean, scale = _centred(tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32), at, size, eps)
+        tl.store(mean_out + plane, mean)
+        tl.store(scale_out + plane, scale)
         if WRITE:
             v = _write(v * scale, residual, y, start, at, size, GELU, ADD)
         if AFTER:
             v, mean, scale = _centred(v, at, size, eps)
-        tl.store(mean_out + plane, mean)
-        tl.store(scale_out + plane, scale)
+            tl.store(mean_after + plane, mean)
+            tl.store(scale_after + plane, scale)
 
     @triton.jit
     def _moments(x, moments, size, parts, BLOCK: tl.constexpr):
@@ -226,14 +200,17 @@ if triton is not None:
 
     def _run(
         x: Tensor, residual: Tensor | None, y: Tensor | None, gelu: bool, eps: float, after: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Writes y, where there is one; -> mean and scale of x, or ``after`` of y."""
+    ) -> tuple[Tensor, ...]:
+        """Writes y, where there is one; -> mean and scale of x, and ``after`` those of y."""
         planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
         mean, scale = _empty_statistics(x)
+        found = mean, scale, *(_empty_statistics(x) if after else ())
         operands = x, x if residual is None else residual, x if y is None else y
         does = {"GELU": gelu, "ADD": residual is not None, "WRITE": y is not None, **_cut(size)}
         if size <= WHOLE:
-            _forward[(planes,)](*operands, mean, scale, size, eps, AFTER=after, FULL=size == does["BLOCK"], **does)
+            _forward[(planes,)](
+                *operands, mean, scale, *found[-2:], size, eps, AFTER=after, FULL=size == does["BLOCK"], **does
+            )
         else:  # parts side by side, for of one large frame there are fewer planes than processors
             parts = triton.cdiv(size, BLOCK)
             moments = torch.empty(planes, parts, 2, device=x.device, dtype=torch.float32)
@@ -243,15 +220,17 @@ if triton is not None:
                 *operands, moments, mean, scale, size, parts, eps, PARTS=triton.next_power_of_2(parts), **does
             )
             if after:
-                return _run(y, None, None, False, eps)
-        return mean, scale
+                return mean, scale, *_run(y, None, None, False, eps)
+        return found
 
     @torch.library.custom_op("cmmfnet::plane_statistics", mutates_args=())
     def _statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         return _run(x.contiguous(), None, None, False, eps)
 
     @torch.library.custom_op("cmmfnet::residual_norm", mutates_args=())
-    def _residual_norm(x: Tensor, residual: Tensor, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _residual_norm(
+        x: Tensor, residual: Tensor, gelu: bool, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         x = x.contiguous()
         y = torch.empty_like(x)
         return y, *_run(x, residual.contiguous(), y, gelu, eps, after=True)
@@ -261,8 +240,9 @@ if triton is not None:
         return _empty_statistics(x)
 
     @_residual_norm.register_fake
-    def _(x: Tensor, residual: Tensor, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.empty_like(x, memory_format=torch.contiguous_format), *_empty_statistics(x)
+    def _(x: Tensor, residual: Tensor, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        return y, *_empty_statistics(x), *_empty_statistics(x)
 
     @_norm.register_fake
     def _(x: Tensor, residual: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:

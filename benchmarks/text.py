@@ -35,9 +35,10 @@ import torch
 from PIL import Image
 
 from cmmfnet import Colorizer
+from cmmfnet.data.colour_words import FOLIAGE, PAINT
 from cmmfnet.data.lab import to_lab
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.data.recolour import FOLIAGE, PAINT, foliage, nightfall, paint, painted_surface, snow
+from cmmfnet.data.recolour import foliage, nightfall, paint, painted_surface, snow
 from cmmfnet.data.scene_repaint import repaint
 from cmmfnet.data.scenes import CLASSES, render
 from cmmfnet.evaluate import centre_crops, score_all

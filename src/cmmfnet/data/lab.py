@@ -12,6 +12,10 @@ LEAST = 0.01
 """Part of the picture that a region must have to be painted: smaller ones give no signal."""
 
 
+DARK = 26.0
+"""Lightness below which a green, red, blue or brown thing is called dark."""
+
+
 def to_lab(rgb: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 -> CIELAB float32, D65."""
     from skimage.color import rgb2lab
@@ -58,12 +62,18 @@ def colour_name(lab: Sequence[float]) -> str | None:
 
 
 def colours_of(photo: np.ndarray, label: np.ndarray, names: dict[str, str | None]) -> list[tuple[str, str]]:
-    """(colour, name) of the regions whose colour has a name; ``names``: class -> what it is called (data.scenes.COCOSTUFF)."""
+    """(colour, name) of the regions whose colour has a name; ``names``: class -> what it is called (data.scenes.COCOSTUFF).
+
+    What is far darker than paint of its colour is called so ("dark green" trees): the plain word would mean less and less.
+    """
     small, at = photo[::2, ::2], label[::2, ::2]
     found = []
     for number in np.unique(at):
         name = names.get(CLASSES[number]) if number < len(CLASSES) else None
         mask = at == number
-        if name and mask.mean() >= LEAST and (colour := colour_name(np.median(to_lab(small[mask][None])[0], axis=0))):
-            found.append((colour, name))
+        if name and mask.mean() >= LEAST:
+            middle = np.median(to_lab(small[mask][None])[0], axis=0)
+            if colour := colour_name(middle):
+                dark = middle[0] < DARK and colour not in ("black", "grey", "white")
+                found.append((f"dark {colour}" if dark else colour, name))
     return found

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("skimage", reason="recolouring needs scikit-image")
-
 from cmmfnet.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.data import colour_words, lab
 from cmmfnet.data import recolour as r
@@ -38,6 +36,18 @@ def mean_lab(picture, mask):
 def test_lab_goes_there_and_back():
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
     assert np.abs(lab.to_rgb(lab.to_lab(picture)).astype(int) - picture).max() <= 1
+
+
+def test_lab_is_that_of_scikit_image():
+    colour = pytest.importorskip("skimage.color")
+
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    assert lab.to_lab(picture) == pytest.approx(colour.rgb2lab(picture), abs=2e-3)
+    values = np.random.default_rng(1).uniform((5, -30, -30), (95, 30, 30), (40, 40, 3))
+    assert (
+        np.abs(lab.to_rgb(values).astype(float) - 255 * colour.xyz2rgb(np.maximum(colour.lab2xyz(values), 0))).max()
+        < 0.6
+    )
 
 
 @pytest.mark.parametrize("colour", ["red", "blue", "white", "black", "yellow"])

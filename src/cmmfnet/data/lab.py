@@ -16,19 +16,31 @@ DARK = 26.0
 """Lightness below which a green, red, blue or brown thing is called dark."""
 
 
-def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 -> CIELAB float32, D65."""
-    from skimage.color import rgb2lab
+_XYZ = np.array(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]], np.float32
+) / np.array([[0.95047], [1.0], [1.08883]], np.float32)  # linear sRGB to XYZ in parts of D65 white
+_RGB = np.linalg.inv(_XYZ.astype(np.float64)).astype(np.float32)
+_SRGB = np.arange(256) / 255
+_LINEAR = np.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12.92).astype(np.float32)
 
-    return rgb2lab(rgb).astype(np.float32)
+
+def to_lab(rgb: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 sRGB -> CIELAB float32, D65. As scikit-image has it, in a fraction of its time: data workers do this."""
+    xyz = _LINEAR[rgb] @ _XYZ.T
+    f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).astype(np.float32)
+    x, y, z = f[..., 0], f[..., 1], f[..., 2]
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def to_rgb(lab: np.ndarray) -> np.ndarray:
     """CIELAB (..., 3) -> uint8; what no screen has is clipped."""
-    from skimage.color import lab2xyz, xyz2rgb
-
-    xyz = np.maximum(lab2xyz(lab.reshape(1, -1, 3).clip((0, -110, -110), (100, 110, 110))), 0)
-    return (xyz2rgb(xyz) * 255).round().clip(0, 255).astype(np.uint8).reshape(lab.shape)
+    lab = np.asarray(lab, np.float32).clip((0, -110, -110), (100, 110, 110)).astype(np.float32)
+    y = (lab[..., 0] + 16) / 116
+    f = np.stack([y + lab[..., 1] / 500, y, np.maximum(y - lab[..., 2] / 200, 0)], axis=-1)
+    xyz = np.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
+    linear = (np.maximum(xyz, 0) @ _RGB.T).clip(0, 1)
+    srgb = np.where(linear > 0.0031308, 1.055 * linear ** np.float32(1 / 2.4) - 0.055, 12.92 * linear)
+    return (srgb * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def colour_name(lab: Sequence[float]) -> str | None:

@@ -83,7 +83,7 @@ def changes(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], dic
         removed = ["day", "clear", "cloudy", "overcast"]
         return {"lighting": "night"}, {"told": ["night"], "colours": [], "removed": removed}
     area = np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) / scene.labels.size
-    likely = {"vegetation": 0.75, "car": 0.85, "grass": 0.3}
+    likely = {"vegetation": 0.75, "car": 0.95, "grass": 0.3}
     there = [name for name in likely if area[CLASSES.index(name)] >= LEAST]
     if not there:
         return None

@@ -13,7 +13,8 @@ region = 1 - |mean Lab with the new word - target| / |mean Lab with the old word
 target (the scene rendered anew) are exact; on pairs (--data) the region is what the label head of the bundled model finds in
 the thermal frame with a probability of .4, and the target is the picture with the old word, recoloured (data/recolour.py).
 The rest is all pixels farther than 4 px from the region; its change is the mean CIEDE2000. Medians over pictures. Beside the
-covered share stands what one colour would cover, the mean target of the other pictures.
+covered share stands that of a* and b* alone, since how light a scene is no word tells, and what one colour would cover, the mean
+target of the other pictures.
 
 Several models are trainings of one recipe that differ in their seed: the mean over them, with an interval by the same
 bootstrap over scenes (of a picture's mean, or of the seeds' mean median), and the range of the seeds.

@@ -122,18 +122,21 @@ def response(colorizers: Sequence[Colorizer], cases: Iterator[Case], where: str,
     result = {}
     several = len(colorizers) > 1
     print(f"{where}: median [95 % interval by scene]{' (lowest to highest seed)' if several else ''}")
-    print("| swap | pictures | left out | covered share | rest, CIEDE2000 | covered by one colour for all |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| swap | pictures | left out | covered share | of a*, b* alone | rest, CIEDE2000 | covered by one colour for all |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, rows in found.items():
         by_seed = [[row["seeds"][k] for row in rows] for k in range(len(colorizers))]
         rests = [[one["rest"] for one in seed if one["rest"] is not None] for seed in by_seed]
         cell = {
             "pictures": len(rows), "left_out": left_out[name],
-            "covered": medians([[one["covered"] for one in seed] for seed in by_seed]), "rest": medians(rests),
-            "one_colour": medians([_by_one_colour(seed) for seed in by_seed]),
+            "covered": medians([[one["covered"] for one in seed] for seed in by_seed]),
+            "covered_ab": medians([[one["covered_ab"] for one in seed] for seed in by_seed]),
+            "rest": medians(rests), "one_colour": medians([_by_one_colour(seed) for seed in by_seed]),
         }  # fmt: skip
         result[name] = cell | {"rows": rows}
-        cells = " | ".join(_show(cell[key]) for key in ("covered", "rest", "one_colour"))
+        cells = " | ".join(_show(cell[key]) for key in ("covered", "covered_ab", "rest", "one_colour"))
         print(f"| {name} | {len(rows)} | {left_out[name]} | {cells} |")
     return result
 
@@ -162,7 +165,8 @@ def _swapped(
     labs = {"old": was.tolist(), "new": now.tolist(), "target": goal.tolist()}
     grey = ((case.thermal + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
     pictures = [np.repeat(grey[..., None], 3, axis=2), old, new, target]
-    return {"covered": 1 - after / before, "rest": change, **labs}, pictures
+    in_plane = float(np.linalg.norm((now - goal)[1:]) / max(np.linalg.norm((was - goal)[1:]), 1.0))
+    return {"covered": 1 - after / before, "covered_ab": 1 - in_plane, "rest": change, **labs}, pictures
 
 
 def _by_one_colour(rows: list[dict]) -> list[float]:

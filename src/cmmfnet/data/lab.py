@@ -52,7 +52,7 @@ def colour_name(lab: Sequence[float]) -> str | None:
             if low <= lightness < high:
                 return name
         return None
-    if chroma < 11 and not 105 <= hue < 290:
+    if chroma < 11:  # between grey and a colour; called green, such trees would make "green" mean little
         return None
     if hue < 40 or hue >= 345:
         return "pink" if lightness > 62 else "red" if chroma > 28 else "brown" if lightness < 50 else None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("skimage", reason="recolouring needs scikit-image")
-
-from cmmfnet.data import lab
+from cmmfnet.attributes import ATTRIBUTES, attribute_weights
+from cmmfnet.data import colour_words, lab
 from cmmfnet.data import recolour as r
 from cmmfnet.data.batches import Batches, Source
+from cmmfnet.data.items import Items
 from cmmfnet.data.pairs import Pairs
+from cmmfnet.data.repainted import changes, repainted, write_repainted
 from cmmfnet.data.scene_repaint import repaint
 from cmmfnet.data.scenes import CLASSES, render, write_pairs
-from cmmfnet.words import COLOURS, WORDS
+from cmmfnet.words import WORDS
 
 SIZE = (96, 128)
 
@@ -35,6 +36,18 @@ def mean_lab(picture, mask):
 def test_lab_goes_there_and_back():
     picture = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
     assert np.abs(lab.to_rgb(lab.to_lab(picture)).astype(int) - picture).max() <= 1
+
+
+def test_lab_is_that_of_scikit_image():
+    colour = pytest.importorskip("skimage.color")
+
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    assert lab.to_lab(picture) == pytest.approx(colour.rgb2lab(picture), abs=2e-3)
+    values = np.random.default_rng(1).uniform((5, -30, -30), (95, 30, 30), (40, 40, 3))
+    assert (
+        np.abs(lab.to_rgb(values).astype(float) - 255 * colour.xyz2rgb(np.maximum(colour.lab2xyz(values), 0))).max()
+        < 0.6
+    )
 
 
 @pytest.mark.parametrize("colour", ["red", "blue", "white", "black", "yellow"])
@@ -76,7 +89,7 @@ def test_words_say_what_was_changed(street, park):
             made = r.recolour(scene.visible, scene.labels, np.random.default_rng(seed))
             assert made.told and not np.array_equal(made.photo, scene.visible)
             assert set(made.told) <= set(WORDS) and {n for _, n in made.colours} <= set(made.told)
-            assert {c for c, _ in made.colours} <= {*COLOURS.values(), "bare"}
+            assert all(attribute_weights(c).sum() >= 1 for c, _ in made.colours)
             assert not set(made.told) & set(made.removed) - {"clear", "overcast"}
             assert len(made.told) == len(set(made.told))
             seen |= set(made.told)
@@ -109,6 +122,28 @@ def test_painted_colours_are_named_as_they_were_asked_for():
         assert lab.colour_name(value) in (colour, None) or colour == "silver"
 
 
+def test_a_drawn_phrase_is_true_of_its_colour():
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(300):
+        phrase, value = colour_words.draw_colour(r.PAINT, r.CAR_COLOURS, rng)
+        shade, _, word = phrase.rpartition(" ")
+        seen.add(shade)
+        assert word in ATTRIBUTES
+        plain = r.PAINT[word][0]
+        if not shade:
+            assert abs(value[0] - plain) < 15
+        else:
+            assert value[0] < 0.8 * plain if shade == "dark" else value[0] > plain - 8
+    assert seen == {"", "dark", "pale"}
+
+
+def test_dark_things_are_said_to_be_dark():
+    label = np.full((20, 20), CLASSES.index("vegetation"), np.uint8)
+    for lightness, name in ((18, "dark green"), (40, "green")):
+        photo = lab.to_rgb(np.full((20, 20, 3), (lightness, -15, 18), np.float32))
+        assert lab.colours_of(photo, label, {"vegetation": "tree"}) == [(name, "tree")]
+
+
 def test_rendered_scenes_change_only_what_they_are_asked_to(street):
     assert np.array_equal(repaint(11, "street", SIZE), street.visible)
     red = repaint(11, "street", SIZE, cars=(150, 20, 25))
@@ -126,6 +161,23 @@ def test_snow_in_a_rendered_park(park):
     white = repaint(4, "park", SIZE, ground="snow")
     grass = r.region(park.labels, "grass")
     assert mean_lab(white, grass)[0] > mean_lab(park.visible, grass)[0] + 15
+
+
+def test_leaves_of_a_rendered_park_take_any_colour(park):
+    plants = r.region(park.labels, "vegetation")
+    green, red = (repaint(4, "park", SIZE, trees=trees) for trees in ("green", (150, 40, 30)))
+    assert mean_lab(red, plants)[1] > mean_lab(green, plants)[1] + 15
+    assert np.array_equal(repaint(4, "park", SIZE, trees=(84, 104, 52)), green)
+
+
+def test_changes_of_a_scene_are_named(street):
+    seen = set()
+    for seed in range(40):
+        change, words = changes(street, np.random.default_rng(seed))
+        assert set(change) <= {"trees", "cars", "ground", "lighting"} and words["told"]
+        assert {name for _, name in words["colours"]} == {"tree", "car"} & set(words["told"])
+        seen |= set(words["told"])
+    assert {"tree", "car", "night"} <= seen
 
 
 # ---- in training
@@ -169,8 +221,46 @@ def test_colours_are_facts_of_the_picture(folder):
     batch = batches(folder, 0.01)[0]
     assert any(batch.colours)
     for row in batch.colours:
-        assert all(colour in {*COLOURS.values(), "bare"} and name in WORDS for colour, name in row)
+        assert all(attribute_weights(colour).sum() >= 1 and name in WORDS for colour, name in row)
 
 
 def test_classes_that_are_painted_exist():
     assert set(r._PAINTED) <= set(CLASSES) and set(r._NAMES) == set(r._PAINTED)
+
+
+# ---- rendered anew
+
+
+@pytest.fixture(scope="module")
+def anew(tmp_path_factory):
+    path = tmp_path_factory.mktemp("anew") / "scenes"
+    write_repainted(path, count=4, seed=3, each=2, size=(48, 64))
+    return path
+
+
+def test_scenes_rendered_anew_are_pairs_with_words(anew):
+    pairs = Pairs(anew)
+    assert len(pairs) >= 4 and len({entry["sequence"] for entry in pairs.entries}) * 2 == len(pairs)
+    pair, entry = pairs[0], pairs.entries[0]
+    scene = render(int(entry["origin"].split()[-1]), size=(48, 64))
+    assert np.array_equal(pair.label, scene.labels) and pair.thermal.shape == (48, 64)
+    assert not np.array_equal(pair.visible, scene.visible)
+    with pytest.raises(FileExistsError, match="name another folder"):
+        write_repainted(anew)
+
+
+def test_training_says_what_holds_in_the_crop(anew):
+    items = Items(
+        [Source(Pairs(anew), (1, 1), recolour=0.01)], batch_size=6, size=32, steps=9, seed=1, rank=0, world=1,
+        unpaired=False, frames=1, workers=0,
+    )  # fmt: skip
+    made = [items[step] for step in range(5)]
+    assert any(words for batch in made for words in batch["told"])
+    for batch in made:
+        for told, tags, tagged in zip(batch["told"], batch["tags"], batch["tagged"].tolist(), strict=True):
+            assert set(told) <= set(tags) and not (told and tagged)
+    photo = np.zeros((8, 8, 3), np.uint8)
+    meta = {"repainted": {"told": ["car", "snow"], "colours": [["red", "car"]], "removed": ["grass"]}}
+    assert repainted(meta, photo, ["road"]).told == [] and repainted({}, photo, ["car"]).told == []
+    both = repainted(meta, photo, ["car", "grass"])
+    assert (both.told, both.colours, both.removed) == (["car", "snow"], [("red", "car")], ["grass"])

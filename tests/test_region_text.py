@@ -10,7 +10,16 @@ from cmmfnet.attributes import ATTRIBUTES, attribute_weights, said_of
 from cmmfnet.data.scenes import CLASSES
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet_training import CMMFNetMethod
-from cmmfnet.methods.region_text import CLAIMS, PLACES, RegionText, Said, draw_words, region_loss, region_targets
+from cmmfnet.methods.region_text import (
+    CLAIMS,
+    PLACES,
+    RegionText,
+    Said,
+    colour_loss,
+    draw_words,
+    region_loss,
+    region_targets,
+)
 from cmmfnet.prompts import parse_tags
 from cmmfnet.text import tag_ids
 from cmmfnet.weights import load_model, save_model
@@ -294,12 +303,26 @@ def test_attribute_weights():
     assert attribute_weights("bare")[ATTRIBUTES.index("bare")] == 1
 
 
-def test_green_trees_are_said_to_have_leaves_now_and_then():
+@pytest.mark.parametrize(("colour", "low", "high"), [("green", 20, 50), ("orange", 6, 34), ("bare", 0, 0)])
+def test_trees_have_leaves_of_their_colour_now_and_then(colour, low, high):
     rng = np.random.default_rng(0)
     rows = [
-        draw_words(rng, ["tree"], [("green", "tree")], ["tree"], WORDS, drop=True, labelled=False, most=16)
+        dict(draw_words(rng, ["tree"], [(colour, "tree")], ["tree"], WORDS, drop=True, labelled=False, most=16))
         for _ in range(60)
     ]
-    leafy = [dict(row) for row in rows if ("leaves", None) in row]
-    assert 10 < len(leafy) < 40 and {row["tree"] for row in leafy} == {None, "green"}
-    assert all(dict(row) == {"tree": "green"} for row in rows if ("leaves", None) not in row)
+    leafy = [row for row in rows if "leaves" in row]
+    assert low <= len(leafy) <= high and all(set(row.values()) == {colour} for row in rows)
+
+
+def test_mean_colours_of_regions_count_alike_whatever_their_size():
+    label = torch.full((1, 32, 32), IGNORE)
+    label[:, :, :8], label[:, :, 8:] = CLASSES.index("car"), CLASSES.index("road")
+    true = torch.zeros(1, 3, 32, 32)
+    for where in (slice(0, 8), slice(8, 32)):
+        made = true.clone()
+        made[..., where] += 0.4
+        assert colour_loss(made, true, label, [["car", "road"]], 4, IGNORE) == pytest.approx(0.2, abs=1e-5)
+    assert colour_loss(made, true, label, [["snow"]], 4, IGNORE) == 0
+    noise = torch.randn(1, 3, 32, 32)
+    noise -= noise.mean(dim=3, keepdim=True)
+    assert colour_loss(noise, true, torch.full_like(label, CLASSES.index("car")), [["car"]], 4, IGNORE) < 1e-5

@@ -19,6 +19,7 @@ from cmmfnet.data.augment import Crop
 from cmmfnet.data.lab import colours_of
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.recolour import Recoloured, recolour
+from cmmfnet.data.repainted import repainted
 from cmmfnet.data.scenes import CLASSES, COCOSTUFF
 from cmmfnet.data.simulate import level
 from cmmfnet.prompts import parse_tags
@@ -146,7 +147,7 @@ class Items(Dataset):
             has_tags = spec.text == "own" and (crops["label"] is not None or bool(meta.get("tags")))
             said = Recoloured(visible[row, 0])
             if recolours and spec.recolour and spec.text == "own":
-                said = self._recoloured(spec, step, position, meta, visible[row, 0], crops["label"])
+                said = self._recoloured(spec, step, position, meta, visible[row, 0], crops["label"], words)
             if said.told:  # the thermal frame does not show them: nothing for a tag head to learn
                 visible[row, 0], has_tags = said.photo, False
                 words = list(dict.fromkeys([*said.told, *(tag for tag in words if tag not in said.removed)]))
@@ -173,15 +174,23 @@ class Items(Dataset):
         }
 
     def _recoloured(
-        self, spec: Source, step: int, position: int, meta: dict, photo: np.ndarray, label: np.ndarray | None
+        self,
+        spec: Source,
+        step: int,
+        position: int,
+        meta: dict,
+        photo: np.ndarray,
+        label: np.ndarray | None,
+        tags: list[str],
     ) -> Recoloured:
-        """The picture with other colours, or as it is; and the colours of what is in it, of which some will be said."""
+        """The picture with other colours (rendered so, or painted), or as it is; and the colours of what is in it, of which
+        some will be said."""
         if label is None:
             return Recoloured(photo, colours=parse_tags(meta.get("colour_caption") or "").colours)
         rng = np.random.default_rng([self.seed, step, position, 3])
         lighting = meta.get("lighting") or "day"
-        made = Recoloured(photo)
-        if rng.random() < spec.recolour and lighting != "night":
+        made = repainted(meta, photo, tags)
+        if not made.told and rng.random() < spec.recolour and lighting != "night":
             made = recolour(photo, label[0], rng, lighting=lighting)
         if lighting != "night" and "night" not in made.told:
             named = {name for _, name in made.colours}

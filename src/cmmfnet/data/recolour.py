@@ -16,29 +16,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cmmfnet.data.colour_words import (
+    BLUE_SKY,
+    CAR_COLOURS,
+    LAWN,
+    MASONRY,
+    OVERCAST,
+    PAINT,
+    SNOW,
+    SOIL,
+    WALL_COLOURS,
+    draw_colour,
+    draw_foliage,
+    near,
+)
 from cmmfnet.data.lab import LEAST, to_lab, to_rgb
 from cmmfnet.data.scenes import CLASSES
 
-# CIELAB of the basic colours (values of words.COLOURS) as vehicles and painted doors have them, D65.
-PAINT: dict[str, tuple[float, float, float]] = {
-    "black": (13, 0, -1), "white": (88, -1, 2), "grey": (50, 0, -1), "silver": (70, -1, -2), "red": (38, 50, 32),
-    "orange": (58, 36, 50), "yellow": (78, 3, 60), "green": (40, -30, 20), "cyan": (58, -26, -13),
-    "blue": (34, 5, -40), "purple": (32, 32, -32), "pink": (70, 28, 4), "brown": (34, 13, 18), "beige": (76, 3, 15),
-}  # fmt: skip
-# Render, brick, wood and roof tiles are duller.
-MASONRY: dict[str, tuple[float, float, float]] = PAINT | {
-    "black": (22, 0, 0), "white": (86, 0, 3), "grey": (56, 0, 1), "red": (44, 26, 20), "orange": (58, 22, 30),
-    "yellow": (78, 3, 32), "green": (52, -14, 12), "cyan": (62, -13, -8), "blue": (52, -3, -20), "pink": (70, 17, 9),
-    "brown": (42, 10, 17), "beige": (76, 2, 14),
-}  # fmt: skip
-CAR_COLOURS = ("red", "blue", "white", "black", "silver", "grey", "green", "yellow", "orange", "brown", "beige")
-WALL_COLOURS = ("white", "grey", "red", "yellow", "beige", "brown", "pink", "blue", "green", "orange")
-FOLIAGE = {
-    "green": (40, -17, 25), "brown": (42, 9, 24), "orange": (52, 24, 46), "yellow": (66, 3, 52), "red": (40, 34, 30),
-    "bare": (44, 2, 6),
-}  # fmt: skip
-SNOW, SOIL, LAWN = (86, -1, -4), (46, 7, 17), (46, -13, 26)
-OVERCAST, BLUE_SKY = (80, -1, -3), (68, -5, -27)
 _PAINTED = {
     "car": PAINT, "truck": PAINT, "bus": PAINT, "door": PAINT, "building": MASONRY, "wall": MASONRY, "roof": MASONRY,
 }  # fmt: skip
@@ -223,12 +217,6 @@ def exposure(photo: np.ndarray, label: np.ndarray) -> float:
     return float(np.clip(0.4 + 0.6 * level / 70, 0.4, 1))
 
 
-def _near(target: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """A colour near ``target``, so that a word is a range and not a point."""
-    scale = rng.uniform(0.85, 1.12)
-    return np.array(target, np.float32) * [1, scale, scale] + rng.normal(0, [3.0, 1.5, 1.5])
-
-
 def recolour(photo: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, lighting: str = "day") -> Recoloured:
     """Paint one or two regions of a picture anew, or change its light; nothing to be painted gives it back as it is.
 
@@ -241,7 +229,7 @@ def recolour(photo: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, 
     area = np.bincount(label.ravel(), minlength=256)[: len(CLASSES)] / label.size
     present = {name for name, part in zip(CLASSES, area, strict=True) if part >= LEAST}
     choices = [name for name in ("vegetation", "sky", *_PAINTED) if name in present]
-    weights = [{"car": 3.0, "vegetation": 4.0}.get(name, 1.5) for name in choices]
+    weights = [{"car": 3.0, "vegetation": 6.0}.get(name, 1.5) for name in choices]
     if present & {"grass", "terrain"}:
         choices, weights = [*choices, "ground"], [*weights, 3.5]
     out = Recoloured(photo)
@@ -258,35 +246,33 @@ def _change(out: Recoloured, name: str, label: np.ndarray, present: set[str], rn
         choices = ["snow", "snow", "snow", *(["dirt", "green"] if "grass" in present else ["grass"])]
         kind = str(rng.choice(choices))
         if kind == "snow":
-            out.photo = snow(out.photo, mask, _near(SNOW, rng))
+            out.photo = snow(out.photo, mask, near(SNOW, rng))
             out.removed += ["grass", "dirt"]
         elif kind == "green":
             kind = "grass"
-            out.photo = paint(out.photo, soft(region(label, "grass")), _near(LAWN, rng), contrast=0.9, variety=0.7)
+            out.photo = paint(out.photo, soft(region(label, "grass")), near(LAWN, rng), contrast=0.9, variety=0.7)
             out.colours.append(("green", "grass"))
         else:
             target, old = (SOIL, "grass") if kind == "dirt" else (LAWN, "terrain")
-            out.photo = paint(out.photo, soft(region(label, old)), _near(target, rng), contrast=0.7)
+            out.photo = paint(out.photo, soft(region(label, old)), near(target, rng), contrast=0.7)
             out.removed.append("grass" if kind == "dirt" else "dirt")
         out.told.append(kind)
     elif name == "vegetation":
-        colour = str(rng.choice(list(FOLIAGE), p=[0.40, 0.08, 0.08, 0.06, 0.04, 0.34]))
-        weight = foliage(out.photo, mask)
-        out.photo = paint(out.photo, weight, _near(FOLIAGE[colour], rng), variety=0.35, lift=20.0)
+        colour, target = draw_foliage(rng)
+        out.photo = paint(out.photo, foliage(out.photo, mask), target, variety=0.35, lift=35.0)
         out.told.append("tree")
         out.colours.append((colour, "tree"))
     elif name == "sky":
         if rng.random() < 0.5:
-            out.photo, words = sky(out.photo, mask, _near(OVERCAST, rng), 0.35), ("overcast", "grey")
+            out.photo, words = sky(out.photo, mask, near(OVERCAST, rng), 0.35), ("overcast", "grey")
         else:
-            out.photo, words = sky(out.photo, mask, _near(BLUE_SKY, rng), 0.15), ("clear", "blue")
+            out.photo, words = sky(out.photo, mask, near(BLUE_SKY, rng), 0.15), ("clear", "blue")
         out.told += ["sky-other", words[0]] if rng.random() < 0.5 else ["sky-other"]
         out.colours.append((words[1], "sky-other"))
         out.removed += ["clear", "cloudy", "overcast", "clouds"]
     else:
         table = _PAINTED[name]
-        colour = str(rng.choice(CAR_COLOURS if table is PAINT else WALL_COLOURS))
-        target = _near(table[colour], rng) * exposure(out.photo, label)
-        out.photo = paint(out.photo, painted_surface(out.photo, mask), target)
+        colour, target = draw_colour(table, CAR_COLOURS if table is PAINT else WALL_COLOURS, rng)
+        out.photo = paint(out.photo, painted_surface(out.photo, mask), target * exposure(out.photo, label))
         out.told.append(_NAMES[name])
         out.colours.append((colour, _NAMES[name]))

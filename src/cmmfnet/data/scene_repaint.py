@@ -28,7 +28,7 @@ def repaint(
     size: tuple[int, int],
     *,
     ground: str | None = None,
-    trees: str | None = None,
+    trees: str | Sequence[int] | None = None,
     cars: Sequence[int] | None = None,
     lighting: str = "day",
 ) -> np.ndarray:
@@ -36,8 +36,8 @@ def repaint(
 
     Args:
         seed, kind, size: as for `scenes.render`.
-        ground: "snow" on what is grass. trees: "green" or "bare" (the colour of twigs, on the shape that they have). cars:
-            sRGB of the paint of all cars. None leaves each as it is.
+        ground: "snow" on what is grass. trees: "green" or "bare" (the colour of twigs, on the shape that they have), or the
+            mean sRGB of leaves. cars: sRGB of the paint of all cars. None leaves each as it is.
         lighting: "day", or "night" for the same place without daylight.
 
     Returns:
@@ -47,7 +47,8 @@ def repaint(
         ValueError: another word than these.
     """
     for name, word, known in (
-        ("ground", ground, (None, "snow")), ("trees", trees, (None, "green", "bare")), ("lighting", lighting, ("day", "night")),
+        ("ground", ground, (None, "snow")), ("lighting", lighting, ("day", "night")),
+        ("trees", trees if isinstance(trees, str) else None, (None, "green", "bare")),
     ):  # fmt: skip
         if word not in known:
             raise ValueError(f"{name} is {word!r}; expected one of {', '.join(map(repr, known))}")
@@ -55,7 +56,8 @@ def repaint(
     if ground is not None:
         world = replace(world, static=_snowed(world.static))
     if trees is not None:
-        world = _leaves(world, LEAVES if trees == "green" else BARE)
+        named = {"green": LEAVES, "bare": BARE}
+        world = _leaves(world, named[trees] if isinstance(trees, str) else linear(*trees))
     if cars is not None:
         paint = linear(*cars)
         movers = [replace(mover, mesh=_painted(mover.mesh, paint)) for mover in world.movers]

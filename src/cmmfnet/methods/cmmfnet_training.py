@@ -16,7 +16,7 @@ from cmmfnet.frame_colorizer import MAX_TAGS
 from cmmfnet.methods.cmmfnet import CMMFNet
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
-from cmmfnet.methods.region_text import draw_words, region_loss
+from cmmfnet.methods.region_text import colour_loss, draw_words, region_loss
 from cmmfnet.perceptual import Cropped, load_features
 from cmmfnet.text import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
 
@@ -32,7 +32,7 @@ class CMMFNetMethod(Matched):
 
     ``losses``: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with weight 1 in the paper),
     ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy of the two auxiliary heads), ``regions`` (of
-    the words' maps with label maps).
+    the words' maps with label maps), ``colours`` (mean colours of the words' regions).
 
     ``text_dropout``: share of pictures trained without text, so that the network does without; night pictures always keep
     theirs, since nothing else asks for darkness. ``imagenet``: start a vgg16 stem from ImageNet's weights;
@@ -47,7 +47,7 @@ class CMMFNetMethod(Matched):
     paper = "Jiang et al., CLIP-guided multi-modal fusion, Intelligence & Robotics 2025"
     LOSSES: ClassVar[dict[str, float]] = {
         "l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0, "adversarial": 0.0, "tags": 0.0, "labels": 0.0,
-        "regions": 0.0,
+        "regions": 0.0, "colours": 0.0,
     }  # fmt: skip
 
     def __init__(
@@ -90,9 +90,9 @@ class CMMFNetMethod(Matched):
                 )
             if loss not in self.weights and head is not None:
                 head.requires_grad_(False)  # nothing would train it
-        if "regions" in self.weights and network.regions is None:
+        for loss in {"regions", "colours"} & set(self.weights) if network.regions is None else ():
             raise ValueError(
-                "loss 'regions' has a weight, but the network has no maps; it needs regions: true, or leave it out"
+                f"loss {loss!r} has a weight, but the network has no maps; it needs regions: true, or leave it out"
             )
         if network.interaction.mode == "none" and not (network.modulations or network.regions):
             # nor does text reach anything here
@@ -200,8 +200,12 @@ class CMMFNetMethod(Matched):
         tokens, mask = self.text(batch, moment)
         colour, tag_logits, label_logits, levels = self.generate(batch.thermal, tokens, mask, heads=True, maps=True)
         losses: Losses = {}
-        if "regions" in self.weights:
+        names: list[list[str]] = []
+        if {"regions", "colours"} & set(self.weights):
             names = [[name for name, _ in row] for row in self.said(batch, moment)]
+        if "colours" in self.weights:
+            losses["colours"] = colour_loss(colour, batch.visible, batch.label, names, MAX_TAGS, IGNORE)
+        if "regions" in self.weights:
             everywhere = unwrapped(network).said(tokens, mask).everywhere
             losses["regions"] = region_loss(levels, batch.label, names, mask, everywhere, IGNORE)
         if "tags" in self.weights:

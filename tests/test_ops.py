@@ -82,14 +82,14 @@ def depthwise_errors(shape, dtype=torch.float32, device="cpu", layout="contiguou
     return [relative(a, b) for a, b in zip(given, wanted, strict=True)]
 
 
-def turned_error(shape, dtype=torch.float32, device="cpu"):
-    """Of the forward kernel where outputs are the rows of its products and loads are half as long."""
+def tall_error(shape, dtype=torch.float32, device="cpu"):
+    """Of the forward kernel by patches of 8 rows, as where there are many of them."""
     from cmmfnet.ops import depthwise
 
     original = depthwise._forward_tiles
     x, weight, bias, _ = (t.detach() for t in operands(shape, dtype, device))
     try:
-        depthwise._forward_tiles = lambda *_: depthwise.Tiles(8, 128, 1, 8, 3, True, 4)
+        depthwise._forward_tiles = lambda *_: depthwise.Tiles(8, 128, 1, 4, 3, values=4)
         return relative(depthwise._depthwise(x, weight, bias), depthwise_reference(x, weight, bias))
     finally:
         depthwise._forward_tiles = original
@@ -279,7 +279,7 @@ print(json.dumps({{
                    for l in t.LAYOUTS],
     "depthwise": [t.depthwise_errors(s, function=depthwise) for s in shapes]
     + [t.depthwise_errors(shapes[1], function=depthwise, layout=l) for l in t.LAYOUTS],
-    "turned": [t.turned_error(s) for s in shapes],
+    "tall": [t.tall_error(s) for s in shapes],
     "norm": [t.norm_errors(s, g, function=norm) for s in [(2, 2, 20, 21), (1, 2, 16, 16), (1, 2, 70, 66), (1, 1, 130, 127)]
              for g in (False, True)]
     + [t.norm_errors((2, 1, 5, 9), True, function=norm, layout=l) for l in t.LAYOUTS],
@@ -299,7 +299,7 @@ def test_triton_kernels_in_the_interpreter():
     """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""
     found = interpreted(_INTERPRETED)
     assert len(found["depthwise"]) == 11 and max(map(max, found["depthwise"])) < 1e-6
-    assert max(found["turned"]) < 1e-6
+    assert max(found["tall"]) < 1e-6
     assert len(found["norm"]) == 12 and max(map(max, found["norm"])) < 2e-6
     assert len(found["activation"]) == 40 and max(map(max, found["activation"])) < 1e-5
     assert found["gelu"] < 1e-6
@@ -311,8 +311,8 @@ def test_triton_kernels_in_the_interpreter():
 
 @cuda
 @pytest.mark.parametrize("shape", [(2, 3, 20, 21, 13), (3, 2, 40, 48, 13)], ids=str)
-def test_depthwise_turned_on_cuda(shape):
-    assert turned_error(shape, torch.bfloat16, "cuda") < 1e-2
+def test_depthwise_of_tall_patches_on_cuda(shape):
+    assert tall_error(shape, torch.bfloat16, "cuda") < 1e-2
 
 
 @cuda
@@ -360,14 +360,14 @@ def test_bias_and_activation_on_cuda(shape, gelu, layout):
 
 
 @cuda
-@pytest.mark.parametrize("channels", [64, 128, 256])
+@pytest.mark.parametrize("channels", [64, 128])
 def test_a_stage_on_cuda_is_the_same_with_and_without_gradient(channels):
     """Without one, the feed-forward and GELU are fused; the two paths differ by bfloat16's rounding only."""
     stage = large_kernel_stage(channels, 2, 13).cuda().bfloat16()
     x = torch.randn(2, channels, 40, 48, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad(), torch.profiler.profile() as profile:
         fused = stage(x)
-    assert {"cmmfnet::feed_forward", "cmmfnet::enter", "cmmfnet::project", "cmmfnet::depthwise_gelu"} <= {
+    assert {"cmmfnet::feed_forward", "cmmfnet::enter", "cmmfnet::depthwise_gelu"} <= {
         event.key for event in profile.key_averages()
     }
     assert relative(fused, stage(x)) < 2e-2

@@ -23,7 +23,6 @@ from cmmfnet.ops import (
     large_kernel,
     plain,
     plane_statistics,
-    project,
     residual_norm,
     serves_pointwise,
     serves_training,
@@ -119,8 +118,7 @@ class LargeKernelBlock(nn.Module):
                 x, statistics, enters.weight, large.weight, large.bias, leaves.weight, enters.bias, leaves.bias
             )
         y = enter(x, self.enter.weight, statistics)
-        y = depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True)
-        return residual_norm(project(y, self.leave.weight), x, gelu=True)
+        return residual_norm(self._leave(y), x, gelu=True)
 
     def _leave(self, y: Tensor) -> Tensor:
         return before_norm(self.leave, depthwise_conv2d(y, self.depthwise.weight, self.depthwise.bias, gelu=True))

@@ -4,7 +4,7 @@ from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_training
 from cmmfnet.ops.depthwise import depthwise_conv2d
 from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
-from cmmfnet.ops.ffn import enter, feed_forward, join, project, serves_pointwise
+from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
 from cmmfnet.ops.up import double_convolve, double_convolve_gelu
@@ -30,7 +30,6 @@ __all__ = [
     "modulated",
     "plain",
     "plane_statistics",
-    "project",
     "residual_norm",
     "serves_pointwise",
     "serves_training",

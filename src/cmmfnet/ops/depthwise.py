@@ -30,10 +30,6 @@ try:
     from cmmfnet.ops.gelu import gelu_in
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # before Triton 3.4: kernels wait for each other as everywhere
-    gdc_launch_dependents = gdc_wait = None
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
@@ -55,16 +51,14 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu
 
 
 class Tiles(NamedTuple):
-    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input rows in one product. Forward
-    only: ``turned``: outputs are the rows of the product, patches its columns; ``values``: one load has (4 go by way of the
-    nearest cache, where rows are found that another patch has read)."""
+    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input rows in one product;
+    ``values``: one load has, forward only (4 go by way of the nearest cache, where rows are that another patch has read)."""
 
     rows: int
     patches: int
     group: int
     warps: int
     stages: int
-    turned: bool = False
     values: int = 8
 
 
@@ -85,7 +79,7 @@ def _forward_tiles(kernel: int, x: Tensor) -> Tiles:
     if _border(kernel)[1] == 64:
         return Tiles(4, 128, 1, 4, 3)
     enough = x.shape[0] * -(-x.shape[2] // 8) * -(-x.shape[3] // COLUMNS) >= 128
-    return Tiles(8, 128, 1, 4, 3) if enough else Tiles(4, 128, 2, 4, 3)
+    return Tiles(8, 128, 1, 4, 3, values=4) if enough else Tiles(4, 128, 2, 4, 3)
 
 
 def _weight_tiles(kernel: int, x: Tensor) -> Tiles:
@@ -98,11 +92,8 @@ if triton is not None:
 
     @triton.jit
     def _toeplitz(w, t, inputs, K: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,
-                  BK: tl.constexpr, SHIFT: tl.constexpr, EARLY: tl.constexpr):  # fmt: skip
-        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros.
-        EARLY: the kernel behind it may be launched already, and waits by itself."""
-        if EARLY:
-            gdc_launch_dependents()
+                  BK: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
+        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros."""
         i, c = tl.program_id(0), tl.program_id(1)
         j = tl.arange(0, BK)[:, None]
         out = tl.arange(0, ROWS * BN)[None, :]
@@ -142,8 +133,7 @@ if triton is not None:
     def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs, K: tl.constexpr,
                    ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
                    GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
-                   TURNED: tl.constexpr, VALUES: tl.constexpr, EARLY: tl.constexpr,
-                   PRECISION: tl.constexpr):  # fmt: skip
+                   VALUES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
         c = tl.program_id(1)
         if EVEN:
             pitch = width // VALUES * VALUES  # so that the compiler knows how rows are aligned
@@ -155,27 +145,16 @@ if triton is not None:
         )  # fmt: skip
         at = tl.arange(0, GROUP * BK)
         out = tl.arange(0, ROWS * BN)
-        if TURNED:
-            acc = tl.zeros((ROWS * BN, BM), dtype=tl.float32)
-        else:
-            acc = tl.zeros((BM, ROWS * BN), dtype=tl.float32)
+        acc = tl.zeros((BM, ROWS * BN), dtype=tl.float32)
         t += c.to(tl.int64) * inputs * BK * ROWS * BN
-        if EARLY:
-            gdc_wait()  # for the Toeplitz matrix
         for i in range(0, inputs, GROUP):
             a = _read(x, p, plane, row + i - K // 2, column, patches, height, pitch, at, BK, LEFT)
-            if TURNED:
-                b = tl.load(t + (i * BK + at)[None, :] * (ROWS * BN) + out[:, None])
-                acc = tl.dot(b, tl.trans(a), acc, input_precision=PRECISION)
-            else:
-                b = tl.load(t + (i * BK + at)[:, None] * (ROWS * BN) + out[None, :])
-                acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            b = tl.load(t + (i * BK + at)[:, None] * (ROWS * BN) + out[None, :])
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
         if BIAS:
             acc += tl.load(bias + c).to(tl.float32)
         if GELU:
             acc = gelu_in(acc, y.dtype.element_ty)
-        if TURNED:
-            acc = tl.trans(acc)
         offset, ok = _place(row, column, out, height, width, BN, 0)
         tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
 
@@ -235,12 +214,6 @@ if triton is not None:
         patches = batch * across * down
         return patches, (patches, channels, height, width, across, down), constants
 
-    def _early(x: Tensor) -> bool:
-        """Whether a kernel can be launched before the one ahead of it has ended."""
-        if gdc_wait is None or torch.version.hip is not None or not x.is_cuda:
-            return False
-        return torch.cuda.get_device_capability(x.device)[0] >= 9
-
     def _inputs(kernel: int, tiles: Tiles) -> int:
         """Input rows under a patch, in whole groups."""
         return triton.cdiv(tiles.rows + kernel - 1, tiles.group) * tiles.group
@@ -252,16 +225,15 @@ if triton is not None:
         tiles = _forward_tiles(kernel, x)
         x, weight, y = x.contiguous(), weight.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
         patches, sizes, constants = _plan(x, kernel, tiles)
-        inputs, (left, columns), early = _inputs(kernel, tiles), _border(kernel), _early(x)
+        inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
         t = torch.empty(channels, inputs, columns, tiles.rows * COLUMNS, device=x.device, dtype=x.dtype)
         _toeplitz[(inputs, channels)](
             weight, t, inputs, K=kernel, FLIP=flip, ROWS=tiles.rows, BN=COLUMNS, BK=columns, SHIFT=left - kernel // 2,
-            EARLY=early, num_warps=4,
+            num_warps=4,
         )  # fmt: skip
         _correlate[(triton.cdiv(patches, tiles.patches), channels)](
             x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, GELU=gelu,
-            TURNED=tiles.turned, VALUES=tiles.values, EARLY=early,
-            **({"launch_pdl": True} if early else {}), **constants,
+            VALUES=tiles.values, **constants,
         )  # fmt: skip
         return y
 

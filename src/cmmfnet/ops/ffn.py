@@ -3,10 +3,10 @@ writing what they normalise; and the feed-forward of a large-kernel stage withou
 
 What a norm behind a 1x1 convolution of a normalised map takes away and divides by is known before the convolution: with G the
 map's Gram matrix (channels by channels, over the pixels of a picture), output o has the mean 0 and the variance w_o G w_o' / N.
-So one pass reads the map for G alone, of which only that diagonal is kept; the norm is folded into the weights, a set for
-each picture; and the convolution writes what is normalised already. For the feed-forward - IN, 1x1 from C to 4C, IN, GELU, 1x1
-to C (`layers.ConvFFN` up to its last norm) - this leaves a tile of the wide map, four times the input, in registers. What is
-normalised behind a convolution loses its bias in the norm, so there is none here.
+So one pass reads the map for the variances alone, by way of G or of the products themselves; the norm is folded into the
+weights, a set for each picture; and the convolution writes what is normalised already. For the feed-forward - IN, 1x1 from C to
+4C, IN, GELU, 1x1 to C (`layers.ConvFFN` up to its last norm) - this leaves a tile of the wide map, four times the input, in
+registers. What is normalised behind a convolution loses its bias in the norm, so there is none here.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ try:
 except ImportError:  # no Triton on this platform: layers goes its ordinary way
     triton = None
 
-CHANNELS = (64, 128, 256)  # with more, the weights no longer fit beside a tile
+CHANNELS = (
+    64,
+    128,
+)  # with more, the weights no longer fit beside a tile, and cuBLAS and norms by themselves are faster
 
 
 def serves_pointwise(x: Tensor, outputs: int) -> bool:
-    """Whether these functions take this input here: CUDA, 16 bits, no gradient wanted, 64, 128 or 256 channels."""
+    """Whether these functions take this input here: CUDA, 16 bits, no gradient wanted, 64 or 128 channels."""
     return (
         triton is not None
         and x.is_cuda
@@ -44,12 +47,6 @@ def enter(x: Tensor, weight: Tensor, statistics: Statistics, eps: float = 1e-5, 
     begins; ``last``: in channels-last. With 1 for every scale there is no first norm: gelu(IN(weight * x)), for what all pixels
     share goes in the second. Products take x's dtype, sums are float32. No gradient."""
     return _enter(x, weight.to(x.dtype), *statistics, eps, last)
-
-
-def project(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B,C,H,W), weight (O,C,1,1) -> the 1x1 convolution, (B,O,H,W), without a bias. cuDNN turns such maps to channels-last
-    and back. Products take x's dtype, sums are float32. No gradient."""
-    return _project(x, weight.to(x.dtype))
 
 
 def join(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) -> Tensor:
@@ -82,28 +79,33 @@ if triton is not None:
         return tl.where(ok, value, 0.0).to(x.dtype.element_ty)
 
     @triton.jit
-    def _gram(x, weight, mean, scale, parts, size, steps, outputs, C: tl.constexpr, BC: tl.constexpr, BO: tl.constexpr,
+    def _gram(x, weight, mean, scale, parts, size, steps, outputs, C: tl.constexpr, BO: tl.constexpr,
               BP: tl.constexpr):  # fmt: skip
-        """parts[picture, split and columns, o]: w_o G w_o', G being of the pixels of a split and of BC of its columns."""
-        split, block, picture = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-        gram = tl.zeros((C, BC), dtype=tl.float32)
+        """parts[picture, part, o]: w_o G w_o' with the Gram matrix G of IN(x) over a part of a picture's pixels."""
+        part, picture = tl.program_id(0), tl.program_id(1)
+        gram = tl.zeros((C, C), dtype=tl.float32)
         for step in range(steps):
-            pixel = (split * steps + step) * BP + tl.arange(0, BP)
+            pixel = (part * steps + step) * BP + tl.arange(0, BP)
             a = normalised(x, mean, scale, picture * C, pixel, size, C)
-            if BC == C:
-                columns = a
-            else:
-                columns = normalised(x, mean, scale, picture * C + block * BC, pixel, size, BC)
-            gram = tl.dot(a, tl.trans(columns), gram)
+            gram = tl.dot(a, tl.trans(a), gram)
         c = tl.arange(0, C)
-        column = block * BC + tl.arange(0, BC)
-        part = (picture * tl.num_programs(1) + block) * tl.num_programs(0) + split
         for first in range(0, outputs, BO):
             o = first + tl.arange(0, BO)
             rows = tl.load(weight + o[:, None] * C + c[None, :]).to(tl.float32)
-            product = tl.dot(rows, gram, input_precision="tf32")  # in 16 bits G would lose what differences rest on
-            product *= tl.load(weight + o[:, None] * C + column[None, :]).to(tl.float32)
-            tl.store(parts + part * outputs + o, tl.sum(product, axis=1))
+            # in 16 bits G would lose what differences rest on
+            product = tl.dot(rows, gram, input_precision="tf32") * rows
+            tl.store(parts + (picture * tl.num_programs(0) + part) * outputs + o, tl.sum(product, axis=1))
+
+    @triton.jit
+    def _squares(x, weight, mean, scale, parts, size, outputs, C: tl.constexpr, BO: tl.constexpr, BP: tl.constexpr):
+        """parts[picture, part, o]: the sum of (w_o IN(x))^2 over BP pixels."""
+        part, picture = tl.program_id(0), tl.program_id(1)
+        a = normalised(x, mean, scale, picture * C, part * BP + tl.arange(0, BP), size, C)
+        c = tl.arange(0, C)
+        for first in range(0, outputs, BO):
+            o = first + tl.arange(0, BO)
+            value = tl.dot(tl.load(weight + o[:, None] * C + c[None, :]), a)
+            tl.store(parts + (picture * tl.num_programs(0) + part) * outputs + o, tl.sum(value * value, axis=1))
 
     @triton.jit
     def _folded(weight, parts, y, size, count, outputs, eps, C: tl.constexpr, BO: tl.constexpr, BT: tl.constexpr):
@@ -121,23 +123,19 @@ if triton is not None:
         tl.store(y + picture.to(tl.int64) * outputs * C + at, value.to(y.dtype.element_ty))
 
     @triton.jit
-    def _products(x, weight, mean, scale, y, size, outputs, C: tl.constexpr, NORM: tl.constexpr, LAST: tl.constexpr,
-                  BO: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-        """NORM: gelu(weight * IN(x)), with weights for each picture; else weight * x. LAST: y is channels-last."""
+    def _entered(x, weight, mean, scale, y, size, outputs, C: tl.constexpr, LAST: tl.constexpr, BO: tl.constexpr,
+                 BP: tl.constexpr):  # fmt: skip
+        """gelu(weight * IN(x)), with weights for each picture. LAST: y is channels-last."""
         picture = tl.program_id(1)
         pixel = tl.program_id(0) * BP + tl.arange(0, BP)
         ok = (pixel < size)[None, :]
         c = tl.arange(0, C)
-        if NORM:
-            a = normalised(x, mean, scale, picture * C, pixel, size, C)
-            weight += picture.to(tl.int64) * outputs * C
-        else:
-            a = tl.load(x + (picture * C + c).to(tl.int64)[:, None] * size + pixel[None, :], mask=ok, other=0.0)
+        a = normalised(x, mean, scale, picture * C, pixel, size, C)
+        weight += picture.to(tl.int64) * outputs * C
         for first in range(0, outputs, BO):
             o = first + tl.arange(0, BO)
             value = tl.dot(tl.load(weight + o[:, None] * C + c[None, :]), a)
-            if NORM:
-                value = gelu_in(value, y.dtype.element_ty)
+            value = gelu_in(value, y.dtype.element_ty)
             if LAST:
                 at = (picture.to(tl.int64) * size + pixel)[None, :] * outputs + o[:, None]
             else:
@@ -162,11 +160,10 @@ if triton is not None:
         at = (picture * C + c).to(tl.int64)[None, :] * size + pixel[:, None]
         tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[:, None])
 
-    # by channels: pixels at a time, outputs (or wide channels) at a time, warps, stages
-    _GRAM = {64: (128, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 64, 8, 2)}
-    _PRODUCTS = {64: (128, 64, 8, 2), 128: (128, 64, 4, 1), 256: (64, 64, 4, 2)}
-    _THROUGH = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)}
-    _COLUMNS = 128  # of a Gram matrix at a time: more would not fit into registers
+    # by channels, the fastest on an H200: pixels at a time, outputs (or wide channels) at a time, warps, stages
+    _VARIANCES = {64: (128, 64, 4, 3), 128: (256, 64, 8, 3)}
+    _ENTERED = {64: (128, 64, 8, 2), 128: (256, 64, 8, 1)}
+    _THROUGH = {64: (64, 64, 4, 3), 128: (64, 64, 4, 3)}
 
     def _tiling(pixels: int, block: int, warps: int, stages: int, name: str = "BO") -> dict[str, int]:
         return {"BP": pixels, name: block, "num_warps": warps, "num_stages": stages}
@@ -174,32 +171,21 @@ if triton is not None:
     def _weights_with_norm(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float) -> Tensor:
         """Of contiguous x and weight (O,C,1,1): the weights with the norm behind them, (B,O,C)."""
         batch, channels, height, width = x.shape
-        size, outputs = height * width, weight.shape[0]
-        tiling, columns = _tiling(*_GRAM[channels]), min(channels, _COLUMNS)
-        tiles, blocks = triton.cdiv(size, tiling["BP"]), channels // columns
-        # enough programs to fill the card, few enough that they do more with pixels than with weights
-        steps = triton.cdiv(tiles, max(1, min(tiles, 256 // (batch * blocks))))
-        splits = triton.cdiv(tiles, steps)
-        parts = torch.empty(batch, blocks * splits, outputs, device=x.device, dtype=torch.float32)
-        _gram[(splits, blocks, batch)](
-            x, weight, mean, scale, parts, size, steps, outputs, C=channels, BC=columns, **tiling
-        )
+        size, outputs, tiling = height * width, weight.shape[0], _tiling(*_VARIANCES[channels])
+        count, given = triton.cdiv(size, tiling["BP"]), (x, weight, mean, scale)
+        if channels == 64:  # of more, the Gram matrix costs more than the products that it spares
+            # enough programs to fill the card, few enough that they do more with pixels than with weights
+            steps = triton.cdiv(count, max(1, min(count, 256 // batch)))
+            count = triton.cdiv(count, steps)
+            parts = torch.empty(batch, count, outputs, device=x.device, dtype=torch.float32)
+            _gram[(count, batch)](*given, parts, size, steps, outputs, C=channels, **tiling)
+        else:
+            parts = torch.empty(batch, count, outputs, device=x.device, dtype=torch.float32)
+            _squares[(count, batch)](*given, parts, size, outputs, C=channels, **tiling)
         y = torch.empty(batch, outputs, channels, device=x.device, dtype=x.dtype)
         _folded[(outputs // 16, batch)](
-            weight, parts, y, size, blocks * splits, outputs, eps, C=channels, BO=16, BT=32, num_warps=4
+            weight, parts, y, size, count, outputs, eps, C=channels, BO=16, BT=32, num_warps=4
         )
-        return y
-
-    def _run_products(
-        x: Tensor, weight: Tensor, outputs: int, statistics: Statistics | None, last: bool = False
-    ) -> Tensor:
-        batch, channels, height, width = x.shape
-        size, y, tiling = height * width, _projected(x, outputs, last), _tiling(*_PRODUCTS[channels])
-        mean, scale = (x, x) if statistics is None else statistics
-        _products[(triton.cdiv(size, tiling["BP"]), batch)](
-            x, weight, mean, scale, y, size, outputs, C=channels, NORM=statistics is not None, LAST=last,
-            **tiling,
-        )  # fmt: skip
         return y
 
     def _projected(x: Tensor, outputs: int, last: bool = False) -> Tensor:
@@ -208,21 +194,17 @@ if triton is not None:
 
     @torch.library.custom_op("cmmfnet::enter", mutates_args=())
     def _enter(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, last: bool) -> Tensor:
-        x = x.contiguous()
-        folded = _weights_with_norm(x, weight.contiguous(), mean, scale, eps)
-        return _run_products(x, folded, weight.shape[0], (mean, scale), last)
+        (batch, channels, height, width), outputs = x.shape, weight.shape[0]
+        x, size, tiling = x.contiguous(), height * width, _tiling(*_ENTERED[channels])
+        folded, y = _weights_with_norm(x, weight.contiguous(), mean, scale, eps), _projected(x, outputs, last)
+        _entered[(triton.cdiv(size, tiling["BP"]), batch)](
+            x, folded, mean, scale, y, size, outputs, C=channels, LAST=last, **tiling
+        )
+        return y
 
     @_enter.register_fake
     def _(x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float, last: bool) -> Tensor:
         return _projected(x, weight.shape[0], last)
-
-    @torch.library.custom_op("cmmfnet::project", mutates_args=())
-    def _project(x: Tensor, weight: Tensor) -> Tensor:
-        return _run_products(x.contiguous(), weight.contiguous(), weight.shape[0], None)
-
-    @_project.register_fake
-    def _(x: Tensor, weight: Tensor) -> Tensor:
-        return _projected(x, weight.shape[0])
 
     @triton.jit
     def _joined(x, skip, weight, bias, x_bias, y, size, C: tl.constexpr, OUT: tl.constexpr, LAST: tl.constexpr,

@@ -108,7 +108,7 @@ if triton is not None:
         tl.store(y + to, left.to(y.dtype.element_ty), mask=inside)
         tl.store(y + to + outputs, right.to(y.dtype.element_ty), mask=inside)
 
-    _TILING = (128, 64, 8, 2)
+    _TILING = (256, 32, 8, 3)
     """Pixels at a time, input channels at a time, warps, stages."""
 
     def _empty(x: Tensor, outputs: int) -> Tensor:

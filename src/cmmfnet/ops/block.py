@@ -121,7 +121,10 @@ def _saved(ctx, number: int) -> tuple[Inside, tuple[Tensor, ...], list[Tensor]]:
     """What ``_save`` took, of the ``number`` tensors among them, and zeros for what is not felt."""
     x, mean, scale, weight, h_mean, h_scale, ws, *rest = ctx.saved_tensors
     inside = Inside(x, (mean, scale), weight, (h_mean, h_scale), ws)
-    return inside, tuple(rest[:number]), [torch.zeros_like(b) for b in rest[number:]]
+    unfelt = rest[number:]
+    sizes = [len(b) for b in unfelt]
+    zeros = x.new_zeros(sum(sizes), dtype=torch.float32).split(sizes)  # one launch for all
+    return inside, tuple(rest[:number]), [zero.to(b.dtype) for zero, b in zip(zeros, unfelt, strict=True)]
 
 
 def _as(like: list[tuple[torch.Size, torch.dtype]], *gradients: Tensor) -> list[Tensor]:

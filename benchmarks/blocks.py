@@ -3,7 +3,7 @@
 
     python benchmarks/blocks.py                # a pair of blocks at the three sizes of CMMF-Net at 256x256, batch 24, bfloat16
     python benchmarks/blocks.py --kernels      # and what each kernel takes
-    python benchmarks/blocks.py --tune         # and other tilings of each kernel, the fastest last
+    python benchmarks/blocks.py --tune         # instead of all that, other tilings of each kernel, the fastest five
 
 Beside the times: the bytes that each way must move at least (passes over a map counted by hand, ops/block.py) over the
 bandwidth of a large copy measured here, and the relative error of the output and the worst gradient against float32.
@@ -17,8 +17,10 @@ import itertools
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from typing import TypeVar
 
 import torch
 from cuda_graph import captured
@@ -26,8 +28,11 @@ from torch import Tensor
 
 from cmmfnet import layers
 from cmmfnet.ops import block, products
-from cmmfnet.ops.norm import instance_norm_backward, plane_statistics, residual_norm
+from cmmfnet.ops.norm import Statistics, instance_norm_backward, residual_norm
 from cmmfnet.ops.pointwise import TILES, Tiles
+from cmmfnet.ops.products import Inside, Sums
+
+Result = TypeVar("Result")
 
 SIZES = [(64, 128), (128, 64), (256, 32)]  # channels, side
 PASSES = {True: 10 + 17 + 6 + 16, False: 15 + 27 + 23 + 41}
@@ -65,7 +70,8 @@ def both(stage: torch.nn.Module, x: Tensor, dy: Tensor, ours: bool, dtype: torch
             with torch.autocast("cuda", dtype, dtype != torch.float32, cache_enabled=False):
                 y = stage(x)
             wanted = [x, *(p for name, p in stage.named_parameters() if not_before_norm(name))]
-            return [y, *torch.autograd.grad(y, wanted, dy)]
+            # not y itself: its graph would live on, whose leaves are bound to this stream, into a capture on another
+            return [y.detach(), *torch.autograd.grad(y, wanted, dy)]
         finally:
             layers.serves_training = original
 
@@ -92,83 +98,148 @@ def by_kernel(run: Callable[[], object]) -> list[tuple[float, int, str]]:
 
 
 def parts_of(channels: int, side: int, batch: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """Each kernel at work by itself, by its name in pointwise.TILES where it is there."""
+    """Each kernel at work by itself on numbers drawn at random, by its name in pointwise.TILES where it is there."""
 
-    def draw(planes: int) -> Tensor:
-        return torch.randn(batch, planes, side, side, device="cuda", dtype=dtype)
+    def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype)
 
-    x, narrow, other = draw(channels), draw(channels), draw(channels)
-    of_x, of_other = plane_statistics(x), plane_statistics(other)
-    wide = torch.randn(4 * channels, channels, device="cuda", dtype=dtype) * channels**-0.5
-    back, square = wide.t().contiguous(), wide[:channels].contiguous()
-    feed_forward, enter = (products.inside_of(x, of_x, w) for w in (wide, square))
-    sdv, sums, _ = products.slopes(feed_forward, narrow, back)
+    def moments(planes: int) -> Statistics:
+        mean = torch.zeros(batch * planes, device="cuda")
+        return mean, torch.ones_like(mean)
+
+    def inside(rows: int) -> Inside:
+        weight = draw(rows, channels) * channels**-0.5
+        return Inside(x, moments(channels), weight, moments(rows), draw(batch, rows, channels, dtype=torch.float32))
+
+    x, narrow, other, sdv = (draw(batch, planes * channels, side, side) for planes in (1, 1, 1, 4))
+    enter, widen = inside(channels), inside(4 * channels)
+    back, square = widen.weight.t().contiguous(), enter.weight
+    parts, rows = TILES["narrow"][channels].parts, 4 * channels
+    sums = Sums(*(draw(batch, parts, *shape, dtype=torch.float32) for shape in ((2, rows), (rows, channels))))
     return {
-        "covariance": lambda: products.inside_of(x, of_x, wide),
+        "covariance": lambda: products.inside_of(x, enter.x_statistics, widen.weight),
         "inward": lambda: products.inward(enter),
         "onward": lambda: products.onward(other, square),
-        "feed-forward": lambda: products.feed_forward(feed_forward, back),
-        "narrow": lambda: products.slopes(feed_forward, narrow, back),
+        "feed-forward": lambda: products.feed_forward(widen, back),
+        "narrow": lambda: products.slopes(widen, narrow, back),
         "leave": lambda: products.slopes(other, narrow, square),
         "enter": lambda: products.slopes(enter, other),
-        "through": lambda: products.through_norms(sdv, sums, feed_forward, other),
+        "between": lambda: products.between(sums, widen, side * side),
+        "through": lambda: products.through_norms(sdv, sums, widen, other),
         "norm": lambda: residual_norm(narrow, x),
-        "norm's gradient": lambda: instance_norm_backward(narrow, other, of_other, False),
+        "norm's gradient": lambda: instance_norm_backward(narrow, other, enter.x_statistics, False),
     }
 
 
-def candidates() -> list[tuple[str, Tiles]]:
-    """Tilings of the kernels in pointwise.TILES, by their names there."""
-    found = []
-    for pixels, warps, stages in itertools.product((64, 128), (4, 8), (1, 2, 3, 4)):
-        plain = Tiles(pixels, 64, warps, stages)
-        found += [(name, plain) for name in ("inward", "onward", "feed-forward", "through")]
-        found += [("covariance", plain._replace(parts=parts)) for parts in (8, 16, 32)]
-        found += [(name, plain._replace(parts=parts)) for name in ("leave", "enter") for parts in (4, 8, 16)]
-        found += [("narrow", plain._replace(parts=parts)) for parts in (2, 4, 8)]
-        if pixels == 64:
-            found += [("narrow", plain._replace(rows=128, parts=parts)) for parts in (4, 8)]
-    return found
+# pixels, rows, warps, stages and parts to try, first for what takes longest; few for what matters little
+TRIED = {
+    "leave": ((32, 64, 128), (32, 64, 128), (4, 8), (2, 3), (4, 8, 16, 32)),
+    "narrow": ((32, 64, 128), (32, 64, 128), (4, 8), (2, 3), (2, 4, 8)),
+    "enter": ((32, 64, 128), (32, 64, 128), (4, 8), (2, 3), (4, 8, 16, 32)),
+    "through": ((64, 128), (32, 64), (4, 8), (2, 3), (1,)),
+    "between": ((16, 32), (32, 64), (4, 8), (3, 4), (1,)),
+    "feed-forward": ((64, 128), (64, 128), (4, 8), (2, 3), (1,)),
+    "covariance": ((64, 128), (64,), (4, 8), (2, 3), (4, 8, 16, 32)),
+    "inward": ((64, 128), (64,), (4, 8), (2,), (1,)),
+    "onward": ((64, 128), (64,), (4, 8), (3,), (1,)),
+}
+SUMS = {"narrow": 2, "leave": 1, "enter": 1}  # matrices (rows, channels) that a program of _slopes holds
 
 
-def compiled(candidate: tuple[str, Tiles], channels: int, dtype: torch.dtype) -> str:
-    """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or nothing."""
-    name, tiles = candidate
-    part, original = parts_of(channels, 32, 2, dtype)[name], TILES[name][channels]
+def candidates(channels: int) -> list[tuple[str, int, Tiles]]:
+    """Tilings by the names of kernels in pointwise.TILES, the present ones among them; none that cannot fit into registers."""
+    found = {(name, channels, of[channels]): None for name, of in TILES.items()}
+    for name, tried in TRIED.items():
+        for tiles in itertools.starmap(Tiles, itertools.product(*tried)):
+            threads, tile = 32 * tiles.warps, tiles.rows * tiles.pixels
+            held = (SUMS[name] * tiles.rows if name in SUMS else tiles.pixels) * channels
+            if name == "covariance":
+                tile, held = channels * tiles.pixels, channels**2
+            most = 4 * channels if name in ("narrow", "feed-forward") else channels
+            if tiles.rows <= most and tile <= 64 * threads and held <= 128 * threads:
+                found[name, channels, tiles] = None
+    return list(found)
+
+
+COMPILING = 60  # seconds after which what the compiler has not come to is left out
+
+
+def with_tiles(name: str, channels: int, tiles: Tiles, run: Callable[[], Result]) -> Result:
+    """What ``run`` returns where a kernel has these tiles."""
+    original = TILES[name][channels]
     TILES[name][channels] = tiles
     try:
-        part()
+        return run()
+    finally:
+        TILES[name][channels] = original
+
+
+def compiled(candidate: tuple[str, int, Tiles], dtype: torch.dtype) -> str:
+    """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or nothing."""
+    name, channels, tiles = candidate
+    try:
+        with_tiles(name, channels, tiles, parts_of(channels, 32, 2, dtype)[name])
         torch.cuda.synchronize()
     except Exception as problem:  # out of shared memory
         return f"{type(problem).__name__}: {str(problem)[:80]}"
-    finally:
-        TILES[name][channels] = original
     return ""
 
 
-def tune(channels: int, side: int, batch: int, dtype: torch.dtype) -> None:
-    """Times of tilings. The compiler takes seconds for each, so all cores compile before anything is timed."""
-    named = candidates()
-    with ProcessPoolExecutor(min(os.cpu_count(), 12), multiprocessing.get_context("spawn")) as pool:
-        once = list({(name, tiles._replace(parts=1)) for name, tiles in named})
-        problems = dict(zip(once, pool.map(compiled, once, *([v] * len(once) for v in (channels, dtype))), strict=True))
-    parts, timed = parts_of(channels, side, batch, dtype), []
-    for name, tiles in named:
-        problem = problems[name, tiles._replace(parts=1)]
-        if problem:
-            continue
-        original = TILES[name][channels]
-        TILES[name][channels] = tiles
+def quick_ms(function: Callable[[], object], calls: int = 4, repeats: int = 5) -> float:
+    """As ``graph_ms`` of some calls, but without all that torch.cuda.graph does first, which takes longer than a kernel."""
+    function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin()
         try:
-            timed.append((name, graph_ms(parts[name], 7), tiles))
+            for _ in range(calls):
+                function()
         finally:
-            TILES[name][channels] = original
-    for name in parts:
-        rows = [(ms, tiles) for n, ms, tiles in timed if n == name]
-        if name not in TILES:
-            rows = [(graph_ms(parts[name], 7), "as it is")]
-        for ms, tiles in sorted(rows, reverse=True)[-6:]:
-            print(f"  {channels} {name}: {ms:.4f} ms {tiles}", flush=True)
+            graph.capture_end()
+    graph.replay()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)) / calls
+
+
+def tune(batch: int, dtype: torch.dtype) -> None:
+    """Times of tilings. The compiler takes seconds for each, so all cores compile before anything is timed."""
+    began = time.perf_counter()
+    sizes = [(channels, side) for channels, side in SIZES if channels in TILES["onward"]]
+    named = [candidate for channels, _ in sizes for candidate in candidates(channels)]
+    named.sort(key=lambda candidate: list(TRIED).index(candidate[0]))
+    once = {(name, channels, tiles._replace(parts=1)): None for name, channels, tiles in named}
+    with ProcessPoolExecutor(min(os.cpu_count(), 16), multiprocessing.get_context("spawn")) as pool:
+        runs = {candidate: pool.submit(compiled, candidate, dtype) for candidate in once}
+        wait(runs.values(), COMPILING)
+        pool.shutdown(cancel_futures=True)
+    runs = {candidate: run.result() for candidate, run in runs.items() if not run.cancelled()}
+    fine = {candidate for candidate, problem in runs.items() if not problem}
+    print(
+        f"{len(runs)} of {len(once)} kernels compiled in {time.perf_counter() - began:.0f} s, of which {len(fine)} run",
+        flush=True,
+    )
+    for channels, side in sizes:
+        parts = parts_of(channels, side, batch, dtype)
+        for name, run in parts.items():
+            if name not in TILES:
+                print(f"  {channels} {name}: {quick_ms(run):.4f} ms")
+                continue
+            rows = []
+            for of, c, tiles in named:
+                if (of, c) == (name, channels) and (of, c, tiles._replace(parts=1)) in fine:
+                    rows.append((with_tiles(name, channels, tiles, lambda run=run: quick_ms(run)), tiles))
+            rows.sort()
+            for place, (ms, tiles) in enumerate(rows):
+                now = tiles == TILES[name][channels]
+                if place < 5 or now:
+                    print(f"  {channels} {name}: {ms:.4f} ms {tiles}{' <- now' if now else ''}", flush=True)
+    print(f"{time.perf_counter() - began:.0f} s in all")
 
 
 def main() -> None:
@@ -180,6 +251,9 @@ def main() -> None:
     given = parser.parse_args()
     if not torch.cuda.is_available() or block.triton is None:
         raise SystemExit("this benchmark needs a CUDA GPU and Triton; elsewhere the blocks are PyTorch's own operators")
+    if given.tune:
+        tune(given.batch, torch.bfloat16)
+        return
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # the reference is float32
     dtype, rate = torch.bfloat16, bandwidth()
@@ -210,8 +284,6 @@ def main() -> None:
             for ours, run in runs.items():
                 for ms, count, name in by_kernel(run)[:24]:
                     print(f"  {'ours' if ours else 'separate'} {ms:.4f} ms {count:3d} {name[:90]}")
-        if given.tune and channels in TILES["onward"]:
-            tune(channels, side, given.batch, dtype)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from cmmfnet.methods import build_network
+from cmmfnet.methods import cmmfnet as whole
+from cmmfnet.methods.copied import Copied
 from cmmfnet.methods.graphed import Graphed
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -15,6 +17,41 @@ TINY = dict(
     vit_width=32, vit_heads=2, global_size=32, text="clip-tags", words=["tree", "car"], text_width=24, text_length=16,
     modulation=True, classes=25, regions=True,
 )  # fmt: skip
+
+
+LEARNED = TINY | dict(words=[], text="learned", regions=False, text_width=32)
+
+
+class InOrder:
+    """Instead of ops.Beside: nothing is beside anything."""
+
+    def __init__(self, x):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def join(self, *results):
+        pass
+
+
+class Shared(torch.nn.Module):
+    """A layer registered twice, a weight of two layers, and one that is also an embedding's, which autocast does not cast."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = torch.nn.Linear(8, 8)
+        self.third = torch.nn.Linear(8, 8)
+        self.third.weight = self.first.weight
+        self.table, self.out = torch.nn.Embedding(5, 8), torch.nn.Linear(8, 5)
+        self.out.weight = self.table.weight
+        self.frozen = torch.nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, x):
+        return self.out(self.frozen(self.third(self.second(self.first(x).relu()))) + self.table.weight.sum(dim=0))
 
 
 class Noisy(torch.nn.Module):
@@ -62,6 +99,93 @@ def test_steps_by_graph_are_those_without():
     assert found[-1] < found[0]
     for (name, a), b in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@cuda
+@pytest.mark.parametrize("config", [TINY, LEARNED | dict(stem="vgg16")])
+def test_gradients_are_the_same_with_the_encoder_beside(config, monkeypatch):
+    torch.manual_seed(0)
+    network = build_network(config | dict(channels=(64, 128, 128), vit_depth=4)).cuda().train()
+    thermal = torch.rand(4, 2, 1, 128, 128).cuda()
+    ids, mask = torch.tensor([[0, 1], [1, 0]]).cuda(), torch.ones(2, 2, dtype=torch.bool).cuda()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+
+    def found():
+        """Output and gradients of some steps."""
+        call, steps = Graphed(network), []
+        for x in thermal:
+            with torch.autocast("cuda", torch.bfloat16):
+                text = (network.embed_tags(ids).detach(), mask) if config["words"] else (None, None)
+                y = call(x, *text)
+            of = torch.autograd.grad(y.float().square().mean(), parameters, allow_unused=True)
+            steps.append([y.clone(), *(d.clone() for d in of if d is not None)])
+        assert call._replay is not None
+        return steps
+
+    beside = found()
+    monkeypatch.setattr(whole, "Beside", InOrder)
+    in_order = found()
+    for ours, theirs in zip(beside, in_order, strict=True):
+        torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=2e-2)
+        largest = max(float(d.abs().max()) for d in theirs[1:])
+        for a, b in zip(ours[1:], theirs[1:], strict=True):  # some, of keys' biases, are nothing but rounding
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-2 * float(b.abs().max()) + 1e-3 * largest)
+
+
+@pytest.mark.parametrize("config", [TINY, LEARNED, TINY | dict(stem="vgg16", regions=False)])
+def test_copied_weights_are_those_of_autocast(config):
+    torch.manual_seed(0)
+    network = build_network(config).train()
+    copied = Copied(network, torch.bfloat16)
+    copies = {id(c) for c in copied.copies}
+    assert len(copies) > 40
+    assert all(id(copied.leaf(p)) not in copies for p in network.encode1.parameters())
+    assert id(copied.leaf(network.fuse.weight)) in copies
+    assert copied.leaf(network.image_encoder.positions) is network.image_encoder.positions
+    thermal, ids = torch.rand(2, 1, 64, 64), torch.tensor([[0, 1], [1, 0]])
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    inputs = [thermal]
+    if config["words"]:
+        inputs += [network.embed_tags(ids).detach(), torch.tensor([[True, True], [True, False]])]
+
+    def of(call, wanted):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            y, tags, labels = call(*inputs, heads=True)
+        loss = sum(t.float().square().mean() for t in (y, tags, labels) if t is not None)
+        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        return [y, *Copied.alike(found, parameters)]
+
+    expected = of(network, parameters)
+    for _ in range(2):
+        found = of(copied, [copied.leaf(p) for p in parameters])
+        assert torch.equal(found[0], expected[0])
+        for a, b in zip(found, expected, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert a.dtype == b.dtype
+                # gradients of a weight used more than once are summed in 16 bits
+                torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-2 * float(b.detach().abs().max()))
+        with torch.no_grad():  # the optimiser's work is seen by the next call
+            for p in parameters:
+                p.mul_(1.1)
+        expected = of(network, parameters)
+
+
+def test_copies_of_shared_weights():
+    torch.manual_seed(0)
+    network, x = Shared(), torch.randn(4, 8)
+    copied = Copied(network, torch.bfloat16)
+    assert {id(p) for p in copied.originals} == {
+        id(p) for p in (*network.first.parameters(), network.third.bias, network.out.bias)
+    }
+    before = dict(network.named_parameters(remove_duplicate=False))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert torch.equal(copied(x), network(x))
+        (found,) = torch.autograd.grad(copied(x).sum(), [copied.leaf(network.second.weight)])
+        (expected,) = torch.autograd.grad(network(x).sum(), [network.second.weight])
+    torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=1e-2)
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        assert parameter is before[name]
 
 
 @cuda

@@ -276,7 +276,7 @@ def test_what_is_beside_in_a_graph_is_done_when_it_is_joined():
             for _ in range(8):
                 y = (y @ x).softmax(dim=1)
         z = x.square()
-        other.join()
+        other.join(y)
         return y + z
 
     expected, graph = run(), torch.cuda.CUDAGraph()

@@ -214,7 +214,7 @@ class CMMFNet(nn.Module):
         e1 = self.encode1(self.down1(x))
         e2 = self.encode2(self.down2(e1))
         e3 = self.encode3(self.down3(e2))
-        other.join()
+        other.join(tokens, *stem)
         said = None
         text = None if text is None or self.text_source == "none" else text
         if text is not None and self.regions is not None:

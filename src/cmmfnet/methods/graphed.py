@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from cmmfnet.cuda_frames import capturing
+from cmmfnet.methods.copied import Copied
 
 
 class Graphed:
@@ -52,22 +53,25 @@ class Graphed:
         kept = [buffer.clone() for buffer in self.network.buffers()]
         places = [None if x is None else x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
         given = [x for x in places if x is not None]
-        wanted = [x for x in [*given, *self._parameters] if x.requires_grad]
+        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        self._call = call = Copied(self.network, dtype) if on else self.network  # kept: the graphs use its copies
+        felt = [x for x in [*given, *self._parameters] if x.requires_grad]
+        wanted = [call.leaf(x) for x in felt] if on else felt
 
         def forward() -> tuple[Tensor, ...]:
-            leaves, structure = tree_flatten(self.network(*places, **self.options))
+            leaves, structure = tree_flatten(call(*places, **self.options))
             self._shape = [isinstance(x, Tensor) for x in leaves], structure
             return tuple(x for x in leaves if isinstance(x, Tensor))
 
-        def gradients(out: tuple[Tensor, ...], of: list[Tensor]) -> tuple[Tensor | None, ...]:
-            return torch.autograd.grad([x for x in out if x.requires_grad], wanted, of, allow_unused=True)
+        def gradients(out: tuple[Tensor, ...], of: list[Tensor]) -> list[Tensor | None]:
+            found = torch.autograd.grad([x for x in out if x.requires_grad], wanted, of, allow_unused=True)
+            return Copied.alike(found, felt)
 
         def zeros(out: tuple[Tensor, ...]) -> list[Tensor]:
             return [torch.zeros_like(x) for x in out if x.requires_grad]
 
         # A cast weight that outlives the capture would be stale. Runs to warm up leave neither draws nor statistics behind,
         # so that a resumed training goes on as one that was never stopped.
-        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         device, side, pool = given[0].device, torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         passes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.autocast("cuda", dtype, on, cache_enabled=False), torch.random.fork_rng([device]):

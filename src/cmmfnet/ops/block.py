@@ -58,18 +58,23 @@ def feed_forward_with_gradient(
     return y, tuple(after)
 
 
-def _matrix(weight: Tensor, x: Tensor) -> Tensor:
-    """Of a 1x1 convolution, in x's dtype."""
-    return weight.flatten(1).to(x.dtype).contiguous()
+def _in_dtype(x: Tensor, *weights: Tensor) -> list[Tensor]:
+    """Weights in x's dtype, contiguous; those of 1x1 convolutions as matrices. One launch for all of a block."""
+    weights = [w.flatten(1) if w.shape[2:] == (1, 1) and w.shape[1] > 1 else w for w in weights]
+    if all(w.dtype == x.dtype for w in weights):
+        return [w.contiguous() for w in weights]
+    found = [w.new_empty(w.shape, dtype=x.dtype) for w in weights]
+    torch._foreach_copy_(found, weights)
+    return found
 
 
 class _LargeKernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, scale, enter, depthwise, bias, leave, *unfelt):
-        x, outside, kernel = plain(x), _matrix(leave, x), depthwise.to(x.dtype)
-        inside = inside_of(x, (mean, scale), _matrix(enter, x))
+        x, (first, kernel, added, outside) = plain(x), _in_dtype(x, enter, depthwise, bias, leave)
+        inside = inside_of(x, (mean, scale), first)
         a = inward(inside)
-        u = torch.ops.cmmfnet.depthwise(a, kernel, bias.to(x.dtype))
+        u = torch.ops.cmmfnet.depthwise(a, kernel, added)
         z = onward(u, outside)
         y, of_z, after = residual_norm_and_own(z, x, True)
         _save(ctx, inside, (a, u, z, *of_z, outside, kernel), unfelt, (enter, depthwise, bias, leave), after)
@@ -91,8 +96,8 @@ class _LargeKernel(torch.autograd.Function):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, mean, scale, widen, narrow, *unfelt):
-        x, outside = plain(x), _matrix(narrow, x)
-        inside = inside_of(x, (mean, scale), _matrix(widen, x))
+        x, (first, outside) = plain(x), _in_dtype(x, widen, narrow)
+        inside = inside_of(x, (mean, scale), first)
         z = feed_forward(inside, outside)
         y, of_z, after = residual_norm_and_own(z, x)
         _save(ctx, inside, (z, *of_z, outside), unfelt, (widen, narrow), after)
@@ -121,7 +126,10 @@ def _saved(ctx, number: int) -> tuple[Inside, tuple[Tensor, ...], list[Tensor]]:
     """What ``_save`` took, of the ``number`` tensors among them, and zeros for what is not felt."""
     x, mean, scale, weight, h_mean, h_scale, ws, *rest = ctx.saved_tensors
     inside = Inside(x, (mean, scale), weight, (h_mean, h_scale), ws)
-    return inside, tuple(rest[:number]), [torch.zeros_like(b) for b in rest[number:]]
+    unfelt = rest[number:]
+    sizes = [len(b) for b in unfelt]
+    zeros = x.new_zeros(sum(sizes), dtype=torch.float32).split(sizes)  # one launch for all
+    return inside, tuple(rest[:number]), [zero.to(b.dtype) for zero, b in zip(zeros, unfelt, strict=True)]
 
 
 def _as(like: list[tuple[torch.Size, torch.dtype]], *gradients: Tensor) -> list[Tensor]:

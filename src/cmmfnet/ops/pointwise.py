@@ -49,6 +49,7 @@ TILES = {
     "narrow": {64: Tiles(64, 64, 4, 3, 4), 128: Tiles(64, 64, 8, 3, 4)},
     "leave": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(64, 64, 8, 3, 8)},
     "enter": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(64, 64, 8, 3, 8)},
+    "between": {64: Tiles(32, 64, 4, 4), 128: Tiles(32, 64, 4, 4)},  # columns in the place of pixels
     "through": {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 64, 8, 3)},
 }
 
@@ -154,7 +155,7 @@ def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, 
     INSIDE: the GELU's input is v of the module's text, with W = ``inside`` (ROWS,C), and out = s dv; sums[picture, part, 0
     and 1, row] of dv and dv v, dn[picture, part, row, c] = D. Else its input is u, and out = dv.
     OUTSIDE: behind it is a 1x1 convolution with ``outside`` (C,ROWS), whose output's gradient is ``grad`` (C planes); its own
-    is dw[picture, part, row, c]. Else ``grad`` (ROWS planes) is the gradient behind the GELU.
+    is dw[picture, part, c, row]. Else ``grad`` (ROWS planes) is the gradient behind the GELU.
     """
     part, parts, picture = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     dtype = out.dtype.element_ty
@@ -195,18 +196,17 @@ def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, 
             acc_d = tl.dot(dv.to(dtype), tl.trans(n), acc_d)
         tl.store(out + wide, dv.to(dtype), mask=ok)
     place = picture * parts + part
-    at = (place.to(tl.int64) * ROWS + r)[:, None] * C + c[None, :]
     if INSIDE:
         tl.store(sums + place * 2 * ROWS + r, sum_d)
         tl.store(sums + place * 2 * ROWS + ROWS + r, sum_dv)
-        tl.store(dn + at, acc_d)
+        tl.store(dn + (place.to(tl.int64) * ROWS + r)[:, None] * C + c[None, :], acc_d)
     if OUTSIDE:
-        tl.store(dw + at, acc_w)
+        tl.store(dw + (place.to(tl.int64) * C + c)[None, :] * ROWS + r[:, None], acc_w)
 
 
 @triton.jit(do_not_specialize=["parts"])
 def _between(sums, dn, ws, weight, mean, scale, dw, matrix, shift_out, size, parts, ROWS: tl.constexpr, C: tl.constexpr,
-             BR: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+             BR: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Of a picture and BC of its C columns: dW (ROWS,C) float32, -(M + diag(k)) in the maps' dtype, and the shift (C,)."""
     picture = tl.program_id(1)
     c = tl.arange(0, C)
@@ -219,7 +219,7 @@ def _between(sums, dn, ws, weight, mean, scale, dw, matrix, shift_out, size, par
         m1 = tl.zeros((BR,), dtype=tl.float32)
         m2 = tl.zeros((BR,), dtype=tl.float32)
         found = tl.zeros((BR, BC), dtype=tl.float32)
-        for part in tl.range(0, parts, num_stages=4):
+        for part in tl.range(0, parts, num_stages=STAGES):
             place = picture * parts + part
             m1 += tl.load(sums + place * 2 * ROWS + r) / size
             m2 += tl.load(sums + place * 2 * ROWS + ROWS + r) / size

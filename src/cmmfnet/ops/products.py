@@ -117,7 +117,7 @@ def slopes(
     size, tiles = _size(grad), TILES[kind][channels]
     parts, steps = _parts(tiles, size)
     out = torch.empty(batch, rows, *grad.shape[2:], device=grad.device, dtype=grad.dtype)
-    dw = None if outside is None else _float32(grad, batch, parts, rows, channels)
+    dw = None if outside is None else _float32(grad, batch, parts, channels, rows)
     found = None
     if inside is not None:
         found = Sums(_float32(grad, batch, parts, 2, rows), _float32(grad, batch, parts, rows, channels))
@@ -126,23 +126,32 @@ def slopes(
         grad if dw is None else dw, size, steps, ROWS=rows, C=channels, INSIDE=inside is not None,
         OUTSIDE=outside is not None, BH=tiles.rows, BP=tiles.pixels, STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
-    return out, found, None if dw is None else dw.sum(dim=(0, 1)).t().contiguous()
+    return out, found, None if dw is None else dw.sum(dim=(0, 1))
+
+
+def between(found: Sums, inside: Inside, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """From ``slopes`` with ``inside`` of maps of ``size`` pixels: matrix (B,C,C) and shift (B,C) for ``through_norms``, and the
+    gradient of ``inside.weight``, (R,C) float32."""
+    x, rows = inside.x, inside.weight.shape[0]
+    batch, channels = x.shape[:2]
+    tiles = TILES["between"][channels]
+    dw, shift = _float32(x, batch, rows, channels), _float32(x, batch, channels)
+    matrix = torch.empty(batch, channels, channels, device=x.device, dtype=x.dtype)
+    pointwise._between[(channels // tiles.pixels, batch)](
+        *found, inside.ws, inside.weight, *inside.statistics, dw, matrix, shift, size, found.sums.shape[1], ROWS=rows,
+        C=channels, BR=tiles.rows, BC=tiles.pixels, STAGES=tiles.stages, num_warps=tiles.warps,
+    )  # fmt: skip
+    return matrix, shift, dw.sum(dim=0)
 
 
 def through_norms(sdv: Tensor, found: Sums, inside: Inside, dy: Tensor) -> tuple[Tensor, Tensor]:
     """From ``slopes`` with ``inside``, and dy (B,C,H,W), the gradient beside the branch: dx (B,C,H,W), the sum of both, and the
     gradient of ``inside.weight``, (R,C) float32."""
     x, (batch, rows), channels, size = inside.x, sdv.shape[:2], inside.x.shape[1], _size(sdv)
-    dw, shift = _float32(x, batch, rows, channels), _float32(x, batch, channels)
-    matrix = torch.empty(batch, channels, channels, device=x.device, dtype=x.dtype)
-    columns = 32
-    pointwise._between[(channels // columns, batch)](
-        *found, inside.ws, inside.weight, *inside.statistics, dw, matrix, shift, size, found.sums.shape[1], ROWS=rows,
-        C=channels, BR=64, BC=columns, num_warps=4,
-    )  # fmt: skip
+    matrix, shift, dw = between(found, inside, size)
     dx, tiles = torch.empty_like(x), TILES["through"][channels]
     pointwise._through_norms[(triton.cdiv(size, tiles.pixels), batch)](
         sdv, inside.weight, x, *inside.x_statistics, matrix, shift, dy, dx, size, ROWS=rows, C=channels, BH=tiles.rows,
         BP=tiles.pixels, STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
-    return dx, dw.sum(dim=0)
+    return dx, dw

@@ -25,9 +25,10 @@ import torch
 from accelerate import Accelerator
 from network import without_our_kernels
 
+from cmmfnet import distance
 from cmmfnet.cli import read_recipe
 from cmmfnet.data.batches import Batches
-from cmmfnet.ops import block, entry, pictures, taps
+from cmmfnet.ops import block, pictures
 from cmmfnet.recipe import Recipe, find_config
 from cmmfnet.run import Run
 from cmmfnet.train import open_source
@@ -36,7 +37,7 @@ from cmmfnet.train import open_source
 @contextlib.contextmanager
 def pytorch_only():
     """Neither kernels nor graphs of ours."""
-    modules = (block, entry, pictures, taps)
+    modules = (block, distance, pictures)
     before = [module.triton for module in modules]
     for module in modules:
         module.triton = None

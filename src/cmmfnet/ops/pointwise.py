@@ -40,17 +40,18 @@ class Tiles(NamedTuple):
     parts: int = 1
 
 
-# By channels C; "narrow", "leave" and "enter" are the gradients in front of a GELU. benchmarks/blocks.py --tune tries others.
+# By channels C, the fastest on an H200 (benchmarks/blocks.py --tune); "narrow", "leave" and "enter" are the gradients in front
+# of a GELU.
 TILES = {
-    "covariance": {64: Tiles(128, 64, 4, 3, 16), 128: Tiles(128, 128, 8, 3, 8)},
-    "inward": {64: Tiles(128, 64, 8, 2), 128: Tiles(128, 64, 8, 2)},
-    "onward": {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 64, 8, 3)},
+    "covariance": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(64, 64, 8, 3, 4)},
+    "inward": {64: Tiles(128, 64, 8, 2), 128: Tiles(64, 64, 8, 2)},
+    "onward": {64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 8, 3)},
     "feed-forward": {64: Tiles(64, 64, 4, 2), 128: Tiles(128, 64, 4, 2)},
-    "narrow": {64: Tiles(64, 64, 4, 3, 4), 128: Tiles(64, 64, 8, 3, 4)},
-    "leave": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(64, 64, 8, 3, 8)},
-    "enter": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(64, 64, 8, 3, 8)},
-    "between": {64: Tiles(32, 64, 4, 4), 128: Tiles(32, 64, 4, 4)},  # columns in the place of pixels
-    "through": {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 64, 8, 3)},
+    "narrow": {64: Tiles(32, 64, 4, 3, 4), 128: Tiles(32, 128, 8, 3, 4)},
+    "leave": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(32, 64, 4, 3, 8)},
+    "enter": {64: Tiles(64, 64, 4, 3, 32), 128: Tiles(32, 64, 4, 3, 8)},
+    "between": {64: Tiles(16, 64, 4, 4), 128: Tiles(32, 64, 8, 4)},  # columns in the place of pixels
+    "through": {64: Tiles(128, 32, 4, 3), 128: Tiles(128, 32, 8, 3)},
 }
 
 

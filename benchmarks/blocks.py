@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from typing import TypeVar
 
 import torch
-from cuda_graph import captured
+from cuda_graph import graph_ms
 from torch import Tensor
 
 from cmmfnet import layers
@@ -36,20 +36,6 @@ Result = TypeVar("Result")
 
 SIZES = [(64, 128), (128, 64), (256, 32)]  # channels, side
 PASSES = {True: 10 + 17 + 6 + 16, False: 15 + 27 + 23 + 41}
-
-
-def graph_ms(function: Callable[[], object], repeats: int = 15) -> float:
-    """Median milliseconds of a replay of ``function`` captured as a CUDA graph."""
-    replay = captured(function)
-    for _ in range(3):
-        replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    events[0].record()
-    for event in events[1:]:
-        replay()
-        event.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
 
 
 def bandwidth() -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -19,3 +21,17 @@ def captured(function: Callable[[], object]) -> Callable[[], None]:
     with torch.cuda.graph(graph):
         function()
     return graph.replay
+
+
+def graph_ms(function: Callable[[], object], repeats: int = 30) -> float:
+    """Median milliseconds of a replay of ``function`` captured as a CUDA graph."""
+    replay = captured(function)
+    for _ in range(5):
+        replay()
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        replay()
+        event.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))

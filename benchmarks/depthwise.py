@@ -16,32 +16,17 @@ import argparse
 import itertools
 import multiprocessing
 import os
-import statistics
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 import torch.nn.functional as F
-from cuda_graph import captured
+from cuda_graph import graph_ms
 from torch import Tensor
 
 from cmmfnet.ops import depthwise
 
 SIZES = [(8, 64, 128, 128), (8, 128, 64, 64), (8, 256, 32, 32)]
-
-
-def graph_ms(function, repeats: int = 30) -> float:
-    """Median milliseconds of a replay of ``function`` captured as a CUDA graph."""
-    replay = captured(function)
-    for _ in range(5):
-        replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-    events[0].record()
-    for event in events[1:]:
-        replay()
-        event.record()
-    torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
 
 
 def ceilings(dtype: torch.dtype) -> tuple[float, float]:

@@ -165,8 +165,8 @@ class RegionText(nn.Module):
 
     @torch.no_grad()
     def strengthen(self, factor: float) -> None:
-        """Make words change features by ``factor`` times as much. A loss that is a mean over pictures in which a word meets things of
-        many brightnesses leaves them too weak; for a released model the factor is chosen on held-out pictures (docs/text.md)."""
+        """Make words change features by ``factor`` times as much: training leaves them too weak. For a released model the factor is
+        chosen on pictures that it is not measured on (docs/text.md)."""
         for value in self.values:
             value[-1].weight.mul_(factor)
             value[-1].bias.mul_(factor)

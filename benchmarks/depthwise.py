@@ -105,8 +105,9 @@ def candidates(kernel: int) -> list[tuple[str, depthwise.Tiles]]:
     wide = depthwise._border(kernel)[1] == 64
     groups = {"_forward_tiles": (1, 2) if wide else (1, 2, 4), "_weight_tiles": (1, 2) if wide else (2, 4)}
     return [
-        (which, depthwise.Tiles(rows, patches, group, warps, stages))
+        (which, depthwise.Tiles(rows, patches, group, warps, stages, values))
         for which in groups
+        for values in ((4, 8) if which == "_forward_tiles" else (8,))
         for rows, patches, group, warps, stages in itertools.product(
             (2, 4, 8), (64, 128, 256), groups[which], (4, 8), (2, 3, 4)
         )

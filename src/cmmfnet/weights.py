@@ -52,7 +52,7 @@ class Known:
 KNOWN: dict[str, Known] = {
     "cmmfnet": Known(
         file="cmmfnet.safetensors",
-        sha256="4acd9b706e41dda688457be22f1ae3c3e10c7caac8286a228c5b3a969cab1ee2",
+        sha256="40aafa60f25c382c493321ec1900b31481b71ce5f477b654278f85ceec40add5",
         licence="research use (the terms of the training data); see docs/model-card.md",
         summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, pseudo-thermal co-training, words by region",
     ),

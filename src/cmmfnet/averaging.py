@@ -32,6 +32,15 @@ class EMA:
             torch._foreach_copy_(*self._buffers)
 
 
+def on_the_way(x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """``x`` for the host, copied behind all that the device has been told so far, and what to wait for before it is read."""
+    if not x.is_cuda:
+        return x, None
+    found, event = x.to("cpu", non_blocking=True), torch.cuda.Event()  # pinned
+    event.record()
+    return found, event
+
+
 class Readings:
     """Losses of the last updates, on their way from the device to the host.
 
@@ -45,13 +54,8 @@ class Readings:
 
     def note(self, step: int, batch: Batch, values: Losses) -> None:
         """``values``: scalars of one dtype. ``step``, ``batch``: what is to be said of them if they are not finite."""
-        self.last, event = values, None
-        found = torch.stack(list(values.values()))
-        if found.is_cuda:
-            found = found.to("cpu", non_blocking=True)  # pinned
-            event = torch.cuda.Event()
-            event.record()
-        self._waiting.append((step, batch, values, found, event))
+        self.last = values
+        self._waiting.append((step, batch, values, *on_the_way(torch.stack(list(values.values())))))
 
     def not_finite(self, but: int) -> tuple[int, Batch, Losses] | None:
         """Step, batch and values of the first update whose values are not finite, or None; the last ``but`` are left for

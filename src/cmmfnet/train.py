@@ -81,18 +81,17 @@ class Agreement:
         import torch
         import torch.distributed as dist
 
+        from cmmfnet.averaging import on_the_way
+
         answer = GO_ON
         if self.asked is not None:
             found, event = self.asked
             if event is not None:  # only what was launched before the question: the device has this step's work still
                 event.synchronize()
             answer = int(found.item())
-        flag, event = torch.full((1,), float(wish), device=self.accelerator.device), None
+        flag = torch.full((1,), float(wish), device=self.accelerator.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)  # on a device the host goes on
-        if flag.is_cuda:
-            flag, event = flag.to("cpu", non_blocking=True), torch.cuda.Event()
-            event.record()
-        self.asked = flag, event
+        self.asked = on_the_way(flag)
         return answer
 
     def end(self) -> None:

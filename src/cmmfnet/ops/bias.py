@@ -16,7 +16,7 @@ try:
     import triton
     import triton.language as tl
 
-    from cmmfnet.ops.norm import gelu_of, gelu_slope
+    from cmmfnet.ops.gelu import gelu_of, gelu_slope
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 

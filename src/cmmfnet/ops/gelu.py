@@ -70,17 +70,41 @@ def gelu_and_slope(v, FINE: tl.constexpr):
 
 
 @triton.jit
+def _tanh(v):
+    """By the instruction, off by 2^-11."""
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def _power(v):
+    """2^v by the instruction alone, without what would keep denormal results."""
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
 def gelu_in(v, dtype: tl.constexpr):
-    """For inference: GELU (erf) of float32 v for a result of ``dtype``. In bfloat16, whose values near 1 are 4e-3 or 8e-3 apart,
-    off by 2.7e-4 at most, and by the instruction's 2^-11 of its result; the constants are a minimax fit. Of a fused
-    feed-forward the polynomial's instructions are most of the time; this takes half as many, on two units side by side."""
+    """For maps that are written or multiplied: GELU (erf) of float32 v for a result of ``dtype``. In bfloat16, whose values near
+    1 are 4e-3 or 8e-3 apart, off by 2.7e-4 at most, and by the instruction's 2^-11 of its result; the constants are a minimax
+    fit. Of a fused feed-forward the polynomial's instructions are most of the time; this takes half as many, on two units side
+    by side."""
     if dtype == tl.bfloat16 and NVIDIA:  # the instruction is NVIDIA's
         slope = 0.8001565681509738 + 0.034701071256603835 * (v * v)
-        bent = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [v * slope], dtype=tl.float32, is_pure=True, pack=1
-        )
+        bent = _tanh(v * slope)
         half = 0.5 * v
         result = half * bent + half
     else:
         result = gelu_of(v, dtype == tl.float32)
     return result
+
+
+@triton.jit
+def gelu_and_slope_in(v, dtype: tl.constexpr):
+    """``gelu_in`` and the derivative of GELU, in bfloat16 off by 7e-4 at most, as the instruction's distribution function is."""
+    if dtype == tl.bfloat16 and NVIDIA:
+        square = v * v
+        below = 0.5 + 0.5 * _tanh(v * (0.8001565681509738 + 0.034701071256603835 * square))
+        bell = _power(-0.7213475204444817 * square)
+        value, slope = v * below, below + v * bell * 0.3989422804014327
+    else:
+        value, slope = gelu_and_slope(v, dtype == tl.float32)
+    return value, slope

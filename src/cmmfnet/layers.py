@@ -27,7 +27,9 @@ from cmmfnet.ops import (
     serves_pointwise,
     serves_training,
     serves_widen,
+    serves_widen_with_gradient,
     widen,
+    widen_with_gradient,
 )
 
 
@@ -168,6 +170,8 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if serves_widen(x):
             x = widen(x, self.widen.weight)
+        elif serves_widen_with_gradient(x):
+            x = widen_with_gradient(x, self.widen.weight, self.widen.bias)
         elif serves_pointwise(x, self.widen.out_channels):
             mean, _ = plane_statistics(x)
             x = enter(x, self.widen.weight, (mean, torch.ones_like(mean)), last=True)

@@ -34,9 +34,11 @@ from cmmfnet.ops import (
     double,
     double_convolve,
     double_convolve_gelu,
+    gelu_convolve,
     join,
     modulated,
     plain,
+    serves_last,
     serves_pointwise,
 )
 
@@ -242,8 +244,11 @@ class CMMFNet(nn.Module):
             # where tensor cores take channels last, the largest maps need not be turned for each convolution (in 16 bits
             # they are doubled into that order)
             y = y.contiguous(memory_format=torch.channels_last)
-        y = double_convolve_gelu(self.up1, y)
-        y = self.last(y if said is None else self.regions.finish(y, said))
+        if said is None and serves_last(y, self.up1, self.last):
+            y = gelu_convolve(double_convolve(self.up1, y), self.up1.bias, self.last.weight, self.last.bias)
+        else:
+            y = double_convolve_gelu(self.up1, y)
+            y = self.last(y if said is None else self.regions.finish(y, said))
         colour = torch.tanh(y.contiguous()) if self.output == "tanh" else y.contiguous().clamp(-1, 1)
         if not heads:
             return colour

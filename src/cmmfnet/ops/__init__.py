@@ -5,10 +5,12 @@ from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_t
 from cmmfnet.ops.depthwise import depthwise_conv2d
 from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
 from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
+from cmmfnet.ops.last import gelu_convolve, serves_last
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
 from cmmfnet.ops.up import double_convolve, double_convolve_gelu
 from cmmfnet.ops.widening import serves_widen, widen
+from cmmfnet.ops.widening_gradient import serves_widen_with_gradient, widen_with_gradient
 
 __all__ = [
     "Beside",
@@ -24,6 +26,7 @@ __all__ = [
     "enter",
     "feed_forward",
     "feed_forward_with_gradient",
+    "gelu_convolve",
     "instance_norm",
     "join",
     "large_kernel",
@@ -31,8 +34,11 @@ __all__ = [
     "plain",
     "plane_statistics",
     "residual_norm",
+    "serves_last",
     "serves_pointwise",
     "serves_training",
     "serves_widen",
+    "serves_widen_with_gradient",
     "widen",
+    "widen_with_gradient",
 ]

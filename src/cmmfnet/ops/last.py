@@ -194,11 +194,12 @@ if triton is not None:
         blocks = triton.cdiv(height * width, tiles["pixels"])
         steps = triton.cdiv(blocks, min(tiles["parts"], blocks))
         parts = triton.cdiv(blocks, steps)
+        limit = {} if torch.version.hip else {"maxnreg": tiles["registers"]}  # only NVIDIA's compiler takes one
         du = torch.empty_like(u, memory_format=torch.channels_last)
         sums = torch.empty(batch * parts, 33, channels, device=u.device, dtype=torch.float32)
         _gradients[(parts, batch)](
             u, bias, weight, dy, du, sums, height, width, steps, C=channels, COLOURS=colours, BP=tiles["pixels"],
-            STAGES=tiles["stages"], num_warps=tiles["warps"], maxnreg=tiles["registers"],
+            STAGES=tiles["stages"], num_warps=tiles["warps"], **limit,
         )  # fmt: skip
         total = sums.sum(dim=0)
         dw = total[: 9 * colours].view(colours, 9, channels).transpose(1, 2).reshape(weight.shape)

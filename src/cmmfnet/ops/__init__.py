@@ -7,6 +7,8 @@ from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modul
 from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
+from cmmfnet.ops.token_linear import linear, linear_gelu, linear_of_three, serves_tokens
+from cmmfnet.ops.token_norm import add_layer_norm, layer_norm
 from cmmfnet.ops.up import double_convolve, double_convolve_gelu
 from cmmfnet.ops.widening import serves_widen, widen
 
@@ -14,6 +16,7 @@ __all__ = [
     "Beside",
     "Statistics",
     "add_bilinear",
+    "add_layer_norm",
     "autocasts",
     "bilinear",
     "convolve",
@@ -27,11 +30,16 @@ __all__ = [
     "instance_norm",
     "join",
     "large_kernel",
+    "layer_norm",
+    "linear",
+    "linear_gelu",
+    "linear_of_three",
     "modulated",
     "plain",
     "plane_statistics",
     "residual_norm",
     "serves_pointwise",
+    "serves_tokens",
     "serves_training",
     "serves_widen",
     "widen",

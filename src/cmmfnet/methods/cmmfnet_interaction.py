@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.layers import MLP, Attention, TransformerBlock
-from cmmfnet.ops import bilinear
+from cmmfnet.layers import MLP, Attention, TransformerBlock, added, normed, projected, transformed
+from cmmfnet.ops import bilinear, serves_tokens
 from cmmfnet.perceptual import feature_layers, tapped
 
 
@@ -84,9 +84,7 @@ class ImageEncoder(nn.Module):
         else:
             x = self.stem(x)
         tokens = x.flatten(2).transpose(1, 2).contiguous() + self.positions  # else all that follows has this order
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens), maps
+        return transformed(self.blocks, self.norm, tokens), maps
 
 
 class CrossBlock(nn.Module):
@@ -99,7 +97,11 @@ class CrossBlock(nn.Module):
         self.norm, self.mlp = nn.LayerNorm(width), MLP(width)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = query + self.attention(self.norm_q(query), self.norm_k(key), self.norm_v(value), mask)
+        given = normed(self.norm_q, query), normed(self.norm_k, key), normed(self.norm_v, value), mask
+        if serves_tokens(query):
+            x, y = added(query, self.attention.before_bias(*given), self.attention.out, self.norm)
+            return x + self.mlp(y)
+        x = query + self.attention(*given)
         return x + self.mlp(self.norm(x))
 
 
@@ -176,7 +178,7 @@ class CrossModalInteraction(nn.Module):
                 else:
                     tokens = block(tokens, tokens, tokens)
         side = math.isqrt(tokens.shape[1])
-        out = self.norm(self.project(tokens)).transpose(1, 2).unflatten(2, (side, side))
+        out = normed(self.norm, projected(self.project, tokens)).transpose(1, 2).unflatten(2, (side, side))
         return resize(out, (self.grid, self.grid)), pooled
 
 

@@ -8,6 +8,8 @@ from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
 from cmmfnet.ops.last import gelu_convolve, serves_last
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
+from cmmfnet.ops.token_linear import linear, linear_gelu, linear_of_three, serves_tokens
+from cmmfnet.ops.token_norm import add_layer_norm, layer_norm
 from cmmfnet.ops.up import double_convolve, double_convolve_gelu
 from cmmfnet.ops.widening import serves_widen, widen
 from cmmfnet.ops.widening_gradient import serves_widen_with_gradient, widen_with_gradient
@@ -16,6 +18,7 @@ __all__ = [
     "Beside",
     "Statistics",
     "add_bilinear",
+    "add_layer_norm",
     "autocasts",
     "bilinear",
     "convolve",
@@ -30,12 +33,17 @@ __all__ = [
     "instance_norm",
     "join",
     "large_kernel",
+    "layer_norm",
+    "linear",
+    "linear_gelu",
+    "linear_of_three",
     "modulated",
     "plain",
     "plane_statistics",
     "residual_norm",
     "serves_last",
     "serves_pointwise",
+    "serves_tokens",
     "serves_training",
     "serves_widen",
     "serves_widen_with_gradient",

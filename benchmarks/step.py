@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--profile", action="store_true", help="kernels of the first batch size, longest first")
+    parser.add_argument("--ours", action="store_true", help="without PyTorch's operators, which take most of the time")
     parser.add_argument("--curve", type=int, default=0, metavar="STEPS", help="losses of both ways, no speed")
     given = parser.parse_args()
     torch.backends.cudnn.benchmark = True
@@ -130,7 +131,7 @@ def main() -> None:
             return
         for batch_size in given.batch:
             for name, (way, graphs) in ways.items():
-                if not graphs and batch_size != given.batch[0]:
+                if not graphs and (given.ours or batch_size != given.batch[0]):
                     continue
                 with way():
                     run, stream = begin(given, batch_size, accelerator, Path(folder), graphs)

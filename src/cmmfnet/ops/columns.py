@@ -27,8 +27,8 @@ class Cut(NamedTuple):
 
 
 CUTS = {
-    "sums": Cut(32, 128, 4, 528),
-    "join": Cut(32, 128, 4, 528),
+    "sums": Cut(64, 64, 4, 264),
+    "join": Cut(64, 64, 4, 528),
     "gelu": Cut(32, 128, 4, 528),
     "totals": Cut(64, 32, 4),
 }

@@ -26,9 +26,9 @@ except ImportError:  # no Triton on this platform: the network goes its ordinary
     triton = None
 
 CHANNELS = (32, 64, 128)
-FORWARD = {"pixels": 128, "rows": 32, "warps": 4, "stages": 2}
+FORWARD = {"pixels": 64, "rows": 64, "warps": 4, "stages": 3}
 """Columns and rows of outputs of a program, warps, stages of loads ahead."""
-BACKWARD = {"pixels": 64, "parts": 32, "warps": 4, "stages": 2, "registers": 168}
+BACKWARD = {"pixels": 64, "parts": 32, "warps": 4, "stages": 3, "registers": 168}
 """Pixels at a time, parts of a picture whose sums are kept apart, warps, stages of loads ahead, registers of a thread at most."""
 
 

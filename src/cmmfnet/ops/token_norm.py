@@ -34,7 +34,7 @@ class Cut(NamedTuple):
 
 
 FORWARD = Cut(2048, 4)
-BACKWARD = Cut(2048, 4, 264)
+BACKWARD = Cut(1024, 2, 528)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None) -> Tensor:

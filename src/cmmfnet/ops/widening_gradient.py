@@ -30,7 +30,7 @@ try:
 except ImportError:  # no Triton on this platform: layers.Downsample goes its ordinary way
     triton = None
 
-FORWARD = {"values": 2048, "warps": 4}
+FORWARD = {"values": 4096, "warps": 4}
 """Of a program that writes the map: pixels times channels, warps."""
 BACKWARD = {"pixels": 32, "parts": 44, "warps": 4, "stages": 1}
 """Pixels at a time (of 64 channels), parts of a picture whose sums are kept apart, warps, stages of loads ahead."""

@@ -5,8 +5,8 @@
     python benchmarks/text.py cost [--model cmmfnet]
 
 captions: PSNR, SSIM and LPIPS of the validation pairs of day and dusk without text, with right text (names; colours too),
-with predicted tags, with the caption of another scene and with wrong colours and ground, and the paired differences to
-no text; 95 % bootstrap intervals, scenes drawn together.
+with predicted tags (also without those of light and sky), with the caption of another scene and with wrong colours and
+ground, and the paired differences to no text; 95 % bootstrap intervals, scenes drawn together.
 
 response: one word is swapped (grass -> snow, tree without -> with leaves, grey -> red car, day -> night). Covered share of a
 region = 1 - |mean Lab with the new word - target| / |mean Lab with the old word - target|. On rendered scenes label map and
@@ -44,6 +44,7 @@ from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluate import score_all
 from cmmfnet.intervals import mean_interval
 from cmmfnet.metrics import METRICS
+from cmmfnet.words import EXTRA_WORDS
 
 # --- captions
 
@@ -86,14 +87,17 @@ def captions(colorizers: Sequence[Colorizer], data: str, pretrained: str | None,
     }
 
     def methods(colorizer: Colorizer) -> dict:
-        def predicted(thermal: np.ndarray, _: dict) -> np.ndarray:
+        def predicted(thermal: np.ndarray, left_out: Sequence[str] = ()) -> np.ndarray:
             names = [n for n, p in colorizer.tags(thermal, 16, span=(-1, 1)) if p > colorizer.network.tag_threshold]
-            return colorizer(thermal, text=", ".join(names), span=(-1, 1))
+            return colorizer(thermal, text=", ".join(n for n in names if n not in left_out), span=(-1, 1))
 
         def with_text(make: Callable[[dict], str]):
             return lambda thermal, meta: colorizer(thermal, text=make(meta), span=(-1, 1))
 
-        return {name: with_text(make) for name, make in texts.items()} | {"predicted tags": predicted}
+        return {name: with_text(make) for name, make in texts.items()} | {
+            "predicted tags": lambda thermal, _: predicted(thermal),
+            "predicted things": lambda thermal, _: predicted(thermal, EXTRA_WORDS),
+        }
 
     seeds = [score_all(methods(colorizer), pairs, pretrained) for colorizer in colorizers]
     first = seeds[0]["none"]
@@ -104,7 +108,7 @@ def captions(colorizers: Sequence[Colorizer], data: str, pretrained: str | None,
     print(f"{len(pairs)} pairs, {len(set(clusters))} scenes; mean, difference to no text [95 % interval]{spread}")
     print("| text | " + " | ".join(f"{METRICS[n].title} | difference" for n in names) + " |")
     print("| --- |" + " --- |" * (2 * len(names)))
-    for method in [*texts, "predicted tags"]:
+    for method in seeds[0]:
         cells, line = result["scores"].setdefault(method, {}), []
         for name in names:
             values, none = (

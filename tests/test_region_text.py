@@ -178,18 +178,6 @@ def test_a_fresh_module_is_the_identity():
     assert torch.equal(module.finish(last, said), last)
 
 
-def test_strengthened_words_change_features_by_so_much_more():
-    torch.manual_seed(0)
-    module = RegionText(8, (4, 6), 5)
-    for value in module.values:
-        torch.nn.init.normal_(value[-1].weight)
-    x, share, vectors = torch.randn(1, 4, 3, 3), torch.rand(1, 2, 3, 3), torch.randn(1, 2, 8)
-    before = module.modulate(x, share, vectors, 0) - x
-    module.strengthen(1.5)
-    assert before.abs().max() > 0.1
-    assert torch.allclose(module.modulate(x, share, vectors, 0) - x, 1.5 * before, atol=1e-5)
-
-
 def test_the_label_head_says_where_a_word_may_be():
     """Features that know nothing: what is left is the label head's share of each word's classes."""
     network = small(regions=True, classes=len(CLASSES))

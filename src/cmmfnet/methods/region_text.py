@@ -163,14 +163,6 @@ class RegionText(nn.Module):
         scale, shift = torch.einsum("blhw,blc->bchw", share.to(x.dtype), values).chunk(2, dim=1)
         return x * (1 + scale) + shift
 
-    @torch.no_grad()
-    def strengthen(self, factor: float) -> None:
-        """Make words change features by ``factor`` times as much: training leaves them too weak. For a released model the factor is
-        chosen on pictures that it is not measured on (docs/text.md)."""
-        for value in self.values:
-            value[-1].weight.mul_(factor)
-            value[-1].bias.mul_(factor)
-
     def forward(self, x: Tensor, said: Said, labels: Tensor | None = None) -> Tensor:
         """Features (B,C,h,w) of the next level -> the same, modulated; appends its maps' logits to ``said.levels``."""
         said.levels.append(self.logits(x, said, labels))

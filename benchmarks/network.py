@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cmmfnet.cli import read_recipe
 from cmmfnet.methods import build_network, method_class
-from cmmfnet.ops import bias, depthwise, enlarge, ffn, last, norm, up, widening, widening_gradient
+from cmmfnet.ops import bias, depthwise, enlarge, ffn, join_gradient, last, norm, up, widening, widening_gradient
 from cmmfnet.recipe import find_config
 
 NETWORKS = ["cmmfnet-paper", "cmmfnet", "lkatgan", "ticcgan", "mugan", "cyclegan", "pix2pix"]
@@ -33,7 +33,7 @@ OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels
 @contextlib.contextmanager
 def without_our_kernels():
     """PyTorch's own operators, as where Triton is not installed."""
-    modules = (bias, depthwise, enlarge, ffn, last, norm, up, widening, widening_gradient)
+    modules = (bias, depthwise, enlarge, ffn, join_gradient, last, norm, up, widening, widening_gradient)
     before = [(module, module.triton) for module in modules]
     for module, _ in before:
         module.triton = None

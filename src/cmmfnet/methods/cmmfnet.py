@@ -36,8 +36,10 @@ from cmmfnet.ops import (
     double_convolve_gelu,
     gelu_convolve,
     join,
+    join_with_gradient,
     modulated,
     plain,
+    serves_join_with_gradient,
     serves_last,
     serves_pointwise,
 )
@@ -261,6 +263,8 @@ class CMMFNet(nn.Module):
             return up(double(x)) + skip
         if serves_pointwise(skip, both.out_channels) and x.dtype == skip.dtype:
             return join(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
+        if serves_join_with_gradient(x, skip, both):
+            return join_with_gradient(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
         return both(torch.cat([plain(up(double(x))), skip], dim=1))
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:

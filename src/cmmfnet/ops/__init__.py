@@ -5,6 +5,7 @@ from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_t
 from cmmfnet.ops.depthwise import depthwise_conv2d
 from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
 from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
+from cmmfnet.ops.join_gradient import join_with_gradient, serves_join_with_gradient
 from cmmfnet.ops.last import gelu_convolve, serves_last
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
@@ -32,6 +33,7 @@ __all__ = [
     "gelu_convolve",
     "instance_norm",
     "join",
+    "join_with_gradient",
     "large_kernel",
     "layer_norm",
     "linear",
@@ -41,6 +43,7 @@ __all__ = [
     "plain",
     "plane_statistics",
     "residual_norm",
+    "serves_join_with_gradient",
     "serves_last",
     "serves_pointwise",
     "serves_tokens",

@@ -3,7 +3,7 @@
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_training
 from cmmfnet.ops.depthwise import depthwise_conv2d
-from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
+from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, for_convolution, modulated, plain
 from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
 from cmmfnet.ops.join_gradient import join_with_gradient, serves_join_with_gradient
 from cmmfnet.ops.last import gelu_convolve, serves_last
@@ -30,6 +30,7 @@ __all__ = [
     "enter",
     "feed_forward",
     "feed_forward_with_gradient",
+    "for_convolution",
     "gelu_convolve",
     "instance_norm",
     "join",

@@ -113,7 +113,7 @@ def test_values_and_gradients_on_cuda(shape, outputs, layout):
     for dtype in (torch.bfloat16, torch.float16):
         for with_bias in (True, False):
             ours, theirs = errors(shape, outputs, dtype, "cuda", (layout, "contiguous", layout), with_bias)
-            assert all(a < 1.5 * b + 1e-3 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
+            assert all(a < 1.5 * b + 3e-3 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
 
 
 @cuda

@@ -23,7 +23,19 @@ from torch import Tensor, nn
 
 from cmmfnet.cli import read_recipe
 from cmmfnet.methods import build_network, method_class
-from cmmfnet.ops import bias, depthwise, enlarge, ffn, last, norm, token_linear, up, widening, widening_gradient
+from cmmfnet.ops import (
+    bias,
+    depthwise,
+    enlarge,
+    ffn,
+    join_gradient,
+    last,
+    norm,
+    token_linear,
+    up,
+    widening,
+    widening_gradient,
+)
 from cmmfnet.recipe import find_config
 
 NETWORKS = ["cmmfnet-paper", "cmmfnet", "lkatgan", "ticcgan", "mugan", "cyclegan", "pix2pix"]
@@ -33,7 +45,9 @@ OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels
 @contextlib.contextmanager
 def without_our_kernels():
     """PyTorch's own operators, as where Triton is not installed."""
-    modules = (bias, depthwise, enlarge, ffn, last, norm, token_linear, up, widening, widening_gradient)
+    modules = (
+        bias, depthwise, enlarge, ffn, join_gradient, last, norm, token_linear, up, widening, widening_gradient,
+    )  # fmt: skip
     before = [(module, module.triton) for module in modules]
     for module, _ in before:
         module.triton = None

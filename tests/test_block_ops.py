@@ -15,7 +15,8 @@ from test_inference_ops import statistics_of
 from test_ops import LAYOUTS, interpreted, relative
 
 from cmmfnet import layers, ops
-from cmmfnet.layers import ConvFFN, LargeKernelBlock, large_kernel_stage
+from cmmfnet.layers import ConvFFN, Downsample, LargeKernelBlock, large_kernel_stage
+from cmmfnet.ops import enlarge
 
 triton = importlib.util.find_spec("triton") is not None
 cuda = pytest.mark.skipif(not torch.cuda.is_available() or not triton, reason="needs a CUDA device and Triton")
@@ -97,6 +98,12 @@ torch.library.opcheck(torch.ops.cmmfnet.doubled.default, (torch.randn(2, 3, 4, 5
 last = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
 torch.library.opcheck(torch.ops.cmmfnet.reordered.default, (last, False))
 assert torch.equal(torch.ops.cmmfnet.reordered(last, False), last)
+flat = torch.randn(2, 70, 6, 5).requires_grad_()
+torch.library.opcheck(torch.ops.cmmfnet.reordered.default, (flat, True))
+turned = torch.ops.cmmfnet.reordered(flat, True)
+assert torch.equal(turned, flat) and turned.is_contiguous(memory_format=torch.channels_last)
+(back,) = torch.autograd.grad(turned, flat, turned.detach() + 1)
+assert back.is_contiguous() and torch.equal(back, flat + 1)
 torch.library.opcheck(torch.ops.cmmfnet.doubled_backward.default, (torch.randn(2, 3, 4, 6), True))
 
 print(json.dumps({{
@@ -169,3 +176,24 @@ def test_a_map_put_in_order_on_cuda():
     (dx,) = torch.autograd.grad(y, x, dy)
     assert y.is_contiguous() and torch.equal(y, x)
     assert dx.is_contiguous(memory_format=torch.channels_last) and torch.equal(dx, dy)
+    turned = ops.for_convolution(x.detach().contiguous().requires_grad_())
+    assert turned.is_contiguous(memory_format=torch.channels_last) and torch.equal(turned, x)
+    with torch.no_grad():
+        assert ops.for_convolution(y) is y
+
+
+@cuda
+def test_a_downsampling_trains_as_by_separate_operators_on_cuda(monkeypatch):
+    layer, x = Downsample(64, 128).cuda(), torch.randn(2, 64, 48, 40, device="cuda")
+    dy = torch.randn(2, 128, 24, 20, device="cuda")
+
+    def run(dtype):
+        given = x.to(dtype).requires_grad_()
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype != torch.float32):
+            y = layer(given)
+        return [y, *torch.autograd.grad(y, [given, *layer.parameters()], dy.to(y.dtype))]
+
+    found, exact = run(torch.bfloat16), run(torch.float32)
+    monkeypatch.setattr(enlarge, "triton", None)
+    for a, b, c in zip(found, run(torch.bfloat16), exact, strict=True):
+        assert a.shape == c.shape and (relative(a, c) < 1.5 * relative(b, c) + 2e-3 or not a.any())

@@ -22,6 +22,7 @@ from cmmfnet.ops import (
     enter,
     feed_forward,
     feed_forward_with_gradient,
+    for_convolution,
     instance_norm,
     large_kernel,
     layer_norm,
@@ -184,7 +185,7 @@ class Downsample(nn.Module):
             mean, _ = plane_statistics(x)
             x = enter(x, self.widen.weight, (mean, torch.ones_like(mean)), last=True)
         else:
-            x = instance_norm(before_norm(self.widen, x), gelu=True)
+            x = for_convolution(instance_norm(before_norm(self.widen, x), gelu=True))
         return instance_norm(plain(before_norm(self.stride, x)), gelu=True)
 
 

@@ -36,8 +36,10 @@ from cmmfnet.ops import (
     double_convolve_gelu,
     gelu_convolve,
     join,
+    join_with_gradient,
     modulated,
     plain,
+    serves_join_with_gradient,
     serves_last,
     serves_pointwise,
 )
@@ -231,7 +233,7 @@ class CMMFNet(nn.Module):
         context, pooled_text = self.interaction(tokens, text, text_mask)
         vector = torch.cat([tokens.mean(dim=1), pooled_text.expand(tokens.shape[0], -1)], dim=1)
 
-        y = self.fuse(torch.cat([e3, resize(context, e3.shape[-2:])], dim=1))
+        y = self._fused(e3, resize(context, e3.shape[-2:]))
         y = self._guide(y, stem, 2, vector)
         labels = self.label_head(y) if (heads or said is not None) and self.label_head is not None else None
         if said is not None:
@@ -255,12 +257,19 @@ class CMMFNet(nn.Module):
         tags = self._tag_logits(tokens) if self.predicts_tags else None
         return (colour, tags, labels, said.levels if said is not None else []) if maps else (colour, tags, labels)
 
+    def _fused(self, x: Tensor, context: Tensor) -> Tensor:
+        if serves_join_with_gradient(x, context, self.fuse):
+            return join_with_gradient(x, context, self.fuse.weight, self.fuse.bias)
+        return self.fuse(torch.cat([x, context], dim=1))
+
     def _merge(self, up: nn.Conv2d, x: Tensor, skip: Tensor, both: nn.Conv2d | None) -> Tensor:
         """``up`` of the doubled x, and ``skip``."""
         if both is None:
             return up(double(x)) + skip
         if serves_pointwise(skip, both.out_channels) and x.dtype == skip.dtype:
             return join(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
+        if serves_join_with_gradient(x, skip, both):
+            return join_with_gradient(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
         return both(torch.cat([plain(up(double(x))), skip], dim=1))
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:

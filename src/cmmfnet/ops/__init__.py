@@ -3,8 +3,9 @@
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_training
 from cmmfnet.ops.depthwise import depthwise_conv2d
-from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, modulated, plain
+from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, for_convolution, modulated, plain
 from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
+from cmmfnet.ops.join_gradient import join_with_gradient, serves_join_with_gradient
 from cmmfnet.ops.last import gelu_convolve, serves_last
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
 from cmmfnet.ops.streams import Beside
@@ -29,9 +30,11 @@ __all__ = [
     "enter",
     "feed_forward",
     "feed_forward_with_gradient",
+    "for_convolution",
     "gelu_convolve",
     "instance_norm",
     "join",
+    "join_with_gradient",
     "large_kernel",
     "layer_norm",
     "linear",
@@ -41,6 +44,7 @@ __all__ = [
     "plain",
     "plane_statistics",
     "residual_norm",
+    "serves_join_with_gradient",
     "serves_last",
     "serves_pointwise",
     "serves_tokens",

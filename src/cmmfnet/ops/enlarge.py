@@ -77,6 +77,14 @@ def channels_last(x: Tensor) -> Tensor:
     return _enlarge(x, list(x.shape[-2:]), True, True, None, None, None)
 
 
+def for_convolution(x: Tensor) -> Tensor:
+    """A map in front of a convolution of cuDNN, which in 16 bits wants it channels-last: in training on CUDA it comes so, for
+    cuDNN would turn it around once forwards and again for the weight's gradient, and the output's gradient twice."""
+    if not _serves_training(x) or torch.compiler.is_compiling() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return _reordered(x, True)
+
+
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(B,C,h,w) -> (B,C,*size), corners not aligned, without antialiasing; contiguous where the kernel makes it."""
     if _serves(x):

@@ -12,6 +12,7 @@ from torch import Tensor
 from cmmfnet.ops import pointwise
 from cmmfnet.ops.norm import Statistics
 from cmmfnet.ops.pointwise import TILES, Tiles
+from cmmfnet.ops.sums import sum_of_parts
 
 
 class Inside(NamedTuple):
@@ -52,7 +53,7 @@ def inside_of(x: Tensor, x_statistics: Statistics, weight: Tensor, eps: float = 
     mean, scale, ws = _float32(x, batch * rows), _float32(x, batch * rows), _float32(x, batch, rows, channels)
     block = 64 if channels == 64 else 32
     pointwise._wide_statistics[(rows // block, batch)](
-        products.sum(dim=1), weight, mean, scale, ws, size, eps, ROWS=rows, C=channels, BR=block, num_warps=8
+        sum_of_parts(products, 1), weight, mean, scale, ws, size, eps, ROWS=rows, C=channels, BR=block, num_warps=8
     )
     return Inside(x, x_statistics, weight, (mean, scale), ws)
 
@@ -126,7 +127,7 @@ def slopes(
         grad if dw is None else dw, size, steps, ROWS=rows, C=channels, INSIDE=inside is not None,
         OUTSIDE=outside is not None, BH=tiles.rows, BP=tiles.pixels, STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
-    return out, found, None if dw is None else dw.sum(dim=(0, 1))
+    return out, found, None if dw is None else sum_of_parts(dw)
 
 
 def between(found: Sums, inside: Inside, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +142,7 @@ def between(found: Sums, inside: Inside, size: int) -> tuple[Tensor, Tensor, Ten
         *found, inside.ws, inside.weight, *inside.statistics, dw, matrix, shift, size, found.sums.shape[1], ROWS=rows,
         C=channels, BR=tiles.rows, BC=tiles.pixels, STAGES=tiles.stages, num_warps=tiles.warps,
     )  # fmt: skip
-    return matrix, shift, dw.sum(dim=0)
+    return matrix, shift, sum_of_parts(dw)
 
 
 def through_norms(sdv: Tensor, found: Sums, inside: Inside, dy: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ class Known:
 KNOWN: dict[str, Known] = {
     "cmmfnet": Known(
         file="cmmfnet.safetensors",
-        sha256="40aafa60f25c382c493321ec1900b31481b71ce5f477b654278f85ceec40add5",
+        sha256="82ce7f89b198a75b09a37f3676ecf46568895b6f9b3d124a15cc2ec8b813d2d5",
         licence="research use (the terms of the training data); see docs/model-card.md",
         summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, pseudo-thermal co-training, words by region",
     ),

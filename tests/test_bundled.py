@@ -78,7 +78,7 @@ def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):
     before, after = (to_lab(colorizer(scene.thermal, text=f"{text}, day")) for text in (old, new))
     change = after[inside].mean(axis=0) - before[inside].mean(axis=0)
     if new == "snow":
-        assert change[0] > 25 and np.hypot(*after[inside].mean(axis=0)[1:]) < 12  # bright and without colour
+        assert change[0] > 20 and np.hypot(*after[inside].mean(axis=0)[1:]) < 12  # bright and without colour
     else:
         assert change[1] > 15  # towards red
     far = ~binary_dilation(inside, iterations=12)

@@ -21,18 +21,18 @@ PREDICTED = ["road", "grass", "car", "day", "clear"]
 @pytest.mark.parametrize(
     "text, tags",
     [
-        ("+snow -grass", ["snow", "road", "car", "day", "clear"]),
-        ("-grass", ["road", "car", "day", "clear"]),
-        ("−grass", ["road", "car", "day", "clear"]),  # the minus sign of a word processor
-        ("+a brick wall, parked lorries -cars", ["wall-brick", "truck", "road", "grass", "day", "clear"]),
-        ("+night", ["night", "road", "grass", "car", "clear"]),  # takes the other lighting away
+        ("+snow -grass", ["snow", "road", "car"]),
+        ("-grass", ["road", "car"]),
+        ("−grass", ["road", "car"]),  # the minus sign of a word processor
+        ("+a brick wall, parked lorries -cars", ["wall-brick", "truck", "road", "grass"]),
+        ("+night", ["night", "road", "grass", "car"]),  # light is never taken from the prediction
         ("+overcast +dusk", ["dusk", "overcast", "road", "grass", "car"]),
-        ("+snow -snow", PREDICTED),
-        ("-snow", PREDICTED),
-        ("+grass", ["grass", "road", "car", "day", "clear"]),
-        ("+no cars", ["road", "grass", "day", "clear"]),
-        ("no cars +snow", ["snow", "road", "grass", "day", "clear"]),
-        ("+frobnicator", PREDICTED),
+        ("+snow -snow", ["road", "grass", "car"]),
+        ("-snow", ["road", "grass", "car"]),
+        ("+grass", ["grass", "road", "car"]),
+        ("+no cars", ["road", "grass"]),
+        ("no cars +snow", ["snow", "road", "grass"]),
+        ("+frobnicator", ["road", "grass", "car"]),
     ],
 )
 def test_corrections_of_the_prediction(text, tags):

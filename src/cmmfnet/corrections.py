@@ -1,4 +1,4 @@
-"""Texts that correct what the model predicts: "+snow -grass" is the predicted tags, with snow and without grass.
+"""Texts that correct what the model predicts: "+snow -grass" is the predicted things, with snow and without grass.
 
 A sign counts where it stands at the start or after a space or comma and touches the letter behind it, so "a car-free
 street", "grass + trees" and "- a car" are plain text. It holds for everything up to the next sign. Plain text before the first
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from cmmfnet.prompts import MAX_PROMPT_CHARS, parse_tags
-from cmmfnet.words import LIGHTINGS, SKIES, WORDS
+from cmmfnet.words import EXTRA_WORDS, LIGHTINGS, SKIES, WORDS
 
 # Of each group a picture has one: adding "night" takes "day" away.
 EXCLUSIVE = (LIGHTINGS, SKIES)
@@ -50,9 +50,12 @@ class Prompt:
         """The names that the model is told, without repeats: added names first, since a network reads only the first few.
 
         Args:
-            predicted: names predicted for the frame, likeliest first; used only where `needs_prediction`.
+            predicted: names predicted for the frame, likeliest first; used only where `needs_prediction`. Light and sky are
+                left out: a quarter of them is wrong, and "night" for day turns the whole picture (docs/text.md).
         """
-        names = list(dict.fromkeys(predicted)) if self.needs_prediction else list(self.plain)
+        names = list(self.plain)
+        if self.needs_prediction:
+            names = [name for name in dict.fromkeys(predicted) if name not in EXTRA_WORDS]
         for added, removed in self.steps:
             rivals = {other for group in EXCLUSIVE if set(group) & set(added) for other in group}
             gone = rivals | set(removed) | set(added)

@@ -15,10 +15,10 @@ from test_ops import cuda, interpreted, relative
 from torch import Tensor, nn
 
 from cmmfnet import layers, ops
-from cmmfnet.layers import MLP, Attention, TransformerBlock, transformed
 from cmmfnet.methods import cmmfnet_interaction
 from cmmfnet.methods.cmmfnet_interaction import CrossBlock
 from cmmfnet.methods.graphed import Graphed
+from cmmfnet.transformer import MLP, Attention, TransformerBlock, transformed
 
 # rows that are no whole number of blocks, one row, widths that are no power of two, more rows than one block of a program
 SIZES = [(2, 3, 64), (1, 1, 32), (3, 37, 320), (1, 70, 511)]

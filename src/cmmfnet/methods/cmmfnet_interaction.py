@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.layers import MLP, Attention, TransformerBlock, added, normed, projected, transformed
 from cmmfnet.ops import bilinear, serves_tokens
 from cmmfnet.perceptual import feature_layers, tapped
+from cmmfnet.transformer import MLP, Attention, TransformerBlock, added, normed, projected, transformed
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

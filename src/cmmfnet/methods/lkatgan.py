@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.layers import ConvFFN, Downsample, LargeKernelBlock, TransformerBlock, large_kernel_stage
+from cmmfnet.layers import ConvFFN, Downsample, LargeKernelBlock, large_kernel_stage
 from cmmfnet.methods.mugan import MUGAN
 from cmmfnet.methods.patchgan import InstanceNorm, init_normal
+from cmmfnet.transformer import TransformerBlock
 
 
 class LargeKernelUNet(nn.Module):

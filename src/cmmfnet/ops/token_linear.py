@@ -15,7 +15,7 @@ try:
     import triton
 
     from cmmfnet.ops.columns import column_sums, joined, joined_columns, through_gelu
-except ImportError:  # no Triton on this platform: layers.py goes its ordinary way
+except ImportError:  # no Triton on this platform: transformer.py goes its ordinary way
     triton = None
 
 HALVES = (torch.float16, torch.bfloat16)

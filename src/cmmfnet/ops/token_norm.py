@@ -21,7 +21,7 @@ try:
     import triton.language as tl
 
     from cmmfnet.ops.columns import in_parts, totals
-except ImportError:  # no Triton on this platform: layers.py goes its ordinary way
+except ImportError:  # no Triton on this platform: transformer.py goes its ordinary way
     triton = None
 
 

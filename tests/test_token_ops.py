@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from test_ops import cuda, interpreted, relative
 from torch import Tensor, nn
 
-from cmmfnet import layers, ops
+from cmmfnet import ops, transformer
 from cmmfnet.methods import cmmfnet_interaction
 from cmmfnet.methods.cmmfnet_interaction import CrossBlock
 from cmmfnet.methods.graphed import Graphed
@@ -144,7 +144,7 @@ def results(made: nn.Module, x: Tensor, dtype: torch.dtype | None = None, call=N
 
 
 def served(patch: pytest.MonkeyPatch, yes: bool) -> None:
-    for module in (layers, cmmfnet_interaction):
+    for module in (transformer, cmmfnet_interaction):
         patch.setattr(module, "serves_tokens", lambda x: yes)
 
 
@@ -196,7 +196,7 @@ def test_on_the_cpu_nothing_but_pytorch_runs(kind, monkeypatch):
     made, x = network(kind, 32, 4), torch.randn(2, 9, 32)
     assert not ops.serves_tokens(x)
     for name in ("layer_norm", "add_layer_norm", "linear", "linear_gelu", "linear_of_three"):
-        monkeypatch.setattr(layers, name, None)
+        monkeypatch.setattr(transformer, name, None)
     if kind in ("block", "chain"):
         blocks = [made] if kind == "block" else made.blocks
 

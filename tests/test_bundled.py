@@ -68,7 +68,7 @@ def test_colours_are_nearer_to_the_truth_than_grey_and_mean_colour(colorizer, sc
 
 @pytest.mark.parametrize(
     ("kind", "seed", "names", "old", "new"),
-    [("street", 3, ["car"], "a grey car", "a red car"), ("park", 4, ["grass", "terrain"], "grass, a path", "snow"),
+    [("street", 3, ["car"], "a grey car", "a red car"), ("park", 4, ["grass"], "grass, a path", "snow"),
      ("park", 4, ["vegetation"], "green trees", "orange trees")],
 )  # fmt: skip
 def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):
@@ -78,7 +78,7 @@ def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):
     before, after = (to_lab(colorizer(scene.thermal, text=f"{text}, day")) for text in (old, new))
     change = after[inside].mean(axis=0) - before[inside].mean(axis=0)
     if new == "snow":
-        assert change[0] > 20 and np.hypot(*after[inside].mean(axis=0)[1:]) < 12  # bright and without colour
+        assert change[0] > 25 and np.hypot(*after[inside].mean(axis=0)[1:]) < 12  # bright and without colour
     else:
         assert change[1] > 15  # towards red
     far = ~binary_dilation(inside, iterations=12)

@@ -3,11 +3,12 @@
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.block import feed_forward_with_gradient, large_kernel, serves_training
 from cmmfnet.ops.depthwise import depthwise_conv2d
-from cmmfnet.ops.enlarge import add_bilinear, autocasts, bilinear, double, for_convolution, modulated, plain
+from cmmfnet.ops.enlarge import add_bilinear, bilinear, double, for_convolution, modulated, plain
 from cmmfnet.ops.ffn import enter, feed_forward, join, serves_pointwise
 from cmmfnet.ops.join_gradient import join_with_gradient, serves_join_with_gradient
 from cmmfnet.ops.last import gelu_convolve, serves_last
 from cmmfnet.ops.norm import Statistics, instance_norm, plane_statistics, residual_norm
+from cmmfnet.ops.serving import autocasts
 from cmmfnet.ops.streams import Beside
 from cmmfnet.ops.token_linear import linear, linear_gelu, linear_of_three, serves_tokens
 from cmmfnet.ops.token_norm import add_layer_norm, layer_norm

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from cmmfnet.ops.enlarge import plain
 from cmmfnet.ops.norm import Statistics, instance_norm_backward, residual_norm_and_own
+from cmmfnet.ops.serving import HALVES, trains_on_cuda
 
 try:
     import triton
@@ -27,14 +28,7 @@ CHANNELS = (64, 128)  # with more, what a program holds no longer fits into regi
 
 def serves_training(x: Tensor) -> bool:
     """Whether these blocks take this input here: CUDA, 16 bits, 64 or 128 channels, a gradient wanted, no compiler at work."""
-    return (
-        triton is not None
-        and x.is_cuda
-        and torch.is_grad_enabled()
-        and x.dtype in (torch.float16, torch.bfloat16)
-        and x.shape[1] in CHANNELS
-        and not torch.compiler.is_compiling()
-    )
+    return triton is not None and trains_on_cuda(x) and x.dtype in HALVES and x.shape[1] in CHANNELS
 
 
 def large_kernel(

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmmfnet.ops.gelu import gelu_slope
+from cmmfnet.ops.sums import in_parts
 
 
 class Cut(NamedTuple):
@@ -122,25 +123,20 @@ def totals(parts: Tensor, outs: Sequence[Tensor]) -> None:
     )
 
 
-def in_parts(rows: int, step: int, programs: int) -> tuple[int, int]:
-    """Parts that rows are cut into, about ``programs`` at most, and the rows of each, a multiple of ``step``."""
-    each = triton.cdiv(triton.cdiv(rows, max(programs, 1)), step) * step
-    return triton.cdiv(rows, each), each
-
-
 def _run(
     kind: str, matrices: Sequence[Tensor], before: Tensor | None, out: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     (rows, columns), kinds, cut = matrices[0].shape, len(matrices), CUTS[kind]
     matrices = [m if m.stride(1) == 1 or columns == 1 else m.contiguous() for m in matrices]
     blocks = triton.cdiv(columns, cut.columns)
-    count, each = in_parts(rows, cut.rows, cut.programs // (blocks * kinds))
+    count, steps = in_parts(rows, cut.rows, cut.programs // (blocks * kinds))
     a, b, c = (matrices[min(i, kinds - 1)] for i in range(3))
     parts = torch.empty(count, 1, kinds * columns, dtype=torch.float32, device=a.device)
     found = torch.empty(kinds * columns, dtype=dtype, device=a.device)
     _sums[(count, blocks, kinds)](
         a, b, c, a if before is None else before, a if out is None else out, parts, rows, columns, a.stride(0), b.stride(0),
-        c.stride(0), each, GELU=before is not None, WRITE=out is not None, BR=cut.rows, BC=cut.columns, num_warps=cut.warps,
+        c.stride(0), steps * cut.rows, GELU=before is not None, WRITE=out is not None, BR=cut.rows, BC=cut.columns,
+        num_warps=cut.warps,
     )  # fmt: skip
     totals(parts, [found])
     return found

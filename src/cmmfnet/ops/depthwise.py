@@ -28,6 +28,7 @@ try:
     import triton.language as tl
 
     from cmmfnet.ops.gelu import gelu_in
+    from cmmfnet.ops.sums import in_parts
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
@@ -261,10 +262,9 @@ if triton is not None:
         tiles = _weight_tiles(kernel, x)
         patches, sizes, constants = _plan(x, kernel, tiles)
         inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
-        groups, blocks = inputs // tiles.group, triton.cdiv(patches, tiles.patches)
+        groups = inputs // tiles.group
         # enough programs to fill the card, few enough that the partial sums stay small
-        steps = triton.cdiv(blocks, max(1, min(blocks, 1024 // (channels * groups))))
-        splits = triton.cdiv(blocks, steps)
+        splits, steps = in_parts(patches, tiles.patches, 1024 // (channels * groups))
         cells = tiles.rows * COLUMNS
         g = torch.empty(channels, splits, inputs, columns, cells, device=x.device, dtype=torch.float32)
         gb = torch.empty(channels, splits, cells, device=x.device, dtype=torch.float32)

@@ -14,17 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmmfnet.ops.norm import DTYPES
+from cmmfnet.ops.serving import HALVES, autocasts
 
 try:
     import triton
     import triton.language as tl
 except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether products of x are cast to 16 bits here."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def _interpolate(x: Tensor, **options: Any) -> Tensor:
@@ -49,7 +45,7 @@ def _serves(*maps: Tensor) -> bool:
 
 def _serves_training(x: Tensor) -> bool:
     """Whether the kernels that have a gradient take x."""
-    return triton is not None and x.is_cuda and torch.is_grad_enabled() and x.dtype in (torch.float16, torch.bfloat16)
+    return triton is not None and x.is_cuda and torch.is_grad_enabled() and x.dtype in HALVES
 
 
 def double(x: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from cmmfnet.ops.norm import Statistics
+from cmmfnet.ops.serving import HALVES
 
 try:
     import triton
     import triton.language as tl
 
     from cmmfnet.ops.gelu import gelu_in
+    from cmmfnet.ops.sums import in_parts
 except ImportError:  # no Triton on this platform: layers goes its ordinary way
     triton = None
 
@@ -36,7 +38,7 @@ def serves_pointwise(x: Tensor, outputs: int) -> bool:
         triton is not None
         and x.is_cuda
         and not torch.is_grad_enabled()
-        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.dtype in HALVES
         and x.shape[1] in CHANNELS
         and outputs % 64 == 0
     )
@@ -172,14 +174,14 @@ if triton is not None:
         """Of contiguous x and weight (O,C,1,1): the weights with the norm behind them, (B,O,C)."""
         batch, channels, height, width = x.shape
         size, outputs, tiling = height * width, weight.shape[0], _tiling(*_VARIANCES[channels])
-        count, given = triton.cdiv(size, tiling["BP"]), (x, weight, mean, scale)
+        given = x, weight, mean, scale
         if channels == 64:  # of more, the Gram matrix costs more than the products that it spares
             # enough programs to fill the card, few enough that they do more with pixels than with weights
-            steps = triton.cdiv(count, max(1, min(count, 256 // batch)))
-            count = triton.cdiv(count, steps)
+            count, steps = in_parts(size, tiling["BP"], 256 // batch)
             parts = torch.empty(batch, count, outputs, device=x.device, dtype=torch.float32)
             _gram[(count, batch)](*given, parts, size, steps, outputs, C=channels, **tiling)
         else:
+            count = triton.cdiv(size, tiling["BP"])
             parts = torch.empty(batch, count, outputs, device=x.device, dtype=torch.float32)
             _squares[(count, batch)](*given, parts, size, outputs, C=channels, **tiling)
         y = torch.empty(batch, outputs, channels, device=x.device, dtype=x.dtype)

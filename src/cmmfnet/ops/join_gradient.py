@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cmmfnet.ops.ffn import CHANNELS, join
+from cmmfnet.ops.serving import HALVES, trains_on_cuda
 
 try:
     import triton
@@ -25,14 +26,12 @@ def serves_join_with_gradient(x: Tensor, skip: Tensor, layer: nn.Conv2d) -> bool
     Of x channels and dtype are looked at, for it may still be half as large."""
     return (
         triton is not None
-        and skip.is_cuda
-        and torch.is_grad_enabled()
-        and skip.dtype in (torch.float16, torch.bfloat16)
+        and trains_on_cuda(skip)
+        and skip.dtype in HALVES
         and x.dtype == skip.dtype
         and layer.bias is not None
         and layer.kernel_size == (1, 1)
         and layer.in_channels == 2 * skip.shape[1]
-        and not torch.compiler.is_compiling()
     )
 
 

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cmmfnet.ops.serving import HALVES, trains_on_cuda
+
 try:
     import triton
     import triton.language as tl
 
     from cmmfnet.ops.gelu import gelu_and_slope_in, gelu_in
+    from cmmfnet.ops.sums import in_parts
 except ImportError:  # no Triton on this platform: the network goes its ordinary way
     triton = None
 
@@ -37,16 +40,14 @@ def serves_last(x: Tensor, inner: nn.Conv2d, last: nn.Conv2d) -> bool:
     compiler at work, a 3x3 convolution of 32, 64 or 128 channels to three at most."""
     return (
         triton is not None
-        and x.is_cuda
-        and torch.is_grad_enabled()
-        and x.dtype in (torch.float16, torch.bfloat16)
+        and trains_on_cuda(x)
+        and x.dtype in HALVES
         and inner.bias is not None
         and last.bias is not None
         and last.in_channels in CHANNELS
         and last.out_channels <= 3
         and (last.kernel_size, last.stride, last.padding) == ((3, 3), (1, 1), (1, 1))
         and (last.dilation, last.groups, last.padding_mode) == ((1, 1), 1, "zeros")
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -191,9 +192,7 @@ if triton is not None:
     def _backward(dy: Tensor, u: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dy (B,O,H,W), contiguous -> the gradients of u, channels-last, of bias and of weight."""
         (batch, channels, height, width), colours, tiles = u.shape, len(weight), BACKWARD
-        blocks = triton.cdiv(height * width, tiles["pixels"])
-        steps = triton.cdiv(blocks, min(tiles["parts"], blocks))
-        parts = triton.cdiv(blocks, steps)
+        parts, steps = in_parts(height * width, tiles["pixels"], tiles["parts"])
         limit = {} if torch.version.hip else {"maxnreg": tiles["registers"]}  # only NVIDIA's compiler takes one
         du = torch.empty_like(u, memory_format=torch.channels_last)
         sums = torch.empty(batch * parts, 33, channels, device=u.device, dtype=torch.float32)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cmmfnet.ops import pointwise
 from cmmfnet.ops.norm import Statistics
-from cmmfnet.ops.pointwise import TILES, Tiles
-from cmmfnet.ops.sums import sum_of_parts
+from cmmfnet.ops.pointwise import TILES
+from cmmfnet.ops.sums import float32, in_parts, sum_of_parts
 
 
 class Inside(NamedTuple):
@@ -29,28 +29,17 @@ def _size(x: Tensor) -> int:
     return x.shape[2] * x.shape[3]
 
 
-def _parts(tiles: Tiles, size: int) -> tuple[int, int]:
-    """Parts of a picture, and steps of a program through one."""
-    blocks = triton.cdiv(size, tiles.pixels)
-    steps = triton.cdiv(blocks, min(tiles.parts, blocks))
-    return triton.cdiv(blocks, steps), steps
-
-
-def _float32(x: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, device=x.device, dtype=torch.float32)
-
-
 def inside_of(x: Tensor, x_statistics: Statistics, weight: Tensor, eps: float = 1e-5) -> Inside:
     """x (B,C,H,W) and its planes' statistics, weight (R,C): the statistics of ``weight IN(x)`` without computing it."""
     batch, channels, rows, size = x.shape[0], x.shape[1], weight.shape[0], _size(x)
     tiles = TILES["covariance"][channels]
-    parts, steps = _parts(tiles, size)
-    products = _float32(x, batch, parts, channels + 1, channels)
+    parts, steps = in_parts(size, tiles.pixels, tiles.parts)
+    products = float32(x, batch, parts, channels + 1, channels)
     pointwise._covariance[(parts, batch)](
         x, *x_statistics, products, size, steps, C=channels, BP=tiles.pixels, STAGES=tiles.stages,
         num_warps=tiles.warps,
     )  # fmt: skip
-    mean, scale, ws = _float32(x, batch * rows), _float32(x, batch * rows), _float32(x, batch, rows, channels)
+    mean, scale, ws = float32(x, batch * rows), float32(x, batch * rows), float32(x, batch, rows, channels)
     block = 64 if channels == 64 else 32
     pointwise._wide_statistics[(rows // block, batch)](
         sum_of_parts(products, 1), weight, mean, scale, ws, size, eps, ROWS=rows, C=channels, BR=block, num_warps=8
@@ -116,12 +105,12 @@ def slopes(
         batch, rows, channels = *before.shape[:2], outside.shape[0]
     kind = "leave" if inside is None else "enter" if outside is None else "narrow"
     size, tiles = _size(grad), TILES[kind][channels]
-    parts, steps = _parts(tiles, size)
+    parts, steps = in_parts(size, tiles.pixels, tiles.parts)
     out = torch.empty(batch, rows, *grad.shape[2:], device=grad.device, dtype=grad.dtype)
-    dw = None if outside is None else _float32(grad, batch, parts, channels, rows)
+    dw = None if outside is None else float32(grad, batch, parts, channels, rows)
     found = None
     if inside is not None:
-        found = Sums(_float32(grad, batch, parts, 2, rows), _float32(grad, batch, parts, rows, channels))
+        found = Sums(float32(grad, batch, parts, 2, rows), float32(grad, batch, parts, rows, channels))
     pointwise._slopes[(rows // tiles.rows, parts, batch)](
         u, x, *of_x, weight, *of_h, grad, grad if outside is None else outside, out, *(found or (grad, grad)),
         grad if dw is None else dw, size, steps, ROWS=rows, C=channels, INSIDE=inside is not None,
@@ -136,7 +125,7 @@ def between(found: Sums, inside: Inside, size: int) -> tuple[Tensor, Tensor, Ten
     x, rows = inside.x, inside.weight.shape[0]
     batch, channels = x.shape[:2]
     tiles = TILES["between"][channels]
-    dw, shift = _float32(x, batch, rows, channels), _float32(x, batch, channels)
+    dw, shift = float32(x, batch, rows, channels), float32(x, batch, channels)
     matrix = torch.empty(batch, channels, channels, device=x.device, dtype=x.dtype)
     pointwise._between[(channels // tiles.pixels, batch)](
         *found, inside.ws, inside.weight, *inside.statistics, dw, matrix, shift, size, found.sums.shape[1], ROWS=rows,

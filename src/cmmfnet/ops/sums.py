@@ -1,4 +1,4 @@
-"""Sums of the parts that kernels leave apart, in float32: Triton.
+"""The parts that kernels cut their work into, and the sums of what they leave apart, in float32: Triton.
 
 PyTorch's reduction over leading axes gives few programs long columns to walk down. Here a tile takes many rows at once, and
 there are enough tiles to fill a GPU. The order is fixed, so that sums are the same from run to run.
@@ -28,6 +28,18 @@ def _sums(parts, out, rows, columns, BR: tl.constexpr, BC: tl.constexpr):
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
         total += tl.load(parts + at, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
     tl.store(out + plane * columns + column, tl.sum(total, axis=0), mask=inside)
+
+
+def in_parts(size: int, step: int, most: int) -> tuple[int, int]:
+    """How many parts ``size`` values are cut into, ``most`` at most, and the steps of ``step`` values through each."""
+    blocks = triton.cdiv(size, step)
+    steps = triton.cdiv(blocks, max(1, min(blocks, most)))
+    return triton.cdiv(blocks, steps), steps
+
+
+def float32(x: Tensor, *shape: int) -> Tensor:
+    """An empty tensor on x's device, for what kernels write."""
+    return torch.empty(shape, device=x.device, dtype=torch.float32)
 
 
 def sum_of_parts(parts: Tensor, kept: int = 0) -> Tensor:

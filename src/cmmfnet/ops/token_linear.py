@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cmmfnet.ops.serving import HALVES, product_dtype, trains_on_cuda
+
 try:
     import triton
 
@@ -18,14 +20,7 @@ try:
 except ImportError:  # no Triton on this platform: transformer.py goes its ordinary way
     triton = None
 
-HALVES = (torch.float16, torch.bfloat16)
 WIDEST = 4096  # channels of a token that a norm's kernel holds
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What a product of x is computed in here: autocast's dtype, or x's own."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def serves_tokens(x: Tensor) -> bool:
@@ -33,9 +28,7 @@ def serves_tokens(x: Tensor) -> bool:
     at work."""
     return (
         triton is not None
-        and x.is_cuda
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and trains_on_cuda(x)
         and product_dtype(x) in HALVES
         and x.dtype in (*HALVES, torch.float32)
         and 0 < x.shape[-1] <= WIDEST

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cmmfnet.ops.token_linear import product_dtype
+from cmmfnet.ops.serving import product_dtype
 
 try:
     import triton
     import triton.language as tl
 
-    from cmmfnet.ops.columns import in_parts, totals
+    from cmmfnet.ops.columns import totals
+    from cmmfnet.ops.sums import in_parts
 except ImportError:  # no Triton on this platform: transformer.py goes its ordinary way
     triton = None
 
@@ -184,11 +185,11 @@ if triton is not None:
         split = of_branch not in (None, x.dtype)
         dbranch = torch.empty_like(x, dtype=of_branch) if split else dx
         rows, cut = x.numel() // width, _cut(BACKWARD, width)
-        count, each = in_parts(rows, cut["BR"], BACKWARD.programs)
+        count, steps = in_parts(rows, cut["BR"], BACKWARD.programs)
         parts = torch.empty(count, len(vectors), width, dtype=torch.float32, device=x.device)
         _backward[(count,)](
-            dy, dy if dtotal is None else dtotal, x, *statistics, weight, dx, dbranch, parts, rows, width, each,
-            ADD=dtotal is not None, SPLIT=split, BRANCH=of_branch is not None, **cut,
+            dy, dy if dtotal is None else dtotal, x, *statistics, weight, dx, dbranch, parts, rows, width,
+            steps * cut["BR"], ADD=dtotal is not None, SPLIT=split, BRANCH=of_branch is not None, **cut,
         )  # fmt: skip
         totals(parts, vectors)
         return dx, dbranch

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cmmfnet.ops.bias import convolve
 from cmmfnet.ops.enlarge import channels_last, double
+from cmmfnet.ops.serving import HALVES
 
 try:
     import triton
@@ -28,7 +29,7 @@ def _serves(layer: nn.Conv2d, x: Tensor) -> bool:
         triton is not None
         and x.is_cuda
         and not torch.is_grad_enabled()
-        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.dtype in HALVES
         and layer.kernel_size == (3, 3)
         and layer.padding == (1, 1)
         and layer.in_channels % 32 == 0

@@ -62,21 +62,28 @@ if triton is not None:
 
     @torch.library.custom_op("cmmfnet::gelu_of_lines", mutates_args=())
     def _planes(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+        return write_lines(x.contiguous(), matrix.contiguous(), shift.contiguous(), x.dtype, 2048, 4)
+
+    def at_a_time(channels: int) -> int:
+        """Channels of a program."""
+        return min(64, triton.next_power_of_2(channels))
+
+    def write_lines(x: Tensor, matrix: Tensor, shift: Tensor, dtype: torch.dtype, values: int, warps: int) -> Tensor:
+        """x (B,I,H,W), matrix (B,O,I), shift (B,O), contiguous -> gelu(matrix x + shift), (B,O,H,W) of ``dtype``, channels-last;
+        ``values`` of it and ``warps`` a program."""
         batch, channels, inputs = matrix.shape
-        size, y = x.shape[2] * x.shape[3], _wide(x, channels)
-        columns = min(64, triton.next_power_of_2(channels))
-        rows = 2048 // columns
+        size, y, columns = x.shape[2] * x.shape[3], _wide(x, channels, dtype), at_a_time(channels)
+        rows = values // columns
         _gelu_of_lines[(triton.cdiv(size, rows), triton.cdiv(channels, columns), batch)](
-            x.contiguous(), matrix.contiguous(), shift.contiguous(), y, size, channels, INPUTS=inputs, BP=rows, BC=columns,
-            num_warps=4,
-        )  # fmt: skip
+            x, matrix, shift, y, size, channels, INPUTS=inputs, BP=rows, BC=columns, num_warps=warps
+        )
         return y
 
-    def _wide(x: Tensor, channels: int) -> Tensor:
+    def _wide(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
         batch, _, height, width = x.shape
-        y = torch.empty(batch, height, width, channels, device=x.device, dtype=x.dtype)
+        y = torch.empty(batch, height, width, channels, device=x.device, dtype=dtype)
         return y.permute(0, 3, 1, 2)
 
     @_planes.register_fake
     def _(x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
-        return _wide(x, matrix.shape[1])
+        return _wide(x, matrix.shape[1], x.dtype)

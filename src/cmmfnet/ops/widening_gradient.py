@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cmmfnet.ops.enlarge import autocasts
 from cmmfnet.ops.norm import DTYPES
+from cmmfnet.ops.serving import HALVES, product_dtype, trains_on_cuda
 
 try:
     import triton
     import triton.language as tl
 
     from cmmfnet.ops.gelu import gelu_slope
-    from cmmfnet.ops.widening import _gelu_of_lines
+    from cmmfnet.ops.sums import float32, in_parts
+    from cmmfnet.ops.widening import at_a_time, write_lines
 except ImportError:  # no Triton on this platform: layers.Downsample goes its ordinary way
     triton = None
 
@@ -43,13 +44,11 @@ def serves_widen_with_gradient(x: Tensor) -> bool:
     what comes out in 16 bits, no compiler at work."""
     return (
         triton is not None
-        and x.is_cuda
-        and torch.is_grad_enabled()
+        and trains_on_cuda(x)
         and not x.requires_grad
         and x.dtype in DTYPES
         and x.shape[1] <= 2
-        and _dtype(x) in (torch.float16, torch.bfloat16)
-        and not torch.compiler.is_compiling()
+        and product_dtype(x) in HALVES
     )
 
 
@@ -58,11 +57,7 @@ def widen_with_gradient(x: Tensor, weight: Tensor, unfelt: Tensor, eps: float = 
 
     ``unfelt``: the convolution's bias (O,), whose gradient is zero. That of the weight is in the weight's dtype.
     """
-    return _Widen.apply(x, weight, unfelt, _dtype(x), eps)
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
+    return _Widen.apply(x, weight, unfelt, product_dtype(x), eps)
 
 
 class _Widen(torch.autograd.Function):
@@ -72,7 +67,7 @@ class _Widen(torch.autograd.Function):
         factors = _factors(x, lines, eps)
         ctx.save_for_backward(x, lines, unfelt, *factors)
         ctx.shape, ctx.eps = weight.shape, eps
-        return _forward(x, factors, dtype)
+        return write_lines(x, *factors[:2], dtype, FORWARD["values"], FORWARD["warps"])
 
     @staticmethod
     @once_differentiable
@@ -211,18 +206,12 @@ if triton is not None:
         if INPUTS == 2:
             tl.store(to + 1, scale * (eps * sum_b - a * turned), mask=inside)
 
-    def _columns(channels: int) -> int:
-        return min(64, triton.next_power_of_2(channels))
-
-    def _float32(x: Tensor, *shape: int) -> Tensor:
-        return torch.empty(shape, device=x.device, dtype=torch.float32)
-
     def _factors(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """x (B,I,H,W), weight (O,I) -> matrix, shift, known, as ``_lines`` writes them."""
         (batch, inputs), size, channels = x.shape[:2], x.shape[2] * x.shape[3], len(weight)
-        parts, columns = triton.cdiv(size, PART), _columns(channels)
-        moments, known = _float32(x, batch, parts, 5), _float32(x, batch, 5)
-        matrix, shift = _float32(x, batch, channels, inputs), _float32(x, batch, channels)
+        parts, columns = triton.cdiv(size, PART), at_a_time(channels)
+        moments, known = float32(x, batch, parts, 5), float32(x, batch, 5)
+        matrix, shift = float32(x, batch, channels, inputs), float32(x, batch, channels)
         _moments[(parts, batch)](x, moments, size, parts, INPUTS=inputs, BLOCK=PART, num_warps=8)
         _lines[(triton.cdiv(channels, columns), batch)](
             moments, weight, matrix, shift, known, size, parts, channels, eps, INPUTS=inputs,
@@ -230,27 +219,14 @@ if triton is not None:
         )  # fmt: skip
         return matrix, shift, known
 
-    def _forward(x: Tensor, factors: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-        (matrix, shift, _), size = factors, x.shape[2] * x.shape[3]
-        batch, channels, inputs = matrix.shape
-        y = torch.empty(batch, channels, *x.shape[2:], device=x.device, dtype=dtype, memory_format=torch.channels_last)
-        columns = _columns(channels)
-        rows = FORWARD["values"] // columns
-        _gelu_of_lines[(triton.cdiv(size, rows), triton.cdiv(channels, columns), batch)](
-            x, matrix, shift, y, size, channels, INPUTS=inputs, BP=rows, BC=columns, num_warps=FORWARD["warps"]
-        )
-        return y
-
     def _backward(dy: Tensor, x: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor, Tensor], eps: float) -> Tensor:
         """dy (B,O,H,W) -> the gradient of ``weight`` (O,I), in its dtype."""
         (matrix, shift, known), size = factors, x.shape[2] * x.shape[3]
         batch, channels, inputs = matrix.shape
-        columns = _columns(channels)
+        columns = at_a_time(channels)
         pixels = BACKWARD["pixels"] * 64 // columns
-        blocks = triton.cdiv(size, pixels)
-        steps = triton.cdiv(blocks, min(BACKWARD["parts"], blocks))
-        parts = triton.cdiv(blocks, steps)
-        found, dw = _float32(x, batch, parts, inputs, channels), _float32(x, batch, channels, inputs)
+        parts, steps = in_parts(size, pixels, BACKWARD["parts"])
+        found, dw = float32(x, batch, parts, inputs, channels), float32(x, batch, channels, inputs)
         across = triton.cdiv(channels, columns)
         _sums[(parts, across, batch)](
             dy.contiguous(memory_format=torch.channels_last), x, matrix, shift, known, found, size, channels, steps, parts,

@@ -26,11 +26,11 @@ import torch
 from cuda_graph import graph_ms
 from torch import Tensor
 
-from cmmfnet import layers
-from cmmfnet.ops import block, products
-from cmmfnet.ops.norm import Statistics, instance_norm_backward, residual_norm
-from cmmfnet.ops.pointwise import TILES, Tiles
-from cmmfnet.ops.products import Inside, Sums
+from cmmfnet.nn import blocks as layers
+from cmmfnet.nn.fast import block, products
+from cmmfnet.nn.fast.norm import Statistics, instance_norm_backward, residual_norm
+from cmmfnet.nn.fast.pointwise import TILES, Tiles
+from cmmfnet.nn.fast.products import Inside, Sums
 
 Result = TypeVar("Result")
 

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from cmmfnet.export.graph import frames
 from cmmfnet.methods.cyclegan import ResnetGenerator
-from cmmfnet.onnx_graph import frames
-from cmmfnet.weights import load_model
+from cmmfnet.weights.files import load_model
 
 Way = Callable[[np.ndarray], np.ndarray]
 

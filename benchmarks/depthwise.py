@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from cuda_graph import graph_ms
 from torch import Tensor
 
-from cmmfnet.ops import depthwise
+from cmmfnet.nn.fast import depthwise
 
 SIZES = [(8, 64, 128, 128), (8, 128, 64, 64), (8, 256, 32, 32)]
 

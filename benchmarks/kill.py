@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
-from cmmfnet import __version__, checkpoint
-from cmmfnet.data.scenes import write_pairs
-from cmmfnet.weights import load_model
+from cmmfnet import __version__
+from cmmfnet.data.scenes.scenes import write_pairs
+from cmmfnet.training import checkpoint
+from cmmfnet.weights.files import load_model
 
 STEPS = 1_000_000
 

@@ -32,8 +32,8 @@ def rows(model: str, beside: str, threads: int, folder: Path) -> dict[str, Calla
         if default._mixed:  # bfloat16 where the CPU has it; elsewhere the default is the row above
             found[f"{name}, PyTorch bfloat16"] = default
     try:
-        from cmmfnet.export import export
-        from cmmfnet.onnx_runtime import OnnxColorizer
+        from cmmfnet.colorizer.onnx import OnnxColorizer
+        from cmmfnet.export.export import export
 
         export(model, out=str(folder / "model.onnx"))
         found[f"{model}, ONNX Runtime float32"] = OnnxColorizer(folder / "model.onnx", device="cpu", threads=threads)
@@ -62,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
     import torch
 
-    from cmmfnet.data.scenes import render
+    from cmmfnet.data.scenes.scenes import render
 
     torch.set_num_threads(arguments.threads)
     frame = render(3, "street", size=tuple(arguments.size)).thermal

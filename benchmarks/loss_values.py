@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 
-from cmmfnet.colorizer import Colorizer
+from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluate import centre_crops
-from cmmfnet.learned import as_tensor
-from cmmfnet.losses import l1, ssim_loss, total_variation
-from cmmfnet.perceptual import Perceptual
+from cmmfnet.evaluation.evaluate import centre_crops
+from cmmfnet.evaluation.learned import as_tensor
+from cmmfnet.nn.losses import l1, ssim_loss, total_variation
+from cmmfnet.nn.perceptual import Perceptual
 
 
 def main() -> None:

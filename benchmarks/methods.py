@@ -41,9 +41,9 @@ import yaml
 from methods_table import pack, write_table
 
 from cmmfnet.cli import read_recipe
+from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY
 from cmmfnet.methods import METHODS
-from cmmfnet.protocol import DEFAULT_GEOMETRY
-from cmmfnet.recipe import Recipe, SourceRecipe, find_config
+from cmmfnet.training.recipe import Recipe, SourceRecipe, find_config
 
 SEEDS = {"cmmfnet": 3, "cmmfnet-paper": 3, "lkatgan": 3, "pix2pix": 3}
 """Configuration -> seeds; 1 for the others. Ablations and controls have as many as what they change."""
@@ -141,7 +141,7 @@ def recipe_of(training: Training, given: argparse.Namespace) -> Recipe:
 def key(training: Training, recipe: Recipe, given: argparse.Namespace) -> str:
     """What a result is of: equal keys, equal training and scoring."""
     from cmmfnet.data.pairs import Pairs, find
-    from cmmfnet.protocol import frames_sha256
+    from cmmfnet.evaluation.protocol import frames_sha256
 
     frames = frames_sha256(Pairs(find(given.data, "pairs")).entries)
     said = [asdict(training), asdict(recipe), frames, given.minutes]
@@ -176,10 +176,10 @@ def run_one(training: Training, given: argparse.Namespace) -> int:
     """Train, score, write result.json, in this process; -> its exit status."""
     import torch
 
-    from cmmfnet import checkpoint
     from cmmfnet.data.pairs import find
-    from cmmfnet.evaluate import evaluate
-    from cmmfnet.train import train
+    from cmmfnet.evaluation.evaluate import evaluate
+    from cmmfnet.training import checkpoint
+    from cmmfnet.training.train import train
 
     out, recipe = given.out / training.name, recipe_of(training, given)
     out.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cmmfnet.compare import read_result
-from cmmfnet.comparison import paired, varied
 from cmmfnet.data.pairs import Pairs, find
-from cmmfnet.metrics import METRICS
-from cmmfnet.protocol import differing, frame, sentence
-from cmmfnet.scoring import Rows, cells, mean_of
+from cmmfnet.evaluation.compare import read_result
+from cmmfnet.evaluation.comparison import paired, varied
+from cmmfnet.evaluation.metrics import METRICS
+from cmmfnet.evaluation.protocol import differing, frame, sentence
+from cmmfnet.evaluation.scoring import Rows, cells, mean_of
 
 SHOWN = ("psnr", "ssim", "lpips", "colour_share")
 REFERENCE = "cmmfnet"

@@ -4,7 +4,7 @@
     python benchmarks/network.py --batch 1 --networks cmmfnet-paper cmmfnet
     python benchmarks/network.py --frame                           # one 640x512 frame through Colorizer, end to end
 
-"eager" is the same network with PyTorch's own convolution, norm and feed-forward instead of cmmfnet.ops; "graph" replays a
+"eager" is the same network with PyTorch's own convolution, norm and feed-forward instead of cmmfnet.nn.fast; "graph" replays a
 CUDA graph of the whole network, "compile" is torch.compile. Weights are random (speed does not depend on them) and channels
 are channels-last where that is faster for the other methods: the better of both is shown. Medians; warmed up.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cmmfnet.cli import read_recipe
 from cmmfnet.methods import build_network, method_class
-from cmmfnet.ops import (
+from cmmfnet.nn.fast import (
     bias,
     depthwise,
     enlarge,
@@ -36,7 +36,7 @@ from cmmfnet.ops import (
     widening,
     widening_gradient,
 )
-from cmmfnet.recipe import find_config
+from cmmfnet.training.recipe import find_config
 
 NETWORKS = ["cmmfnet-paper", "cmmfnet", "lkatgan", "ticcgan", "mugan", "cyclegan", "pix2pix"]
 OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels
@@ -124,7 +124,7 @@ def measure(name: str, given: argparse.Namespace, device: torch.device, dtype: t
 
 def frame(device: torch.device, repeats: int) -> None:
     """One 640x512 frame, array in, array out, through Colorizer with the bundled model."""
-    from cmmfnet.colorizer import Colorizer
+    from cmmfnet.colorizer.torch import Colorizer
 
     picture = np.random.default_rng(0).integers(7000, 9000, (512, 640)).astype(np.uint16)
     for dtype in (None, torch.float32):

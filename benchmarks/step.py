@@ -5,7 +5,7 @@
     python benchmarks/step.py --data DATA --pretrained WEIGHTS --curve 60           # the losses of both ways, step by step
 
 A step is the whole of it: forward, losses, backward, clipping, optimiser, averaged weights. "PyTorch's operators" are the same
-network and losses without cmmfnet.ops' kernels and without CUDA graphs. Tags stand in for CLIP's sentences and VGG-16 for
+network and losses without cmmfnet.nn.fast' kernels and without CUDA graphs. Tags stand in for CLIP's sentences and VGG-16 for
 VGG-19 where these are not at hand, which changes the speed by the frozen network's fifth last convolution only.
 """
 
@@ -25,13 +25,12 @@ import torch
 from accelerate import Accelerator
 from network import without_our_kernels
 
-from cmmfnet import distance
 from cmmfnet.cli import read_recipe
 from cmmfnet.data.batches import Batches
-from cmmfnet.ops import block, pictures
-from cmmfnet.recipe import Recipe, find_config
-from cmmfnet.run import Run
-from cmmfnet.train import open_source
+from cmmfnet.nn.fast import block, distance, pictures
+from cmmfnet.training.recipe import Recipe, find_config
+from cmmfnet.training.run import Run
+from cmmfnet.training.train import open_source
 
 
 @contextlib.contextmanager

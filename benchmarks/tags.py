@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.intervals import percentile_interval
-from cmmfnet.protocol import DEFAULT_GEOMETRY, GEOMETRIES, frame
-from cmmfnet.weights import describe, load_model
-from cmmfnet.words import COCO_STUFF, LIGHTINGS, SKIES
+from cmmfnet.evaluation.intervals import percentile_interval
+from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, GEOMETRIES, frame
+from cmmfnet.text.vocabulary import COCO_STUFF, LIGHTINGS, SKIES
+from cmmfnet.weights.files import describe, load_model
 
 RESAMPLES = 2_000
 

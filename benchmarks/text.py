@@ -39,12 +39,12 @@ from PIL import Image
 from text_response import real, rendered, response
 
 from cmmfnet import Colorizer
-from cmmfnet.data.colour_words import PAINT
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluate import score_all
-from cmmfnet.intervals import mean_interval
-from cmmfnet.metrics import METRICS
-from cmmfnet.words import EXTRA_WORDS
+from cmmfnet.evaluation.evaluate import score_all
+from cmmfnet.evaluation.intervals import mean_interval
+from cmmfnet.evaluation.metrics import METRICS
+from cmmfnet.text.colour_words import PAINT
+from cmmfnet.text.vocabulary import EXTRA_WORDS
 
 # --- captions
 

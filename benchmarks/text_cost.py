@@ -22,10 +22,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from cmmfnet.colorizer import Colorizer
-from cmmfnet.corrections import read_prompt
-from cmmfnet.prompts import parse_tags
-from cmmfnet.text import SentenceEncoder
+from cmmfnet.colorizer.torch import Colorizer
+from cmmfnet.text.parser import parse_tags
+from cmmfnet.text.prompt import read_prompt
+from cmmfnet.text.sentences import SentenceEncoder
 
 PROMPT = "a street at night with parked cars, two red brick houses, trees without leaves and people on the pavement"
 

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 
 from cmmfnet import Colorizer
-from cmmfnet.data.colour_words import FOLIAGE, PAINT
-from cmmfnet.data.lab import to_lab
+from cmmfnet.data.made.lab import to_lab
+from cmmfnet.data.made.recolour import foliage, nightfall, paint, painted_surface, snow
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.data.recolour import foliage, nightfall, paint, painted_surface, snow
-from cmmfnet.data.scene_repaint import repaint
-from cmmfnet.data.scenes import CLASSES, render
-from cmmfnet.evaluate import centre_crops
-from cmmfnet.intervals import percentile_interval
-from cmmfnet.thermal import normalise
+from cmmfnet.data.scenes.repaint import repaint
+from cmmfnet.data.scenes.scenes import CLASSES, render
+from cmmfnet.evaluation.evaluate import centre_crops
+from cmmfnet.evaluation.intervals import percentile_interval
+from cmmfnet.text.colour_words import FOLIAGE, PAINT
+from cmmfnet.thermal.frame import normalise
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def disk_full_while_writing(monkeypatch):
 @pytest.fixture
 def random_vgg(monkeypatch) -> nn.Sequential:
     """VGG-16 with random weights in place of the pre-trained one, 1/16 as wide."""
-    from cmmfnet import perceptual
+    from cmmfnet.nn import perceptual
 
     table = perceptual._VGG["vgg16"]
     monkeypatch.setitem(perceptual._VGG, "vgg16", [c if c == "M" else c // 16 for c in table])

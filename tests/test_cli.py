@@ -16,10 +16,11 @@ import pytest
 from fake_network import Fake
 from PIL import Image
 
-from cmmfnet import __version__, cli, methods, sources
+from cmmfnet import __version__, cli, methods
 from cmmfnet.cli import COMMANDS, Command, main
-from cmmfnet.sources import SourceError, list_sources, plan_outputs, write_picture
-from cmmfnet.weights import save_model
+from cmmfnet.files import pictures as sources
+from cmmfnet.files.pictures import SourceError, list_sources, plan_outputs, write_picture
+from cmmfnet.weights.files import save_model
 
 TESTS = Path(__file__).parent
 # The command in a process of its own, knowing the fake method.
@@ -429,7 +430,7 @@ def test_models_describes_a_file(model, capsys):
 
 
 def test_demo_renders_colours_and_writes_its_page(tmp_path, model, monkeypatch, capsys):
-    import cmmfnet.data.scenes as scenes
+    import cmmfnet.data.scenes.scenes as scenes
 
     def render(seed, kind, *_args, **_kwargs):
         thermal = np.random.default_rng(seed).integers(7000, 8000, (20, 30), dtype=np.uint16)

@@ -15,13 +15,13 @@ import pytest
 import torch
 import yaml
 
-from cmmfnet import losses
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet import PAPER, RELEASED, CMMFNet
-from cmmfnet.methods.cmmfnet_training import CMMFNetMethod
-from cmmfnet.recipe import Recipe
-from cmmfnet.text import WORDS
+from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
+from cmmfnet.methods.cmmfnet.network import PAPER, RELEASED, CMMFNet
+from cmmfnet.nn import losses
+from cmmfnet.text.sentences import WORDS
+from cmmfnet.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

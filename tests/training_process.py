@@ -19,7 +19,7 @@ METHODS["dropout"] = "dropout_method:DropoutMethod"
 
 
 def broken(promise: str) -> None:
-    from cmmfnet import checkpoint, run
+    from cmmfnet.training import checkpoint, run
 
     if promise == "seeds":
         run.seed_torch = lambda recipe, step, process: None

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet import Colorizer
-from cmmfnet.data.scenes import render
-from cmmfnet.gallery import as_grey
-from cmmfnet.thermal import normalise
+from cmmfnet.colorizer.gallery import as_grey
+from cmmfnet.data.scenes.scenes import render
+from cmmfnet.thermal.frame import normalise
 
 SCENES = (("street", 1), ("house", 1), ("park", 3))  # not among the training seeds, which start at 10,000
 SIZE = (256, 320)

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cmmfnet import Colorizer
-from cmmfnet.data.scenes import render
-from cmmfnet.gallery import as_grey
-from cmmfnet.thermal import normalise
+from cmmfnet.colorizer.gallery import as_grey
+from cmmfnet.data.scenes.scenes import render
+from cmmfnet.thermal.frame import normalise
 
 SCENES = [
     (3, "street", ["", "a red car", "a street with snow", "night"]),

@@ -13,11 +13,11 @@ import importlib
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Colorizer": "cmmfnet.colorizer",
-    "Thermal": "cmmfnet.thermal",
-    "ThermalFileError": "cmmfnet.thermal",
-    "read_thermal": "cmmfnet.thermal",
-    "normalise": "cmmfnet.thermal",
+    "Colorizer": "cmmfnet.colorizer.torch",
+    "Thermal": "cmmfnet.thermal.frame",
+    "ThermalFileError": "cmmfnet.thermal.frame",
+    "read_thermal": "cmmfnet.thermal.frame",
+    "normalise": "cmmfnet.thermal.frame",
     "Pairs": "cmmfnet.data.pairs",
     "METHODS": "cmmfnet.methods",
 }

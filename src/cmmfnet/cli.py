@@ -25,7 +25,7 @@ from cmmfnet import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cmmfnet.recipe import Recipe
+    from cmmfnet.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,19 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "colorize": Command("cmmfnet.colorize:colorize", "turn thermal pictures into colour"),
-    "demo": Command("cmmfnet.demo:demo", "render sample frames, colour them and write a page to look at"),
-    "prepare": Command("cmmfnet.data.prepare:prepare", "bring a raw data set into the one layout"),
+    "colorize": Command("cmmfnet.colorizer.colorize:colorize", "turn thermal pictures into colour"),
+    "demo": Command("cmmfnet.colorizer.demo:demo", "render sample frames, colour them and write a page to look at"),
+    "prepare": Command("cmmfnet.data.prepare.prepare:prepare", "bring a raw data set into the one layout"),
     "captions": Command("cmmfnet.data.captions:captions", "write and check the captions of a data set"),
-    "train": Command("cmmfnet.train:train", "train or fine-tune a model by a recipe"),
-    "evaluate": Command("cmmfnet.evaluate:evaluate", "score a model, a run or a folder of predictions on pairs"),
-    "compare": Command("cmmfnet.compare:compare", "compare models and folders of predictions in one report"),
-    "explain": Command("cmmfnet.explain:explain", "show where in a frame each word of a text holds"),
-    "export": Command("cmmfnet.export:export", "write a model as an ONNX file"),
+    "train": Command("cmmfnet.training.train:train", "train or fine-tune a model by a recipe"),
+    "evaluate": Command(
+        "cmmfnet.evaluation.evaluate:evaluate", "score a model, a run or a folder of predictions on pairs"
+    ),
+    "compare": Command("cmmfnet.evaluation.compare:compare", "compare models and folders of predictions in one report"),
+    "explain": Command("cmmfnet.colorizer.explain:explain", "show where in a frame each word of a text holds"),
+    "export": Command("cmmfnet.export.export:export", "write a model as an ONNX file"),
     "scenes": Command("cmmfnet.cli:scenes", "render pairs to train on, with nothing at hand"),
-    "models": Command("cmmfnet.models:models", "list the known models and methods, or describe a model"),
+    "models": Command("cmmfnet.training.models:models", "list the known models and methods, or describe a model"),
 }
 
 SHORT = {"-o": "--out", "--from": "--start-from"}
@@ -129,8 +131,8 @@ def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> Non
     """
     from pathlib import Path
 
-    from cmmfnet.colorize import UsageError
-    from cmmfnet.data.scenes import write_pairs
+    from cmmfnet.colorizer.colorize import UsageError
+    from cmmfnet.data.scenes.scenes import write_pairs
 
     match = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", size)
     if match is None or min(height := int(match[1]), width := int(match[2])) < 16:
@@ -188,7 +190,7 @@ def _normal(arguments: list[str]) -> list[str]:
 
 def _named_config(arguments: list[str]) -> list[str]:
     """``--config tiny`` -> its file; ``--from MODEL`` without a configuration fine-tunes by the one for that."""
-    from cmmfnet.recipe import find_config
+    from cmmfnet.training.recipe import find_config
 
     out, given = list(arguments), False
     for i, argument in enumerate(arguments):
@@ -205,10 +207,10 @@ def _named_config(arguments: list[str]) -> list[str]:
 
 
 def read_recipe(file: Path) -> Recipe:
-    """The recipe in a YAML file. Raises :class:`cmmfnet.recipe.RecipeError` for what it does not take."""
+    """The recipe in a YAML file. Raises :class:`cmmfnet.training.recipe.RecipeError` for what it does not take."""
     import jsonargparse
 
-    from cmmfnet.recipe import Recipe, RecipeError
+    from cmmfnet.training.recipe import Recipe, RecipeError
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", type=Recipe, required=True)

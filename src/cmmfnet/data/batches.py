@@ -23,7 +23,7 @@ from cmmfnet.data.augment import Crop, Draws, sensor, sensor_draws, stretch
 from cmmfnet.data.items import IGNORE, Items, Source
 from cmmfnet.data.pairs import PairsError
 from cmmfnet.data.simulate import simulate_thermal, simulation_draws
-from cmmfnet.recipe import GIVEN, givers
+from cmmfnet.training.recipe import GIVEN, givers
 
 __all__ = ["IGNORE", "Batch", "Batches", "Source"]
 

@@ -17,12 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmmfnet.atomic import atomic_write
-from cmmfnet.data.caption_files import CaptionError, match_captions, read_captions, write_captions
 from cmmfnet.data.pairs import PairsError
 from cmmfnet.data.sentences import sentence
-from cmmfnet.prompts import MAX_PROMPT_CHARS, Parsed, known_phrases, parse_tags
-from cmmfnet.words import LIGHTINGS, SKIES
+from cmmfnet.files.atomic import atomic_write
+from cmmfnet.text.caption_files import CaptionError, match_captions, read_captions, write_captions
+from cmmfnet.text.parser import MAX_PROMPT_CHARS, Parsed, known_phrases, parse_tags
+from cmmfnet.text.vocabulary import LIGHTINGS, SKIES
 
 CLIP_TOKENS = 77  # that CLIP's text encoder reads, start and end of text included
 _TOKENIZER = "openai/clip-vit-base-patch32"
@@ -195,7 +195,7 @@ def _cached_tokenizer():
         from transformers import CLIPTokenizer
     except ImportError:
         return None
-    from cmmfnet.text import CLIP_REVISIONS
+    from cmmfnet.text.sentences import CLIP_REVISIONS
 
     try:
         return CLIPTokenizer.from_pretrained(_TOKENIZER, revision=CLIP_REVISIONS[_TOKENIZER], local_files_only=True)
@@ -229,7 +229,7 @@ def _print(report: CaptionReport, data: Path, out: Path | None) -> None:
 
 
 def _template(text: str) -> str:
-    from cmmfnet.text import TEMPLATES_BY_DATASET
+    from cmmfnet.text.sentences import TEMPLATES_BY_DATASET
 
     text = TEMPLATES_BY_DATASET.get(text.strip(), text.strip())
     if not text:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmmfnet.palettes import coprime_step
-from cmmfnet.thermal import Thermal, normalise, read_thermal
+from cmmfnet.thermal.frame import Thermal, normalise, read_thermal
+from cmmfnet.thermal.palettes import coprime_step
 
 
 def stretched(frame: Thermal) -> np.ndarray:

@@ -16,14 +16,14 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from cmmfnet.data.augment import Crop
-from cmmfnet.data.lab import colours_of
+from cmmfnet.data.made.lab import colours_of
+from cmmfnet.data.made.recolour import Recoloured, recolour
+from cmmfnet.data.made.repainted import repainted
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.recolour import Recoloured, recolour
-from cmmfnet.data.repainted import repainted
-from cmmfnet.data.scenes import CLASSES, COCOSTUFF
+from cmmfnet.data.scenes.scenes import CLASSES, COCOSTUFF
 from cmmfnet.data.simulate import level
-from cmmfnet.prompts import parse_tags
-from cmmfnet.recipe import GIVEN
+from cmmfnet.text.parser import parse_tags
+from cmmfnet.training.recipe import GIVEN
 
 IGNORE = 255  # label of pixels that have none
 
@@ -248,7 +248,7 @@ def _check_label(label: np.ndarray, what: str) -> None:
     if unknown.size:
         raise PairsError(
             f"{what}: label map with class {int(unknown.max())}; expected ids below {len(CLASSES)} "
-            f"(cmmfnet.data.scenes.CLASSES), 0 or {IGNORE} where there is none"
+            f"(cmmfnet.data.scenes.scenes.CLASSES), 0 or {IGNORE} where there is none"
         )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cmmfnet.atomic import atomic_write
 from cmmfnet.data.pairs import PairsError
+from cmmfnet.files.atomic import atomic_write
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmmfnet.words import LIGHTINGS, SKIES
+from cmmfnet.text.vocabulary import LIGHTINGS, SKIES
 
 _WHERE = ("road", "railroad", "river", "sea", "bridge", "pavement", "playingfield", "platform", "house", "building-other",
           "skyscraper", "hill", "mountain", "grass")  # fmt: skip
@@ -77,7 +77,7 @@ def sentence(data: Path, entry: dict) -> str:
     tags = entry.get("tags") or []
     label = data / "label" / f"{entry['name']}.png"
     if not tags and label.is_file():
-        from cmmfnet.data.scenes import CLASSES, COCOSTUFF
+        from cmmfnet.data.scenes.scenes import CLASSES, COCOSTUFF
 
         with Image.open(label) as picture:
             area = np.bincount(np.asarray(picture).ravel(), minlength=len(CLASSES))[: len(CLASSES)]

@@ -20,9 +20,9 @@ from urllib.parse import quote
 import numpy as np
 from tqdm import tqdm
 
-from cmmfnet.atomic import atomic_write
 from cmmfnet.data.pairs import KINDS, Folder, Pairs, PairsError
 from cmmfnet.data.remote import Remote
+from cmmfnet.files.atomic import atomic_write
 
 _BLOCK = 512  # of a tar file: a header takes one, and every file is padded to the next
 _UNFINISHED = "UNFINISHED"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 
 METHODS: dict[str, str] = {
-    "cmmfnet": "cmmfnet.methods.cmmfnet_training:CMMFNetMethod",
-    "cmmfnet-small": "cmmfnet.methods.cmmfnet_small:CMMFNetSmallMethod",
+    "cmmfnet": "cmmfnet.methods.cmmfnet.method:CMMFNetMethod",
+    "cmmfnet-small": "cmmfnet.methods.cmmfnet_small.network:CMMFNetSmallMethod",
     "pix2pix": "cmmfnet.methods.pix2pix:Pix2Pix",
     "cyclegan": "cmmfnet.methods.cyclegan:CycleGAN",
     "ticcgan": "cmmfnet.methods.ticcgan:TICCGAN",

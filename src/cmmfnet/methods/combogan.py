@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
-from cmmfnet.methods.patchgan import InstanceNorm, leave
+from cmmfnet.nn.patchgan import InstanceNorm, leave
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

@@ -16,9 +16,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from cmmfnet.losses import l1
 from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
-from cmmfnet.methods.patchgan import PatchGAN, ResidualBlock, as_channels, down, enter, gan_loss, init_normal, leave, up
+from cmmfnet.nn.losses import l1
+from cmmfnet.nn.patchgan import (
+    PatchGAN,
+    ResidualBlock,
+    as_channels,
+    down,
+    enter,
+    gan_loss,
+    init_normal,
+    leave,
+    up,
+)
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

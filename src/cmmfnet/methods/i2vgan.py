@@ -27,17 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision, unwrapped
-from cmmfnet.methods.patchgan import (
-    InstanceNorm,
-    PatchGAN,
-    ResidualBlock,
-    as_channels,
-    down,
-    enter,
-    gan_loss,
-    init_normal,
-    leave,
+from cmmfnet.methods.method import (
+    ImagePool,
+    Losses,
+    Method,
+    Moment,
+    frozen,
+    in_full_precision,
+    unwrapped,
 )
 from cmmfnet.methods.patchnce import (
     ContentAndStyle,
@@ -49,6 +46,17 @@ from cmmfnet.methods.patchnce import (
     take,
 )
 from cmmfnet.methods.pix2pix import UNetGenerator
+from cmmfnet.nn.patchgan import (
+    InstanceNorm,
+    PatchGAN,
+    ResidualBlock,
+    as_channels,
+    down,
+    enter,
+    gan_loss,
+    init_normal,
+    leave,
+)
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.layers import ConvFFN, Downsample, LargeKernelBlock, large_kernel_stage
 from cmmfnet.methods.mugan import MUGAN
-from cmmfnet.methods.patchgan import InstanceNorm, init_normal
-from cmmfnet.transformer import TransformerBlock
+from cmmfnet.nn.blocks import ConvFFN, Downsample, LargeKernelBlock, large_kernel_stage
+from cmmfnet.nn.patchgan import InstanceNorm, init_normal
+from cmmfnet.nn.transformer import TransformerBlock
 
 
 class LargeKernelUNet(nn.Module):

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.layers import PatchDiscriminator
-from cmmfnet.losses import hinge_discriminator, hinge_generator, l1, ssim_loss, total_variation
-from cmmfnet.methods.graphed import Graphed
 from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision
-from cmmfnet.ops.pictures import picture_losses, serves_pictures
-from cmmfnet.perceptual import Cropped, Perceptual
+from cmmfnet.nn.blocks import PatchDiscriminator
+from cmmfnet.nn.fast.graphed import Graphed
+from cmmfnet.nn.fast.pictures import picture_losses, serves_pictures
+from cmmfnet.nn.losses import hinge_discriminator, hinge_generator, l1, ssim_loss, total_variation
+from cmmfnet.nn.perceptual import Cropped, Perceptual
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
-    from cmmfnet.recipe import Recipe
+    from cmmfnet.training.recipe import Recipe
 
 
 class Against(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
-    from cmmfnet.recipe import Recipe
+    from cmmfnet.training.recipe import Recipe
 
 Losses = dict[str, Tensor]
 """Name -> scalar, its weight already in it."""

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.patchgan import InstanceNorm, as_channels, init_normal
 from cmmfnet.methods.ticcgan import TICCGAN
+from cmmfnet.nn.patchgan import InstanceNorm, as_channels, init_normal
 
 
 def _conv(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:

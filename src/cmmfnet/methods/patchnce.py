@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.patchgan import init_normal
-from cmmfnet.perceptual import Perceptual
+from cmmfnet.nn.patchgan import init_normal
+from cmmfnet.nn.perceptual import Perceptual
 
 TEMPERATURE = 0.07
 
@@ -97,7 +97,7 @@ class ContentAndStyle(Perceptual):
 
     ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``; no gradient reaches ``y``. ``network``: "vgg16" or "vgg19".
     ``normalised``: features of pictures on ImageNet's scale; otherwise [-1,1] goes in as it is, as in the official code.
-    Raises what :class:`~cmmfnet.perceptual.Perceptual` raises, and ``ValueError`` for another network.
+    Raises what :class:`~cmmfnet.nn.perceptual.Perceptual` raises, and ``ValueError`` for another network.
     """
 
     def __init__(self, network: str = "vgg19", folder: str | Path | None = None, normalised: bool = True):

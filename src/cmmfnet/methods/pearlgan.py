@@ -27,11 +27,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.edges import gradient_maxima
-from cmmfnet.losses import ssim
-from cmmfnet.methods.combogan import DomainTranslation, ResidualBlock, decoding_layers, encoding_layers, luma
+from cmmfnet.evaluation.edges import gradient_maxima
+from cmmfnet.methods.combogan import (
+    DomainTranslation,
+    ResidualBlock,
+    decoding_layers,
+    encoding_layers,
+    luma,
+)
 from cmmfnet.methods.method import Losses, Moment
-from cmmfnet.methods.patchgan import InstanceNorm, as_channels, init_normal
+from cmmfnet.nn.losses import ssim
+from cmmfnet.nn.patchgan import InstanceNorm, as_channels, init_normal
 
 
 def standardised(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.losses import l1
 from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision
-from cmmfnet.methods.patchgan import InstanceNorm, PatchGAN, as_channels, gan_loss, init_normal
+from cmmfnet.nn.losses import l1
+from cmmfnet.nn.patchgan import InstanceNorm, PatchGAN, as_channels, gan_loss, init_normal
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

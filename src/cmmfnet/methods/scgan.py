@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.losses import l1
 from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision, unwrapped
 from cmmfnet.methods.saliency import SaliencyMaps, frequency_tuned
-from cmmfnet.perceptual import Perceptual
+from cmmfnet.nn.losses import l1
+from cmmfnet.nn.perceptual import Perceptual
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

@@ -20,10 +20,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.losses import l1, ssim_loss, total_variation
 from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
-from cmmfnet.methods.patchgan import PatchGAN, ResidualBlock, as_channels, down, enter, gan_loss, init_normal, leave, up
-from cmmfnet.perceptual import Perceptual
+from cmmfnet.nn.losses import l1, ssim_loss, total_variation
+from cmmfnet.nn.patchgan import (
+    PatchGAN,
+    ResidualBlock,
+    as_channels,
+    down,
+    enter,
+    gan_loss,
+    init_normal,
+    leave,
+    up,
+)
+from cmmfnet.nn.perceptual import Perceptual
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

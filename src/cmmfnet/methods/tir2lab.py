@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.losses import l1
 from cmmfnet.methods.method import Losses, Method, Moment
+from cmmfnet.nn.losses import l1
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

@@ -15,8 +15,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cmmfnet.methods.combogan import DomainTranslation, ResidualBlock, decoding_layers, encoding_layers
-from cmmfnet.methods.patchgan import as_channels, init_normal
+from cmmfnet.methods.combogan import (
+    DomainTranslation,
+    ResidualBlock,
+    decoding_layers,
+    encoding_layers,
+)
+from cmmfnet.nn.patchgan import as_channels, init_normal
 
 
 class Translator(nn.Module):

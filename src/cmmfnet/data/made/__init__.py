@@ -1,0 +1,1 @@
+"""Made pictures: recoloured photos and repainted scenes, for training with words."""

@@ -1,0 +1,141 @@
+"""Rendered scenes with other leaves, cars, ground or light, and the words that say which: pairs whose colours are exact.
+
+    python -m cmmfnet.data.made.repainted data/repainted --count 300 --seed 10000 --jobs 16
+
+Painting a photo over (recolour.py) gives a car the colour that a word means. Here the renderer does it (scene_repaint.py), so
+that the paint lies in the shade of its scene: red in a dark street is a dark red. The thermal frame and the label map stay
+those of the scene. What only the words can tell stands in the index, at ``repainted``: ``told``, ``colours`` and ``removed``
+of `recolour.Recoloured`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cmmfnet.data.made.lab import LEAST, to_rgb
+from cmmfnet.data.made.recolour import Recoloured
+from cmmfnet.data.scenes.repaint import repaint
+from cmmfnet.data.scenes.scenes import CLASSES, Scene, render
+from cmmfnet.files.atomic import atomic_write
+from cmmfnet.text.colour_words import CAR_COLOURS, PAINT, draw_colour, draw_foliage
+from cmmfnet.text.vocabulary import EXTRA_WORDS
+
+
+def write_repainted(
+    out: str | Path,
+    *,
+    count: int = 300,
+    seed: int = 10000,
+    each: int = 3,
+    size: tuple[int, int] = (288, 352),
+    jobs: int = 1,
+) -> Path:
+    """A folder of pairs (docs/data.md): every day scene ``each`` times, with other colours every time.
+
+    Args:
+        out: a new folder for thermal/, visible/, label/ and index.jsonl
+        count: seeds to go through; scenes at dusk and at night, and those with nothing to paint, are left out
+        seed: the first seed
+        each: pictures of a scene
+        size: height and width
+        jobs: processes that render; the pictures are the same
+
+    Returns: the index. Raises FileExistsError for a used folder.
+    """
+    out = Path(out)
+    if (out / "index.jsonl").exists():
+        raise FileExistsError(f"{out} is a data set already (it has index.jsonl); name another folder")
+    for kind in ("thermal", "visible", "label"):
+        (out / kind).mkdir(parents=True, exist_ok=True)
+    one = partial(_write, out, each, size)
+    with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+        made = (pool.map if pool else map)(one, range(seed, seed + count))
+        rows = [row for some in tqdm(made, desc="repaint", unit="scene", total=count, disable=None) for row in some]
+    with atomic_write(out / "index.jsonl", text=True) as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    return out / "index.jsonl"
+
+
+def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
+    """A crop of a picture with this index entry, and which words of its scene hold in it: those of what it shows (``tags``)."""
+    words = meta.get("repainted")
+    if not words:
+        return Recoloured(photo)
+    there = {*tags, *EXTRA_WORDS, *(["snow"] if "grass" in tags else [])}
+    told = [name for name in words["told"] if name in there]
+    colours = [(colour, name) for colour, name in words["colours"] if name in told]
+    return Recoloured(photo, told, colours, list(words["removed"]) if told else [])
+
+
+def changes(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, list]] | None:
+    """Keywords of `repaint` for a day scene, and the words for them; None where it has nothing to be painted."""
+    if rng.random() < 0.1:
+        removed = ["day", "clear", "cloudy", "overcast"]
+        return {"lighting": "night"}, {"told": ["night"], "colours": [], "removed": removed}
+    area = np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) / scene.labels.size
+    likely = {"vegetation": 0.75, "car": 0.95, "grass": 0.3}
+    there = [name for name in likely if area[CLASSES.index(name)] >= LEAST]
+    if not there:
+        return None
+    chosen = {name for name in there if rng.random() < likely[name]} or {there[0]}
+    change: dict[str, Any] = {}
+    words: dict[str, list] = {"told": [], "colours": [], "removed": []}
+    for key, name, thing in (("trees", "vegetation", "tree"), ("cars", "car", "car")):
+        if name in chosen:
+            colour, lab = draw_foliage(rng) if name == "vegetation" else draw_colour(PAINT, CAR_COLOURS, rng)
+            change[key] = tuple(to_rgb(lab[None])[0].tolist())
+            words["told"].append(thing)
+            words["colours"].append((colour, thing))
+    if "grass" in chosen:
+        change["ground"] = "snow"
+        words["told"].append("snow")
+        words["removed"] += ["grass"]
+    return change, words
+
+
+def _write(folder: Path, each: int, size: tuple[int, int], seed: int) -> list[dict]:
+    """Render and write one scene's pictures; their entries of the index."""
+    scene, rows = render(seed, size=size), []
+    for number in range(each if scene.lighting == "day" else 0):
+        made = changes(scene, np.random.default_rng([seed, number, 11]))
+        if made is None:
+            break
+        change, words = made
+        name, tags = f"repainted_{seed:06d}_{number}", scene.tags
+        if "snow" in words["told"]:
+            tags = ["snow" if tag == "grass" else tag for tag in tags]
+        pictures = {
+            "thermal": scene.thermal,
+            "visible": repaint(seed, scene.kind, size, **change),
+            "label": scene.labels,
+        }
+        for kind, picture in pictures.items():
+            Image.fromarray(picture).save(folder / kind / f"{name}.png", compress_level=1)
+        row = {
+            "name": name, "split": "train", "source": "repainted", "sequence": f"rendered_{seed:06d}",
+            "lighting": change.get("lighting", "day"), "sky": scene.sky, "tags": tags, "repainted": words,
+            "width": size[1], "height": size[0], "licence": "Apache-2.0", "origin": f"cmmfnet.data.repainted seed {seed}",
+        }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from cmmfnet.cli import arguments_of
+
+    values = arguments_of("repainted", write_repainted, argv)
+    print(write_repainted(values.pop("out"), **values))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Other people's data sets, and own pairs, brought into the one layout."""

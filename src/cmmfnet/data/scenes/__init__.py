@@ -1,0 +1,1 @@
+"""The renderer of street, house and park scenes: thermal, colour and labels of each frame."""

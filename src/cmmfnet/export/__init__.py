@@ -1,0 +1,1 @@
+"""A trained network as an ONNX file, in float32 or int8."""

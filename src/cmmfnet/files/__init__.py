@@ -1,0 +1,1 @@
+"""Files and pictures: atomic writes, listing, reading and writing."""

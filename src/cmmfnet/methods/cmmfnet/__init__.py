@@ -1,0 +1,1 @@
+"""CMMF-Net: network, cross-modal interaction, regions of words, training method."""

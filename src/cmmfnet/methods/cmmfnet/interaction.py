@@ -1,0 +1,204 @@
+"""CMMF-Net's way from a frame and a text to one map: image encoder (section 3.2) and cross-modal interaction (3.3).
+
+The network that they are parts of, and the paper, are in cmmfnet.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmmfnet.nn.fast import bilinear, serves_tokens
+from cmmfnet.nn.perceptual import feature_layers, tapped
+from cmmfnet.nn.transformer import (
+    MLP,
+    Attention,
+    TransformerBlock,
+    added,
+    normed,
+    projected,
+    transformed,
+)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, without antialiasing, so that an exported graph gives the same numbers."""
+    return x if tuple(x.shape[-2:]) == tuple(size) else bilinear(x, tuple(size))
+
+
+def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
+    """(B,1,H,W) in [-1,1] -> (B,2,H,W): the frame, and its local contrast (x - local mean) / (local deviation + 0.1), squashed.
+
+    One hot object (a person, an engine) presses the rest of a stretched frame into a few dark levels; the second channel
+    keeps the structure there readable.
+    """
+
+    def mean(x: Tensor) -> Tensor:  # a box is separable: two passes of 33 instead of one of 1,089
+        x = F.avg_pool2d(x, (window, 1), stride=1, padding=(window // 2, 0), count_include_pad=False)
+        return F.avg_pool2d(x, (1, window), stride=1, padding=(0, window // 2), count_include_pad=False)
+
+    local = mean(thermal)
+    deviation = (mean(thermal.square()) - local.square()).clamp_min(0).sqrt()
+    return torch.cat([thermal, torch.tanh((thermal - local) / (deviation + 0.1) / 1.5)], dim=1)
+
+
+class ImageEncoder(nn.Module):
+    """Section 3.2: ViT on the whole frame, (B,C,G,G) -> tokens (B,(G/16)^2,D), and the stem's finer maps where it has them.
+
+    ``stem="patch"``: 16x16 convolution (the paper's plain ViT). ``stem="vgg16"``: a hybrid ViT whose patches are VGG-16's
+    relu5_3 map (stride 16), so that training can start from ImageNet features; its relu2_2, relu3_3 and relu4_3 maps
+    (strides 2, 4, 8) are returned for the U-Net.
+    """
+
+    VGG_TAPS = (8, 15, 22)
+
+    def __init__(self, channels: int, size: int, width: int, depth: int, heads: int, stem: str):
+        super().__init__()
+        if stem == "patch":
+            self.stem = nn.Conv2d(channels, width, 16, stride=16)
+        elif stem == "vgg16":
+            self.stem = feature_layers("vgg16")
+            self.stem[0] = nn.Conv2d(channels, 64, 3, padding=1)
+            self.join = nn.Conv2d(512, width, 1)
+        else:
+            raise ValueError(f"stem is {stem!r}; expected 'patch' or 'vgg16'")
+        self.hybrid = stem == "vgg16"
+        self.size = size
+        self.positions = nn.Parameter(torch.randn(1, (size // 16) ** 2, width) * 0.02)
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def load_imagenet(self, features: nn.Sequential) -> None:
+        """Start the VGG stem from ImageNet: its colour filters are summed, and shared among our tone channels.
+
+        Normalised ImageNet pictures span about -2.1 to 2.6, twice our [-1,1], hence the factor 2: a grey frame in every
+        channel gives what the original gives for the picture of twice that value, but for the border and the bias.
+        """
+        state = features.state_dict()
+        channels = self.stem[0].in_channels
+        state["0.weight"] = state["0.weight"].sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) * (2.0 / channels)
+        self.stem.load_state_dict(state)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = resize(x, (self.size, self.size))
+        maps: list[Tensor] = []
+        if self.hybrid:
+            x, maps = tapped(self.stem, x.contiguous(memory_format=torch.channels_last), self.VGG_TAPS)
+            x = self.join(x)
+        else:
+            x = self.stem(x)
+        tokens = x.flatten(2).transpose(1, 2).contiguous() + self.positions  # else all that follows has this order
+        return transformed(self.blocks, self.norm, tokens), maps
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm cross-attention and MLP; the residual is on the query stream (notes, section 15, rows 3 and 4)."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm_q, self.norm_k, self.norm_v = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.norm, self.mlp = nn.LayerNorm(width), MLP(width)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        given = normed(self.norm_q, query), normed(self.norm_k, key), normed(self.norm_v, value), mask
+        if serves_tokens(query):
+            x, y = added(query, self.attention.before_bias(*given), self.attention.out, self.norm)
+            return x + self.mlp(y)
+        x = query + self.attention(*given)
+        return x + self.mlp(self.norm(x))
+
+
+class CrossModalInteraction(nn.Module):
+    """Section 3.3 and Figure 2: two transformer blocks between text and image tokens, then OutputProj to an image map.
+
+    image (B,N,D), text (B,L,D), text_mask (B,L) -> (B,C,grid,grid), where the text has been joined with a learned token for
+    "no text", so that an empty text is valid. Modes:
+
+    - ``text_query`` (Fig. 2): Q = text; K = V = image, in the second block "the output of the current layer plus text tokens".
+      The output has L rows; OutputProj mixes them into positions (linear over tokens, padding zeroed), L <= text_length.
+    - ``image_query``: Q = image, K = V = text; keeps every position (an extension, the usual choice elsewhere).
+    - ``text_key`` (section 3.1 to the letter): Q and V from the image, K from the text resampled to N rows by a linear map.
+    - ``add`` (Table 3, "without CI"): pooled text through a linear layer is added to every image token.
+    - ``none`` (Table 3, "without text encoder"): self-attention on the image tokens.
+    """
+
+    def __init__(
+        self, mode: str, width: int, heads: int, depth: int, tokens: int, grid: int, channels: int, length: int
+    ):
+        super().__init__()
+        if mode not in ("text_query", "image_query", "text_key", "add", "none"):
+            raise ValueError(f"ci is {mode!r}; expected 'text_query', 'image_query', 'text_key', 'add' or 'none'")
+        self.mode, self.grid, self.length = mode, grid, length
+        self.no_text = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(0 if mode == "add" else depth))
+        if mode == "add":
+            self.add = nn.Linear(width, width)
+        if mode == "text_key":
+            self.resample = nn.Linear(length + 1, tokens)
+        if mode == "text_query":
+            self.mix = nn.Linear(length + 1, grid * grid)
+        self.project, self.norm = nn.Linear(width, channels), nn.LayerNorm(channels)
+
+    def _fixed_length(self, text: Tensor) -> Tensor:
+        if text.shape[1] > self.length + 1:
+            raise ValueError(f"text has {text.shape[1] - 1} tokens; this network takes at most {self.length}")
+        return F.pad(text, (0, 0, 0, self.length + 1 - text.shape[1]))
+
+    def forward(self, image: Tensor, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> map (B,C,grid,grid) and the pooled text (B,D) (the learned "no text" token where there is none)."""
+        batch = image.shape[0]
+        empty = self.no_text.expand(batch, -1, -1)
+        if text is None:
+            text, mask = empty, torch.ones(batch, 1, dtype=torch.bool, device=image.device)
+        else:
+            if mask is None:
+                mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
+            text = torch.cat([empty, text.to(empty.dtype)], dim=1)
+            mask = F.pad(mask, (1, 0), value=True)
+            text = text.masked_fill(~mask.unsqueeze(-1), 0)  # a product would let NaN in unset rows through
+        weight = mask.unsqueeze(-1).to(text.dtype)
+        pooled = text.sum(dim=1) / weight.sum(dim=1)
+
+        if self.mode == "text_query":
+            text = self._fixed_length(text)
+            given = F.pad(mask, (0, text.shape[1] - mask.shape[1]))  # padded queries answer too: not to be used
+            state = key = image
+            for i, block in enumerate(self.blocks):
+                state = block(text, key, key, given if i else None)
+                key = state + text
+            tokens = self.mix((state * given.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2)
+        elif self.mode == "add":
+            tokens = image + self.add(pooled).unsqueeze(1)
+        else:
+            tokens = image
+            if self.mode == "text_key":
+                text = self.resample(self._fixed_length(text).transpose(1, 2)).transpose(1, 2)
+            for block in self.blocks:
+                if self.mode == "image_query":
+                    tokens = block(tokens, text, text, mask)
+                elif self.mode == "text_key":
+                    tokens = block(tokens, text, tokens)
+                else:
+                    tokens = block(tokens, tokens, tokens)
+        side = math.isqrt(tokens.shape[1])
+        out = normed(self.norm, projected(self.project, tokens)).transpose(1, 2).unflatten(2, (side, side))
+        return resize(out, (self.grid, self.grid)), pooled
+
+
+class Modulation(nn.Module):
+    """Feature-wise scale and shift, each (B,C), of a map by a vector (B,D), for ops.modulated. Starts as the identity."""
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        self.linear = nn.Linear(width, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.linear(vector).chunk(2, dim=1)
+        return scale, shift

@@ -1,0 +1,223 @@
+"""How CMMF-Net is trained (section 3.5): the paper's losses, or those of the released recipe, with text."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmmfnet.colorizer.base import MAX_TAGS
+from cmmfnet.data.batches import IGNORE
+from cmmfnet.methods.cmmfnet.network import CMMFNet
+from cmmfnet.methods.cmmfnet.regions import colour_loss, draw_words, region_loss
+from cmmfnet.methods.matched import Matched
+from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
+from cmmfnet.nn.perceptual import Cropped, load_features
+from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
+from cmmfnet.text.sentences import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
+
+if TYPE_CHECKING:
+    from cmmfnet.data.batches import Batch
+    from cmmfnet.training.recipe import Recipe
+
+TAG_VECTORS = "clip-vitb16-cocostuff171.safetensors"
+
+
+class CMMFNetMethod(Matched):
+    """The training of CMMF-Net: the losses of the paper (section 3.5) or of the released recipe, with text.
+
+    ``losses``: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with weight 1 in the paper),
+    ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy of the two auxiliary heads), ``regions`` (of
+    the words' maps with label maps), ``colours`` (mean colours of the words' regions).
+
+    ``text_dropout``: share of pictures trained without text, so that the network does without; night pictures always keep
+    theirs, since nothing else asks for darkness. ``imagenet``: start a vgg16 stem from ImageNet's weights;
+    ``stem_learning_rate``, ``text_learning_rate``: factors on the learning rate of that stem, and of the parts of
+    ``regions``, which are new where the rest is trained already. ``only_regions``: the rest stays as it is, so that without
+    text the network gives what it gave. ``perceptual_crop``: side in pixels of the random part of each picture that the
+    perceptual loss sees, which spares time; 0 = all of it.
+    """
+
+    Network = CMMFNet
+    title = "CMMF-Net"
+    paper = "Jiang et al., CLIP-guided multi-modal fusion, Intelligence & Robotics 2025"
+    LOSSES: ClassVar[dict[str, float]] = {
+        "l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0, "adversarial": 0.0, "tags": 0.0, "labels": 0.0,
+        "regions": 0.0, "colours": 0.0,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        network: CMMFNet,
+        losses: dict[str, float],
+        *,
+        pretrained: str | Path | None = None,
+        perceptual: str = "vgg19",
+        perceptual_mode: str = "l1",
+        adversarial_start: float = 0.0,
+        text_dropout: float = 0.0,
+        imagenet: bool = False,
+        stem_learning_rate: float = 1.0,
+        text_learning_rate: float = 1.0,
+        only_regions: bool = False,
+        perceptual_crop: int = 0,
+    ):
+        super().__init__(
+            network, losses, pretrained=pretrained, perceptual=perceptual, perceptual_mode=perceptual_mode,
+            adversarial_start=adversarial_start,
+        )  # fmt: skip
+        if only_regions and network.regions is None:
+            raise ValueError("only_regions is true, but the network has none; it needs regions: true in the model")
+        if only_regions:
+            network.requires_grad_(False)
+            network.regions.requires_grad_(True)
+            network.attribute_vectors.requires_grad_(True)
+        if perceptual_crop and self.perceptual is not None:
+            self.perceptual = Cropped(self.perceptual, perceptual_crop)
+        if not 0 <= text_dropout <= 1:
+            raise ValueError(f"text_dropout is {text_dropout}; expected 0 to 1")
+        for loss, head, needs in (
+            ("tags", network.tag_head, "words (text: clip-tags)"),
+            ("labels", network.label_head, "classes: 25"),
+        ):
+            if loss in self.weights and head is None:
+                raise ValueError(
+                    f"loss {loss!r} has a weight, but the network has no head for it; it needs {needs}, or leave the loss out"
+                )
+            if loss not in self.weights and head is not None:
+                head.requires_grad_(False)  # nothing would train it
+        for loss in {"regions", "colours"} & set(self.weights) if network.regions is None else ():
+            raise ValueError(
+                f"loss {loss!r} has a weight, but the network has no maps; it needs regions: true, or leave it out"
+            )
+        if network.interaction.mode == "none" and not (network.modulations or network.regions):
+            # nor does text reach anything here
+            network.interaction.no_text.requires_grad_(False)
+            network.text_projection.requires_grad_(False)
+        self.text_dropout, self.imagenet = text_dropout, imagenet
+        self.stem_learning_rate, self.text_learning_rate = stem_learning_rate, text_learning_rate
+        self.sentences = None
+
+    @classmethod
+    def configuration(cls, model: dict) -> dict:
+        """A fresh clip-tags network knows all words, unless the recipe names some."""
+        return model | {"words": list(WORDS)} if model.get("text") == "clip-tags" and "words" not in model else model
+
+    @classmethod
+    def extended(cls, network: CMMFNet, config: dict, model: dict) -> tuple[CMMFNet, dict]:
+        """A trained network with the parts that a recipe's ``model`` adds to it: ``regions``. Its output stays the same."""
+        if not model.get("regions") or config.get("regions"):
+            return network, config
+        config = config | {"regions": True}
+        larger = CMMFNet(**{k: v for k, v in config.items() if k != "method"})
+        missing = larger.load_state_dict(network.state_dict(), strict=False).missing_keys
+        if other := [key for key in missing if not key.startswith(("regions.", "attribute_vectors"))]:
+            raise ValueError(f"the network lacks {', '.join(other)}")
+        return larger, config
+
+    def start(self) -> None:
+        """Put the pre-trained parts of a fresh network in place: CLIP's vectors of words, ImageNet's stem."""
+        network = self.networks["generator"]
+        if network.text_source == "clip-tags":
+            if self.pretrained is None:
+                warnings.warn("no folder of pre-trained files: the vectors of words start at random", stacklevel=2)
+            else:
+                names, vectors = load_tag_vectors(Path(self.pretrained) / TAG_VECTORS)
+                index = {w: i for i, w in enumerate(network.words)}
+                with torch.no_grad():
+                    for name, vector in zip(names, vectors, strict=True):
+                        if name in index:
+                            network.word_vectors[index[name]] = vector
+        if self.imagenet:
+            network.image_encoder.load_imagenet(load_features("vgg16", self.pretrained))
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        if self.networks["generator"].text_source == "clip-sentence":
+            self.sentences = SentenceEncoder()
+
+    def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
+        groups = super().parameter_groups(optimiser, recipe)
+        if optimiser != "generator" or self.stem_learning_rate == self.text_learning_rate == 1:
+            return groups
+        network = self.networks["generator"]
+        factors = {id(p): self.stem_learning_rate for p in network.image_encoder.stem.parameters()}
+        if network.regions is not None:
+            new = [*network.regions.parameters(), network.attribute_vectors]
+            factors |= {id(p): self.text_learning_rate for p in new}
+        return with_factors(groups, factors)
+
+    def text(self, batch: Batch, moment: Moment) -> tuple[Tensor | None, Tensor | None]:
+        """Text tokens and mask of a batch; draws which pictures go without text."""
+        network, device = unwrapped(self.networks["generator"]), batch.thermal.device
+        if network.text_source == "none":
+            return None, None
+        draws = [moment.rng(position) for position in batch.positions]
+        dropped = [rng.random() < self.text_dropout for rng in draws]
+        if network.text_source == "clip-sentence":
+            tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
+            kept = [not drop or "night" in tags for drop, tags in zip(dropped, batch.tags, strict=True)]
+            return sent(tokens, device), sent(mask.cpu() & torch.tensor(kept)[:, None], device)
+        if network.regions is not None:
+            said = self.said(batch, moment)
+            ids, mask = tag_ids([[name for name, _ in row] for row in said], network.words)
+            pad = (0, MAX_TAGS - ids.shape[1])
+            attributes = torch.zeros(len(said), MAX_TAGS, len(ATTRIBUTES))
+            for b, row in enumerate(said):
+                for i, (_, colour) in enumerate(row):
+                    attributes[b, i] = torch.from_numpy(attribute_weights(colour))
+            vectors = network.embed_tags(sent(F.pad(ids, pad), device), sent(attributes, device))
+            return vectors, sent(F.pad(mask, pad), device)
+        chosen = []
+        for tags, rng, drop in zip(batch.tags, draws, dropped, strict=True):
+            some = [t for t in tags if t in network.words and rng.random() < 0.8]
+            chosen.append([] if drop else list(dict.fromkeys(some)))
+            if "night" in tags and "night" in network.words and "night" not in chosen[-1]:
+                chosen[-1].append("night")
+        ids, mask = tag_ids([names[-MAX_TAGS:] for names in chosen], network.words)
+        pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that every step has the same shapes
+        return network.embed_tags(sent(F.pad(ids, pad), device)), sent(F.pad(mask, pad), device)
+
+    def said(self, batch: Batch, moment: Moment) -> list[list[tuple[str, str | None]]]:
+        """For each picture the names that are said, with a colour or None, of a network with ``regions``."""
+        words = unwrapped(self.networks["generator"]).words
+        count, labelled = len(batch), (batch.label != IGNORE).flatten(1).any(dim=1).tolist()
+        rows = zip(batch.tags, batch.colours or [[]] * count, batch.told or [[]] * count, batch.positions, strict=True)
+        said = []
+        for (tags, colours, told, position), known in zip(rows, labelled, strict=True):
+            rng = moment.rng(position)
+            drop = rng.random() < self.text_dropout
+            always = [*told, *(["night"] if "night" in tags else [])]
+            said.append(draw_words(rng, tags, colours, always, words, drop=drop, labelled=known, most=MAX_TAGS))
+        return said
+
+    def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
+        network = self.networks["generator"]
+        tokens, mask = self.text(batch, moment)
+        colour, tag_logits, label_logits, levels = self.generate(batch.thermal, tokens, mask, heads=True, maps=True)
+        losses: Losses = {}
+        names: list[list[str]] = []
+        if {"regions", "colours"} & set(self.weights):
+            names = [[name for name, _ in row] for row in self.said(batch, moment)]
+        if "colours" in self.weights:
+            losses["colours"] = colour_loss(colour, batch.visible, batch.label, names, MAX_TAGS, IGNORE)
+        if "regions" in self.weights:
+            everywhere = unwrapped(network).said(tokens, mask).everywhere
+            losses["regions"] = region_loss(levels, batch.label, names, mask, everywhere, IGNORE)
+        if "tags" in self.weights:
+            words = unwrapped(network).words
+            target = torch.zeros(tag_logits.shape)
+            index = {w: i for i, w in enumerate(words)}
+            for row, tags in enumerate(batch.tags):
+                target[row, [index[t] for t in tags if t in index]] = 1
+            each = F.binary_cross_entropy_with_logits(tag_logits, sent(target, tag_logits.device), reduction="none")
+            losses["tags"] = (each.sum(dim=1) * batch.tagged).mean()
+        if "labels" in self.weights:
+            small = batch.label[:, 4::8, 4::8]
+            entropy = F.cross_entropy(label_logits.float(), small, ignore_index=IGNORE, reduction="sum")
+            losses["labels"] = entropy / (small != IGNORE).sum().clamp_min(1)
+        return colour, losses

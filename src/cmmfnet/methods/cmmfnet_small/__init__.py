@@ -1,0 +1,1 @@
+"""CMMF-Net small: a network for CPUs, distilled from CMMF-Net."""

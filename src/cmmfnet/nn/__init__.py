@@ -1,0 +1,1 @@
+"""Network parts in plain PyTorch: blocks, transformer, discriminator, losses."""

@@ -1,0 +1,129 @@
+"""A generator's forward pass and its gradients as two CUDA graphs, for training.
+
+A step of CMMF-Net launches thousands of kernels, which takes Python longer than the card takes to run them. Captured once,
+both passes are launched whole. The arithmetic is the same. ``torch.cuda.make_graphed_callables`` would do, but it forbids
+every other thread what the one that pins a loader's batches does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from cmmfnet.nn.fast.copied import Copied
+from cmmfnet.thermal.stretch_cuda import capturing
+
+
+class Graphed:
+    """Called like ``network(*inputs, **options)``; the first call captures, later ones with other shapes run as they are.
+
+    What a call returns is overwritten by the next: one call a step, whose gradients are taken before the next one. Inputs
+    are tensors or, after the first, None. Where capturing fails, for want of memory or because the network asks the host
+    for something, a warning says so and the network runs as it is.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, network: nn.Module, **options: Any):
+        self.network, self.options = network, options
+        self._key: Any = None
+        self._replay: type[torch.autograd.Function] | None = None
+
+    def __call__(self, *inputs: Tensor | None) -> Any:
+        key = [None if x is None else (x.shape, x.dtype, x.requires_grad) for x in inputs]
+        if self._key is None:
+            self._key = key
+            try:
+                with capturing(inputs[0].device):
+                    self._capture(inputs)
+            except RuntimeError as error:  # torch.cuda.OutOfMemoryError among them
+                warnings.warn(f"no CUDA graph of the training step, which will take longer: {error}", stacklevel=2)
+        if self._replay is None or key != self._key:
+            return self.network(*inputs, **self.options)
+        found = iter(self._replay.apply(*(x for x in inputs if x is not None), *self._parameters))
+        leaves, structure = self._shape
+        return tree_unflatten([next(found) if is_tensor else None for is_tensor in leaves], structure)
+
+    def _capture(self, inputs: tuple[Tensor | None, ...]) -> None:
+        self._parameters = [p for p in self.network.parameters() if p.requires_grad]
+        kept = [buffer.clone() for buffer in self.network.buffers()]
+        places = [None if x is None else x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+        given = [x for x in places if x is not None]
+        dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        self._call = call = Copied(self.network, dtype) if on else self.network  # kept: the graphs use its copies
+        felt = [x for x in [*given, *self._parameters] if x.requires_grad]
+        wanted = [call.leaf(x) for x in felt] if on else felt
+
+        def forward() -> tuple[Tensor, ...]:
+            leaves, structure = tree_flatten(call(*places, **self.options))
+            self._shape = [isinstance(x, Tensor) for x in leaves], structure
+            return tuple(x for x in leaves if isinstance(x, Tensor))
+
+        def gradients(out: tuple[Tensor, ...], of: list[Tensor]) -> list[Tensor | None]:
+            found = torch.autograd.grad([x for x in out if x.requires_grad], wanted, of, allow_unused=True)
+            return Copied.alike(found, felt)
+
+        def zeros(out: tuple[Tensor, ...]) -> list[Tensor]:
+            return [torch.zeros_like(x) for x in out if x.requires_grad]
+
+        # A cast weight that outlives the capture would be stale. Runs to warm up leave neither draws nor statistics behind,
+        # so that a resumed training goes on as one that was never stopped.
+        device, side, pool = given[0].device, torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        passes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.autocast("cuda", dtype, on, cache_enabled=False), torch.random.fork_rng([device]):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(self.WARM_UP):
+                    out = forward()
+                    gradients(out, zeros(out))
+                    del out  # or its gradients' nodes would live on into the capture
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(passes[0], pool=pool, stream=side, capture_error_mode="thread_local"):
+                out = forward()
+            of = zeros(out)
+            with torch.cuda.graph(passes[1], pool=pool, stream=side, capture_error_mode="thread_local"):
+                found = iter(gradients(out, of))
+        back = [next(found) if x.requires_grad else None for x in [*given, *self._parameters]]
+        with torch.no_grad():
+            for buffer, value in zip(self.network.buffers(), kept, strict=True):
+                buffer.copy_(value)
+        self._replay = _replayed(
+            passes, given, tuple(x.detach() for x in out), [x.requires_grad for x in out], of, back
+        )
+
+
+def _replayed(
+    passes: tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph],
+    places: list[Tensor],
+    out: tuple[Tensor, ...],
+    differentiable: list[bool],
+    of: list[Tensor],
+    back: list[Tensor | None],
+) -> type[torch.autograd.Function]:
+    """The two graphs as one differentiable function of inputs and parameters. ``of`` takes the gradients of those outputs
+    that are ``differentiable``, ``back`` has those of inputs and parameters."""
+
+    class Replay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs: Tensor) -> tuple[Tensor, ...]:
+            for place, value in zip(places, inputs, strict=False):  # the parameters, which follow, are read in place
+                place.copy_(value)
+            passes[0].replay()
+            results = tuple(x.detach() for x in out)
+            ctx.mark_non_differentiable(*(x for x, yes in zip(results, differentiable, strict=True) if not yes))
+            return results
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            some = (g for g, yes in zip(gradients, differentiable, strict=True) if yes)
+            for place, value in zip(of, some, strict=True):
+                place.copy_(value)
+            passes[1].replay()
+            return tuple(None if x is None else x.detach() for x in back)
+
+    return Replay

@@ -1,0 +1,243 @@
+"""Loss networks: VGG-16, VGG-19 and AlexNet convolutions, perceptual distances on their features, LPIPS.
+
+The pre-trained files come from a local folder (``CMMFNET_PRETRAINED`` or an explicit path) or from the usual download
+address; both are checked by sha256. VGG-16/19: Simonyan & Zisserman, 2015; LPIPS: Zhang et al., CVPR 2018.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from urllib.request import urlopen
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cmmfnet.files.atomic import atomic_write
+from cmmfnet.nn.fast import convolve
+from cmmfnet.nn.fast.distance import Convolutions, FeatureDistance, serves_distance
+
+# Layer tables: number = 3x3 convolution with that many channels, "M" = 2x2 max pooling (torchvision's numbering of modules).
+_VGG = {
+    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512],
+    "vgg19": [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512],
+}
+# Taps after the ReLUs: LPIPS takes the last ReLU of each level; the paper family sums four of them (notes 15, row 11).
+TAPS = {
+    "vgg16": {"lpips": (3, 8, 15, 22, 29), "family": (3, 8, 15, 22)},
+    "vgg19": {"lpips": (3, 8, 17, 26, 35), "family": (3, 8, 17, 26)},
+    "alex": {"lpips": (1, 4, 7, 9, 11), "family": (1, 4, 7, 9)},
+}
+# name -> (local file names in order of preference with their sha256, download address of the original with its sha256)
+FILES: dict[str, tuple[dict[str, str], str, str]] = {
+    "vgg16": (
+        {"vgg16-features-fp16.safetensors": "302ac2487aa735ba4f7f426f111a3dfc80ae4f4f35559a4e507641aac9ddb84a"},
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af",
+    ),
+    "vgg19": ({}, "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d"),
+    "alex": (
+        {"alexnet-features-fp16.safetensors": "62f5c7727927418bc887f2478580aeef35e2c84032869f2c0f3cb82fe42c4007"},
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "7be5be79",
+    ),
+}
+HEADS = {
+    "vgg16": ("lpips-v0.1-vgg-linear.safetensors", "61f275f169341672e38949c908473e2079207da7c2e17a378734a4409fb5b090"),
+    "alex": ("lpips-v0.1-alex-linear.safetensors", "b2eb412ca050d6762cf9e5c851f7a0a326eeffc4ff14d11c6b5a16a245e13bf7"),
+}
+
+
+class PretrainedError(FileNotFoundError):
+    """A pre-trained file of a loss network is missing or is not the file it should be."""
+
+
+def feature_layers(name: str) -> nn.Sequential:
+    """The convolutions of ``name`` ("vgg16", "vgg19", "alex") with torchvision's module numbers, randomly initialised."""
+    if name == "alex":
+        return nn.Sequential(
+            nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+            nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+    layers: list[nn.Module] = []
+    width = 3
+    for item in _VGG[name]:
+        if item == "M":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(width, item, 3, padding=1), nn.ReLU()]
+            width = item
+    return nn.Sequential(*layers)
+
+
+def tapped(layers: nn.Sequential, x: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
+    """``layers(x)`` of :func:`feature_layers`, and what comes out of those numbered ``taps`` on the way."""
+    found, fused = [], False
+    for i, layer in enumerate(layers):
+        if fused:  # the ReLU behind a convolution, which is in x already
+            fused = False
+        else:
+            fused = isinstance(layer, nn.Conv2d) and i not in taps and i + 1 < len(layers)
+            x = convolve(layer, x, "relu") if fused else layer(x)
+        if i in taps:
+            found.append(x)
+    return x, found
+
+
+def _checked(path: Path, expected: str) -> Path:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(expected):
+        raise PretrainedError(
+            f"{path} has sha256 {found[:16]}..., expected {expected[:16]}...; delete it and fetch it anew"
+        )
+    return path
+
+
+def find_weights(name: str, folder: str | Path | None = None) -> Path:
+    """Path of the checked pre-trained file of ``name``: local folder first, then the cache, then the download address.
+
+    ``folder`` defaults to the environment variable ``CMMFNET_PRETRAINED``. Raises :class:`PretrainedError`.
+    """
+    local, url, digest = FILES[name]
+    folder = folder or os.environ.get("CMMFNET_PRETRAINED")
+    for file, expected in local.items():
+        if folder and (Path(folder) / file).is_file():
+            return _checked(Path(folder) / file, expected)
+    original = url.rsplit("/", 1)[1]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    for place in ([Path(folder)] if folder else []) + [cache]:
+        if (place / original).is_file():
+            return _checked(place / original, digest)
+    try:
+        with atomic_write(cache / original) as file, urlopen(url, timeout=30) as response:
+            shutil.copyfileobj(response, file)
+            file.flush()
+            _checked(Path(file.name), digest)
+    except OSError as error:
+        raise PretrainedError(
+            f"the loss network {name} was not found in {folder or 'CMMFNET_PRETRAINED (not set)'} (looked for "
+            f"{', '.join([*local, original])}) and {url} gave: {error}. Put the file there, or choose another perceptual network"
+        ) from error
+    return cache / original
+
+
+def load_features(name: str, folder: str | Path | None = None) -> nn.Sequential:
+    """The pre-trained, frozen convolutions of ``name`` in evaluation mode, float32."""
+    path = find_weights(name, folder)
+    state = (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    )
+    prefix = "features."
+    layers = feature_layers(name)
+    wanted = layers.state_dict().keys()
+    layers.load_state_dict({k: state[prefix + k].float() for k in wanted}, strict=True)
+    return layers.eval().requires_grad_(False)
+
+
+class Perceptual(nn.Module):
+    """Distance between two pictures on features of a frozen network; 0 for equal pictures.
+
+    ``mode``: "lpips" = unit-normalised features, squared difference weighted by the learned LPIPS heads (Zhang et al., eq. 1);
+    "unit" = the same without learned heads (squared differences summed over channels, mean over positions and levels);
+    "l1" = plain mean absolute difference summed over levels (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net).
+    ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``; no gradient reaches ``y``. Raises ``ValueError`` for an unknown network
+    or mode and for LPIPS on a network that has no heads, :class:`PretrainedError` for a file that is not there.
+    """
+
+    def __init__(self, network: str = "vgg16", mode: str = "lpips", folder: str | Path | None = None):
+        super().__init__()
+        if network not in TAPS or mode not in ("lpips", "unit", "l1"):
+            expected = f"one of {', '.join(TAPS)}, with mode 'lpips', 'unit' or 'l1'"
+            raise ValueError(f"network is {network!r}, mode is {mode!r}; expected {expected}")
+        if mode == "lpips" and network not in HEADS:
+            raise ValueError(f"LPIPS has no heads for {network}; use one of {', '.join(HEADS)}, or mode 'unit' or 'l1'")
+        if mode == "lpips":  # first: small, and in no place to download from
+            folder = folder or os.environ.get("CMMFNET_PRETRAINED")
+            file, digest = HEADS[network]
+            path = Path(folder or ".") / file
+            if not path.is_file():
+                raise PretrainedError(
+                    f"LPIPS heads not found: {path}; they are the linear layers of LPIPS v0.1 ({network})"
+                )
+            heads = load_file(_checked(path, digest))
+            for i, key in enumerate(sorted(heads)):
+                self.register_buffer(f"head{i}", heads[key].float())
+        self.layers = load_features(network, folder).to(memory_format=torch.channels_last)
+        self.taps = TAPS[network]["family" if mode == "l1" else "lpips"]
+        self.mode, self.distance, self.pooled_at_taps = mode, unit_distance, network != "alex"
+        self._cast: dict[tuple[torch.dtype, torch.device], Convolutions] = {}
+        # LPIPS' own shift and scale, which are ImageNet's mean and deviation for inputs in [-1,1]
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        # channels last: twice as fast on tensor cores, the same numbers
+        x = ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
+        return tapped(self.layers[: max(self.taps) + 1], x, self.taps)[1]
+
+    def _convolutions(self, dtype: torch.dtype, device: torch.device) -> Convolutions:
+        if (dtype, device) not in self._cast:
+            self._cast[dtype, device] = Convolutions(self.layers, self.taps, self.shift, self.scale, dtype)
+        return self._cast[dtype, device]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.mode == "l1" and self.pooled_at_taps and serves_distance(x):
+            dtype = self.layers[0].weight.dtype
+            if torch.is_autocast_enabled(x.device.type):
+                dtype = torch.get_autocast_dtype(x.device.type)
+            return FeatureDistance.apply(x, y.detach(), self._convolutions(dtype, x.device))
+        with torch.no_grad():
+            theirs = self.features(y)
+        total = x.new_zeros(x.shape[0], dtype=torch.float32)
+        for i, (a, b) in enumerate(zip(self.features(x), theirs, strict=True)):
+            if self.mode == "l1":
+                total = total + (a - b).abs().mean(dim=(1, 2, 3), dtype=torch.float32)
+            elif self.mode == "lpips":
+                total = total + self.distance(a, b, getattr(self, f"head{i}"))
+            else:
+                total = total + self.distance(a, b, None) / len(self.taps)
+        return total
+
+
+def unit_distance(a: Tensor, b: Tensor, head: Tensor | None) -> Tensor:
+    """Squared distance of features (B,C,H,W) scaled to unit length over C, weighted by ``head`` (1,C,1,1): (B,) float32.
+
+    The arithmetic stays in the features' dtype (float32 in evaluation, bfloat16 in mixed-precision training, where the maps
+    are what costs); norms and sums are accumulated in float32.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        difference = _unit(a) - _unit(b)
+        squares = difference.square() if head is None else difference.square() * head.to(a.dtype)
+        return squares.sum(dim=1, dtype=torch.float32).mean(dim=(1, 2))
+
+
+def _unit(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    # for a zero vector 1e8, which is infinite in float16, and 0 * inf is NaN
+    inverse = (1 / (norm + 1e-8)).clamp_max(torch.finfo(x.dtype).max)
+    return x * inverse.to(x.dtype)
+
+
+class Cropped(nn.Module):
+    """A distance of pictures on one random square of ``size`` pixels, the same for the whole batch."""
+
+    def __init__(self, distance: nn.Module, size: int):
+        super().__init__()
+        self.distance, self.size = distance, size
+
+    def cut(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The square of both, which the next call has elsewhere."""
+        top, left = (int(torch.randint(max(1, side - self.size + 1), ())) for side in x.shape[-2:])
+        window = (..., slice(top, top + self.size), slice(left, left + self.size))
+        return x[window], y[window]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.distance(*self.cut(x, y))

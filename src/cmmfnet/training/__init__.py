@@ -1,0 +1,1 @@
+"""Training a method: recipe, run folder, loop, checkpoints, distillation."""

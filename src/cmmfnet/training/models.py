@@ -1,0 +1,97 @@
+"""``cmmfnet models``: the known weights, and the methods that can be trained."""
+
+from __future__ import annotations
+
+import inspect
+import json as jsonlib
+import warnings
+from typing import Any
+
+# losses that would load a pre-trained network, which has nothing to do with a method's own size
+WITHOUT_LOSS_NETWORKS: dict[str, dict] = {"i2vgan": {"perceptual": "none"}}
+
+
+def models(name: str | None = None, *, json: bool = False) -> None:
+    """List the known models and the methods that can be trained, or describe a model.
+
+    Args:
+        name: a known name, a .safetensors file, or hf:OWNER/REPO@COMMIT; without it, all known names
+        json: as JSON, with every method's paper, sizes and what it learns from
+    """
+    from cmmfnet.methods import METHODS
+    from cmmfnet.weights.files import KNOWN, describe
+
+    found = [describe(each) for each in ([name] if name is not None else KNOWN)]
+    if json:
+        everything = found[0] if name is not None else {"models": found, "methods": describe_methods()}
+        print(jsonlib.dumps(everything, indent=1))
+        return
+    if name is None and not found:
+        print("no bundled models in this installation")
+    for each in found:
+        print(f"{each['name']}: {each['summary'] or each['method']}")
+        print(f"  {each['parameters'] / 1e6:.1f} M parameters, {each['bytes'] / 1e6:.1f} MB as {each['storage']}")
+        print(f"  licence   {each['licence']}")
+        print(f"  sha256    {each['sha256']}")
+        print(f"  file      {each['path']}")
+        for key, value in (each["training"] or {}).items():
+            print(f"  {key:9} {value}")
+    if name is None:
+        print(f"\nmethods for `cmmfnet train --config NAME`: {', '.join(METHODS)}")
+        print("their papers and sizes: cmmfnet models --json, docs/methods.md")
+
+
+def describe_methods() -> list[dict[str, Any]]:
+    """What ``configs/NAME.yaml`` trains, one dict for each method and for the paper's CMMF-Net.
+
+    ``name`` (of the configuration), ``method``, ``title``, ``paper``; ``paired``: whether it needs aligned pairs; ``frames`` a
+    training item has (3 = neighbours in time); ``generator``: parameters of what colours a frame, ``discriminator``: of the
+    one that judges colour pictures (null: none), counted as its paper's code does; ``original_generator``: with what that
+    code has and never uses, or what is fixed here (the network's ``faithful``); ``trained``: parameters of all networks that
+    its training has; ``multiple_of`` and ``fixed_size``: the sides in pixels that the network takes;
+    ``training_size``: side of its training crops; ``weights``: names of known weights ([]: none known).
+    """
+    from cmmfnet.methods import METHODS
+    from cmmfnet.weights.files import KNOWN, describe
+
+    weights = {known: describe(known)["method"] for known in KNOWN}
+    return [_describe(name, weights) for name in ("cmmfnet", "cmmfnet-paper", *(m for m in METHODS if m != "cmmfnet"))]
+
+
+def _describe(name: str, weights: dict[str, str]) -> dict[str, Any]:
+    import torch
+
+    from cmmfnet.cli import read_recipe
+    from cmmfnet.methods import build_network, method_class
+    from cmmfnet.training.recipe import find_config
+
+    recipe = read_recipe(find_config(name))
+    key = recipe.model["method"]
+    cls = method_class(key)
+    losses = {loss: weight for loss, weight in recipe.losses.items() if loss != "perceptual"}
+    with torch.device("meta"), warnings.catch_warnings():  # shapes without numbers
+        warnings.simplefilter("ignore")  # such as SCGAN's, that its saliency is an estimate
+        network = build_network(cls.configuration(dict(recipe.model)))
+        method = cls(network, losses, **WITHOUT_LOSS_NETWORKS.get(key, {}))
+        original = network
+        if "faithful" in inspect.signature(cls.Network).parameters:
+            original = build_network(cls.configuration(recipe.model | {"faithful": True}))
+    trained = {part: cls.size(net) for part, net in method.networks.items()}
+    judges = [part for part in ("discriminator", "discriminator_visible") if part in trained]
+    return {
+        "name": name,
+        "method": key,
+        "title": cls.title,
+        "paper": cls.paper,
+        "paired": cls.paired,
+        "frames": cls.frames,
+        "generator": trained["generator"],
+        "original_generator": cls.size(original),
+        "discriminator": trained[judges[0]] if judges else None,
+        "trained": trained,
+        "multiple_of": getattr(network, "multiple_of", 8),
+        "fixed_size": getattr(network, "fixed_size", None),
+        "training_size": recipe.size,
+        # the paper's network has no known weights: those of its method are of the released recipe
+        "weights": [known for known, of in weights.items() if of == name],
+    }

@@ -1,0 +1,1 @@
+"""Model files: saving, strict loading, known and bundled models."""

@@ -1,0 +1,750 @@
+"""Prompts into tags, tags into indices and vectors, sentences into CLIP tokens. CLIP is tiny, random and local."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_network import Fake
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from cmmfnet.colorizer.torch import Colorizer
+from cmmfnet.methods.cmmfnet.network import CMMFNet
+from cmmfnet.text import sentences as text
+from cmmfnet.text.prompt import CorrectionError
+from cmmfnet.text.sentences import (
+    COCO_STUFF,
+    COLOURS,
+    DEFAULT_PROMPT,
+    EXTRA_WORDS,
+    WORDS,
+    parse_tags,
+)
+
+TABLE = Path(__file__).parents[3] / "shared/weights/clip-vitb16-cocostuff171.safetensors"
+PAIRS = Path(__file__).parents[3] / "shared/data/pairs/index.jsonl"
+
+
+def test_vocabulary():
+    assert len(COCO_STUFF) == 171 and len(WORDS) == 177 == len(set(WORDS))
+    assert COCO_STUFF[:3] == ("person", "bicycle", "car") and COCO_STUFF[79:82] == ("toothbrush", "banner", "blanket")
+    assert WORDS[171:] == EXTRA_WORDS == ("day", "dusk", "night", "clear", "cloudy", "overcast")
+
+
+@pytest.mark.parametrize(
+    "module, unwanted", [("cmmfnet.text.sentences", "transformers"), ("cmmfnet.text.parser", "torch")]
+)
+def test_imports_stay_light(module, unwanted):
+    code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_every_name_is_itself():
+    for name in WORDS:
+        parsed = parse_tags(name)
+        assert (parsed.tags, parsed.unknown) == ([name], []), name
+
+
+@pytest.mark.parametrize(
+    "prompt, tags",
+    [
+        ("", []),
+        ("  ,. ", []),
+        ("car, wall-brick, sky-other", ["car", "wall-brick", "sky-other"]),
+        ("Car; WALL_BRICK\nsky", ["car", "wall-brick", "sky-other"]),
+        ("two cars by a brick wall", ["car", "wall-brick"]),
+        ("a wall of bricks, a wall made of stone", ["wall-brick", "wall-stone"]),
+        ("a brick garden wall before a stone house", ["wall-brick", "house", "wall-stone"]),
+        ("people, men, women and children", ["person"]),
+        ("buses benches leaves knives mice shelves", ["bus", "bench", "leaves", "knife", "mouse", "shelf"]),
+        ("traffic lights, lights, street lights", ["traffic light", "light"]),
+        ("fire hydrants, parking meters, wine glasses", ["fire hydrant", "parking meter", "wine glass"]),
+        ("a glass door and an iron gate by a stone bridge", ["door-stuff", "fence", "bridge"]),
+        ("pavement, sidewalk, footpath", ["pavement"]),
+        ("lorry truck pickup", ["truck"]),
+        ("a taxi, an automobile and other vehicles on the asphalt", ["car", "road"]),
+        ("hedge, shrub, lawn, mist, soil, pond, river", ["bush", "grass", "fog", "dirt", "water-other", "river"]),
+        ("a tower block, a block of flats, a high-rise", ["skyscraper"]),
+        ("a cyclist and a motorcyclist", ["person", "bicycle", "motorcycle"]),
+        ("a tree-lined road with red-roofed houses", ["tree", "road", "roof", "house"]),
+        ("cars park along the road near the park", ["car", "road", "tree", "grass"]),
+        ("a bus stop by the bus lane", ["structural-other", "road"]),
+        ("a ball-shaped bush", ["bush"]),
+        ("hot dogs and dogs", ["hot dog", "dog"]),
+        ("an orange on a table", ["orange", "table"]),
+        ("a car's headlights at night", ["car", "light", "night"]),
+        ("in the evening, after dark, in the daytime", ["dusk", "night", "day"]),
+        ("a sunny street under a clear sky", ["clear", "road", "sky-other"]),
+        ("an overcast sky", ["sky-other", "overcast"]),
+        ("blue skies", ["sky-other"]),
+        ("a couple of cars, a couple on a bench", ["car", "person", "bench"]),
+    ],
+)
+def test_tags(prompt, tags):
+    assert parse_tags(prompt).tags == tags
+
+
+AS_USERS_WRITE = [
+    ("Plastic by day", "plastic, day"),
+    ("metal after dark, plastic in the dark", "metal, night, plastic"),
+    (
+        "pavement, sidewalk, hedges, bushes, lawns, grass, mists, fogs, lorries, trucks",
+        "pavement, bush, grass, fog, truck",
+    ),
+    ("a man, a woman, two pedestrians, three children and persons", "person"),
+    ("two pedestrians crossing the road at a pedestrian crossing", "person, road"),
+    ("trafficlights, parkinglots, brickwalls and firehydrants", "traffic light, road, wall-brick, fire hydrant"),
+    ("side walks and sky scrapers", "pavement, skyscraper"),
+    ("canoes, minibuses, scarves, workmen", "boat, bus, clothes, person"),
+    ("a house made of wood", "house, wall-wood"),
+    ("sunny day, blue sky, green lawn and a red brick house", "clear, day, sky-other, grass, house, wall-brick"),
+    ("a snowy street at night with parked cars", "snow, road, night, car"),
+    ("a lorry and a van on the motorway in fog", "truck, car, road, fog"),
+    ("woman walking her dog on the sidewalk", "person, dog, pavement"),
+    ("misty morning over a lake with mountains behind", "fog, day, water-other, mountain"),
+    ("it's dark, headlights of oncoming cars", "night, light, car"),
+    ("rainy evening downtown, wet asphalt, neon lights", "overcast, dusk, building-other, road, light"),
+    ("kids playing football on a pitch", "person, sports ball, playingfield"),
+    ("a harbour with fishing boats at sunset", "sea, boat, dusk"),
+    ("security camera view of a warehouse yard", "building-other, pavement"),
+    ("frozen river and snow-covered fir trees", "snow, river, tree"),
+    ("dirt track through a wheat field", "dirt, grass"),
+    ("sun setting behind skyscrapers", "dusk, skyscraper"),
+    ("haystacks, tractors, barns", "straw, truck, building-other"),
+    ("an elderly woman and a toddler wait at the bus stop", "person, structural-other"),
+    ("the lawn behind the cottage is covered in frost", "grass, house, snow"),
+    ("snowy mountains under a clear sky", "snow, mountain, sky-other, clear"),
+    ("a boy on a scooter, a girl on a bike", "person, motorcycle, bicycle"),
+    ("mum in the ambulance", "person, truck"),
+    ("football pitch with floodlights at dusk", "playingfield, light, dusk"),
+    ("thermal image of a house with windows and a chimney", "house, window-other, roof"),
+    ("grassy hill + sheep", "grass, hill, sheep"),
+    ("two horses grazing in a meadow behind a wooden fence", "horse, grass, fence"),
+    ("brick houses on both sides of the street", "house, wall-brick, road"),
+    ("stone railing, glass door, iron gate", "railing, door-stuff, fence"),
+    ("parked bikes outside a cafe", "bicycle, building-other"),
+    ("plastic bags by a parking garage", "plastic, building-other"),
+    ("moonlit country lane, frosty", "night, road, snow"),
+    ("people w/ umbrellas in drizzle", "person, umbrella, overcast"),
+    ("a swimming pool behind the house, patio chairs", "water-other, house, pavement, chair"),
+    ("drone footage of a car park", "road"),
+]
+
+
+@pytest.mark.parametrize("prompt, tags", AS_USERS_WRITE)
+def test_prompts_as_users_write_them(prompt, tags):
+    parsed = parse_tags(prompt)
+    assert ", ".join(parsed.tags) == tags and parsed.unknown == []
+
+
+@pytest.mark.parametrize(
+    "prompt, tags, negated",
+    [
+        ("no cars", [], ["car"]),
+        ("a street without trees", ["road"], ["tree"]),
+        ("no cars, people or trees", [], ["car", "person", "tree"]),
+        ("no cars, trees on the left", ["tree"], ["car"]),
+        ("cars, no people, trees", ["car", "tree"], ["person"]),
+        ("no cars on the road", ["road"], ["car"]),
+        ("a road with no cars and a tree", ["road", "tree"], ["car"]),
+        ("without cars and people", [], ["car", "person"]),
+        ("neither cars nor people stand near the house", ["house"], ["car", "person"]),
+        ("there aren't any cars but two buses", ["bus"], ["car"]),
+        ("Don’t show cars. A tree.", ["tree"], ["car"]),
+        ("not at night but at dusk", ["dusk"], ["night"]),
+        ("a car-free street on a treeless hill", ["road", "hill"], ["car", "tree"]),
+        ("empty of people, with trees instead of houses", ["tree"], ["person", "house"]),
+        ("no cars here. A car there.", ["car"], ["car"]),
+        ("not only cars but also trees, not far from a house", ["car", "tree", "house"], []),
+        ("no one in the street", ["road"], []),
+    ],
+)
+def test_negation(prompt, tags, negated):
+    parsed = parse_tags(prompt)
+    assert (parsed.tags, parsed.negated) == (tags, negated)
+
+
+@pytest.mark.parametrize(
+    "prompt, colours",
+    [
+        ("a red car", [("red", "car")]),
+        ("an orange car", [("orange", "car")]),
+        ("black and white cars", [("black", "car"), ("white", "car")]),
+        ("a red, white and blue bus", [("red", "bus"), ("white", "bus"), ("blue", "bus")]),
+        ("a dark bluish-gray road", [("dark blue-grey", "road")]),
+        ("a light blue sky above a light", [("light blue", "sky-other")]),
+        ("a white parked van with a red roof", [("white", "car"), ("red", "roof")]),
+        ("the car is red and the trees are dark green", [("red", "car"), ("dark green", "tree")]),
+        ("a man in black walks by", [("black", "person")]),
+        ("a white crosswalk on a grey road", [("grey", "road")]),
+        ("make the sky blue and the car dark red", [("blue", "sky-other"), ("dark red", "car")]),
+        ("I want the car to be blue", [("blue", "car")]),
+        ("a car, red, a tree", []),
+        ("no red cars", []),
+        ("red. A car", []),
+    ],
+)
+def test_colours(prompt, colours):
+    parsed = parse_tags(prompt)
+    assert parsed.colours == colours and parsed.unknown == []
+
+
+def test_unknown_words_in_order_without_filler():
+    parsed = parse_tags(
+        "Three big rabbits stand behind a utility pole near the frobnicator, left of a rabbit and a car"
+    )
+    assert parsed.unknown == ["rabbits", "utility pole", "frobnicator", "rabbit"] and parsed.tags == ["car"]
+
+
+def test_own_vocabulary():
+    parsed = parse_tags("two trams, a zebra crossing, a car and a person", ("tram", "zebra crossing", "person"))
+    assert parsed.tags == ["tram", "zebra crossing", "person"] and parsed.unknown == ["car"]
+
+
+def test_default_prompt_names_the_scene():
+    parsed = parse_tags(DEFAULT_PROMPT)
+    assert {"road", "car", "person", "tree", "building-other", "sky-other", "day"} <= set(parsed.tags)
+    assert parsed.unknown == []
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"car", ["car"]])
+def test_prompt_must_be_a_string(wrong):
+    with pytest.raises(TypeError, match=type(wrong).__name__):
+        parse_tags(wrong)
+
+
+def test_prompt_length():
+    assert parse_tags("car " * 500).tags == ["car"]
+    with pytest.raises(ValueError, match="2,001 characters"):
+        parse_tags("c" * 2001)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text(max_size=200) | st.lists(st.sampled_from([*WORDS, "no", "in", "a", ",", "red", "-", "free"])).map(" ".join)
+)
+def test_any_text_parses(prompt):
+    parsed = parse_tags(prompt[:2000])
+    for found, allowed in ((parsed.tags, WORDS), (parsed.negated, WORDS)):
+        assert set(found) <= set(allowed) and len(set(found)) == len(found)
+    assert all(
+        tag in parsed.tags and set(colour.split()[-1].split("-")) <= set(COLOURS.values())
+        for colour, tag in parsed.colours
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), unique=True, max_size=30))
+def test_a_list_of_names_comes_back(names):
+    assert parse_tags(", ".join(names)).tags == names
+
+
+def test_warn_unknown():
+    with pytest.warns(UserWarning) as caught:
+        text.warn_unknown(parse_tags("a lory, a pavment and a xyzzyq"))
+    message = str(caught[0].message)
+    assert len(caught) == 1 and "'lory' (did you mean truck" in message and "pavement" in message
+    assert "'xyzzyq'." in message and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text.warn_unknown(parse_tags("a car"))
+
+
+def test_tag_ids():
+    ids, mask = text.tag_ids([["car", "tree", "night"], [], ["person"]])
+    assert ids.dtype == torch.int64 and mask.dtype == torch.bool
+    assert ids.tolist() == [[2, WORDS.index("tree"), 173], [0, 0, 0], [0, 0, 0]]
+    assert mask.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
+    assert text.tag_ids([[], []])[0].shape == (2, 1) and not text.tag_ids([[], []])[1].any()
+    assert text.tag_ids([])[0].shape == (0, 1)
+    ids, mask = text.tag_ids([WORDS], max_tags=5)
+    assert ids.tolist() == [[0, 1, 2, 3, 4]] and mask.all()
+
+
+def test_tag_ids_errors():
+    with pytest.raises(ValueError, match=r"'tres'.*tree"):
+        text.tag_ids([["tres"]])
+    with pytest.raises(TypeError, match="parse_tags"):
+        text.tag_ids(["car"])
+    with pytest.raises(TypeError, match="parse_tags"):
+        text.tag_ids("car")
+    with pytest.raises(ValueError, match="max_tags"):
+        text.tag_ids([["car"]], max_tags=0)
+
+
+def test_tag_vectors_file(tmp_path):
+    path = tmp_path / "table.safetensors"
+    vectors = torch.randn(3, 8)
+    save_file({"vectors": vectors.half()}, path, {"names": json.dumps(["a", "b c", "d"])})
+    names, loaded = text.load_tag_vectors(path)
+    assert names == ("a", "b c", "d") and loaded.dtype == torch.float32
+    assert torch.equal(loaded, vectors.half().float())
+
+
+@pytest.mark.parametrize(
+    "tensors, metadata, message",
+    [
+        ({"other": torch.zeros(2, 4)}, {"names": '["a", "b"]'}, "no tensor 'vectors'"),
+        ({"vectors": torch.zeros(2, 4)}, None, "no 'names'"),
+        ({"vectors": torch.zeros(2, 4)}, {"names": "a, b"}, "not JSON"),
+        ({"vectors": torch.zeros(2, 4)}, {"names": '{"a": 1}'}, "not a list of strings"),
+        ({"vectors": torch.zeros(2, 4)}, {"names": '["a"]'}, "2, 4"),
+        ({"vectors": torch.zeros(2, 4, dtype=torch.int64)}, {"names": '["a", "b"]'}, "int64"),
+        ({"vectors": torch.full((2, 4), torch.nan)}, {"names": '["a", "b"]'}, "not finite"),
+    ],
+)
+def test_tag_vectors_file_errors(tmp_path, tensors, metadata, message):
+    save_file(tensors, tmp_path / "table.safetensors", metadata)
+    with pytest.raises(ValueError, match=message):
+        text.load_tag_vectors(tmp_path / "table.safetensors")
+
+
+def test_tag_vectors_no_such_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        text.load_tag_vectors(tmp_path / "nowhere.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no such format")
+    with pytest.raises(ValueError, match="not a readable safetensors"):
+        text.load_tag_vectors(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="the shared CLIP table is not on this machine")
+def test_names_are_those_of_the_clip_table():
+    names, vectors = text.load_tag_vectors(TABLE)
+    assert names == COCO_STUFF and vectors.shape == (171, 512)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(171), atol=2e-3)
+
+
+@pytest.mark.skipif(not PAIRS.exists(), reason="the shared captions are not on this machine")
+def test_agrees_with_hand_written_tags():
+    captions = {pair["colour_caption"]: pair for pair in map(json.loads, PAIRS.read_text().splitlines())}
+    found = right = 0
+    for caption, pair in captions.items():
+        parsed = parse_tags(caption)
+        tags = set(parsed.tags) & set(COCO_STUFF)
+        found, right = found + len(tags), right + len(tags & set(pair["tags"]))
+        lighting = [tag for tag in parsed.tags if tag in ("day", "dusk", "night")]
+        assert lighting in ([], [pair["lighting"]]), caption
+    assert right / found > 0.86
+
+
+# ------------------------------------------------------------------------------------------------ CLIP, tiny and random
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """A folder in the form of transformers: byte-level tokenizer without merges, two layers of width 32."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    characters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]  # as in GPT-2's byte table
+    pieces = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(pieces), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=77, projection_dim=16, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = transformers.CLIPTextModelWithProjection(config)
+    torch.nn.init.normal_(network.text_projection.weight)
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test reads or writes the user's folder of encoded texts."""
+    monkeypatch.setenv("CMMFNET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CMMFNET_TEXT_ENCODER", raising=False)
+    return tmp_path / "cache" / "text"
+
+
+def without_disk(folder):
+    """An encoder that keeps nothing on disk, so that every text is encoded by this one."""
+    encoder = text.SentenceEncoder(folder)
+    encoder._disk = None
+    return encoder
+
+
+@pytest.fixture
+def encoder(tiny_clip):
+    return without_disk(tiny_clip)
+
+
+def test_sentence_tokens(encoder):
+    tokens, mask = encoder(["a car", "", "two red cars"])
+    assert tokens.shape == (3, 77, 32) and tokens.dtype == torch.float32
+    assert mask.shape == (3, 77) and mask.dtype == torch.bool
+    assert mask.sum(1).tolist() == [4 + 2, 2, 10 + 2]  # one token per letter, start and end
+    assert not tokens[~mask].any() and tokens[mask].abs().sum(1).min() > 0
+    assert not tokens.requires_grad
+    assert torch.allclose(tokens[0, 0], tokens[1, 0])  # causal: start of text sees only itself
+
+
+def test_sentence_tokens_are_the_final_layer_norm_output(encoder):
+    captured = []
+    norm = next(m for name, m in encoder.network.named_modules() if name.endswith("final_layer_norm"))
+    norm.register_forward_hook(lambda module, inputs, output: captured.append(output))
+    tokens, mask = encoder(["a car"])
+    assert torch.equal(tokens[mask], captured[0][mask])
+
+
+def test_batch_and_padding_do_not_change_valid_tokens(tiny_clip, encoder):
+    alone, mask = encoder(["a car"])
+    together, _ = without_disk(tiny_clip)(["two red cars by a wall", "a car"])
+    assert torch.allclose(together[1], alone[0], atol=1e-6)
+    other_padding = without_disk(tiny_clip)
+    other_padding.tokenizer.pad_token = "!"
+    assert other_padding.tokenizer.pad_token_id != encoder.tokenizer.pad_token_id
+    tokens, other_mask = other_padding(["a car"])
+    assert torch.equal(other_mask, mask) and torch.allclose(tokens, alone, atol=1e-6)
+
+
+def test_deterministic_and_cached(tiny_clip, encoder):
+    first, mask = encoder(["a car", "a car", "a tree"])
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+    assert torch.equal(without_disk(tiny_clip)(["a car", "a car", "a tree"])[0], first)
+    kept = first.clone()
+    first.zero_()  # the caller's tensor is the caller's
+    encoder.network.forward = None  # any further use of the network fails
+    again, again_mask = encoder(["a tree", "a car"])
+    assert torch.equal(again, kept[[2, 0]]) and torch.equal(again_mask, mask[[2, 0]])
+
+
+def test_cache_is_bounded(encoder, monkeypatch):
+    monkeypatch.setattr(encoder, "CACHED_TEXTS", 2)
+    tokens, _ = encoder(["a", "b", "c"])
+    assert list(encoder._cache) == ["b", "c"]
+    assert torch.allclose(encoder(["b", "a"])[0], tokens[[1, 0]], atol=1e-6)
+    assert list(encoder._cache) == ["b", "a"]
+
+
+def test_frozen(encoder):
+    assert not encoder.network.training
+    assert sum(p.numel() for p in encoder.network.parameters()) > 0
+    assert not any(p.requires_grad for p in encoder.network.parameters())
+
+
+def test_too_long_a_sentence_is_cut_with_a_warning(encoder):
+    with pytest.warns(UserWarning, match="102 tokens and CLIP reads 77") as caught:
+        tokens, mask = encoder(["x" * 100])
+    assert mask.all() and tokens.shape == (1, 77, 32) and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(["x" * 75])
+
+
+def test_sentence_encoder_errors(encoder, tmp_path, monkeypatch):
+    with pytest.raises(TypeError, match="list of strings"):
+        encoder("a car")
+    with pytest.raises(TypeError, match="list of strings"):
+        encoder(["a car", None])
+    assert encoder([])[0].shape == (0, 77, 32)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        text.SentenceEncoder(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="cannot load the CLIP text encoder"):
+        text.SentenceEncoder(tmp_path)  # an empty folder
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OSError, match=r"(?s)cannot load the CLIP text encoder .*CMMFNET_TEXT_ENCODER"):
+        text.SentenceEncoder(tmp_path)(["a car"])
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'cmmfnet\[clip\]'"):
+        text.SentenceEncoder(tmp_path)(["a car"])
+
+
+def test_revision_is_pinned_for_the_hub_only(tiny_clip, monkeypatch):
+    import transformers
+
+    seen = []
+    load = transformers.CLIPTextModel.from_pretrained
+    load_tokenizer = transformers.CLIPTokenizer.from_pretrained
+
+    def spy(real):
+        def from_pretrained(name, revision=None):
+            seen.append((name, revision))
+            return real(tiny_clip)
+
+        return from_pretrained
+
+    monkeypatch.setattr(transformers.CLIPTextModel, "from_pretrained", spy(load))
+    monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", spy(load_tokenizer))
+    hub = "openai/clip-vit-base-patch32"
+    pinned = text.CLIP_REVISIONS[hub]
+    assert len(pinned) == 40
+    for arguments, name, revision in (
+        ({}, hub, pinned),
+        ({"revision": "abc"}, hub, "abc"),
+        ({"model": tiny_clip, "revision": "abc"}, str(tiny_clip), None),
+        ({"model": f"{hub}@abc"}, hub, "abc"),
+        ({"model": "someone/clip"}, "someone/clip", None),
+    ):
+        seen.clear()
+        text.SentenceEncoder(**arguments)([f"{name} {revision}"[:70]])
+        assert seen == [(name, revision)] * 2
+
+
+def test_the_environment_names_the_encoder(tiny_clip, monkeypatch, tmp_path):
+    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", str(tiny_clip))
+    tokens, mask = text.SentenceEncoder()(["a car"])
+    assert torch.equal(tokens, without_disk(tiny_clip)(["a car"])[0]) and mask.sum() == 6
+    assert text.clip_tag_vectors(["car"]).shape == (1, 16)
+    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        text.SentenceEncoder()
+    assert text.SentenceEncoder(tiny_clip).width == 32  # what the caller says goes first
+
+
+# ------------------------------------------------------------------------------------------------ encoded texts on disk
+
+
+def no_clip(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+
+def test_tokens_come_from_disk_without_loading_clip(tiny_clip, own_cache, monkeypatch):
+    tokens, mask = text.SentenceEncoder(tiny_clip)(["a car", "a tree"])
+    (folder,) = own_cache.iterdir()
+    assert folder.name.startswith("sentences-folder-") and len(list(folder.iterdir())) == 2
+    assert not any(b"car" in file.read_bytes() for file in folder.iterdir())  # the text itself is not kept
+    no_clip(monkeypatch)
+    again, again_mask = text.SentenceEncoder(tiny_clip)(["a tree", "a car", "a tree"])
+    assert torch.equal(again, tokens[[1, 0, 1]]) and torch.equal(again_mask, mask[[1, 0, 1]])
+    with pytest.raises(ImportError, match="transformers"):
+        text.SentenceEncoder(tiny_clip)(["a car", "never seen"])
+
+
+def test_a_text_cut_on_disk_warns_every_time(tiny_clip, monkeypatch):
+    with pytest.warns(UserWarning, match="102 tokens"):
+        text.SentenceEncoder(tiny_clip)(["x" * 100])
+    no_clip(monkeypatch)
+    with pytest.warns(UserWarning, match="102 tokens and CLIP reads 77") as caught:
+        text.SentenceEncoder(tiny_clip)(["x" * 100])
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "other"])
+def test_a_damaged_file_is_written_anew(tiny_clip, own_cache, damage):
+    tokens, _ = text.SentenceEncoder(tiny_clip)(["a car"])
+    (path,) = own_cache.rglob("*.tokens")
+    good = path.read_bytes()
+    middle = len(good) // 2
+    flipped = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
+    path.write_bytes({"empty": b"", "cut": good[:middle], "flipped": flipped, "other": b"x" * 5000}[damage])
+    assert torch.equal(text.SentenceEncoder(tiny_clip)(["a car"])[0], tokens)
+    assert path.read_bytes() == good and len(list(path.parent.iterdir())) == 1
+
+
+def test_other_weights_have_other_files(tiny_clip, own_cache, tmp_path):
+    import shutil
+
+    other = shutil.copytree(tiny_clip, tmp_path / "other")
+    text.SentenceEncoder(tiny_clip)(["a car"])
+    text.SentenceEncoder(other)(["a car"])
+    assert len(list(own_cache.iterdir())) == 1  # the same files under another name are the same encoder
+    weights = other / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    text.SentenceEncoder(other)(["a car"])
+    assert len(list(own_cache.iterdir())) == 2
+
+
+def test_hub_models_are_kept_by_commit(tiny_clip, own_cache, monkeypatch):
+    import transformers
+
+    for name in ("CLIPTextModel", "CLIPTokenizer"):
+        load = getattr(transformers, name).from_pretrained
+        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *_, load=load, **__: load(tiny_clip))
+    text.SentenceEncoder()(["a car"])
+    hub = "openai/clip-vit-base-patch32"
+    (folder,) = own_cache.iterdir()
+    assert folder.name == f"sentences-{hub.replace('/', '--')}@{text.CLIP_REVISIONS[hub]}"
+    text.SentenceEncoder("someone/clip", "main")(["a car"])  # no commit is known: nothing is kept
+    assert len(list(own_cache.iterdir())) == 1
+    no_clip(monkeypatch)
+    assert text.SentenceEncoder()(["a car"])[1].sum() == 6
+
+
+def test_a_folder_that_cannot_be_written_to_costs_one_warning(tiny_clip, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CMMFNET_CACHE", str(tmp_path / "file"))
+    encoder = text.SentenceEncoder(tiny_clip)
+    with pytest.warns(UserWarning, match="cannot be kept in .*set CMMFNET_CACHE") as caught:
+        first, _ = encoder(["a car", "a tree"])
+        encoder(["a house"])
+    assert len(caught) == 1 and torch.equal(first, without_disk(tiny_clip)(["a car", "a tree"])[0])
+
+
+def test_the_folder_is_bounded(tiny_clip, own_cache, monkeypatch):
+    monkeypatch.setattr("cmmfnet.text.cache.MOST_TEXTS", 3)
+    text.SentenceEncoder(tiny_clip)(["a", "b"])
+    text.SentenceEncoder(tiny_clip)(["c", "d", "e"])
+    assert len(list(own_cache.rglob("*.tokens"))) == 3
+
+
+def keep_texts(number: int) -> None:
+    from cmmfnet.text.cache import TextCache
+
+    cache = TextCache("shared")
+    for turn in range(40):
+        cache.put(f"text {turn % 5}", {"tokens": np.full((300, 64), turn % 5, np.float32), "by": np.array(number)})
+        kept = cache.get(f"text {turn % 5}")
+        assert kept is not None and (kept["tokens"] == turn % 5).all()
+
+
+def test_several_processes_write_the_same_texts(own_cache):
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
+        list(pool.map(keep_texts, range(3)))
+    assert len(list(own_cache.rglob("*"))) == 1 + 5  # the folder and five texts, no half-written files
+
+
+# ------------------------------------------------------------------------------------------------ words out of the table
+
+
+def test_words_that_the_table_lacks(tiny_clip, own_cache, monkeypatch):
+    words = text.WordEncoder(tiny_clip)
+    found = words(["deer", "frobnicator"])
+    assert torch.allclose(torch.stack([*found.values()]), text.clip_tag_vectors(["deer", "frobnicator"], tiny_clip))
+    no_clip(monkeypatch)
+    again = text.WordEncoder(tiny_clip)(["deer", "never seen"])
+    assert list(again) == ["deer"] and torch.equal(again["deer"], found["deer"])
+
+
+def test_words_never_start_a_download(monkeypatch, own_cache):
+    import huggingface_hub
+    import transformers
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)  # not in the hub's cache
+    monkeypatch.setattr(
+        transformers.CLIPTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("asked for a model")
+    )
+    assert text.WordEncoder()(["deer"]) == {} and not own_cache.exists()
+    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", "someone/clip")
+    assert text.WordEncoder()(["deer"]) == {}
+
+
+def test_clip_tag_vectors(tiny_clip):
+    vectors = text.clip_tag_vectors(["car", "tree"], tiny_clip)
+    assert vectors.shape == (2, 16) and vectors.dtype == torch.float32 and not vectors.requires_grad
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
+    assert torch.allclose(text.clip_tag_vectors(["tree"], tiny_clip)[0], vectors[1], atol=1e-6)
+    templates = ("a {}", "one {} in the scene.")
+    each = torch.cat([text.clip_tag_vectors(["car"], tiny_clip, templates=(t,)) for t in templates])
+    averaged = torch.nn.functional.normalize(each.mean(0), dim=0)
+    assert torch.allclose(text.clip_tag_vectors(["car"], tiny_clip, templates=templates)[0], averaged, atol=1e-5)
+    for names, bad in (([], templates), ("car", templates), (["car"], ("a car",)), (["car"], ())):
+        with pytest.raises(ValueError):
+            text.clip_tag_vectors(names, tiny_clip, templates=bad)
+
+
+def test_templates():
+    assert len(text.TEMPLATES) == 15 == len(set(text.TEMPLATES)) and all(t.count("{}") == 1 for t in text.TEMPLATES)
+
+
+# ------------------------------------------------------------------------------------------------ in a Colorizer
+
+
+def test_corrections_use_the_tags_of_each_frame():
+    colorizer = Colorizer(Fake(working_size=64), device="cpu", dtype=torch.float32)
+    hot, cold = (np.full((32, 32), value, np.float32) for value in (0.9, -0.9))
+    (_, _), (first, second) = colorizer([hot, cold], text="+car -tree", span=(-1, 1), return_tags=True)
+    assert first.predicted[0][0] == "tree" and {name for name, p in first.predicted if p > 0.5} == {
+        "car",
+        "road",
+        "tree",
+    }
+    assert first.told == ["car", "road"] and second.told == ["car"]  # nothing is likely in the cold frame
+    together = colorizer([hot, cold], text="+car -tree", span=(-1, 1))
+    for frame, names, colour in ((hot, "car, road", together[0]), (cold, "car", together[1])):
+        assert np.array_equal(colour, colorizer(frame, text=names, span=(-1, 1)))
+    assert colorizer(hot, text="a tree +car", span=(-1, 1), return_tags=True)[1].told is None
+    nothing, seen = colorizer(cold, text="-car", span=(-1, 1), return_tags=True)
+    assert seen.told == [] and np.array_equal(nothing, colorizer(cold, text="", span=(-1, 1)))
+    with pytest.warns(UserWarning, match="'snwo'.*'hose'"):
+        colorizer(hot, text="+snwo -hose", span=(-1, 1))
+
+
+def test_the_tags_of_a_picture_are_those_of_the_method_tags():
+    torch.manual_seed(0)
+    network = CMMFNet(
+        channels=(8, 8, 8), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1), kernels=(3, 3, 3), global_size=64, vit_depth=1,
+        vit_width=16, vit_heads=2, text="clip-tags", text_width=16, text_length=16, words=("car", "road", "snow"), least_size=32,
+        ci="image_query",
+    )  # fmt: skip
+    colorizer = Colorizer(network, device="cpu", dtype=torch.float32)
+    encoded = []
+    network.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    frames = [np.random.default_rng(seed).random((40, 56), np.float32) for seed in range(3)]
+    texts = ["a car", None, "+snow"]
+    colours, seen = colorizer(frames, text=texts, batch_size=1, return_tags=True)
+    assert len(encoded) == 1 + 1 + 2  # only a correction needs the tags before the colours
+    _, seen_together = colorizer(frames, text=texts, batch_size=3, return_tags=True)
+    for frame, text_, colour, one, other in zip(frames, texts, colours, seen, seen_together, strict=True):
+        assert np.array_equal(colour, colorizer(frame, text=text_))
+        names, probabilities = zip(*colorizer.tags(frame), strict=True)
+        for each in (one, other):
+            assert [name for name, _ in each.predicted] == list(names)
+            assert np.allclose([p for _, p in each.predicted], probabilities, atol=1e-5)
+    assert (seen[0].told, seen[1].told) == (None, None) and "snow" in seen[2].told
+
+
+def test_corrections_and_tags_of_a_network_that_predicts_none():
+    frame = np.zeros((32, 32), np.float32)
+    plain = Colorizer(Fake(words=(), text="clip-sentence"), device="cpu")
+    for text_ in ("+snow", "-grass"):
+        with pytest.raises(CorrectionError, match="nothing to start from"):
+            plain(frame, text=text_)
+    with pytest.raises(ValueError, match="predicts no tags"):
+        plain(frame, return_tags=True)
+
+
+class Projecting(Fake):
+    """Fake with CLIP vectors of 16 numbers, projected, as while training."""
+
+    def __init__(self):
+        super().__init__(working_size=64)
+        self.table = torch.nn.Parameter(torch.zeros(3, 16))
+        self.text_projection = torch.nn.Linear(16, 4)
+
+
+def test_unknown_words_go_through_clip_where_the_network_can_take_them(tiny_clip, monkeypatch):
+    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", str(tiny_clip))
+    frame = np.zeros((32, 32), np.float32)
+    colorizer = Colorizer(Projecting(), device="cpu", dtype=torch.float32)
+    vector = text.clip_tag_vectors(["deer"], tiny_clip)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for prompt, tokens in (
+            ("a car and a deer", [torch.zeros(16), vector]),
+            ("a deer", [vector]),
+            ("+deer -car", None),
+        ):
+            colour, seen = colorizer(frame, text=prompt, return_tags=True)
+            if tokens is None:
+                tokens = [torch.zeros(16)] * len(seen.told) + [vector]
+            assert colour[0, 0, 1] == ((torch.stack(tokens).mean(0)[0] + 1) * 127.5).round().clamp(0, 255)
+    assert colorizer.network.seen[-1][3] == len(tokens)
+    folded = Colorizer(Fake(working_size=64), device="cpu", dtype=torch.float32)  # no projection: it cannot
+    with pytest.warns(UserWarning, match="does not know and leaves out: 'deer'"):
+        folded(frame, text="a car and a deer")
+    wrong = Projecting()
+    wrong.text_projection = torch.nn.Linear(512, 4)
+    with pytest.raises(ValueError, match=r"vectors of 16 numbers .* takes 512; CMMFNET_TEXT_ENCODER"):
+        Colorizer(wrong, device="cpu")(frame, text="a deer")
+
+
+def test_unknown_words_are_named_where_clip_is_not_here(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    colorizer = Colorizer(Projecting(), device="cpu", dtype=torch.float32)
+    with pytest.warns(UserWarning, match=r"'deer'.*Known are 3 names"):
+        colorizer(np.zeros((32, 32), np.float32), text="a car and a deer")

@@ -1,12 +1,14 @@
-"""The residual blocks of a U-Net's stage in training, forward and backward as one CUDA graph: their hand-written gradients
-(ops/block.py) against autograd of the separate operators, in one run.
+"""The residual blocks of a U-Net's stage in training, forward and backward as one CUDA graph: their
+hand-written gradients (ops/block.py) against autograd of the separate operators, in one run.
 
-    python benchmarks/blocks.py                # a pair of blocks at the three sizes of CMMF-Net at 256x256, batch 24, bfloat16
-    python benchmarks/blocks.py --kernels      # and what each kernel takes
-    python benchmarks/blocks.py --tune         # instead of all that, other tilings of each kernel, the fastest five
+    python benchmarks/blocks.py                # a pair of blocks at the three sizes of CMMF-Net at
+    256x256, batch 24, bfloat16 python benchmarks/blocks.py --kernels      # and what each kernel
+    takes python benchmarks/blocks.py --tune         # instead of all that, other tilings of each
+    kernel, the fastest five
 
-Beside the times: the bytes that each way must move at least (passes over a map counted by hand, ops/block.py) over the
-bandwidth of a large copy measured here, and the relative error of the output and the worst gradient against float32.
+Beside the times: the bytes that each way must move at least (passes over a map counted by hand,
+ops/block.py) over the bandwidth of a large copy measured here, and the relative error of the output
+and the worst gradient against float32.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def bandwidth() -> float:
     return 2 * a.numel() / (graph_ms(lambda: b.copy_(a)) * 1e-3)
 
 
-def both(stage: torch.nn.Module, x: Tensor, dy: Tensor, ours: bool, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
+def both(
+    stage: torch.nn.Module, x: Tensor, dy: Tensor, ours: bool, dtype: torch.dtype
+) -> Callable[[], list[Tensor]]:
     """Output and all gradients of a stage, by ``ours`` or by autograd of the separate operators."""
     x = x.detach().requires_grad_()
 
@@ -56,7 +60,8 @@ def both(stage: torch.nn.Module, x: Tensor, dy: Tensor, ours: bool, dtype: torch
             with torch.autocast("cuda", dtype, dtype != torch.float32, cache_enabled=False):
                 y = stage(x)
             wanted = [x, *(p for name, p in stage.named_parameters() if not_before_norm(name))]
-            # not y itself: its graph would live on, whose leaves are bound to this stream, into a capture on another
+            # not y itself: its graph would live on, whose leaves are bound to this stream, into a
+            # capture on another
             return [y.detach(), *torch.autograd.grad(y, wanted, dy)]
         finally:
             layers.serves_training = original
@@ -79,12 +84,17 @@ def by_kernel(run: Callable[[], object]) -> list[tuple[float, int, str]]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         torch.cuda.synchronize()
-    rows = [(event.device_time_total / 1e3, event.count, event.key) for event in profile.key_averages()]
+    rows = [
+        (event.device_time_total / 1e3, event.count, event.key) for event in profile.key_averages()
+    ]
     return sorted((row for row in rows if row[0] > 0), reverse=True)
 
 
-def parts_of(channels: int, side: int, batch: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """Each kernel at work by itself on numbers drawn at random, by its name in pointwise.TILES where it is there."""
+def parts_of(
+    channels: int, side: int, batch: int, dtype: torch.dtype
+) -> dict[str, Callable[[], object]]:
+    """Each kernel at work by itself on numbers drawn at random, by its name in pointwise.TILES
+    where it is there."""
 
     def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=dtype)
@@ -95,13 +105,24 @@ def parts_of(channels: int, side: int, batch: int, dtype: torch.dtype) -> dict[s
 
     def inside(rows: int) -> Inside:
         weight = draw(rows, channels) * channels**-0.5
-        return Inside(x, moments(channels), weight, moments(rows), draw(batch, rows, channels, dtype=torch.float32))
+        return Inside(
+            x,
+            moments(channels),
+            weight,
+            moments(rows),
+            draw(batch, rows, channels, dtype=torch.float32),
+        )
 
     x, narrow, other, sdv = (draw(batch, planes * channels, side, side) for planes in (1, 1, 1, 4))
     enter, widen = inside(channels), inside(4 * channels)
     back, square = widen.weight.t().contiguous(), enter.weight
     parts, rows = TILES["narrow"][channels].parts, 4 * channels
-    sums = Sums(*(draw(batch, parts, *shape, dtype=torch.float32) for shape in ((2, rows), (rows, channels))))
+    sums = Sums(
+        *(
+            draw(batch, parts, *shape, dtype=torch.float32)
+            for shape in ((2, rows), (rows, channels))
+        )
+    )
     return {
         "covariance": lambda: products.inside_of(x, enter.x_statistics, widen.weight),
         "inward": lambda: products.inward(enter),
@@ -117,7 +138,8 @@ def parts_of(channels: int, side: int, batch: int, dtype: torch.dtype) -> dict[s
     }
 
 
-# pixels, rows, warps, stages and parts to try, first for what takes longest; few for what matters little
+# pixels, rows, warps, stages and parts to try, first for what takes longest; few for what matters
+# little
 TRIED = {
     "leave": ((32, 64, 128), (32, 64, 128), (4, 8), (2, 3), (4, 8, 16, 32)),
     "narrow": ((32, 64, 128), (32, 64, 128), (4, 8), (2, 3), (2, 4, 8)),
@@ -129,11 +151,16 @@ TRIED = {
     "inward": ((64, 128), (64,), (4, 8), (2,), (1,)),
     "onward": ((64, 128), (64,), (4, 8), (3,), (1,)),
 }
-SUMS = {"narrow": 2, "leave": 1, "enter": 1}  # matrices (rows, channels) that a program of _slopes holds
+SUMS = {
+    "narrow": 2,
+    "leave": 1,
+    "enter": 1,
+}  # matrices (rows, channels) that a program of _slopes holds
 
 
 def candidates(channels: int) -> list[tuple[str, int, Tiles]]:
-    """Tilings by the names of kernels in pointwise.TILES, the present ones among them; none that cannot fit into registers."""
+    """Tilings by the names of kernels in pointwise.TILES, the present ones among them; none that
+    cannot fit into registers."""
     found = {(name, channels, of[channels]): None for name, of in TILES.items()}
     for name, tried in TRIED.items():
         for tiles in itertools.starmap(Tiles, itertools.product(*tried)):
@@ -161,7 +188,8 @@ def with_tiles(name: str, channels: int, tiles: Tiles, run: Callable[[], Result]
 
 
 def compiled(candidate: tuple[str, int, Tiles], dtype: torch.dtype) -> str:
-    """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or nothing."""
+    """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or
+    nothing."""
     name, channels, tiles = candidate
     try:
         with_tiles(name, channels, tiles, parts_of(channels, 32, 2, dtype)[name])
@@ -172,7 +200,8 @@ def compiled(candidate: tuple[str, int, Tiles], dtype: torch.dtype) -> str:
 
 
 def quick_ms(function: Callable[[], object], calls: int = 4, repeats: int = 5) -> float:
-    """As ``graph_ms`` of some calls, but without all that torch.cuda.graph does first, which takes longer than a kernel."""
+    """As ``graph_ms`` of some calls, but without all that torch.cuda.graph does first, which takes
+    longer than a kernel."""
     function()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -194,7 +223,8 @@ def quick_ms(function: Callable[[], object], calls: int = 4, repeats: int = 5) -
 
 
 def tune(batch: int, dtype: torch.dtype) -> None:
-    """Times of tilings. The compiler takes seconds for each, so all cores compile before anything is timed."""
+    """Times of tilings. The compiler takes seconds for each, so all cores compile before anything
+    is timed."""
     began = time.perf_counter()
     sizes = [(channels, side) for channels, side in SIZES if channels in TILES["onward"]]
     named = [candidate for channels, _ in sizes for candidate in candidates(channels)]
@@ -207,7 +237,8 @@ def tune(batch: int, dtype: torch.dtype) -> None:
     runs = {candidate: run.result() for candidate, run in runs.items() if not run.cancelled()}
     fine = {candidate for candidate, problem in runs.items() if not problem}
     print(
-        f"{len(runs)} of {len(once)} kernels compiled in {time.perf_counter() - began:.0f} s, of which {len(fine)} run",
+        f"{len(runs)} of {len(once)} kernels compiled in {time.perf_counter() - began:.0f} s, of "
+        f"which {len(fine)} run",
         flush=True,
     )
     for channels, side in sizes:
@@ -219,24 +250,34 @@ def tune(batch: int, dtype: torch.dtype) -> None:
             rows = []
             for of, c, tiles in named:
                 if (of, c) == (name, channels) and (of, c, tiles._replace(parts=1)) in fine:
-                    rows.append((with_tiles(name, channels, tiles, lambda run=run: quick_ms(run)), tiles))
+                    rows.append(
+                        (with_tiles(name, channels, tiles, lambda run=run: quick_ms(run)), tiles)
+                    )
             rows.sort()
             for place, (ms, tiles) in enumerate(rows):
                 now = tiles == TILES[name][channels]
                 if place < 5 or now:
-                    print(f"  {channels} {name}: {ms:.4f} ms {tiles}{' <- now' if now else ''}", flush=True)
+                    print(
+                        f"  {channels} {name}: {ms:.4f} ms {tiles}{' <- now' if now else ''}",
+                        flush=True,
+                    )
     print(f"{time.perf_counter() - began:.0f} s in all")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--kernel", type=int, default=13)
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--tune", action="store_true")
     given = parser.parse_args()
     if not torch.cuda.is_available() or block.triton is None:
-        raise SystemExit("this benchmark needs a CUDA GPU and Triton; elsewhere the blocks are PyTorch's own operators")
+        raise SystemExit(
+            "this benchmark needs a CUDA GPU and Triton; elsewhere the blocks are PyTorch's own "
+            "operators"
+        )
     if given.tune:
         tune(given.batch, torch.bfloat16)
         return
@@ -244,15 +285,20 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False  # the reference is float32
     dtype, rate = torch.bfloat16, bandwidth()
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {block.triton.__version__}; copy "
-        f"{rate / 1e12:.2f} TB/s; {dtype}, batch {given.batch}, milliseconds of a pair, forward and backward"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton "
+        f"{block.triton.__version__}; copy "
+        f"{rate / 1e12:.2f} TB/s; {dtype}, batch {given.batch}, milliseconds of a pair, forward "
+        "and backward"
     )
     print("| size | separate | floor | error | ours | floor | error | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for channels, side in SIZES:
         torch.manual_seed(0)
         stage = layers.large_kernel_stage(channels, 1, given.kernel).cuda()
-        x, dy = (torch.randn(given.batch, channels, side, side, device="cuda", dtype=dtype) for _ in range(2))
+        x, dy = (
+            torch.randn(given.batch, channels, side, side, device="cuda", dtype=dtype)
+            for _ in range(2)
+        )
         few = slice(0, 4)  # float32 of the whole batch would take seconds
         wanted = both(copy.deepcopy(stage), x[few].float(), dy[few].float(), False, torch.float32)()
         cells, runs = [], {}

@@ -1,13 +1,16 @@
-"""The large-kernel depthwise convolution against cuDNN, in one run: forward, and forward with backward.
+"""The large-kernel depthwise convolution against cuDNN, in one run: forward, and forward with
+backward.
 
-    python benchmarks/depthwise.py                          # the three sizes of CMMF-Net's U-Net, k = 13, bfloat16
-    python benchmarks/depthwise.py --kernel 7 31 --dtype float16
-    python benchmarks/depthwise.py --tune                   # other tilings of the kernels, the fastest last
+    python benchmarks/depthwise.py                          # the three sizes of CMMF-Net's U-Net, k
+    = 13, bfloat16 python benchmarks/depthwise.py --kernel 7 31 --dtype float16 python
+    benchmarks/depthwise.py --tune                   # other tilings of the kernels, the fastest
+    last
 
-Each time is the median over CUDA graph replays, so that launches from Python do not count; inputs rotate among as many
-copies as exceed the cache. The two floors beside it: bytes (every input read once, every output written once, over the
-bandwidth of a large copy measured here) and arithmetic (the multiply-adds that the kernels do, Toeplitz zeros and all, over
-the rate of a large matrix product measured here).
+Each time is the median over CUDA graph replays, so that launches from Python do not count; inputs
+rotate among as many copies as exceed the cache. The two floors beside it: bytes (every input read
+once, every output written once, over the bandwidth of a large copy measured here) and arithmetic
+(the multiply-adds that the kernels do, Toeplitz zeros and all, over the rate of a large matrix
+product measured here).
 """
 
 from __future__ import annotations
@@ -81,7 +84,9 @@ def times(function, sets: list[tuple[Tensor, ...]]) -> tuple[float, float]:
     return graph_ms(forward(function, sets)) / len(sets), graph_ms(both(function, sets)) / len(sets)
 
 
-def floors(size, kernel: int, dtype: torch.dtype, bandwidth: float, rate: float) -> tuple[float, float]:
+def floors(
+    size, kernel: int, dtype: torch.dtype, bandwidth: float, rate: float
+) -> tuple[float, float]:
     """Milliseconds forward: of the bytes, and of the multiply-adds."""
     values = torch.Size(size).numel()
     tiles = depthwise._forward_tiles(kernel, torch.empty(size, dtype=dtype, device="meta"))
@@ -97,13 +102,19 @@ def error(size, kernel: int, dtype: torch.dtype) -> float:
     want = cudnn(*exact)
     given = (y, *torch.autograd.grad(y, (x, weight, bias), dy))
     wanted = (want, *torch.autograd.grad(want, exact, dy.double()))
-    return max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in zip(given, wanted, strict=True))
+    return max(
+        float(((a.double() - b).norm() / b.norm()).detach())
+        for a, b in zip(given, wanted, strict=True)
+    )
 
 
 def candidates(kernel: int) -> list[tuple[str, depthwise.Tiles]]:
     """Tilings of both kernels that registers can hold."""
     wide = depthwise._border(kernel)[1] == 64
-    groups = {"_forward_tiles": (1, 2) if wide else (1, 2, 4), "_weight_tiles": (1, 2) if wide else (2, 4)}
+    groups = {
+        "_forward_tiles": (1, 2) if wide else (1, 2, 4),
+        "_weight_tiles": (1, 2) if wide else (2, 4),
+    }
     return [
         (which, depthwise.Tiles(rows, patches, group, warps, stages, values))
         for which in groups
@@ -116,12 +127,15 @@ def candidates(kernel: int) -> list[tuple[str, depthwise.Tiles]]:
 
 
 def compiled(candidate: tuple[str, depthwise.Tiles], size, kernel: int, dtype: torch.dtype) -> str:
-    """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or nothing."""
+    """Run a tiling once, so that Triton's cache on disk has it; what is wrong with it, or
+    nothing."""
     which, tiles = candidate
     original = getattr(depthwise, which)
     setattr(depthwise, which, lambda *_: tiles)
-    x, weight, bias, dy = (torch.randn(s, device="cuda", dtype=dtype, requires_grad=True)
-                           for s in (size, (size[1], 1, kernel, kernel), (size[1],), size))  # fmt: skip
+    x, weight, bias, dy = (
+        torch.randn(s, device="cuda", dtype=dtype, requires_grad=True)
+        for s in (size, (size[1], 1, kernel, kernel), (size[1],), size)
+    )
     try:
         y = depthwise.depthwise_conv2d(x, weight, bias)
         if which == "_weight_tiles":
@@ -135,12 +149,16 @@ def compiled(candidate: tuple[str, depthwise.Tiles], size, kernel: int, dtype: t
 
 
 def tune(size, kernel: int, dtype: torch.dtype, named: list[tuple[str, depthwise.Tiles]]) -> list:
-    """Forward, or forward and backward, times of tilings, slowest first; one that does not fit is named so.
+    """Forward, or forward and backward, times of tilings, slowest first; one that does not fit is
+    named so.
 
-    The compiler takes seconds for each: all cores compile before anything is timed. Returns the 12 best of each kernel.
+    The compiler takes seconds for each: all cores compile before anything is timed. Returns the 12
+    best of each kernel.
     """
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        problems = list(pool.map(compiled, named, *([value] * len(named) for value in (size, kernel, dtype))))
+        problems = list(
+            pool.map(compiled, named, *([value] * len(named) for value in (size, kernel, dtype)))
+        )
     sets = operands(size, kernel, dtype)
     found: dict[str, list] = {"_forward_tiles": [], "_weight_tiles": []}
     for (which, tiles), problem in zip(named, problems, strict=True):
@@ -162,33 +180,45 @@ def tune(size, kernel: int, dtype: torch.dtype, named: list[tuple[str, depthwise
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kernel", type=int, nargs="+", default=[13])
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--tune", action="store_true")
     given = parser.parse_args()
     if not torch.cuda.is_available() or depthwise.triton is None:
-        raise SystemExit("this benchmark needs a CUDA GPU and Triton; on the CPU the operator is PyTorch's own")
+        raise SystemExit(
+            "this benchmark needs a CUDA GPU and Triton; on the CPU the operator is PyTorch's own"
+        )
     dtype = getattr(torch, given.dtype)
     torch.backends.cudnn.benchmark = True
     bandwidth, rate = ceilings(dtype)
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {depthwise.triton.__version__}; copy "
-        f"{bandwidth / 1e12:.2f} TB/s, matrix product {rate / 1e12:.0f} TFLOP/s; {given.dtype}, milliseconds"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton "
+        f"{depthwise.triton.__version__}; copy "
+        f"{bandwidth / 1e12:.2f} TB/s, matrix product {rate / 1e12:.0f} TFLOP/s; {given.dtype}, "
+        "milliseconds"
     )
     print(
-        "| size | k | cuDNN fwd | ours | ratio | cuDNN fwd+bwd | ours | ratio | bytes floor | arithmetic floor | error |"
+        "| size | k | cuDNN fwd | ours | ratio | cuDNN fwd+bwd | ours | ratio | bytes floor | "
+        "arithmetic floor | error |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     named: dict[int, list] = {}  # all tilings at the first size, the best of them at the next
     for size in SIZES:
         for kernel in given.kernel:
             sets = operands(size, kernel, dtype)
-            (theirs, theirs_both), (ours, ours_both) = times(cudnn, sets), times(depthwise.depthwise_conv2d, sets)
+            (theirs, theirs_both), (ours, ours_both) = (
+                times(cudnn, sets),
+                times(depthwise.depthwise_conv2d, sets),
+            )
             low = floors(size, kernel, dtype, bandwidth, rate)
             print(
-                f"| {size} | {kernel} | {theirs:.3f} | {ours:.3f} | **{theirs / ours:.1f}** | {theirs_both:.3f} | "
-                f"{ours_both:.3f} | **{theirs_both / ours_both:.1f}** | {low[0]:.3f} | {low[1]:.3f} | "
+                f"| {size} | {kernel} | {theirs:.3f} | {ours:.3f} | **{theirs / ours:.1f}** | "
+                f"{theirs_both:.3f} | "
+                f"{ours_both:.3f} | **{theirs_both / ours_both:.1f}** | {low[0]:.3f} | "
+                f"{low[1]:.3f} | "
                 f"{error(size, kernel, dtype):.1e} |",
                 flush=True,
             )

@@ -1,10 +1,12 @@
-"""Kill a training with SIGKILL at random moments, and go on with it each time: does every checkpoint load?
+"""Kill a training with SIGKILL at random moments, and go on with it each time: does every
+checkpoint load?
 
     python benchmarks/kill.py --trials 100
 
-A small CMMF-Net on rendered scenes, on the CPU, with a checkpoint after every step, so that most of the time is spent
-writing one. Every trial starts the same command, waits until it has trained, kills it after a random time and loads what is
-there: checkpoint and model. The last one goes on to its end. Exits with 1 where a trial lost anything.
+A small CMMF-Net on rendered scenes, on the CPU, with a checkpoint after every step, so that most of
+the time is spent writing one. Every trial starts the same command, waits until it has trained,
+kills it after a random time and loads what is there: checkpoint and model. The last one goes on to
+its end. Exits with 1 where a trial lost anything.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ STEPS = 1_000_000
 
 
 def trial(command: list[str], out: Path, wait: float) -> int:
-    """Start, kill ``wait`` seconds after the first new step; the step of the checkpoint that is left."""
+    """Start, kill ``wait`` seconds after the first new step; the step of the checkpoint that is
+    left."""
     log = out / "log.jsonl"
     before = log.stat().st_size if log.exists() else 0
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     limit = time.monotonic() + 120
     try:
         while not (log.exists() and log.stat().st_size > before):
@@ -57,19 +62,26 @@ def trial(command: list[str], out: Path, wait: float) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     moments = random.Random(given.seed)
-    print(f"cmmfnet {__version__}, torch {torch.__version__}, {os.cpu_count()} cores, {given.trials} trials")
+    print(
+        f"cmmfnet {__version__}, torch {torch.__version__}, {os.cpu_count()} cores, "
+        f"{given.trials} trials"
+    )
     with tempfile.TemporaryDirectory() as folder:
         data, out = Path(folder) / "scenes", Path(folder) / "run"
         write_pairs(data, 6, seed=1, size=(64, 80))
         command = [
-            sys.executable, "-m", "cmmfnet", "train", "--config", "tiny", "--config.size", "32", "--config.batch_size", "1",
+            sys.executable, "-m", "cmmfnet", "train", "--config", "tiny", "--config.size", "32",
+            "--config.batch_size", "1",
             "--config.steps", str(STEPS), "--config.save_every", "1", "--config.log_every", "1",
-            "--config.sheet_every", str(STEPS), "--data", str(data), "--out", str(out), "--device", "cpu", "--workers", "0",
+            "--config.sheet_every", str(STEPS), "--data", str(data), "--out", str(out), "--device",
+            "cpu", "--workers", "0",
         ]  # fmt: skip
         resumed, lost, partial, reached = 0, 0, 0, 0
         for number in range(given.trials):
@@ -83,10 +95,20 @@ def main() -> int:
             reached = step
             if number % 20 == 19:
                 print(f"after {number + 1} trials: {resumed} went on, step {reached}", flush=True)
-        subprocess.run([*command, "--max-steps", str(reached + 2)], check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            [*command, "--max-steps", str(reached + 2)],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
         end = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"]
-    print(f"{resumed} of {given.trials} trials went on where they were killed, {lost} lost steps that were saved")
-    print(f"{partial} times the kill came while a file was written; the training reached step {end}")
+    print(
+        f"{resumed} of {given.trials} trials went on where they were killed, {lost} lost steps "
+        "that were saved"
+    )
+    print(
+        f"{partial} times the kill came while a file was written; the training reached step {end}"
+    )
     return 0 if resumed == given.trials and end == reached + 2 else 1
 
 

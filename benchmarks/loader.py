@@ -2,10 +2,11 @@
 
     python benchmarks/loader.py [--data FOLDER] [--shards] [--workers 0 1 2 4 8 16] [--device cuda]
 
-Without --data, pairs with the spectrum of real frames are made in a temporary folder: as many bytes a pixel as real ones,
-which is what decoding costs go by. "decoded": what the workers hand over, in pinned memory where there is a GPU. "batches":
-what the training loop receives, after upload and sensor effects, which on the CPU run in the training process. Each number is
-the median of --repeats windows of --seconds, after a warm-up. Prints a Markdown table.
+Without --data, pairs with the spectrum of real frames are made in a temporary folder: as many bytes
+a pixel as real ones, which is what decoding costs go by. "decoded": what the workers hand over, in
+pinned memory where there is a GPU. "batches": what the training loop receives, after upload and
+sensor effects, which on the CPU run in the training process. Each number is the median of --repeats
+windows of --seconds, after a warm-up. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ ENDLESS = 10**9  # steps; the windows end it
 
 
 def frame(rng: np.random.Generator, channels: int, slope: float) -> np.ndarray:
-    """Noise with an amplitude of 1/f^slope, as pictures of the world have it: (H,W,channels) uint8."""
+    """Noise with an amplitude of 1/f^slope, as pictures of the world have it: (H,W,channels)
+    uint8."""
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH))
     frequency[0, 0] = 1
     common = rng.normal(size=(HEIGHT, WIDTH))
@@ -55,12 +57,15 @@ def make_pairs(root: Path, count: int) -> Path:
         rng = np.random.default_rng(i)
         Image.fromarray(frame(rng, 3, 1.25)).save(root / "visible" / f"{i}.jpg", quality=90)
         Image.fromarray(frame(rng, 1, 1.45)[..., 0]).save(root / "thermal" / f"{i}.jpg", quality=90)
-    (root / "index.jsonl").write_text("".join(json.dumps({"name": str(i)}) + "\n" for i in range(count)))
+    (root / "index.jsonl").write_text(
+        "".join(json.dumps({"name": str(i)}) + "\n" for i in range(count))
+    )
     return root
 
 
 def milliseconds(function, count: int) -> float:
-    """Milliseconds for each of ``count``: the least of three passes, for what other processes take is no property of ours."""
+    """Milliseconds for each of ``count``: the least of three passes, for what other processes take
+    is no property of ours."""
     passes = []
     for _ in range(3):
         began = time.perf_counter()
@@ -71,7 +76,8 @@ def milliseconds(function, count: int) -> float:
 
 
 def rate(stream: Iterable, warm_up: int, images: int, arguments: argparse.Namespace) -> float:
-    """Images a second: the median over windows. ``warm_up`` batches go first: those that wait ready are no rate."""
+    """Images a second: the median over windows. ``warm_up`` batches go first: those that wait ready
+    are no rate."""
     stream = iter(stream)
     for _ in range(warm_up):
         next(stream)
@@ -99,11 +105,19 @@ def measure(pairs: Pairs, workers: int, arguments: argparse.Namespace) -> tuple[
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="a data set of yours: folder or URL")
-    parser.add_argument("--count", type=int, default=240, help="pairs to make where there is no --data")
-    parser.add_argument("--shards", action="store_true", help="measure the same pairs in tar shards, too")
-    parser.add_argument("--workers", type=int, nargs="+", help="default: 0 1 2 4 8 16, up to the number of cores")
+    parser.add_argument(
+        "--count", type=int, default=240, help="pairs to make where there is no --data"
+    )
+    parser.add_argument(
+        "--shards", action="store_true", help="measure the same pairs in tar shards, too"
+    )
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="default: 0 1 2 4 8 16, up to the number of cores"
+    )
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -129,23 +143,29 @@ def main() -> None:
         if arguments.shards:
             sets["shards"] = Pairs(write_shards(root, Path(temporary) / "shards"))
         gpu = torch.cuda.get_device_name() if arguments.device == "cuda" else "no GPU"
-        print(f"{processor()}, {cores} cores, {gpu}; Python {platform.python_version()}, torch {torch.__version__}, "
+        print(f"{processor()}, {cores} cores, {gpu}; Python {platform.python_version()}, torch "
+              f"{torch.__version__}, "
               f"Pillow {PIL.__version__}, numpy {np.__version__}")  # fmt: skip
         print(
-            f"python {' '.join(sys.argv)}\nbatch {arguments.batch}, size {arguments.size}, {len(sets['folder'])} pairs\n"
+            f"python {' '.join(sys.argv)}\nbatch {arguments.batch}, size {arguments.size}, "
+            f"{len(sets['folder'])} pairs\n"
         )
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a worker
         count = min(48, len(sets["folder"]))
-        items = Batches([Source(sets["folder"], (1, 1))], batch_size=1, size=arguments.size, steps=ENDLESS)._items
+        items = Batches(
+            [Source(sets["folder"], (1, 1))], batch_size=1, size=arguments.size, steps=ENDLESS
+        )._items
         print(f"one core, ms a pair: {milliseconds(lambda i: items[i], count):.2f} in all", end="")
         for kind in ("visible", "thermal"):
             cost = milliseconds(lambda i, kind=kind: sets["folder"].pictures(i, (kind,)), count)
             print(f"; {kind} read and decoded {cost:.2f}", end="")
         torch.set_num_threads(threads)
 
-        print("\n\n| pairs in | workers | decoded, images/s | batches, images/s |\n|---|---|---|---|")
+        print(
+            "\n\n| pairs in | workers | decoded, images/s | batches, images/s |\n|---|---|---|---|"
+        )
         for name, pairs in sets.items():
             for workers in arguments.workers or [n for n in (0, 1, 2, 4, 8, 16) if n <= cores]:
                 decoded, finished = measure(pairs, workers, arguments)

@@ -1,24 +1,27 @@
 """The benchmark: every method trained with one budget on the same pairs and scored by one protocol.
 
     python benchmarks/methods.py DATA --pretrained WEIGHTS --out out/benchmark --parallel 8
-    python benchmarks/methods.py DATA --out out/benchmark --list            # what there is, and what is done
-    python benchmarks/methods.py DATA --out out/benchmark --only '*-own-*'  # a part of it
-    python benchmarks/methods.py DATA --out out/benchmark --table           # table and sheets of what is done
-    python benchmarks/methods.py out/scenes --out out/toy --changes benchmarks/toy.yaml --budget 40
+    python benchmarks/methods.py DATA --out out/benchmark --list            # what there is, and
+    what is done python benchmarks/methods.py DATA --out out/benchmark --only '*-own-*'  # a part of
+    it python benchmarks/methods.py DATA --out out/benchmark --table           # table and sheets of
+    what is done python benchmarks/methods.py out/scenes --out out/toy --changes benchmarks/toy.yaml
+    --budget 40
 
-DATA holds pairs/ (or is a data set itself); for cmmfnet's recipe, and so for every matched training, labelled-photos/ and
-rendered/ as well (docs/training.md). Every training is a process of its own, as many at a time as --parallel says. It ends
-after --budget pictures or --minutes of training, whichever is first; both are in the table. Schedules are those of the
-configurations, stretched to the budget (a warm-up takes a twentieth of the steps at most). A training that is done is
-skipped, one that was stopped goes on where it was.
+DATA holds pairs/ (or is a data set itself); for cmmfnet's recipe, and so for every matched
+training, labelled-photos/ and rendered/ as well (docs/training.md). Every training is a process of
+its own, as many at a time as --parallel says. It ends after --budget pictures or --minutes of
+training, whichever is first; both are in the table. Schedules are those of the configurations,
+stretched to the budget (a warm-up takes a twentieth of the steps at most). A training that is done
+is skipped, one that was stopped goes on where it was.
 
-Groups: ``own``, each configuration by its own paper; ``matched``, its network by cmmfnet's losses and data;
-``ablation``, the two of the paper's Table 3; ``ci``, other modes of the cross-modal interaction than its text_query;
-``control``, what takes the place of text (learned queries, the captions of other pictures, none). The last three change
-``cmmfnet-paper`` under its own recipe.
+Groups: ``own``, each configuration by its own paper; ``matched``, its network by cmmfnet's losses
+    and data; ``ablation``, the two of the paper's Table 3; ``ci``, other modes of the cross-modal
+    interaction than its text_query; ``control``, what takes the place of text (learned queries, the
+    captions of other pictures, none). The last three change ``cmmfnet-paper`` under its own recipe.
 
-OUT/NAME/ has recipe.yaml (what was trained), log.jsonl, scores.json (`cmmfnet evaluate`), pictures/, and result.json when
-it is done. OUT/ has table.md, results.jsonl (one number a line, with its protocol) and sheet-GROUP.jpg.
+OUT/NAME/ has recipe.yaml (what was trained), log.jsonl, scores.json (`cmmfnet evaluate`),
+pictures/, and result.json when it is done. OUT/ has table.md, results.jsonl (one number a line,
+with its protocol) and sheet-GROUP.jpg.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ from cmmfnet.methods import METHODS
 from cmmfnet.training.recipe import Recipe, SourceRecipe, find_config
 
 SEEDS = {"cmmfnet": 3, "cmmfnet-paper": 3, "lkatgan": 3, "pix2pix": 3}
-"""Configuration -> seeds; 1 for the others. Ablations and controls have as many as what they change."""
+"""Configuration -> seeds; 1 for the others. Ablations and controls have as many as what they
+change."""
 OWN_LOSS_ONLY = ("i2vgan", "palette")
 """Networks that other losses cannot train: predictors of frames, and a sampler without gradient."""
 RESERVE = 1.5
@@ -57,8 +61,8 @@ STOPPED = 75
 
 @dataclass(frozen=True)
 class Training:
-    """One row's training with one seed. ``model`` and ``source`` change the configuration's network and all its sources;
-    ``text``: whether the model is scored with the text of the pictures."""
+    """One row's training with one seed. ``model`` and ``source`` change the configuration's network
+    and all its sources; ``text``: whether the model is scored with the text of the pictures."""
 
     group: str
     label: str
@@ -74,10 +78,17 @@ class Training:
 
 
 def plan() -> list[Training]:
-    """All trainings: first seeds first, by group, so that one that ends early has a whole table of them."""
-    configs = ["cmmfnet", "cmmfnet-paper", *(name for name in METHODS if not name.startswith("cmmfnet"))]
+    """All trainings: first seeds first, by group, so that one that ends early has a whole table of
+    them."""
+    configs = [
+        "cmmfnet",
+        "cmmfnet-paper",
+        *(name for name in METHODS if not name.startswith("cmmfnet")),
+    ]
     rows = [("own", name, name, {}, {}, name == "cmmfnet-paper") for name in configs]
-    rows += [("matched", name, name, {}, {}, False) for name in configs if name not in OWN_LOSS_ONLY]
+    rows += [
+        ("matched", name, name, {}, {}, False) for name in configs if name not in OWN_LOSS_ONLY
+    ]
     for group, label, model, source, text in (
         ("ablation", "without-text", {"text": "none"}, {}, False),
         ("ablation", "without-ci", {"ci": "add"}, {}, True),
@@ -97,8 +108,12 @@ def plan() -> list[Training]:
 
 
 def merged(recipe: Recipe, changes: dict) -> Recipe:
-    """With ``changes``, field -> value; of ``model``, ``losses`` and ``options`` the keys that are named."""
-    whole = {k: getattr(recipe, k) | v if isinstance(getattr(recipe, k), dict) else v for k, v in changes.items()}
+    """With ``changes``, field -> value; of ``model``, ``losses`` and ``options`` the keys that are
+    named."""
+    whole = {
+        k: getattr(recipe, k) | v if isinstance(getattr(recipe, k), dict) else v
+        for k, v in changes.items()
+    }
     if "sources" in whole:
         whole["sources"] = [SourceRecipe(**source) for source in whole["sources"]]
     return replace(recipe, **whole)
@@ -123,15 +138,24 @@ def recipe_of(training: Training, given: argparse.Namespace) -> Recipe:
     lighting = tuple(given.lighting.split(","))
     sources = [
         # cmmfnet-paper is by day, as KAIST is; here every method has the same pairs
-        replace(source, lighting=lighting if source.lighting == ("day",) else source.lighting, **training.source)
+        replace(
+            source,
+            lighting=lighting if source.lighting == ("day",) else source.lighting,
+            **training.source,
+        )
         for source in recipe.sources
     ]
     steps = max(1, math.ceil(given.budget / recipe.batch_size))
     part = tuple(given.sources.split(",")) if given.sources else None
     # nothing is looked at of a test set before the end
-    watched = SourceRecipe("pairs", split="val", lighting=lighting, sources=part) if given.split == "val" else None
+    watched = (
+        SourceRecipe("pairs", split="val", lighting=lighting, sources=part)
+        if given.split == "val"
+        else None
+    )
     return replace(
-        recipe, model=recipe.model | training.model, sources=sources, steps=steps, epochs=None, seed=training.seed,
+        recipe, model=recipe.model | training.model, sources=sources, steps=steps, epochs=None,
+        seed=training.seed,
         warmup=min(recipe.warmup, steps // 20), validation=watched, save_every=max(1, steps // 4),
         sheet_every=max(1, math.ceil(steps / 4)), log_every=max(1, steps // 40),
         notes={"summary": f"{training.name} of benchmarks/methods.py"},
@@ -156,7 +180,8 @@ def is_done(training: Training, given: argparse.Namespace) -> bool:
         return False
     if json.loads(file.read_text())["key"] != key(training, recipe_of(training, given), given):
         raise SystemExit(
-            f"{file} is of another budget, recipe or data than this command's; name another --out, or delete that folder"
+            f"{file} is of another budget, recipe or data than this command's; name another "
+            "--out, or delete that folder"
         )
     return True
 
@@ -192,7 +217,8 @@ def run_one(training: Training, given: argparse.Namespace) -> int:
         if left <= 0:
             return STOPPED
         train(
-            config=recipe, data=given.data, out=out, pretrained=given.pretrained, device=given.device,
+            config=recipe, data=given.data, out=out, pretrained=given.pretrained,
+            device=given.device,
             workers=given.workers, max_minutes=min(given.minutes - before, left),
         )  # fmt: skip
         reached = int(checkpoint.latest(out).stem.removeprefix("step-"))
@@ -205,14 +231,18 @@ def run_one(training: Training, given: argparse.Namespace) -> int:
     if training.text:
         text = "caption" if recipe.model.get("text", "clip-sentence") == "clip-sentence" else "tags"
     evaluate(
-        str(out), data=str(find(given.data, "pairs")), split=given.split, lighting=given.lighting, sources=given.sources,
-        geometry=given.geometry, text=text, pretrained=given.pretrained, save=pictures, device=given.device, json=scores,
+        str(out), data=str(find(given.data, "pairs")), split=given.split, lighting=given.lighting,
+        sources=given.sources,
+        geometry=given.geometry, text=text, pretrained=given.pretrained, save=pictures,
+        device=given.device, json=scores,
     )  # fmt: skip
     minutes = minutes_spent(out / "log.jsonl")
     cuda = torch.cuda.is_available() and given.device != "cpu"
     result = {
-        "key": key(training, recipe, given), "training": asdict(training), "changes": str(given.changes or "none"),
-        "steps": reached, "pictures_seen": reached * recipe.batch_size, "budget": given.budget, "minutes": minutes,
+        "key": key(training, recipe, given), "training": asdict(training),
+        "changes": str(given.changes or "none"),
+        "steps": reached, "pictures_seen": reached * recipe.batch_size, "budget": given.budget,
+        "minutes": minutes,
         "minutes_cap": given.minutes, "side_by_side": given.parallel, "text": text,
         "device": torch.cuda.get_device_name() if cuda else "CPU", "torch": torch.__version__,
         "gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
@@ -224,7 +254,8 @@ def run_one(training: Training, given: argparse.Namespace) -> int:
 
 
 def run_all(todo: list[Training], given: argparse.Namespace) -> list[str]:
-    """Each in a process of its own; -> the names of those that failed. Prints a line for each that ends."""
+    """Each in a process of its own; -> the names of those that failed. Prints a line for each that
+    ends."""
     running, failed, waiting = {}, [], list(todo)
     end = time.time() + 60 * given.call_minutes if given.call_minutes else None
     threads = str(max(1, (os.cpu_count() or 1) // given.parallel))
@@ -233,7 +264,11 @@ def run_all(todo: list[Training], given: argparse.Namespace) -> list[str]:
     try:
         while waiting or running:
             if waiting and end and time.time() + 60 * (RESERVE + 1) > end:
-                print(f"{len(waiting)} not begun, too little of {given.call_minutes:g} minutes is left", flush=True)
+                print(
+                    f"{len(waiting)} not begun, too little of {given.call_minutes:g} minutes is "
+                    "left",
+                    flush=True,
+                )
                 waiting = []
             while waiting and len(running) < given.parallel:
                 training = waiting.pop(0)
@@ -241,9 +276,17 @@ def run_all(todo: list[Training], given: argparse.Namespace) -> list[str]:
                 output.parent.mkdir(parents=True, exist_ok=True)
                 with output.open("a") as file:
                     said = file.tell()
-                    command = [sys.executable, str(Path(__file__)), *sys.argv[1:], "--one", training.name]
+                    command = [
+                        sys.executable,
+                        str(Path(__file__)),
+                        *sys.argv[1:],
+                        "--one",
+                        training.name,
+                    ]
                     command += ["--deadline", str(end)] if end else []
-                    process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+                    process = subprocess.Popen(
+                        command, stdout=file, stderr=subprocess.STDOUT, env=environment
+                    )
                 running[training.name] = process, time.monotonic(), output, said
             for name, (process, start, output, said) in list(running.items()):
                 if process.poll() is None:
@@ -251,13 +294,22 @@ def run_all(todo: list[Training], given: argparse.Namespace) -> list[str]:
                 del running[name]
                 took = (time.monotonic() - start) / 60
                 if process.returncode == STOPPED:
-                    print(f"{name}: stopped after {took:.1f} min, the same command goes on with it", flush=True)
+                    print(
+                        f"{name}: stopped after {took:.1f} min, the same command goes on with it",
+                        flush=True,
+                    )
                 elif process.returncode:
                     failed.append(name)
-                    print(f"{name} FAILED after {took:.1f} min: {output.read_text()[said:][-600:]}", flush=True)
+                    print(
+                        f"{name} FAILED after {took:.1f} min: {output.read_text()[said:][-600:]}",
+                        flush=True,
+                    )
                 else:
                     result = json.loads((output.parent / "result.json").read_text())
-                    print(f"{name}: {result['pictures_seen']} pictures, {took:.1f} min with all", flush=True)
+                    print(
+                        f"{name}: {result['pictures_seen']} pictures, {took:.1f} min with all",
+                        flush=True,
+                    )
             time.sleep(0.2)
     finally:
         for process, *_ in running.values():  # they save, and go on with the next call
@@ -268,27 +320,51 @@ def run_all(todo: list[Training], given: argparse.Namespace) -> list[str]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path, default=os.environ.get("CMMFNET_PRETRAINED"))
     parser.add_argument("--budget", type=int, default=20_000, help="pictures that a training sees")
-    parser.add_argument("--minutes", type=float, default=60.0, help="of training, at most, for each")
-    parser.add_argument("--parallel", type=int, default=1, help="trainings side by side on the one device")
-    parser.add_argument("--call-minutes", type=float, help="end after this time; trainings go on with the next call")
-    parser.add_argument("--only", nargs="*", default=["*"], help="names or patterns of --list, in this order")
-    parser.add_argument("--changes", type=Path, help="YAML: configuration (or all) -> field -> value")
-    parser.add_argument("--split", default="val", help="that is scored: val or test")
-    parser.add_argument("--geometry", default=DEFAULT_GEOMETRY, help="how frames are cut (docs/evaluation.md)")
-    parser.add_argument("--lighting", default="day,dusk", help="of the pairs that are scored")
-    parser.add_argument("--sources", help="of the pairs that are scored, with commas between (default: all)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read pictures, for each training")
     parser.add_argument(
-        "--pack", type=Path, help="also write results and pictures (JPEG) of these trainings to this .tar.gz"
+        "--minutes", type=float, default=60.0, help="of training, at most, for each"
     )
-    parser.add_argument("--list", action="store_true", help="names of all trainings, and which are done")
-    parser.add_argument("--table", action="store_true", help="train nothing, only write table and sheets")
+    parser.add_argument(
+        "--parallel", type=int, default=1, help="trainings side by side on the one device"
+    )
+    parser.add_argument(
+        "--call-minutes", type=float, help="end after this time; trainings go on with the next call"
+    )
+    parser.add_argument(
+        "--only", nargs="*", default=["*"], help="names or patterns of --list, in this order"
+    )
+    parser.add_argument(
+        "--changes", type=Path, help="YAML: configuration (or all) -> field -> value"
+    )
+    parser.add_argument("--split", default="val", help="that is scored: val or test")
+    parser.add_argument(
+        "--geometry", default=DEFAULT_GEOMETRY, help="how frames are cut (docs/evaluation.md)"
+    )
+    parser.add_argument("--lighting", default="day,dusk", help="of the pairs that are scored")
+    parser.add_argument(
+        "--sources", help="of the pairs that are scored, with commas between (default: all)"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that read pictures, for each training"
+    )
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        help="also write results and pictures (JPEG) of these trainings to this .tar.gz",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="names of all trainings, and which are done"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="train nothing, only write table and sheets"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -298,9 +374,14 @@ def main() -> int:
     given = arguments()
     # in the order that --only names them: the slow ones first keep a device busy to the end
     known = {t.name: t for t in plan()}
-    chosen = [known[n] for n in dict.fromkeys(n for p in given.only for n in known if fnmatch.fnmatch(n, p))]
+    chosen = [
+        known[n]
+        for n in dict.fromkeys(n for p in given.only for n in known if fnmatch.fnmatch(n, p))
+    ]
     if not chosen:
-        raise SystemExit(f"--only {' '.join(given.only)} names no training; --list shows their names")
+        raise SystemExit(
+            f"--only {' '.join(given.only)} names no training; --list shows their names"
+        )
     if given.one:
         return run_one(next(t for t in chosen if t.name == given.one), given)
     done = {t.name for t in chosen if is_done(t, given)} if not given.table else set()
@@ -309,11 +390,16 @@ def main() -> int:
         return 0
     failed = []
     if not given.table:
-        print(f"{len(chosen) - len(done)} trainings of {len(chosen)}, {len(done)} are done", flush=True)
+        print(
+            f"{len(chosen) - len(done)} trainings of {len(chosen)}, {len(done)} are done",
+            flush=True,
+        )
         failed = run_all([t for t in chosen if t.name not in done], given)
     finished = [t for t in plan() if (given.out / t.name / "result.json").is_file()]
     if given.pack:
-        pack(given.pack, given.out, [t.name for t in chosen if t in finished and t.name not in done])
+        pack(
+            given.pack, given.out, [t.name for t in chosen if t in finished and t.name not in done]
+        )
     if finished:
         write_table(given.out, given.data, [t.name for t in finished])
     return 1 if failed else 0

@@ -1,12 +1,15 @@
-"""Pictures a second of whole networks in inference, on one GPU, in one run: ours, ours without our kernels, and the others.
+"""Pictures a second of whole networks in inference, on one GPU, in one run: ours, ours without our
+kernels, and the others.
 
     python benchmarks/network.py                                   # batch 16, 256x256, bfloat16
     python benchmarks/network.py --batch 1 --networks cmmfnet-paper cmmfnet
-    python benchmarks/network.py --frame                           # one 640x512 frame through Colorizer, end to end
+    python benchmarks/network.py --frame                           # one 640x512 frame through
+    Colorizer, end to end
 
-"eager" is the same network with PyTorch's own convolution, norm and feed-forward instead of cmmfnet.nn.fast; "graph" replays a
-CUDA graph of the whole network, "compile" is torch.compile. Weights are random (speed does not depend on them) and channels
-are channels-last where that is faster for the other methods: the better of both is shown. Medians; warmed up.
+"eager" is the same network with PyTorch's own convolution, norm and feed-forward instead of
+cmmfnet.nn.fast; "graph" replays a CUDA graph of the whole network, "compile" is torch.compile.
+Weights are random (speed does not depend on them) and channels are channels-last where that is
+faster for the other methods: the better of both is shown. Medians; warmed up.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels
 def without_our_kernels():
     """PyTorch's own operators, as where Triton is not installed."""
     modules = (
-        bias, depthwise, enlarge, ffn, join_gradient, last, norm, token_linear, up, widening, widening_gradient,
+        bias, depthwise, enlarge, ffn, join_gradient, last, norm, token_linear, up, widening,
+        widening_gradient,
     )  # fmt: skip
     before = [(module, module.triton) for module in modules]
     for module, _ in before:
@@ -64,7 +68,9 @@ def build(name: str, device: torch.device) -> nn.Module:
     return build_network(method_class(model["method"]).configuration(model)).to(device).eval()
 
 
-def text_of(network: nn.Module, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+def text_of(
+    network: nn.Module, batch: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor] | None:
     """A caption's worth of tokens: as many as the network's source of text gives."""
     source = getattr(network, "text_source", "none")
     if source == "none":
@@ -90,7 +96,9 @@ def seconds(function, device: torch.device, repeats: int) -> float:
     return statistics.median(found)
 
 
-def measure(name: str, given: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def measure(
+    name: str, given: argparse.Namespace, device: torch.device, dtype: torch.dtype
+) -> dict[str, float]:
     """Pictures a second by way of running."""
     network = build(name, device).to(dtype)
     height, width = given.size
@@ -118,7 +126,9 @@ def measure(name: str, given: argparse.Namespace, device: torch.device, dtype: t
         with torch.inference_mode():
             found["compile"] = given.batch / seconds(run, device, given.repeats)
             if device.type == "cuda":
-                found["compile, graph"] = given.batch / seconds(captured(run), device, given.repeats)
+                found["compile, graph"] = given.batch / seconds(
+                    captured(run), device, given.repeats
+                )
     return found
 
 
@@ -130,19 +140,32 @@ def frame(device: torch.device, repeats: int) -> None:
     for dtype in (None, torch.float32):
         colorizer = Colorizer.from_pretrained(device=device, dtype=dtype)
         for text in ("", "a road with a red car, trees and snow"):
-            once = seconds(lambda colorizer=colorizer, text=text: colorizer(picture, text=text), device, repeats)
+            once = seconds(
+                lambda colorizer=colorizer, text=text: colorizer(picture, text=text),
+                device,
+                repeats,
+            )
             said = dtype or "as it is by default"
-            print(f"Colorizer, cmmfnet, 640x512, {said}, text {text!r}: {once * 1e3:.2f} ms a frame, memory to memory")
+            print(
+                f"Colorizer, cmmfnet, 640x512, {said}, text {text!r}: {once * 1e3:.2f} ms a "
+                "frame, memory to memory"
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH")
+    )
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to warm up")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile, which takes minutes to warm up"
+    )
     parser.add_argument("--frame", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
@@ -150,7 +173,10 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     size = f"{given.size[0]}x{given.size[1]}"
-    print(f"{name}, torch {torch.__version__}; batch {given.batch}, {size}, {given.dtype}; images a second")
+    print(
+        f"{name}, torch {torch.__version__}; batch {given.batch}, {size}, {given.dtype}; images a "
+        "second"
+    )
     if given.frame:
         frame(device, given.repeats)
         return
@@ -161,11 +187,15 @@ def main() -> None:
         count = sum(p.numel() for p in built.parameters()) / 1e6
         fixed, multiple = getattr(built, "fixed_size", None), getattr(built, "multiple_of", 1)
         if any((fixed and side != fixed) or side % multiple for side in given.size):
-            print(f"| {network} | {count:.1f} M | takes {fixed or f'multiples of {multiple}'} only | | | | |")
+            print(
+                f"| {network} | {count:.1f} M | takes {fixed or f'multiples of {multiple}'} only "
+                "| | | | |"
+            )
             continue
         found = measure(network, given, device, dtype)
         cells = [
-            f"{found[k]:.1f}" if k in found else "" for k in ("eager", "kernels", "graph", "compile", "compile, graph")
+            f"{found[k]:.1f}" if k in found else ""
+            for k in ("eager", "kernels", "graph", "compile", "compile, graph")
         ]
         print(f"| {network} | {count:.1f} M | {' | '.join(cells)} |", flush=True)
 

@@ -1,9 +1,11 @@
-"""Time of `cmmfnet prepare` on a raw tree like KAIST's, where links suffice. The bar: 20,000 frames in 3 minutes on 2 cores.
+"""Time of `cmmfnet prepare` on a raw tree like KAIST's, where links suffice. The bar: 20,000 frames
+in 3 minutes on 2 cores.
 
     python benchmarks/prepare.py [--frames 20000] [--jobs 2] [--copy]
 
-A frame is a thermal and a colour JPEG. They are small (64x51), the headers that `prepare` reads are as long as any: the time
-of linking does not depend on the size of a picture, that of --copy does. Their making is not timed. Prints one Markdown table.
+A frame is a thermal and a colour JPEG. They are small (64x51), the headers that `prepare` reads are
+as long as any: the time of linking does not depend on the size of a picture, that of --copy does.
+Their making is not timed. Prints one Markdown table.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def make_raw(raw: Path, frames: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--copy", action="store_true")
@@ -54,7 +58,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         raw, out = Path(folder, "raw"), Path(folder, "out")
         make_raw(raw, arguments.frames)
-        command = [sys.executable, "-m", "cmmfnet", "prepare", "kaist", str(raw), str(out), "--partial"]
+        command = [
+            sys.executable,
+            "-m",
+            "cmmfnet",
+            "prepare",
+            "kaist",
+            str(raw),
+            str(out),
+            "--partial",
+        ]
         command += ["--jobs", str(arguments.jobs), *(["--copy"] if arguments.copy else [])]
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -63,7 +76,10 @@ def main() -> None:
         kind = shutil.disk_usage(folder).total >> 30
     frames = sum(count["frames"] for count in info["counts"].values())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{platform.platform()}, {platform.machine()}, {cores} cores, disk of {kind} GiB at {tempfile.gettempdir()}")
+    print(
+        f"{platform.platform()}, {platform.machine()}, {cores} cores, disk of {kind} GiB at "
+        f"{tempfile.gettempdir()}"
+    )
     print(", ".join(f"{name} {version}" for name, version in info["versions"].items()))
     print(" ".join(["cmmfnet prepare kaist RAW OUT", *command[7:]]))
     print("\n| frames | files | seconds | frames/s |\n| --- | --- | --- | --- |")

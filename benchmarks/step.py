@@ -1,12 +1,15 @@
-"""One step of training on one GPU, from a batch at hand: images a second by batch size, our kernels against PyTorch's.
+"""One step of training on one GPU, from a batch at hand: images a second by batch size, our kernels
+against PyTorch's.
 
-    python benchmarks/step.py --data DATA --pretrained WEIGHTS                      # cmmfnet-paper's four losses, bfloat16
-    python benchmarks/step.py --data DATA --pretrained WEIGHTS --batch 24 48 96 --profile
-    python benchmarks/step.py --data DATA --pretrained WEIGHTS --curve 60           # the losses of both ways, step by step
+    python benchmarks/step.py --data DATA --pretrained WEIGHTS                      #
+    cmmfnet-paper's four losses, bfloat16 python benchmarks/step.py --data DATA --pretrained WEIGHTS
+    --batch 24 48 96 --profile python benchmarks/step.py --data DATA --pretrained WEIGHTS --curve 60
+    # the losses of both ways, step by step
 
-A step is the whole of it: forward, losses, backward, clipping, optimiser, averaged weights. "PyTorch's operators" are the same
-network and losses without cmmfnet.nn.fast' kernels and without CUDA graphs. Tags stand in for CLIP's sentences and VGG-16 for
-VGG-19 where these are not at hand, which changes the speed by the frozen network's fifth last convolution only.
+A step is the whole of it: forward, losses, backward, clipping, optimiser, averaged weights.
+"PyTorch's operators" are the same network and losses without cmmfnet.nn.fast' kernels and without
+CUDA graphs. Tags stand in for CLIP's sentences and VGG-16 for VGG-19 where these are not at hand,
+which changes the speed by the frozen network's fifth last convolution only.
 """
 
 from __future__ import annotations
@@ -51,7 +54,15 @@ def pytorch_only():
 def recipe_of(given: argparse.Namespace, batch: int) -> Recipe:
     recipe = read_recipe(find_config("cmmfnet-paper"))
     model, options = recipe.model | {"text": "clip-tags"}, recipe.options | {"perceptual": "vgg16"}
-    return replace(recipe, model=model, options=options, precision="bf16", batch_size=batch, steps=10_000, epochs=None)
+    return replace(
+        recipe,
+        model=model,
+        options=options,
+        precision="bf16",
+        batch_size=batch,
+        steps=10_000,
+        epochs=None,
+    )
 
 
 def begin(
@@ -61,8 +72,10 @@ def begin(
     run = Run(recipe, out, accelerator, pretrained=given.pretrained)
     run.method.graphs = graphs
     batches = Batches(
-        [open_source(given.data, source) for source in recipe.sources], batch_size=batch, size=recipe.size,
-        steps=recipe.steps, seed=recipe.seed, device=accelerator.device, rank=0, world=1, workers=given.workers,
+        [open_source(given.data, source) for source in recipe.sources], batch_size=batch,
+        size=recipe.size,
+        steps=recipe.steps, seed=recipe.seed, device=accelerator.device, rank=0, world=1,
+        workers=given.workers,
         unpaired=False, frames=1,
     )  # fmt: skip
     return run, batches.from_step(0)
@@ -93,26 +106,44 @@ def profile(run: Run, batch, top: int = 40) -> None:
         if event.device_type == torch.autograd.DeviceType.CUDA:
             time_of[event.name] += event.device_time / steps / 1e3
             count_of[event.name] += 1 / steps
-    print(f"all kernels: {sum(time_of.values()):.2f} ms, {sum(count_of.values()):.0f} launches a step")
+    print(
+        f"all kernels: {sum(time_of.values()):.2f} ms, {sum(count_of.values()):.0f} launches a step"
+    )
     for name, ms in time_of.most_common(top):
         print(f"{ms:8.3f} ms {count_of[name]:7.1f}x  {name[:130]}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True)
     parser.add_argument("--pretrained", type=Path)
     parser.add_argument("--batch", type=int, nargs="+", default=[24])
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--profile", action="store_true", help="kernels of the first batch size, longest first")
-    parser.add_argument("--ours", action="store_true", help="without PyTorch's operators, which take most of the time")
-    parser.add_argument("--curve", type=int, default=0, metavar="STEPS", help="losses of both ways, no speed")
+    parser.add_argument(
+        "--profile", action="store_true", help="kernels of the first batch size, longest first"
+    )
+    parser.add_argument(
+        "--ours",
+        action="store_true",
+        help="without PyTorch's operators, which take most of the time",
+    )
+    parser.add_argument(
+        "--curve", type=int, default=0, metavar="STEPS", help="losses of both ways, no speed"
+    )
     given = parser.parse_args()
     torch.backends.cudnn.benchmark = True
     accelerator = Accelerator(mixed_precision="bf16")
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; cmmfnet-paper, four losses, 256x256, bfloat16")
-    ways = {"our kernels and graphs": (contextlib.nullcontext, True), "PyTorch's operators": (pytorch_only, False)}
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}; cmmfnet-paper, four losses, "
+        "256x256, bfloat16"
+    )
+    ways = {
+        "our kernels and graphs": (contextlib.nullcontext, True),
+        "PyTorch's operators": (pytorch_only, False),
+    }
     with tempfile.TemporaryDirectory() as folder:
         if given.curve:
             for name, (way, graphs) in ways.items():
@@ -126,7 +157,10 @@ def main() -> None:
                         if step + 1 == given.curve:
                             break
                     stream.close()
-                print(f"{name}: " + ", ".join(f"{step} {value:.4f}" for step, value in sums.items()), flush=True)
+                print(
+                    f"{name}: " + ", ".join(f"{step} {value:.4f}" for step, value in sums.items()),
+                    flush=True,
+                )
             return
         for batch_size in given.batch:
             for name, (way, graphs) in ways.items():
@@ -138,7 +172,8 @@ def main() -> None:
                     stream.close()
                     each = seconds(run, batch, given.repeats if graphs else 3)
                     print(
-                        f"batch {batch_size}, {name}: {each * 1e3:.1f} ms a step, {batch_size / each:.0f} images/s",
+                        f"batch {batch_size}, {name}: {each * 1e3:.1f} ms a step, "
+                        f"{batch_size / each:.0f} images/s",
                         flush=True,
                     )
                     if given.profile and graphs and batch_size == given.batch[0]:

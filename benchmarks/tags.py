@@ -1,14 +1,17 @@
-"""How good the predicted tags are: mean average precision on pairs, and what corrections would have to put right.
+"""How good the predicted tags are: mean average precision on pairs, and what corrections would have
+to put right.
 
-    python benchmarks/tags.py --data ../shared/data/pairs --sources roadscene,house,msrs --lighting day,dusk
+    python benchmarks/tags.py --data ../shared/data/pairs --sources roadscene,house,msrs --lighting
+    day,dusk
 
-Each frame is cut as `cmmfnet evaluate` cuts it and goes through the tag head alone, in float32. Average precision of a name
-is the mean, over the frames that have it (their hand-written tags, lighting and sky), of the precision at their rank among
-all frames sorted by that name's probability (the definition of TREC and of scikit-learn, without interpolation; equal
-probabilities rank in the worst order). The 20 commonest names of things in the frames are averaged (of equally common ones
-the first in the vocabulary), and once more the 20 commonest with the words of light and sky among them, which are common
-and easier; the interval is a bootstrap over sequences (cmmfnet/intervals.py says why), names fixed. What chance
-would give is the share of frames that have a name.
+Each frame is cut as `cmmfnet evaluate` cuts it and goes through the tag head alone, in float32.
+Average precision of a name is the mean, over the frames that have it (their hand-written tags,
+lighting and sky), of the precision at their rank among all frames sorted by that name's probability
+(the definition of TREC and of scikit-learn, without interpolation; equal probabilities rank in the
+worst order). The 20 commonest names of things in the frames are averaged (of equally common ones
+the first in the vocabulary), and once more the 20 commonest with the words of light and sky among
+them, which are common and easier; the interval is a bootstrap over sequences (cmmfnet/intervals.py
+says why), names fixed. What chance would give is the share of frames that have a name.
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ def predictions(network: torch.nn.Module, pairs: Pairs) -> np.ndarray:
     return np.stack(rows)
 
 
-def interval(scores: np.ndarray, truths: np.ndarray, clusters: list[str], seed: int = 0) -> tuple[float, float] | None:
+def interval(
+    scores: np.ndarray, truths: np.ndarray, clusters: list[str], seed: int = 0
+) -> tuple[float, float] | None:
     """Bootstrap over whole clusters of the mean average precision."""
     members = [np.flatnonzero(np.array(clusters) == cluster) for cluster in dict.fromkeys(clusters)]
     rng = np.random.default_rng(seed)
@@ -67,22 +72,32 @@ def interval(scores: np.ndarray, truths: np.ndarray, clusters: list[str], seed: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="cmmfnet")
     parser.add_argument("--data", required=True)
     parser.add_argument("--split", default="val")
     parser.add_argument("--sources", help="with commas between")
     parser.add_argument("--lighting", help="with commas between")
-    parser.add_argument("--names", type=int, default=20, help="how many of the commonest names are averaged")
+    parser.add_argument(
+        "--names", type=int, default=20, help="how many of the commonest names are averaged"
+    )
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     given = parser.parse_args()
-    listed = {key: tuple(value.split(",")) for key in ("sources", "lighting") if (value := getattr(given, key))}
+    listed = {
+        key: tuple(value.split(","))
+        for key in ("sources", "lighting")
+        if (value := getattr(given, key))
+    }
     pairs = Pairs(given.data, split=given.split, **listed)
     network = load_model(given.model).network.eval()
     words = list(network.words)
     probabilities = predictions(network, pairs)
 
-    said = [{*entry.get("tags", ()), entry.get("lighting"), entry.get("sky")} for entry in pairs.entries]
+    said = [
+        {*entry.get("tags", ()), entry.get("lighting"), entry.get("sky")} for entry in pairs.entries
+    ]
     truths = np.array([[word in names for word in words] for names in said])
     things = {word: i for i, word in enumerate(words) if word in COCO_STUFF}
     counts = Counter({word: int(truths[:, i].sum()) for word, i in things.items()})
@@ -93,17 +108,25 @@ def main() -> None:
     low_high = interval(probabilities[:, columns], truths[:, columns], clusters)
 
     print(
-        f"{given.model} (sha256 {describe(given.model)['sha256'][:12]}), {len(pairs)} frames of {given.data}, {given.split}"
+        f"{given.model} (sha256 {describe(given.model)['sha256'][:12]}), {len(pairs)} frames of "
+        f"{given.data}, {given.split}"
     )
     print(
-        f"{GEOMETRIES[DEFAULT_GEOMETRY]}; float32, torch {torch.__version__}, {platform.processor() or platform.machine()}\n"
+        f"{GEOMETRIES[DEFAULT_GEOMETRY]}; float32, torch {torch.__version__}, "
+        f"{platform.processor() or platform.machine()}\n"
     )
     print("| name | frames that have it | average precision |\n| --- | --- | --- |")
     for word, i in zip(common, columns, strict=True):
-        print(f"| {word} | {counts[word]} | {average_precision(probabilities[:, i], truths[:, i]):.2f} |")
+        print(
+            f"| {word} | {counts[word]} | "
+            f"{average_precision(probabilities[:, i], truths[:, i]):.2f} |"
+        )
     span = f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
     chance = truths[:, columns].mean()
-    print(f"| **mean of the {len(common)} commonest** | | **{value:.3f}**{span}; by chance about {chance:.2f} |")
+    print(
+        f"| **mean of the {len(common)} commonest** | | **{value:.3f}**{span}; by chance about "
+        f"{chance:.2f} |"
+    )
 
     everything = Counter({word: int(truths[:, i].sum()) for i, word in enumerate(words)})
     mixed = [words.index(word) for word, count in everything.most_common(given.names) if count]
@@ -117,8 +140,10 @@ def main() -> None:
     believed = probabilities[:, every] > threshold
     right = (believed & truths[:, every]).sum()
     print(
-        f"\nabove the threshold {threshold}: {believed.sum() / len(pairs):.1f} names a frame, {right / believed.sum():.0%} of "
-        f"them in the hand-written tags, which have {truths[:, every].sum() / len(pairs):.1f} a frame, of which "
+        f"\nabove the threshold {threshold}: {believed.sum() / len(pairs):.1f} names a frame, "
+        f"{right / believed.sum():.0%} of "
+        f"them in the hand-written tags, which have {truths[:, every].sum() / len(pairs):.1f} a "
+        "frame, of which "
         f"{right / truths[:, every].sum():.0%} are believed"
     )
     for what, group in (("lighting", LIGHTINGS), ("sky", SKIES)):
@@ -127,10 +152,13 @@ def main() -> None:
             true = [entry.get(what) for entry in pairs.entries]
             table = Counter((t, group[b]) for t, b in zip(true, best, strict=True) if t in group)
             if table:
-                print(f"{what}: {sum(n for (t, b), n in table.items() if t == b)} of {table.total()} right; "
+                print(f"{what}: {sum(n for (t, b), n in table.items() if t == b)} of "
+                      f"{table.total()} right; "
                       + ", ".join(f"{t} taken for {b} {n}" for (t, b), n in sorted(table.items()) if t != b))  # fmt: skip
     if given.json is not None:
-        record = {"frames": len(pairs), "names": dict(zip(common, (counts[w] for w in common), strict=True)), "map": value,
+        record = {"frames": len(pairs),
+                  "names": dict(zip(common, (counts[w] for w in common), strict=True)),
+                  "map": value,
                   "interval": low_high, "chance": float(chance)}  # fmt: skip
         given.json.write_text(json.dumps(record, indent=1) + "\n")
 

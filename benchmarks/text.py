@@ -1,25 +1,31 @@
-"""What a model makes of text: right against wrong captions, the response to a swapped word, and what text costs.
+"""What a model makes of text: right against wrong captions, the response to a swapped word, and
+what text costs.
 
     python benchmarks/text.py captions --data DATA/pairs --pretrained WEIGHTS [--model cmmfnet]
-    python benchmarks/text.py response [--data DATA/pairs] [--model A.safetensors B.safetensors C.safetensors] [--sheet swaps.png]
-    python benchmarks/text.py cost [--model cmmfnet]
+    python benchmarks/text.py response [--data DATA/pairs] [--model A.safetensors B.safetensors
+    C.safetensors] [--sheet swaps.png] python benchmarks/text.py cost [--model cmmfnet]
 
-captions: PSNR, SSIM and LPIPS of the validation pairs of day and dusk without text, with right text (names; colours too),
-with predicted tags (also without those of light and sky), with the caption of another scene and with wrong colours and
-ground, and the paired differences to no text; 95 % bootstrap intervals, scenes drawn together.
+captions: PSNR, SSIM and LPIPS of the validation pairs of day and dusk without text, with right text
+    (names; colours too), with predicted tags (also without those of light and sky), with the
+    caption of another scene and with wrong colours and ground, and the paired differences to no
+    text; 95 % bootstrap intervals, scenes drawn together.
 
-response: one word is swapped (grass -> snow, tree without -> with leaves, grey -> red car, day -> night). Covered share of a
-region = 1 - |mean Lab with the new word - target| / |mean Lab with the old word - target|. On rendered scenes label map and
-target (the scene rendered anew) are exact; on pairs (--data) the region is what the label head of the bundled model finds in
-the thermal frame with a probability of .4, and the target is the picture with the old word, recoloured (data/recolour.py).
-The rest is all pixels farther than 4 px from the region; its change is the mean CIEDE2000. Medians over pictures. Beside the
-covered share stands that of a* and b* alone, since how light a scene is no word tells, and what one colour would cover, the mean
-target of the other pictures.
+response: one word is swapped (grass -> snow, tree without -> with leaves, grey -> red car, day ->
+    night). Covered share of a region = 1 - |mean Lab with the new word - target| / |mean Lab with
+    the old word - target|. On rendered scenes label map and target (the scene rendered anew) are
+    exact; on pairs (--data) the region is what the label head of the bundled model finds in the
+    thermal frame with a probability of .4, and the target is the picture with the old word,
+    recoloured (data/recolour.py). The rest is all pixels farther than 4 px from the region; its
+    change is the mean CIEDE2000. Medians over pictures. Beside the covered share stands that of a*
+    and b* alone, since how light a scene is no word tells, and what one colour would cover, the
+    mean target of the other pictures.
 
-Several models are trainings of one recipe that differ in their seed: the mean over them, with an interval by the same
-bootstrap over scenes (of a picture's mean, or of the seeds' mean median), and the range of the seeds.
+Several models are trainings of one recipe that differ in their seed: the mean over them, with an
+interval by the same bootstrap over scenes (of a picture's mean, or of the seeds' mean median), and
+the range of the seeds.
 
-cost: milliseconds a text, new and cached, and the time of a frame with text over that without, repeats interleaved.
+cost: milliseconds a text, new and cached, and the time of a frame with text over that without,
+    repeats interleaved.
 """
 
 from __future__ import annotations
@@ -49,8 +55,10 @@ from cmmfnet.text.vocabulary import EXTRA_WORDS
 # --- captions
 
 OPPOSITE = {
-    "white": "black", "black": "white", "grey": "red", "red": "green", "green": "purple", "blue": "orange",
-    "brown": "blue", "beige": "blue", "cream": "blue", "yellow": "purple", "orange": "blue", "pink": "green",
+    "white": "black", "black": "white", "grey": "red", "red": "green", "green": "purple",
+    "blue": "orange",
+    "brown": "blue", "beige": "blue", "cream": "blue", "yellow": "purple", "orange": "blue",
+    "pink": "green",
     "grass": "snow", "clear": "overcast", "overcast": "clear", "cloudy": "clear",
 }  # fmt: skip
 
@@ -70,9 +78,13 @@ def captions(colorizers: Sequence[Colorizer], data: str, pretrained: str | None,
     pairs = Pairs(data, "val", ("day", "dusk"), ("roadscene", "house", "msrs"))
     metas = pairs.entries
     other = {}
-    for i, meta in enumerate(metas):  # the next scene of the same light, so that light is not what differs
+    for i, meta in enumerate(
+        metas
+    ):  # the next scene of the same light, so that light is not what differs
         turn = [*metas[i + 1 :], *metas[:i]]
-        other[meta["name"]] = next((m for m in turn if m["lighting"] == meta["lighting"] and m != meta), meta)
+        other[meta["name"]] = next(
+            (m for m in turn if m["lighting"] == meta["lighting"] and m != meta), meta
+        )
 
     def coloured(meta: dict) -> str:
         return f"{meta['colour_caption']} {light(meta)}"
@@ -88,8 +100,14 @@ def captions(colorizers: Sequence[Colorizer], data: str, pretrained: str | None,
 
     def methods(colorizer: Colorizer) -> dict:
         def predicted(thermal: np.ndarray, left_out: Sequence[str] = ()) -> np.ndarray:
-            names = [n for n, p in colorizer.tags(thermal, 16, span=(-1, 1)) if p > colorizer.network.tag_threshold]
-            return colorizer(thermal, text=", ".join(n for n in names if n not in left_out), span=(-1, 1))
+            names = [
+                n
+                for n, p in colorizer.tags(thermal, 16, span=(-1, 1))
+                if p > colorizer.network.tag_threshold
+            ]
+            return colorizer(
+                thermal, text=", ".join(n for n in names if n not in left_out), span=(-1, 1)
+            )
 
         def with_text(make: Callable[[dict], str]):
             return lambda thermal, meta: colorizer(thermal, text=make(meta), span=(-1, 1))
@@ -105,25 +123,33 @@ def captions(colorizers: Sequence[Colorizer], data: str, pretrained: str | None,
     clusters = [str(row["sequence"] or row["name"]) for row in first]
     result = {"pairs": len(pairs), "scores": {}}
     spread = "; (lowest to highest mean of a seed)" if len(seeds) > 1 else ""
-    print(f"{len(pairs)} pairs, {len(set(clusters))} scenes; mean, difference to no text [95 % interval]{spread}")
+    print(
+        f"{len(pairs)} pairs, {len(set(clusters))} scenes; mean, difference to no text [95 % "
+        f"interval]{spread}"
+    )
     print("| text | " + " | ".join(f"{METRICS[n].title} | difference" for n in names) + " |")
     print("| --- |" + " --- |" * (2 * len(names)))
     for method in seeds[0]:
         cells, line = result["scores"].setdefault(method, {}), []
         for name in names:
             values, none = (
-                np.array([[float(row[name]) for row in found[m]] for found in seeds]) for m in (method, "none")
+                np.array([[float(row[name]) for row in found[m]] for found in seeds])
+                for m in (method, "none")
             )
             difference = (values - none).mean(axis=0).tolist()
             interval = mean_interval(difference, [1.0] * len(difference), clusters, seed=seed)
             each = values.mean(axis=1).tolist()
             cells[name] = {
-                "mean": float(np.mean(each)), "difference": float(np.mean(difference)), "interval": interval, "seeds": each,
+                "mean": float(np.mean(each)), "difference": float(np.mean(difference)),
+                "interval": interval, "seeds": each,
             }  # fmt: skip
             d = METRICS[name].decimals
             low, high = interval or (float("nan"),) * 2
             seen = f" ({min(each):.{d}f} to {max(each):.{d}f})" if len(each) > 1 else ""
-            line.append(f"{np.mean(each):.{d}f}{seen} | {np.mean(difference):+.{d}f} [{low:+.{d}f}, {high:+.{d}f}]")
+            line.append(
+                f"{np.mean(each):.{d}f}{seen} | {np.mean(difference):+.{d}f} [{low:+.{d}f}, "
+                f"{high:+.{d}f}]"
+            )
         print(f"| {method} | " + " | ".join(line) + " |")
     return result
 
@@ -143,7 +169,10 @@ def cost(colorizer: Colorizer, repeats: int) -> dict:
         new = [milliseconds(lambda t=t: colorizer._text(t)) for t in texts]
         again = [milliseconds(lambda: colorizer._text(texts[-1])) for _ in range(1000)]
     frame = (np.random.default_rng(0).random((256, 320)) * 1000).astype(np.uint16)
-    calls = {"without": lambda: colorizer(frame, text=""), "with": lambda: colorizer(frame, text=texts[-1])}
+    calls = {
+        "without": lambda: colorizer(frame, text=""),
+        "with": lambda: colorizer(frame, text=texts[-1]),
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -152,23 +181,33 @@ def cost(colorizer: Colorizer, repeats: int) -> dict:
                 times[name].append(spent)
     result = {
         "new_text_ms": statistics.median(new), "cached_text_ms": statistics.median(again),
-        "frame_without_ms": statistics.median(times["without"]), "frame_with_ms": statistics.median(times["with"]),
+        "frame_without_ms": statistics.median(times["without"]),
+        "frame_with_ms": statistics.median(times["with"]),
         "ratio": statistics.median(b / a for a, b in zip(times["without"], times["with"], strict=True)),
     }  # fmt: skip
-    print(f"a new text {result['new_text_ms']:.2f} ms, a cached one {result['cached_text_ms']:.4f} ms")
     print(
-        f"a 320x256 frame: {result['frame_without_ms']:.0f} ms without text, with text {result['ratio']:.2f} times that"
+        f"a new text {result['new_text_ms']:.2f} ms, a cached one {result['cached_text_ms']:.4f} ms"
+    )
+    print(
+        f"a 320x256 frame: {result['frame_without_ms']:.0f} ms without text, with text "
+        f"{result['ratio']:.2f} times that"
     )
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("captions", "response", "cost"))
-    parser.add_argument("--model", nargs="+", default=["cmmfnet"], help="several: trainings of one recipe")
+    parser.add_argument(
+        "--model", nargs="+", default=["cmmfnet"], help="several: trainings of one recipe"
+    )
     parser.add_argument("--data")
     parser.add_argument("--pretrained")
-    parser.add_argument("--scenes", type=int, default=24, help="rendered scenes for response; 0 leaves them out")
+    parser.add_argument(
+        "--scenes", type=int, default=24, help="rendered scenes for response; 0 leaves them out"
+    )
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--repeats", type=int, default=7)
@@ -177,12 +216,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     colorizers = [
-        Colorizer.from_pretrained(model, device=options.device, dtype=torch.float32, guidance=options.guidance)
+        Colorizer.from_pretrained(
+            model, device=options.device, dtype=torch.float32, guidance=options.guidance
+        )
         for model in options.model
     ]
     named = ", ".join(colorizer.name for colorizer in colorizers)
     print(
-        f"{named}, guidance {options.guidance}, {colorizers[0].device}, torch {torch.__version__}, {platform.machine()}"
+        f"{named}, guidance {options.guidance}, {colorizers[0].device}, torch "
+        f"{torch.__version__}, {platform.machine()}"
     )
     result: dict = {"model": options.model, "guidance": options.guidance}
     if options.what == "captions":
@@ -194,10 +236,14 @@ def main() -> None:
     else:
         sheet: list[np.ndarray] = []
         if options.scenes:
-            result["rendered"] = response(colorizers, rendered(options.scenes, (256, 320)), "rendered scenes", sheet)
+            result["rendered"] = response(
+                colorizers, rendered(options.scenes, (256, 320)), "rendered scenes", sheet
+            )
         if options.data is not None:
             judge = Colorizer.from_pretrained(device="cpu", dtype=torch.float32)
-            result["pairs"] = response(colorizers, real(options.data, judge), "validation pairs", sheet)
+            result["pairs"] = response(
+                colorizers, real(options.data, judge), "validation pairs", sheet
+            )
         if options.sheet and sheet:
             Image.fromarray(np.concatenate(sheet)).save(options.sheet)
     if options.json:

@@ -2,11 +2,12 @@
 
     python benchmarks/text_cost.py [--model cmmfnet] [--repeats 300]
 
-Measured on the path that every frame takes from its text to the tokens that the network gets (`FrameColorizer._tokens`),
-with the network's own pass left out. "first time" reads the text, "again" finds it in the cache; "+snow -grass" is put
-together anew for every frame, and its prediction by the network's image encoder is listed by itself. The last two lines
-are texts of a clip-sentence model, from disk and from memory, with arrays of CLIP's size (77 tokens of 512 numbers at
-most, 20 here); CLIP itself does not run. Medians, after a warm-up.
+Measured on the path that every frame takes from its text to the tokens that the network gets
+(`FrameColorizer._tokens`), with the network's own pass left out. "first time" reads the text,
+"again" finds it in the cache; "+snow -grass" is put together anew for every frame, and its
+prediction by the network's image encoder is listed by itself. The last two lines are texts of a
+clip-sentence model, from disk and from memory, with arrays of CLIP's size (77 tokens of 512 numbers
+at most, 20 here); CLIP itself does not run. Medians, after a warm-up.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from cmmfnet.text.sentences import SentenceEncoder
 PROMPT = "a street at night with parked cars, two red brick houses, trees without leaves and people on the pavement"
 
 
-def median(call: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None) -> float:
+def median(
+    call: Callable[[], object], repeats: int, before: Callable[[], object] = lambda: None
+) -> float:
     """Microseconds of ``call``; ``before`` runs before each and is not counted."""
     times = []
     for _ in range(repeats + 10):
@@ -42,7 +45,9 @@ def median(call: Callable[[], object], repeats: int, before: Callable[[], object
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="cmmfnet")
     parser.add_argument("--repeats", type=int, default=300)
     given = parser.parse_args()
@@ -52,27 +57,43 @@ def main() -> None:
     with torch.inference_mode():
         parse_tags("")  # the table of phrases is made once in a process
         rows.append(("read the text", median(lambda: parse_tags(PROMPT), given.repeats)))
-        first = median(lambda: colorizer._tokens(frame, [PROMPT]), given.repeats, colorizer._text.cache_clear)
+        first = median(
+            lambda: colorizer._tokens(frame, [PROMPT]), given.repeats, colorizer._text.cache_clear
+        )
         rows.append(("clip-tags, first time", first))
-        rows.append(("clip-tags, again", median(lambda: colorizer._tokens(frame, [PROMPT]), given.repeats)))
+        rows.append(
+            ("clip-tags, again", median(lambda: colorizer._tokens(frame, [PROMPT]), given.repeats))
+        )
         if colorizer.network.predicts_tags:
             probabilities = colorizer._predict(frame)
             predict = median(lambda: colorizer._predict(frame), 5)
             colorizer._predict = lambda thermal: probabilities
-            rows.append(("+snow -grass", median(lambda: colorizer._tokens(frame, ["+snow -grass"]), given.repeats)))
+            rows.append(
+                (
+                    "+snow -grass",
+                    median(lambda: colorizer._tokens(frame, ["+snow -grass"]), given.repeats),
+                )
+            )
             rows.append(("... its prediction", predict))
-            rows.append(("... reading it", median(lambda: read_prompt("+snow -grass"), given.repeats)))
+            rows.append(
+                ("... reading it", median(lambda: read_prompt("+snow -grass"), given.repeats))
+            )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CMMFNET_CACHE"] = folder
         encoder = SentenceEncoder()
         tokens = np.zeros((20, 512), np.float32)
         encoder._disk.put(PROMPT, {"tokens": tokens, "counts": np.array([20, 77])})
         rows.append(
-            ("clip-sentence, from disk", median(lambda: encoder([PROMPT]), given.repeats, encoder._cache.clear))
+            (
+                "clip-sentence, from disk",
+                median(lambda: encoder([PROMPT]), given.repeats, encoder._cache.clear),
+            )
         )
         rows.append(("clip-sentence, again", median(lambda: encoder([PROMPT]), given.repeats)))
     machine = platform.processor() or platform.machine()
-    print(f"{given.model}, {machine}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(
+        f"{given.model}, {machine}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
+    )
     print("| | microseconds a frame |\n| --- | --- |")
     for what, value in rows:
         print(f"| {what} | {value:,.0f} |")

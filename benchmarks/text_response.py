@@ -1,4 +1,5 @@
-"""The response of text.py: one word of a text is swapped, and the colour that its thing should take is measured.
+"""The response of text.py: one word of a text is swapped, and the colour that its thing should take
+is measured.
 
 text.py says how; here are the swaps, the pictures and the numbers.
 """
@@ -26,8 +27,9 @@ from cmmfnet.thermal.frame import normalise
 
 @dataclass(frozen=True)
 class Swap:
-    """``classes``: what the region is (empty: the whole frame). ``old``, ``new``: what the text says of it. ``silent``: names
-    that the rest of the text leaves out. ``recolour``: (picture, label) -> the target; ``repaint``: keywords of repaint."""
+    """``classes``: what the region is (empty: the whole frame). ``old``, ``new``: what the text
+    says of it. ``silent``: names that the rest of the text leaves out. ``recolour``: (picture,
+    label) -> the target; ``repaint``: keywords of repaint."""
 
     classes: tuple[str, ...]
     old: str
@@ -48,20 +50,24 @@ SWAPS: dict[str, Swap] = {
         lambda picture, label: snow(picture, _region(label, ("grass",))), {"ground": "snow"},
     ),
     "tree without -> with leaves": Swap(
-        ("vegetation",), "a tree without leaves", "a tree with leaves", ("tree", "bush", "leaves", "branch", "plant-other"),
+        ("vegetation",), "a tree without leaves", "a tree with leaves",
+        ("tree", "bush", "leaves", "branch", "plant-other"),
         lambda picture, label: paint(
-            picture, foliage(picture, _region(label, ("vegetation",))), FOLIAGE["green"], variety=0.35
+            picture, foliage(picture, _region(label, ("vegetation",))), FOLIAGE["green"],
+            variety=0.35
         ),
         {"trees": "green"},
     ),
     "grey -> red car": Swap(
         ("car",), "a grey car", "a red car", ("car",),
-        lambda picture, label: paint(picture, painted_surface(picture, _region(label, ("car",))), PAINT["red"]),
+        lambda picture,
+        label: paint(picture, painted_surface(picture, _region(label, ("car",))), PAINT["red"]),
         {"cars": (150, 20, 25)},
     ),
     "day -> night": Swap(
         (), "day", "night", (),
-        lambda picture, label: nightfall(picture, label, "night", np.random.default_rng(0)), {"lighting": "night"},
+        lambda picture, label: nightfall(picture, label, "night", np.random.default_rng(0)),
+        {"lighting": "night"},
     ),
 }  # fmt: skip
 LEAST_REGION, LEAST_DISTANCE, MARGIN = 0.01, 8.0, 4
@@ -69,7 +75,8 @@ LEAST_REGION, LEAST_DISTANCE, MARGIN = 0.01, 8.0, 4
 
 @dataclass
 class Case:
-    """One picture: thermal (H,W) in [-1,1], label (H,W), the names in it, its scene; repaint: keywords -> the true target."""
+    """One picture: thermal (H,W) in [-1,1], label (H,W), the names in it, its scene; repaint:
+    keywords -> the true target."""
 
     thermal: np.ndarray
     label: np.ndarray
@@ -90,8 +97,11 @@ def rendered(count: int, size: tuple[int, int]) -> Iterator[Case]:
 
 
 def real(data: str, judge: Colorizer) -> Iterator[Case]:
-    """The validation pairs of day and dusk, with the regions that ``judge`` finds in the thermal frame."""
-    for thermal, _, meta in centre_crops(Pairs(data, "val", ("day", "dusk"), ("roadscene", "house", "msrs"))):
+    """The validation pairs of day and dusk, with the regions that ``judge`` finds in the thermal
+    frame."""
+    for thermal, _, meta in centre_crops(
+        Pairs(data, "val", ("day", "dusk"), ("roadscene", "house", "msrs"))
+    ):
         with torch.inference_mode():
             _, _, logits = judge.network(torch.from_numpy(thermal)[None, None], heads=True)
             share = torch.nn.functional.interpolate(
@@ -102,8 +112,11 @@ def real(data: str, judge: Colorizer) -> Iterator[Case]:
         yield Case(thermal, label, meta["tags"], meta["sequence"] or meta["name"], None)
 
 
-def response(colorizers: Sequence[Colorizer], cases: Iterator[Case], where: str, sheet: list[np.ndarray]) -> dict:
-    """What swaps come to for one model, or for several trainings of one; ``sheet`` gets rows of pictures of the first."""
+def response(
+    colorizers: Sequence[Colorizer], cases: Iterator[Case], where: str, sheet: list[np.ndarray]
+) -> dict:
+    """What swaps come to for one model, or for several trainings of one; ``sheet`` gets rows of
+    pictures of the first."""
     found: dict[str, list[dict]] = {name: [] for name in SWAPS}
     left_out = dict.fromkeys(SWAPS, 0)
     for case in cases:
@@ -121,9 +134,12 @@ def response(colorizers: Sequence[Colorizer], cases: Iterator[Case], where: str,
                 sheet.append(np.concatenate([_fit(picture) for picture in made[0][1]], axis=1))
     result = {}
     several = len(colorizers) > 1
-    print(f"{where}: median [95 % interval by scene]{' (lowest to highest seed)' if several else ''}")
     print(
-        "| swap | pictures | left out | covered share | of a*, b* alone | rest, CIEDE2000 | covered by one colour for all |"
+        f"{where}: median [95 % interval by scene]{' (lowest to highest seed)' if several else ''}"
+    )
+    print(
+        "| swap | pictures | left out | covered share | of a*, b* alone | rest, CIEDE2000 | "
+        "covered by one colour for all |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, rows in found.items():
@@ -133,10 +149,13 @@ def response(colorizers: Sequence[Colorizer], cases: Iterator[Case], where: str,
             "pictures": len(rows), "left_out": left_out[name],
             "covered": medians([[one["covered"] for one in seed] for seed in by_seed]),
             "covered_ab": medians([[one["covered_ab"] for one in seed] for seed in by_seed]),
-            "rest": medians(rests), "one_colour": medians([_by_one_colour(seed) for seed in by_seed]),
+            "rest": medians(rests),
+            "one_colour": medians([_by_one_colour(seed) for seed in by_seed]),
         }  # fmt: skip
         result[name] = cell | {"rows": rows}
-        cells = " | ".join(_show(cell[key]) for key in ("covered", "covered_ab", "rest", "one_colour"))
+        cells = " | ".join(
+            _show(cell[key]) for key in ("covered", "covered_ab", "rest", "one_colour")
+        )
         print(f"| {name} | {len(rows)} | {left_out[name]} | {cells} |")
     return result
 
@@ -144,14 +163,16 @@ def response(colorizers: Sequence[Colorizer], cases: Iterator[Case], where: str,
 def _swapped(
     colorizer: Colorizer, case: Case, swap: Swap, region: np.ndarray, target: np.ndarray | None
 ) -> tuple[dict, list[np.ndarray]] | None:
-    """Numbers of one swap, and thermal frame, old, new and target picture; None where the old has the new colour already."""
+    """Numbers of one swap, and thermal frame, old, new and target picture; None where the old has
+    the new colour already."""
     from scipy.ndimage import binary_dilation
     from skimage.color import deltaE_ciede2000
 
     others = [t for t in case.tags if t not in swap.silent][:6]
     light = ["day"] if swap.classes else []
     old, new = (
-        colorizer(case.thermal, text=", ".join([said, *others, *light]), span=(-1, 1)) for said in (swap.old, swap.new)
+        colorizer(case.thermal, text=", ".join([said, *others, *light]), span=(-1, 1))
+        for said in (swap.old, swap.new)
     )
     target = swap.recolour(old, case.label) if target is None else target
     lab_old, lab_new, lab_target = to_lab(old), to_lab(new), to_lab(target)
@@ -166,17 +187,24 @@ def _swapped(
     grey = ((case.thermal + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
     pictures = [np.repeat(grey[..., None], 3, axis=2), old, new, target]
     in_plane = float(np.linalg.norm((now - goal)[1:]) / max(np.linalg.norm((was - goal)[1:]), 1.0))
-    return {"covered": 1 - after / before, "covered_ab": 1 - in_plane, "rest": change, **labs}, pictures
+    return {
+        "covered": 1 - after / before,
+        "covered_ab": 1 - in_plane,
+        "rest": change,
+        **labs,
+    }, pictures
 
 
 def _by_one_colour(rows: list[dict]) -> list[float]:
-    """Covered share of each picture, had its region become the mean target of the other pictures: what can be had by
-    somebody who knows the word, and not how this picture was painted."""
+    """Covered share of each picture, had its region become the mean target of the other pictures:
+    what can be had by somebody who knows the word, and not how this picture was painted."""
     old, target = (np.array([row[key] for row in rows]) for key in ("old", "target"))
     if len(rows) < 2:
         return []
     others = (target.sum(axis=0) - target) / (len(rows) - 1)
-    return (1 - np.linalg.norm(others - target, axis=1) / np.linalg.norm(old - target, axis=1)).tolist()
+    return (
+        1 - np.linalg.norm(others - target, axis=1) / np.linalg.norm(old - target, axis=1)
+    ).tolist()
 
 
 def _fit(picture: np.ndarray) -> np.ndarray:
@@ -184,9 +212,11 @@ def _fit(picture: np.ndarray) -> np.ndarray:
 
 
 def medians(seeds: Sequence[Sequence[float]]) -> dict | None:
-    """The mean over seeds of their medians over pictures, its bootstrap interval and the medians; None without pictures.
+    """The mean over seeds of their medians over pictures, its bootstrap interval and the medians;
+    None without pictures.
 
-    Every picture is a scene of its own in both sets, so pictures are what is drawn, the same for all seeds.
+    Every picture is a scene of its own in both sets, so pictures are what is drawn, the same for
+    all seeds.
     """
     values = np.array(seeds, float)
     if not values.size:
@@ -194,11 +224,17 @@ def medians(seeds: Sequence[Sequence[float]]) -> dict | None:
     drawn = np.random.default_rng(0).integers(values.shape[1], size=(2000, values.shape[1]))
     draws = np.median(values[:, drawn], axis=2).mean(axis=0)
     each = np.median(values, axis=1)
-    return {"median": float(each.mean()), "interval": percentile_interval(draws), "seeds": each.tolist()}
+    return {
+        "median": float(each.mean()),
+        "interval": percentile_interval(draws),
+        "seeds": each.tolist(),
+    }
 
 
 def _show(cell: dict | None) -> str:
     if cell is None:
         return "-"
-    spread = f" ({min(cell['seeds']):.2f} to {max(cell['seeds']):.2f})" if len(cell["seeds"]) > 1 else ""
+    spread = (
+        f" ({min(cell['seeds']):.2f} to {max(cell['seeds']):.2f})" if len(cell["seeds"]) > 1 else ""
+    )
     return f"{cell['median']:.2f} [{cell['interval'][0]:.2f}, {cell['interval'][1]:.2f}]{spread}"

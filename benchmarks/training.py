@@ -2,8 +2,9 @@
 
     python benchmarks/training.py --data DATA --pretrained WEIGHTS --processes 1 2
 
-Runs `cmmfnet train` under torchrun for each number of processes, with the same batch for each process, and takes the last
-rows of its log, when everything is warm. Efficiency = images/s of N processes over N times those of one.
+Runs `cmmfnet train` under torchrun for each number of processes, with the same batch for each
+process, and takes the last rows of its log, when everything is warm. Efficiency = images/s of N
+processes over N times those of one.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ import torch
 
 def speed(given: argparse.Namespace, processes: int, out: Path) -> float:
     """Median images/s over the log's rows after the first third."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
     arguments = [
         "-m", "cmmfnet", "train", "--config", given.config, "--data", given.data, "--out", str(out),
-        "--config.batch_size", str(given.batch * processes), "--max-steps", str(given.steps), "--config.log_every", "10",
+        "--config.batch_size", str(given.batch * processes), "--max-steps", str(given.steps),
+        "--config.log_every", "10",
         "--config.validation", "null", "--config.save_every", "1000000", *given.more,
     ]  # fmt: skip
     if given.pretrained:
@@ -38,7 +47,9 @@ def speed(given: argparse.Namespace, processes: int, out: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="cmmfnet")
     parser.add_argument("--data", required=True)
     parser.add_argument("--pretrained")
@@ -50,14 +61,18 @@ def main() -> None:
     given = parser.parse_args()
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
-        f"{name}, torch {torch.__version__}; config {given.config}, batch {given.batch} a process, {given.steps} steps"
+        f"{name}, torch {torch.__version__}; config {given.config}, batch {given.batch} a "
+        f"process, {given.steps} steps"
     )
     first = None
     with tempfile.TemporaryDirectory() as folder:
         for processes in given.processes:
             found = speed(given, processes, Path(folder) / str(processes))
             first = first or found / processes
-            print(f"{processes} process(es): {found:.1f} images/s, {found / first:.2f} times one", flush=True)
+            print(
+                f"{processes} process(es): {found:.1f} images/s, {found / first:.2f} times one",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

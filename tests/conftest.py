@@ -18,7 +18,8 @@ def seeded():
 
 @pytest.fixture
 def disk_full_while_writing(monkeypatch):
-    """A call of it makes every new file take half a word and then find the disk full, until monkeypatch.undo()."""
+    """A call of it makes every new file take half a word and then find the disk full, until
+    monkeypatch.undo()."""
     real = Path.open
 
     def open_full(self, mode="r", *args, **kwargs):

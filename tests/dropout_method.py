@@ -1,4 +1,5 @@
-"""A method that is hard to resume: dropout in both networks, a pool of old pictures, a discriminator that goes first."""
+"""A method that is hard to resume: dropout in both networks, a pool of old pictures, a
+discriminator that goes first."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ class Colours(nn.Module):
     def __init__(self, *, width: int = 8, dropout: float = 0.3):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(1, width, 3, padding=1), nn.GELU(), nn.Dropout(dropout), nn.Conv2d(width, 3, 3, padding=1)
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(width, 3, 3, padding=1),
         )
 
     def forward(self, thermal, text=None, text_mask=None):
@@ -45,4 +49,10 @@ class DropoutMethod(Method):
         yield "discriminator", {"discriminator": F.softplus(-real).mean() + F.softplus(fake).mean()}
         with frozen(judge) as still:
             score = still(torch.cat([batch.thermal, colour], dim=1))
-        yield "generator", {"l1": F.l1_loss(colour, batch.visible), "adversarial": 0.1 * F.softplus(-score).mean()}
+        yield (
+            "generator",
+            {
+                "l1": F.l1_loss(colour, batch.visible),
+                "adversarial": 0.1 * F.softplus(-score).mean(),
+            },
+        )

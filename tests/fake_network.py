@@ -1,6 +1,8 @@
-"""A network small enough to read: it keeps the contract of ``cmmfnet.methods`` and says what it was given.
+"""A network small enough to read: it keeps the contract of ``cmmfnet.methods`` and says what it was
+given.
 
-Red is the thermal value, green the first number of the mean text token (-1 without text), blue is 0.
+Red is the thermal value, green the first number of the mean text token (-1 without text), blue is
+0.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Fake(nn.Module):
         heat = thermal.mean(dim=(1, 2, 3))[:, None]
         return torch.sigmoid(4 * heat + torch.arange(len(self.words), device=thermal.device) - 1)
 
-    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         time.sleep(self.delay)
         batch, _, height, width = thermal.shape
         if height % self.multiple_of or width % self.multiple_of:
@@ -57,7 +61,10 @@ class Fake(nn.Module):
         else:
             weight = text_mask.to(text.dtype)
             green = (text[..., 0] * weight).sum(1) / weight.sum(1)
-        return torch.cat([thermal, green[:, None, None, None].expand_as(thermal), torch.zeros_like(thermal)], dim=1)
+        return torch.cat(
+            [thermal, green[:, None, None, None].expand_as(thermal), torch.zeros_like(thermal)],
+            dim=1,
+        )
 
 
 class FakeMethod:

@@ -1,4 +1,5 @@
-"""The command line: what is typed, what is printed where, the exit status, and the files that are left."""
+"""The command line: what is typed, what is printed where, the exit status, and the files that are
+left."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ TESTS = Path(__file__).parent
 # The command in a process of its own, knowing the fake method.
 WITH_FAKE = (
     "import sys, cmmfnet.methods; "
-    "cmmfnet.methods.METHODS['fake'] = 'fake_network:FakeMethod'; from cmmfnet.cli import main; sys.exit(main())"
+    "cmmfnet.methods.METHODS['fake'] = 'fake_network:FakeMethod'; from cmmfnet.cli import main; "
+    "sys.exit(main())"
 )
 
 
@@ -37,7 +39,11 @@ def fake_method(monkeypatch):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> str:
-    return str(save_model(tmp_path_factory.mktemp("model") / "fake.safetensors", Fake(), {"method": "fake"}))
+    return str(
+        save_model(
+            tmp_path_factory.mktemp("model") / "fake.safetensors", Fake(), {"method": "fake"}
+        )
+    )
 
 
 def frame(path: Path, seed: int = 0, size: tuple[int, int] = (20, 30)) -> Path:
@@ -66,12 +72,17 @@ def names(folder: Path) -> list[str]:
 
 
 # Subprocesses run this checkout, not another cmmfnet that happens to be installed.
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), str(TESTS)])}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(Path(cli.__file__).parents[1]), str(TESTS)]),
+}
 
 
 def python(*arguments: object, **more) -> subprocess.CompletedProcess:
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, **more)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT, **more
+    )
 
 
 # --- the command itself, in a process of its own
@@ -80,7 +91,8 @@ def python(*arguments: object, **more) -> subprocess.CompletedProcess:
 def test_help_and_version_are_quick_and_do_not_import_torch():
     code = (
         "import sys; from cmmfnet.cli import main\n"
-        "for line in (['--help'], ['--version'], ['colorize', '--help'], ['models', '--help'], ['demo', '--help']):\n"
+        "for line in (['--help'], ['--version'], ['colorize', '--help'], ['models', '--help'], "
+        "['demo', '--help']):\n"
         "    try: assert main(line) == 0\n"
         "    except SystemExit as e: assert e.code == 0\n"
         "print('heavy:', [m for m in ('torch', 'transformers', 'tifffile') if m in sys.modules])"
@@ -102,7 +114,9 @@ def test_help_and_version_are_quick_and_do_not_import_torch():
         "--show-tags",
     ):
         assert option in done.stdout, option
-    assert "a picture, a folder of pictures, or a glob" in re.sub(r"\s+", " ", done.stdout)  # docstrings are the help
+    assert "a picture, a folder of pictures, or a glob" in re.sub(
+        r"\s+", " ", done.stdout
+    )  # docstrings are the help
 
 
 def test_python_m_cmmfnet_is_the_command():
@@ -129,7 +143,9 @@ def test_mistakes_get_one_clear_line_and_no_traceback(tmp_path, arguments, statu
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "broken", Command("test_cli:broken", "raise what no user can put right"))
+    monkeypatch.setitem(
+        COMMANDS, "broken", Command("test_cli:broken", "raise what no user can put right")
+    )
     with pytest.raises(ValueError, match="operands could not be broadcast"):
         main(["broken"])
 
@@ -141,16 +157,35 @@ def broken() -> None:
 
 def test_a_whole_run_in_a_process_of_its_own(frames, model):
     (frames / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
-    done = python("-c", WITH_FAKE, "colorize", frames, "-o", frames.parent / "out", "--model", model, "--device", "cpu")
+    done = python(
+        "-c",
+        WITH_FAKE,
+        "colorize",
+        frames,
+        "-o",
+        frames.parent / "out",
+        "--model",
+        model,
+        "--device",
+        "cpu",
+    )
     assert done.returncode == 1, done.stderr
-    assert re.fullmatch(rf"coloured 3, failed 1; \d+\.\d\d s a frame; in {frames.parent / 'out'}\n", done.stdout)
+    assert re.fullmatch(
+        rf"coloured 3, failed 1; \d+\.\d\d s a frame; in {frames.parent / 'out'}\n", done.stdout
+    )
     (line,) = done.stderr.splitlines()
-    assert line.startswith("cmmfnet: failed:") and str(frames / "bad.png") in line and "damaged" in line
+    assert (
+        line.startswith("cmmfnet: failed:")
+        and str(frames / "bad.png") in line
+        and "damaged" in line
+    )
     assert names(frames.parent / "out") == ["frame1.png", "frame10.png", "frame2.png"]
 
 
 def test_ctrl_c_leaves_finished_files_whole(tmp_path):
-    slow = save_model(tmp_path / "slow.safetensors", Fake(delay=0.1), {"method": "fake", "delay": 0.1})
+    slow = save_model(
+        tmp_path / "slow.safetensors", Fake(delay=0.1), {"method": "fake", "delay": 0.1}
+    )
     for i in range(60):
         frame(tmp_path / "in" / f"{i}.png", seed=i)
     out = tmp_path / "out"
@@ -217,7 +252,11 @@ def test_one_file_into_one_file_of_any_format(frames, model, suffix):
     out = frames.parent / "new" / f"result{suffix}"
     assert colorize(model, frames / "frame1.png", "-o", out) == 0
     picture = Image.open(out)
-    assert picture.size == (30, 20) and picture.mode == "RGB" and picture.format == sources._FORMATS[suffix]
+    assert (
+        picture.size == (30, 20)
+        and picture.mode == "RGB"
+        and picture.format == sources._FORMATS[suffix]
+    )
     assert names(out.parent) == [out.name]
 
 
@@ -252,7 +291,10 @@ def test_bad_files_are_named_at_the_end_and_do_not_stop_the_rest(frames, model, 
     (frames / "frame5.jpg").write_text("hello")
     assert colorize(model, frames, "-o", frames.parent / "out", "--batch-size", 2) == 1
     captured = capsys.readouterr()
-    assert [Path(line.split(":")[2].strip()).name for line in captured.err.splitlines()] == ["frame0.png", "frame5.jpg"]
+    assert [Path(line.split(":")[2].strip()).name for line in captured.err.splitlines()] == [
+        "frame0.png",
+        "frame5.jpg",
+    ]
     assert "an empty file" in captured.err and "coloured 3, failed 2" in captured.out
     assert names(frames.parent / "out") == ["frame1.png", "frame10.png", "frame2.png"]
 
@@ -276,7 +318,9 @@ def test_a_result_that_cannot_be_written_is_a_failed_file(frames, model, capsys)
         (["--device", "gpu"], "unknown device 'gpu'"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_before_anything_is_written(frames, model, capsys, arguments, message):
+def test_options_that_make_no_sense_are_refused_before_anything_is_written(
+    frames, model, capsys, arguments, message
+):
     before = names(frames.parent)
     out = frames.parent / "out"
     assert main(["colorize", str(frames), "-o", str(out), "--model", model, *arguments]) == 2
@@ -288,7 +332,10 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(frame
 def test_a_span_below_zero_is_not_taken_for_an_option(tmp_path, model):
     values = np.array([[-20.0, -10.0, 35.0, 40.0]], np.float32)
     Image.fromarray(values).save(tmp_path / "celsius.tiff")
-    assert colorize(model, tmp_path / "celsius.tiff", "-o", tmp_path / "c.png", "--span", "-10,35") == 0
+    assert (
+        colorize(model, tmp_path / "celsius.tiff", "-o", tmp_path / "c.png", "--span", "-10,35")
+        == 0
+    )
     assert np.asarray(Image.open(tmp_path / "c.png"))[0, :, 0].tolist() == [0, 0, 255, 255]
 
 
@@ -316,20 +363,38 @@ def green(path: Path) -> int:
 
 def test_each_picture_has_its_own_text(frames, model, capsys):
     out, texts = frames.parent / "out", frames.parent / "texts.jsonl"
-    texts.write_text('{"name": "frame1", "caption": "a tree"}\n{"name": "frame2.png", "caption": "a car"}\n')
+    texts.write_text(
+        '{"name": "frame1", "caption": "a tree"}\n{"name": "frame2.png", "caption": "a car"}\n'
+    )
     page = frames.parent / "page.html"
-    assert colorize(model, frames, "-o", out, "--text-file", texts, "--text", "a road", "--gallery", page) == 0
+    assert (
+        colorize(
+            model, frames, "-o", out, "--text-file", texts, "--text", "a road", "--gallery", page
+        )
+        == 0
+    )
     assert "texts: 2 their own, 1 --text\ncoloured 3" in capsys.readouterr().out
     noted = {name: Image.open(out / name).text["Text"] for name in names(out)}
     assert noted == {"frame1.png": "a tree", "frame2.png": "a car", "frame10.png": "a road"}
     assert green(out / "frame2.png") < green(out / "frame10.png") < green(out / "frame1.png")
-    assert [text in page.read_text() for text in ("text: a tree", "text: a car", "text: a road")] == [True] * 3
-    # what is done stays, with its text, when the texts change; the page says what each picture was made with
+    assert [
+        text in page.read_text() for text in ("text: a tree", "text: a car", "text: a road")
+    ] == [True] * 3
+    # what is done stays, with its text, when the texts change; the page says what each picture was
+    # made with
     (out / "frame2.png").unlink()
-    texts.write_text('{"name": "frame1", "caption": "a road"}\n{"name": "frame2", "caption": "a tree"}\n')
+    texts.write_text(
+        '{"name": "frame1", "caption": "a road"}\n{"name": "frame2", "caption": "a tree"}\n'
+    )
     assert colorize(model, frames, "-o", out, "--text-file", texts, "--gallery", page) == 0
-    assert Image.open(out / "frame1.png").text["Text"] == Image.open(out / "frame2.png").text["Text"] == "a tree"
-    assert page.read_text().count("text: a tree") == 2 and page.read_text().count("text: a road") == 1
+    assert (
+        Image.open(out / "frame1.png").text["Text"]
+        == Image.open(out / "frame2.png").text["Text"]
+        == "a tree"
+    )
+    assert (
+        page.read_text().count("text: a tree") == 2 and page.read_text().count("text: a road") == 1
+    )
 
 
 def test_texts_beside_the_pictures(frames, model, capsys):
@@ -339,35 +404,53 @@ def test_texts_beside_the_pictures(frames, model, capsys):
     (frames / "frame3.txt").write_text("a tree")
     assert colorize(model, frames, "-o", out) == 0  # not asked for, not read
     assert {Image.open(out / name).text["Text"] for name in names(out)} == {""}
-    with pytest.warns(UserWarning, match=r"1 text files are beside no picture of their name: .*frame3\.txt"):
+    with pytest.warns(
+        UserWarning, match=r"1 text files are beside no picture of their name: .*frame3\.txt"
+    ):
         assert colorize(model, frames, "-o", out, "--text-file", "beside", "--overwrite") == 0
     assert "texts: 1 their own, 2 their folder's" in capsys.readouterr().out
-    assert [Image.open(out / name).text["Text"] for name in names(out)] == ["a tree", "a car", "a car"]
+    assert [Image.open(out / name).text["Text"] for name in names(out)] == [
+        "a tree",
+        "a car",
+        "a car",
+    ]
 
 
 def test_texts_by_time(frames, model):
     times = frames.parent / "times.txt"
     times.write_text("fps: 2\n0:00-0:01 a tree; 0:01- a car")
     assert colorize(model, frames, "-o", frames.parent / "out", "--text-file", times) == 0
-    noted = {name: Image.open(frames.parent / "out" / name).text["Text"] for name in names(frames.parent / "out")}
+    noted = {
+        name: Image.open(frames.parent / "out" / name).text["Text"]
+        for name in names(frames.parent / "out")
+    }
     assert noted == {"frame1.png": "a tree", "frame2.png": "a tree", "frame10.png": "a car"}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"name": "frame1", "caption": "a"}\n{"name": 3}', "a.jsonl, line 2: expected"),
+        (
+            "a.jsonl",
+            b'{"name": "frame1", "caption": "a"}\n{"name": 3}',
+            "a.jsonl, line 2: expected",
+        ),
         ("a.jsonl", b'{"name": "other", "caption": "a"}', "none of its 1 names is a picture"),
         ("a.txt", b"\x89PNG\r\n\0\0", "a.txt is a binary file"),
         ("a.txt", b"frame1\t" + b"car " * 900, "a.txt, line 1: the prompt has 3,599"),
         ("gone.csv", None, "no file of texts"),
     ],
 )
-def test_a_bad_file_of_texts_is_refused_before_anything_is_coloured(frames, model, capsys, name, content, message):
+def test_a_bad_file_of_texts_is_refused_before_anything_is_coloured(
+    frames, model, capsys, name, content, message
+):
     if content is not None:
         (frames.parent / name).write_bytes(content)
     before = names(frames.parent)
-    assert colorize(model, frames, "-o", frames.parent / "out", "--text-file", frames.parent / name) == 2
+    assert (
+        colorize(model, frames, "-o", frames.parent / "out", "--text-file", frames.parent / name)
+        == 2
+    )
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1 and "Traceback" not in error
     assert names(frames.parent) == before
@@ -378,26 +461,39 @@ def test_predicted_tags_are_corrected(frames, model, capsys):
     options = ("--show-tags", "--gallery", page)
     assert colorize(model, frames, "-o", out, "--text", "+car -tree", *options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r".*frame1\.png: tree 0\.\d\d, road 0\.\d\d, car 0\.\d\d; told: car(, road)?", lines[0])
+    assert re.fullmatch(
+        r".*frame1\.png: tree 0\.\d\d, road 0\.\d\d, car 0\.\d\d; told: car(, road)?", lines[0]
+    )
     told = lines[0].partition("told: ")[2]
     note = Image.open(out / "frame1.png").text
-    assert (note["Text"], note["Tags"]) == ("+car -tree", told) and f"told: {told}" in page.read_text()
-    assert colorize(model, frames, "-o", out, "--text=-tree", "--overwrite") == 0  # a minus needs the equals sign
-    assert Image.open(out / "frame1.png").text["Tags"] == told.removeprefix("car").removeprefix(", ")
+    assert (note["Text"], note["Tags"]) == (
+        "+car -tree",
+        told,
+    ) and f"told: {told}" in page.read_text()
+    assert (
+        colorize(model, frames, "-o", out, "--text=-tree", "--overwrite") == 0
+    )  # a minus needs the equals sign
+    assert Image.open(out / "frame1.png").text["Tags"] == told.removeprefix("car").removeprefix(
+        ", "
+    )
     assert colorize(model, frames, "-o", out, "--text", "+ car", "--overwrite") == 2
     assert "write it next to its word: '+car'" in capsys.readouterr().err
 
 
 def test_corrections_need_a_model_that_predicts(frames, tmp_path, capsys):
     options = {"words": [], "text": "clip-sentence"}
-    model = save_model(tmp_path / "plain.safetensors", Fake(**options), {"method": "fake", **options})
+    model = save_model(
+        tmp_path / "plain.safetensors", Fake(**options), {"method": "fake", **options}
+    )
     assert colorize(str(model), frames, "-o", tmp_path / "out", "--text", "+snow") == 2
     assert "has nothing to start from; write what is to be seen" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_show_tags_of_a_model_without_is_a_mistake(frames, tmp_path, capsys):
-    model = save_model(tmp_path / "plain.safetensors", Fake(words=()), {"method": "fake", "words": []})
+    model = save_model(
+        tmp_path / "plain.safetensors", Fake(words=()), {"method": "fake", "words": []}
+    )
     assert colorize(str(model), frames, "-o", tmp_path / "out", "--show-tags") == 2
     assert "predicts no tags" in capsys.readouterr().err
 
@@ -407,20 +503,38 @@ def test_gallery_shows_every_finished_picture_also_those_of_an_earlier_run(frame
     assert colorize(model, frames, "-o", out) == 0
     frame(frames / "frame11.png")
     (frames / "bad.png").write_text("x")
-    assert colorize(model, frames, "-o", out, "--gallery", out / "index.html", "--text", "a car") == 1
+    assert (
+        colorize(model, frames, "-o", out, "--gallery", out / "index.html", "--text", "a car") == 1
+    )
     page = (out / "index.html").read_text()
     assert page.count("<article") == 4 and "text: a car" in page and "bad.png" not in page
 
 
 def test_the_picture_says_what_made_it(frames, model):
     out = frames.parent
-    assert colorize(model, frames / "frame1.png", "-o", out / "a.png", "--text", "a car", "--span", "7000,8000") == 0
+    assert (
+        colorize(
+            model,
+            frames / "frame1.png",
+            "-o",
+            out / "a.png",
+            "--text",
+            "a car",
+            "--span",
+            "7000,8000",
+        )
+        == 0
+    )
     text = Image.open(out / "a.png").text
     assert text["Software"] == f"cmmfnet {__version__}" and text["Model"] == "fake"
     assert text["Text"] == "a car" and text["Span"] == "7000,8000" and "guessed" in text["Comment"]
     assert colorize(model, frames / "frame1.png", "-o", out / "a.jpg") == 0
     exif = Image.open(out / "a.jpg").getexif()
-    assert exif[0x0131] == f"cmmfnet {__version__}" and "Model: fake" in exif[0x010E] and "percentile" in exif[0x010E]
+    assert (
+        exif[0x0131] == f"cmmfnet {__version__}"
+        and "Model: fake" in exif[0x010E]
+        and "percentile" in exif[0x010E]
+    )
 
 
 def test_models_describes_a_file(model, capsys):
@@ -438,7 +552,10 @@ def test_demo_renders_colours_and_writes_its_page(tmp_path, model, monkeypatch, 
 
     monkeypatch.setattr(scenes, "render", render, raising=False)
     for _ in range(2):  # a second time is as good as the first
-        assert main(["demo", "--out", str(tmp_path / "demo"), "--model", model, "--device", "cpu"]) == 0
+        assert (
+            main(["demo", "--out", str(tmp_path / "demo"), "--model", model, "--device", "cpu"])
+            == 0
+        )
     thermal = sorted((tmp_path / "demo" / "thermal").iterdir())
     assert len(thermal) == 6 and np.asarray(Image.open(thermal[0])).dtype == np.uint16
     assert names(tmp_path / "demo" / "colour") == [file.name for file in thermal]
@@ -454,8 +571,17 @@ def test_folders_are_sorted_naturally_and_hold_only_visible_pictures(tmp_path):
     for name in ("f10.png", "f2.png", "f1.PNG", "f02.jpg", ".hidden.png", "notes.txt", "sub/g.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [file.name for file in list_sources(tmp_path)] == ["f1.PNG", "f02.jpg", "f2.png", "f10.png"]
-    assert [file.name for file in list_sources(f"{tmp_path}/**/*.png")] == ["f2.png", "f10.png", "g.png"]
+    assert [file.name for file in list_sources(tmp_path)] == [
+        "f1.PNG",
+        "f02.jpg",
+        "f2.png",
+        "f10.png",
+    ]
+    assert [file.name for file in list_sources(f"{tmp_path}/**/*.png")] == [
+        "f2.png",
+        "f10.png",
+        "g.png",
+    ]
 
 
 def test_a_file_with_glob_characters_in_its_name_is_a_file(tmp_path):
@@ -464,7 +590,9 @@ def test_a_file_with_glob_characters_in_its_name_is_a_file(tmp_path):
 
 
 def test_nothing_found_says_what_was_looked_for_and_what_is_there(tmp_path):
-    with pytest.raises(SourceError, match=r"looked for png jpg jpeg tif tiff bmp webp; found no files"):
+    with pytest.raises(
+        SourceError, match=r"looked for png jpg jpeg tif tiff bmp webp; found no files"
+    ):
         list_sources(tmp_path)
     for name in ("a.mp4", "b.mp4", "c.csv"):
         (tmp_path / name).touch()
@@ -481,12 +609,21 @@ def plan(tmp_path: Path, source: str, *files: str, out: str = "out") -> list[str
     for file in inputs:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    return [str(path.relative_to(tmp_path)) for path in plan_outputs(tmp_path / source, inputs, tmp_path / out)]
+    return [
+        str(path.relative_to(tmp_path))
+        for path in plan_outputs(tmp_path / source, inputs, tmp_path / out)
+    ]
 
 
 def test_equal_stems_keep_their_suffix_in_the_name(tmp_path):
     planned = plan(tmp_path, "in", "in/a.png", "in/a.jpg", "in/b.png", "in/B.tif", "in/c.png")
-    assert planned == ["out/a-png.png", "out/a-jpg.png", "out/b-png.png", "out/B-tif.png", "out/c.png"]
+    assert planned == [
+        "out/a-png.png",
+        "out/a-jpg.png",
+        "out/b-png.png",
+        "out/B-tif.png",
+        "out/c.png",
+    ]
 
 
 def test_globs_keep_the_folders_in_which_files_differ(tmp_path):
@@ -495,7 +632,9 @@ def test_globs_keep_the_folders_in_which_files_differ(tmp_path):
 
 
 def test_names_that_meet_all_the_same_are_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"a-png\.tif would both become .*a-png\.png|would both become"):
+    with pytest.raises(
+        SourceError, match=r"a-png\.tif would both become .*a-png\.png|would both become"
+    ):
         plan(tmp_path, "in", "in/a.png", "in/a.jpg", "in/a-png.tif")
 
 

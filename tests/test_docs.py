@@ -39,9 +39,12 @@ def section(title: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """Cells of the table rows in ``text``, without heads and rules. A ``|`` inside a cell is not supported."""
+    """Cells of the table rows in ``text``, without heads and rules. A ``|`` inside a cell is not
+    supported."""
     found = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
     ]
     heads = {i - 1 for i, row in enumerate(found) if re.fullmatch(r"[-: ]+", row[0])}
     return [row for i, row in enumerate(found) if i not in heads and i - 1 not in heads]
@@ -75,7 +78,9 @@ def test_relative_links_point_to_files_and_headings(page):
 
 def test_every_page_under_docs_can_be_parsed_for_links():
     """Guards the test above: a page that has links yields links."""
-    assert re.findall(r"\]\(([^)\s]+)\)", prose("see [a](b.md) and\n```\nx[0](1)\n```\n[c](d#e)")) == ["b.md", "d#e"]
+    assert re.findall(
+        r"\]\(([^)\s]+)\)", prose("see [a](b.md) and\n```\nx[0](1)\n```\n[c](d#e)")
+    ) == ["b.md", "d#e"]
     assert len(re.findall(r"\]\(([^)\s]+)\)", prose(ARCHITECTURE))) > 50
 
 
@@ -85,12 +90,16 @@ def test_every_page_under_docs_can_be_parsed_for_links():
 def test_names_linked_to_a_source_file_are_in_it():
     links = re.findall(r"\[`([\w.]+)`\]\(\.\./src/([\w/]+)\.py\)", ARCHITECTURE)
     assert len(links) > 40
-    assert len(links) == len(re.findall(r"\]\(\.\./src/", ARCHITECTURE)), "a link to source that names nothing"
+    assert len(links) == len(re.findall(r"\]\(\.\./src/", ARCHITECTURE)), (
+        "a link to source that names nothing"
+    )
     for name, file in links:
         module = importlib.import_module(file.replace("/", "."))
         thing = operator.attrgetter(name)(module)
         origin = getattr(thing, "__module__", module.__name__)
-        assert origin == module.__name__, f"{name} is linked to {module.__name__}, it is defined in {origin}"
+        assert origin == module.__name__, (
+            f"{name} is linked to {module.__name__}, it is defined in {origin}"
+        )
 
 
 def test_dotted_names_exist():
@@ -178,7 +187,11 @@ def test_parameter_counts():
         assert prefixes, row[0]
         seen += prefixes
         for count, stated in zip(counts, row[1:], strict=True):
-            found = sum(n for name, n in count.items() if any(name == p or name.startswith(p + ".") for p in prefixes))
+            found = sum(
+                n
+                for name, n in count.items()
+                if any(name == p or name.startswith(p + ".") for p in prefixes)
+            )
             assert stated == f"{found:,}", row[0]
     assert len(seen) == len(set(seen))
     assert [f"{sum(count.values()):,}" for count in counts] == whole[1:]
@@ -188,7 +201,9 @@ def test_parameter_counts():
 
     for network in networks:
         network.fold_text_projection()
-    assert [f"{sum(p.numel() for p in network.parameters()):,}" for network in networks] == folded[1:]
+    assert [f"{sum(p.numel() for p in network.parameters()):,}" for network in networks] == folded[
+        1:
+    ]
 
 
 # --- the drawing
@@ -196,7 +211,9 @@ def test_parameter_counts():
 
 def test_the_drawing_is_what_its_script_writes():
     folder = ROOT / "docs" / "figures"
-    spec = importlib.util.spec_from_file_location("make_architecture", folder / "make_architecture.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_architecture", folder / "make_architecture.py"
+    )
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert (folder / "architecture.svg").read_text(encoding="utf-8") == script.svg(), (
@@ -223,7 +240,9 @@ def test_shapes_in_the_drawing_are_those_of_the_network(config):
         for name, module in network.named_children():
             module.register_forward_hook(keep(name))
         network(torch.zeros(1, 1, height, width), heads=True)
-        maps = network.image_encoder(torch.zeros(1, 2 if network.local_contrast else 1, height, width))[1]
+        maps = network.image_encoder(
+            torch.zeros(1, 2 if network.local_contrast else 1, height, width)
+        )[1]
 
     for channels, part, names in (
         (64, 2, ("encode1", "decode1")),
@@ -234,13 +253,17 @@ def test_shapes_in_the_drawing_are_those_of_the_network(config):
         for name in names:
             assert outputs[name] == (channels, height // part, width // part), name
     assert outputs["last"] == (3, height, width) and "3 × H × W<" in drawing
-    assert outputs["interaction"] == (256, 32, 32) and ">256 ×<" in drawing and ">32 × 32<" in drawing
+    assert (
+        outputs["interaction"] == (256, 32, 32) and ">256 ×<" in drawing and ">32 × 32<" in drawing
+    )
     assert "D = 512 | 320" in drawing
     if config is PAPER:
         assert outputs["image_encoder"] == (256, 512)
     else:
         assert outputs["image_encoder"] == (256, 320)
-        assert outputs["label_head"] == (25, height // 8, width // 8) and "25 × H/8 × W/8" in drawing
+        assert (
+            outputs["label_head"] == (25, height // 8, width // 8) and "25 × H/8 × W/8" in drawing
+        )
         assert outputs["tag_head"] == (177,) and "177 probabilities" in drawing
         for tap, shape in zip(("relu2_2", "relu3_3", "relu4_3"), maps, strict=True):
             assert f"{tap}: {' × '.join(map(str, shape.shape[1:]))}" in drawing

@@ -3,9 +3,10 @@
     python tests/training_process.py [--break NAME] train ...
     torchrun --nproc-per-node 2 tests/training_process.py train ...
 
-NAME: seeds (dropout is not seeded by step), pools (they are not restored), slow (50 ms more a step), captured (no
-promise: the generator goes without DistributedDataParallel, as one that is captured as CUDA graphs does), alone (so, and
-its gradients stay each process' own).
+NAME: seeds (dropout is not seeded by step), pools (they are not restored), slow (50 ms more a
+    step), captured (no
+promise: the generator goes without DistributedDataParallel, as one that is captured as CUDA graphs
+    does), alone (so, and its gradients stay each process' own).
 """
 
 from __future__ import annotations

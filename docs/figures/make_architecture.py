@@ -1,10 +1,11 @@
-"""Writes architecture.svg beside this file: how the data goes through CMMF-Net, with the shape at each arrow.
+"""Writes architecture.svg beside this file: how the data goes through CMMF-Net, with the shape at
+each arrow.
 
     python docs/figures/make_architecture.py
 
-Text stands only on opaque panels and boxes, and lines have a grey that is seen on white and on black, so that the
-picture needs no style sheet that knows the page's theme. Widths leave room for DejaVu Sans, the widest of the fonts
-named.
+Text stands only on opaque panels and boxes, and lines have a grey that is seen on white and on
+black, so that the picture needs no style sheet that knows the page's theme. Widths leave room for
+DejaVu Sans, the widest of the fonts named.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ BLUE, SAND, WHITE = "#e4edf9", "#f8efdf", "#ffffff"
 FILLS = {"image": "#cfe0f7", "text": "#d9efd9", "unet": "#f5dcb4", "out": "#f3d3dc", "plain": WHITE}
 
 
-def text(x: float, y: float, words: str, size: int, anchor: str = "middle", bold: bool = False) -> str:
+def text(
+    x: float, y: float, words: str, size: int, anchor: str = "middle", bold: bool = False
+) -> str:
     weight = ' font-weight="bold"' if bold else ""
     return f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}" fill="{INK}"{weight}>{words}</text>'
 
@@ -26,8 +29,11 @@ def panel(x: float, y: float, w: float, h: float, fill: str) -> str:
     return f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" rx="12" fill="{fill}"/>'
 
 
-def box(x: float, y: float, w: float, h: float, kind: str, title: str, *lines: str, dashed: bool = False) -> str:
-    """A box with a bold title and lines under it, centred. ``dashed``: only the released model has it."""
+def box(
+    x: float, y: float, w: float, h: float, kind: str, title: str, *lines: str, dashed: bool = False
+) -> str:
+    """A box with a bold title and lines under it, centred. ``dashed``: only the released model has
+    it."""
     dash = ' stroke-dasharray="6 4"' if dashed else ""
     top = y + h / 2 - (len(lines) * 17) / 2 + 5
     rows = [text(x + w / 2, top, title, 15, bold=True)]
@@ -62,7 +68,9 @@ def global_path() -> list[str]:
 
     return [
         panel(170, 20, 1075, 385, BLUE),
-        text(190, 48, "(a) Global path: always the whole frame at 256 × 256", 17, "start", bold=True),
+        text(
+            190, 48, "(a) Global path: always the whole frame at 256 × 256", 17, "start", bold=True
+        ),
         box(185, 170, 100, 86, "plain", "Resize", "to 256 × 256", "(bilinear)"),
         line((285, 213), (363, 213)),
         label(322, "1 | 2 ×", "256 × 256"),
@@ -78,7 +86,15 @@ def global_path() -> list[str]:
         box(980, 170, 120, 86, "text", "OutputProj", "to positions", "and channels"),
         # text
         box(
-            745, 308, 180, 84, "text", "Text tokens", "CLIP sentence, L = 77 |", "tag vectors, L ≤ 16;", "and “no text”"
+            745,
+            308,
+            180,
+            84,
+            "text",
+            "Text tokens",
+            "CLIP sentence, L = 77 |",
+            "tag vectors, L ≤ 16;",
+            "and “no text”",
         ),
         line((835, 308), (835, 258)),
         text(845, 288, "(L + 1) × D", 13, "start"),
@@ -88,7 +104,13 @@ def global_path() -> list[str]:
         text(642, 292, "mean: D", 13, "start"),
         # the guide's two inputs
         line((430, 170), (430, 82), (1205, 82), (1205, 490), dashed=True),
-        text(440, 74, "relu2_2: 128 × 128 × 128,  relu3_3: 256 × 64 × 64,  relu4_3: 512 × 32 × 32", 13, "start"),
+        text(
+            440,
+            74,
+            "relu2_2: 128 × 128 × 128,  relu3_3: 256 × 64 × 64,  relu4_3: 512 × 32 × 32",
+            13,
+            "start",
+        ),
         box(735, 98, 200, 44, "plain", "Global vector", "image mean, text mean", dashed=True),
         line((632, 170), (632, 120), (733, 120), dashed=True),
         text(683, 113, "mean: D", 13),
@@ -142,9 +164,24 @@ def u_net() -> list[str]:
         text(1031, 330, "256 ×", 13, "end"),
         text(1031, 348, "32 × 32", 13, "end"),
         text(1031, 463, "resized to 256 × H/8 × W/8", 13, "end"),
-        box(1128, rows["H/8"], 107, tall, "image", "Guide", "+ lateral 1×1,", "× scale + shift", dashed=True),
+        box(
+            1128,
+            rows["H/8"],
+            107,
+            tall,
+            "image",
+            "Guide",
+            "+ lateral 1×1,",
+            "× scale + shift",
+            dashed=True,
+        ),
         line((1128, middle["H/8"]), (right + wide + 2, middle["H/8"]), dashed=True),
-        line((1181, rows["H/8"] + tall), (1181, middle["H/2"]), (right + wide + 2, middle["H/2"]), dashed=True),
+        line(
+            (1181, rows["H/8"] + tall),
+            (1181, middle["H/2"]),
+            (right + wide + 2, middle["H/2"]),
+            dashed=True,
+        ),
         line((1181, middle["H/4"]), (right + wide + 2, middle["H/4"]), dashed=True),
         text(1110, middle["H/8"] - 9, "256", 13),
         text(1140, middle["H/4"] - 9, "128", 13),
@@ -172,9 +209,11 @@ def entrance() -> list[str]:
 def legend() -> list[str]:
     return [
         panel(170, 940, 1075, 35, WHITE),
-        f'<rect x="190" y="949" width="34" height="17" rx="4" fill="{WHITE}" stroke="{GREY}" stroke-width="1.5"/>',
+        f'<rect x="190" y="949" width="34" height="17" rx="4" fill="{WHITE}" stroke="{GREY}" '
+        'stroke-width="1.5"/>',
         text(232, 962, "in both models", 13, "start"),
-        f'<rect x="360" y="949" width="34" height="17" rx="4" fill="{WHITE}" stroke="{GREY}" stroke-width="1.5" '
+        f'<rect x="360" y="949" width="34" height="17" rx="4" fill="{WHITE}" stroke="{GREY}" '
+        'stroke-width="1.5" '
         'stroke-dasharray="6 4"/>',
         text(402, 962, "in the released model only", 13, "start"),
         text(618, 962, "x | y: cmmfnet-paper | cmmfnet", 13, "start"),
@@ -184,15 +223,24 @@ def legend() -> list[str]:
 
 def svg() -> str:
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'role="img" aria-labelledby="title" font-family="Helvetica, Arial, \'DejaVu Sans\', sans-serif">\n'
-        '<title id="title">CMMF-Net: global path at 256 × 256 and U-Net at full resolution, with shapes</title>\n'
-        '<defs><marker id="head" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'height="{HEIGHT}" '
+        'role="img" aria-labelledby="title" font-family="Helvetica, Arial, \'DejaVu Sans\', '
+        'sans-serif">\n'
+        '<title id="title">CMMF-Net: global path at 256 × 256 and U-Net at full resolution, with '
+        "shapes</title>\n"
+        '<defs><marker id="head" viewBox="0 0 10 10" refX="8" refY="5" markerWidth="7" '
+        'markerHeight="7" orient="auto">'
         f'<path d="M0,0 L10,5 L0,10 z" fill="{LINE}"/></marker></defs>'
     )
     # panels first: lines that run from one to the other lie on both
     top, bottom = global_path(), u_net()
-    return "\n".join([head, top[0], bottom[0], *top[1:], *bottom[1:], *entrance(), *legend(), "</svg>"]) + "\n"
+    return (
+        "\n".join(
+            [head, top[0], bottom[0], *top[1:], *bottom[1:], *entrance(), *legend(), "</svg>"]
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

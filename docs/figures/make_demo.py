@@ -1,4 +1,5 @@
-"""The README's picture: rendered scenes, what the bundled model makes of their thermal frames, and the truth.
+"""The README's picture: rendered scenes, what the bundled model makes of their thermal frames, and
+the truth.
 
 python docs/figures/make_demo.py
 """
@@ -13,7 +14,11 @@ from cmmfnet.colorizer.gallery import as_grey
 from cmmfnet.data.scenes.scenes import render
 from cmmfnet.thermal.frame import normalise
 
-SCENES = (("street", 1), ("house", 1), ("park", 3))  # not among the training seeds, which start at 10,000
+SCENES = (
+    ("street", 1),
+    ("house", 1),
+    ("park", 3),
+)  # not among the training seeds, which start at 10,000
 SIZE = (256, 320)
 
 

@@ -1,4 +1,5 @@
-"""Writes text.jpg: rendered scenes that training never saw, coloured by the bundled model with different texts."""
+"""Writes text.jpg: rendered scenes that training never saw, coloured by the bundled model with
+different texts."""
 
 from __future__ import annotations
 
@@ -22,8 +23,12 @@ WIDTH, HEIGHT, LINE = 240, 192, 20
 
 def tile(picture: np.ndarray, title: str) -> np.ndarray:
     canvas = Image.new("RGB", (WIDTH, HEIGHT + LINE), "white")
-    canvas.paste(Image.fromarray(picture).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
-    ImageDraw.Draw(canvas).text((4, HEIGHT + 3), title, fill=(20, 20, 20), font=ImageFont.load_default(13))
+    canvas.paste(
+        Image.fromarray(picture).convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    )
+    ImageDraw.Draw(canvas).text(
+        (4, HEIGHT + 3), title, fill=(20, 20, 20), font=ImageFont.load_default(13)
+    )
     return np.array(canvas)
 
 
@@ -33,7 +38,10 @@ def main() -> None:
     for seed, kind, texts in SCENES:
         thermal = render(seed, kind, size=(256, 320), lighting="day").thermal
         tiles = [tile(as_grey(normalise(thermal.astype(np.float32))), "thermal")]
-        tiles += [tile(colorizer(thermal, text=text), f"“{text}”" if text else "no text") for text in texts]
+        tiles += [
+            tile(colorizer(thermal, text=text), f"“{text}”" if text else "no text")
+            for text in texts
+        ]
         rows.append(np.hstack(tiles))
     Image.fromarray(np.vstack(rows)).save(Path(__file__).parent / "text.jpg", quality=86)
 

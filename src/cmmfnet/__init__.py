@@ -3,7 +3,8 @@
     >>> from cmmfnet import Colorizer                                     # doctest: +SKIP
     >>> colour = Colorizer.from_pretrained()("frame.png")                 # doctest: +SKIP
 
-Names are imported on first use, so that ``import cmmfnet`` and ``cmmfnet --help`` do not load torch.
+Names are imported on first use, so that ``import cmmfnet`` and ``cmmfnet --help`` do not load
+torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The command line: one function a command, its signature is the command's arguments, its docstring their help.
+"""The command line: one function a command, its signature is the command's arguments, its docstring
+their help.
 
-Positional parameters of the function are positional here, keyword-only ones are options: ``batch_size`` is
-``--batch-size``, a ``False`` default makes a flag, a dataclass a group of nested options. A command's module is
-imported when that command is asked for, so ``cmmfnet --help`` is quick.
+Positional parameters of the function are positional here, keyword-only ones are options:
+``batch_size`` is ``--batch-size``, a ``False`` default makes a flag, a dataclass a group of nested
+options. A command's module is imported when that command is asked for, so ``cmmfnet --help`` is
+quick.
 """
 
 from __future__ import annotations
@@ -38,18 +40,33 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "colorize": Command("cmmfnet.colorizer.colorize:colorize", "turn thermal pictures into colour"),
-    "demo": Command("cmmfnet.colorizer.demo:demo", "render sample frames, colour them and write a page to look at"),
-    "prepare": Command("cmmfnet.data.prepare.prepare:prepare", "bring a raw data set into the one layout"),
-    "captions": Command("cmmfnet.data.captions:captions", "write and check the captions of a data set"),
+    "demo": Command(
+        "cmmfnet.colorizer.demo:demo",
+        "render sample frames, colour them and write a page to look at",
+    ),
+    "prepare": Command(
+        "cmmfnet.data.prepare.prepare:prepare", "bring a raw data set into the one layout"
+    ),
+    "captions": Command(
+        "cmmfnet.data.captions:captions", "write and check the captions of a data set"
+    ),
     "train": Command("cmmfnet.training.train:train", "train or fine-tune a model by a recipe"),
     "evaluate": Command(
-        "cmmfnet.evaluation.evaluate:evaluate", "score a model, a run or a folder of predictions on pairs"
+        "cmmfnet.evaluation.evaluate:evaluate",
+        "score a model, a run or a folder of predictions on pairs",
     ),
-    "compare": Command("cmmfnet.evaluation.compare:compare", "compare models and folders of predictions in one report"),
-    "explain": Command("cmmfnet.colorizer.explain:explain", "show where in a frame each word of a text holds"),
+    "compare": Command(
+        "cmmfnet.evaluation.compare:compare",
+        "compare models and folders of predictions in one report",
+    ),
+    "explain": Command(
+        "cmmfnet.colorizer.explain:explain", "show where in a frame each word of a text holds"
+    ),
     "export": Command("cmmfnet.export.export:export", "write a model as an ONNX file"),
     "scenes": Command("cmmfnet.cli:scenes", "render pairs to train on, with nothing at hand"),
-    "models": Command("cmmfnet.training.models:models", "list the known models and methods, or describe a model"),
+    "models": Command(
+        "cmmfnet.training.models:models", "list the known models and methods, or describe a model"
+    ),
 }
 
 SHORT = {"-o": "--out", "--from": "--start-from"}
@@ -59,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0; 1 (files failed, the system refused); 2 (the request makes no sense as typed); 130 (Ctrl-C).
+        The exit status: 0; 1 (files failed, the system refused); 2 (the request makes no sense as
+        typed); 130 (Ctrl-C).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -76,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cmmfnet: error: unknown command {name!r}; {hint}Commands: {known}", file=sys.stderr)
         return 2
 
-    # torch asks for large pages where the system grants them on request: a fifth to a third less time a frame on the CPU
+    # torch asks for large pages where the system grants them on request: a fifth to a third less
+    # time a frame on the CPU
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     module, function_name = COMMANDS[name].target.split(":")
     function = getattr(importlib.import_module(module), function_name)
@@ -85,7 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"cmmfnet: warning: {message}\n"
     try:
         values = _values(parser, arguments)
-        several = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.VAR_POSITIONAL]
+        several = [
+            p.name
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is p.VAR_POSITIONAL
+        ]
         positional = [item for key in several for item in values.pop(key)]
         result = function(*positional, **values)
     except argparse.ArgumentError as error:
@@ -96,7 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("cmmfnet: interrupted; what is finished is whole, the same command goes on from there", file=sys.stderr)
+        print(
+            "cmmfnet: interrupted; what is finished is whole, the same command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     except Exception as error:
         if not _is_for_the_user(error):
@@ -109,22 +135,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments_of(name: str, function: Callable, argv: Sequence[str] | None = None) -> dict:
-    """Keywords of ``function`` as typed after ``python -m cmmfnet.data.NAME``, for tools that are no command."""
+    """Keywords of ``function`` as typed after ``python -m cmmfnet.data.NAME``, for tools that are
+    no command."""
     parser = make_parser(name, function)
     parser.prog = f"python -m cmmfnet.data.{name}"
     return _values(parser, list(sys.argv[1:] if argv is None else argv))
 
 
 def _values(parser, arguments: list[str]) -> dict:
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
+    instantiate = (
+        getattr(parser, "instantiate", None) or parser.instantiate_classes
+    )  # renamed in jsonargparse 4.49
     return instantiate(parser.parse_args(_named_config(_normal(arguments)))).as_dict()
 
 
 def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> None:
-    """Render street, house and park scenes as a folder of pairs: computer graphics, free to use and publish.
+    """Render street, house and park scenes as a folder of pairs: computer graphics, free to use and
+    publish.
 
     Args:
-        out: a new folder for thermal/, visible/, label/ and index.jsonl; the last fifth is for validation
+        out: a new folder for thermal/, visible/, label/ and index.jsonl; the last fifth is for
+            validation
         count: number of scenes; each takes about a second
         seed: seed of the first scene, the next has the next; other seeds give other scenes
         size: HEIGHT,WIDTH in pixels
@@ -136,11 +167,19 @@ def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> Non
 
     match = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", size)
     if match is None or min(height := int(match[1]), width := int(match[2])) < 16:
-        raise UsageError(f"--size is {size!r}; expected HEIGHT,WIDTH of at least 16 pixels each, for example 256,320")
+        raise UsageError(
+            f"--size is {size!r}; expected HEIGHT,WIDTH of at least 16 pixels each, for example "
+            "256,320"
+        )
     if count < 1 or seed < 0:
-        raise UsageError(f"--count is {count}, --seed is {seed}; expected a count of 1 or more and a seed of 0 or more")
+        raise UsageError(
+            f"--count is {count}, --seed is {seed}; expected a count of 1 or more and a seed of 0 "
+            "or more"
+        )
     if (Path(out) / "index.jsonl").exists():
-        raise FileExistsError(f"{out} is a data set already (it has index.jsonl); name another folder")
+        raise FileExistsError(
+            f"{out} is a data set already (it has index.jsonl); name another folder"
+        )
     print(f"rendering {count} scenes, about a second each for a core", file=sys.stderr)
     index = write_pairs(out, count, seed=seed, size=(height, width), jobs=os.cpu_count() or 1)
     print(f"{count} pairs in {index.parent}")
@@ -151,7 +190,9 @@ def make_parser(name: str, function: Callable):
     import jsonargparse
 
     text, notes = _docstring(function)
-    parser = jsonargparse.ArgumentParser(prog=f"cmmfnet {name}", description=text, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"cmmfnet {name}", description=text, exit_on_error=False
+    )
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         kind, note = hints[parameter.name], notes.get(parameter.name, "")
@@ -176,12 +217,18 @@ def make_parser(name: str, function: Callable):
 
 
 def _normal(arguments: list[str]) -> list[str]:
-    """``--span -10,35`` -> ``--span=-10,35``, ``--text -grass`` -> ``--text=-grass``: argparse takes a value that starts with
-    a minus for an option."""
+    """``--span -10,35`` -> ``--span=-10,35``, ``--text -grass`` -> ``--text=-grass``: argparse
+    takes a value that starts with a minus for an option."""
     out: list[str] = []
     for argument in arguments:
-        number = re.fullmatch(r"-[\d.][\d.,e+-]*", argument) and out and re.fullmatch(r"--[a-z][\w.-]*", out[-1])
-        if number or (out and out[-1] == "--text" and re.match(r"-[^-]", argument) and argument not in SHORT):
+        number = (
+            re.fullmatch(r"-[\d.][\d.,e+-]*", argument)
+            and out
+            and re.fullmatch(r"--[a-z][\w.-]*", out[-1])
+        )
+        if number or (
+            out and out[-1] == "--text" and re.match(r"-[^-]", argument) and argument not in SHORT
+        ):
             out[-1] += f"={argument}"
         else:
             out.append(argument)
@@ -189,7 +236,8 @@ def _normal(arguments: list[str]) -> list[str]:
 
 
 def _named_config(arguments: list[str]) -> list[str]:
-    """``--config tiny`` -> its file; ``--from MODEL`` without a configuration fine-tunes by the one for that."""
+    """``--config tiny`` -> its file; ``--from MODEL`` without a configuration fine-tunes by the one
+    for that."""
     from cmmfnet.training.recipe import find_config
 
     out, given = list(arguments), False
@@ -207,7 +255,8 @@ def _named_config(arguments: list[str]) -> list[str]:
 
 
 def read_recipe(file: Path) -> Recipe:
-    """The recipe in a YAML file. Raises :class:`cmmfnet.training.recipe.RecipeError` for what it does not take."""
+    """The recipe in a YAML file. Raises :class:`cmmfnet.training.recipe.RecipeError` for what it
+    does not take."""
     import jsonargparse
 
     from cmmfnet.training.recipe import Recipe, RecipeError
@@ -222,7 +271,8 @@ def read_recipe(file: Path) -> Recipe:
 
 
 def _docstring(function: Callable) -> tuple[str, dict[str, str]]:
-    """The text before ``Args:``, and what stands under ``Args:`` for each parameter, as one line."""
+    """The text before ``Args:``, and what stands under ``Args:`` for each parameter, as one
+    line."""
     text, _, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")
     notes: dict[str, str] = {}
     name = None
@@ -233,14 +283,16 @@ def _docstring(function: Callable) -> tuple[str, dict[str, str]]:
             name, notes[match[1]] = match[1], match[2]
         elif name and line.strip():
             notes[name] += " " + line.strip()
-    return text.strip(), {key: value.replace("``", "").replace("%", "%%") for key, value in notes.items()}
+    return text.strip(), {
+        key: value.replace("``", "").replace("%", "%%") for key, value in notes.items()
+    }
 
 
 def _is_for_the_user(error: Exception) -> bool:
     """Whether the message alone is what a user needs.
 
-    The package raises types of its own for what a user can put right; anything else is our mistake, and its traceback
-    is wanted.
+    The package raises types of its own for what a user can put right; anything else is our mistake,
+    and its traceback is wanted.
     """
     ours = any(cls.__module__.partition(".")[0] == "cmmfnet" for cls in type(error).__mro__)
     missing_extra = isinstance(error, ImportError) and "pip install" in str(error)

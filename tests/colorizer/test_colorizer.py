@@ -37,7 +37,20 @@ def red(thermal: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "size", [(1, 1), (1, 2), (2, 1), (1, 300), (7, 3), (15, 17), (16, 16), (33, 63), (64, 200), (65, 65), (129, 97)]
+    "size",
+    [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (1, 300),
+        (7, 3),
+        (15, 17),
+        (16, 16),
+        (33, 63),
+        (64, 200),
+        (65, 65),
+        (129, 97),
+    ],
 )
 def test_output_size_is_input_size(size):
     result = make()(frame(*size))
@@ -77,7 +90,9 @@ def test_a_network_of_one_size_gets_that_size_and_the_frame_comes_back_at_its_ow
 def scene(height: int, width: int) -> np.ndarray:
     """Three regions of different temperature with sharp edges between them, and a little noise."""
     y, x = np.mgrid[:height, :width]
-    values = np.where(x + y // 3 > width * 0.45, 200.0, 60.0) - np.where(y > height * 0.7, 40.0, 0.0)
+    values = np.where(x + y // 3 > width * 0.45, 200.0, 60.0) - np.where(
+        y > height * 0.7, 40.0, 0.0
+    )
     return values + np.random.default_rng(0).normal(0, 1, values.shape)
 
 
@@ -95,7 +110,8 @@ def test_very_long_frames_stay_within_four_working_squares():
 
 
 def test_fine_edges_come_back_at_full_size():
-    """Fake's red is the thermal value itself, so the right full-size answer is known. Bicubic is far from it."""
+    """Fake's red is the thermal value itself, so the right full-size answer is known. Bicubic is
+    far from it."""
     thermal = scene(256, 320)
     colorizer = make(working_size=64)
     truth = red(thermal).astype(float)
@@ -105,11 +121,14 @@ def test_fine_edges_come_back_at_full_size():
     edges = plain > 30
     assert 0.01 < edges.mean() < 0.2
     assert error[edges].mean() < 0.4 * plain[edges].mean()  # edges are back
-    assert error[~edges].mean() < plain[~edges].mean() + 0.5  # and nothing beside them got worse: no halo
+    assert (
+        error[~edges].mean() < plain[~edges].mean() + 0.5
+    )  # and nothing beside them got worse: no halo
 
 
 def test_colour_that_has_nothing_to_do_with_temperature_is_kept():
-    """A patch of its own colour on a flat thermal background: the filter proper of He & Sun would wash it out."""
+    """A patch of its own colour on a flat thermal background: the filter proper of He & Sun would
+    wash it out."""
     low = np.zeros((1, 32, 32), dtype=np.float32)
     colour = np.zeros((3, 32, 32), dtype=np.float32)
     colour[0, 8:24, 8:24] = 1.0
@@ -128,9 +147,13 @@ def test_upsampling_of_tensors_as_on_a_gpu_equals_that_of_arrays():
     for mode in ("bilinear", "bicubic"):
         for size in ((17, 90), (64, 20)):
             np.testing.assert_allclose(
-                module._resize(tensors[0], size, mode).numpy(), resize(colour, size, mode), atol=1e-5
+                module._resize(tensors[0], size, mode).numpy(),
+                resize(colour, size, mode),
+                atol=1e-5,
             )
-    np.testing.assert_allclose(module._box_mean(tensors[0], 2).numpy(), box_mean(colour, 2), atol=1e-5)
+    np.testing.assert_allclose(
+        module._box_mean(tensors[0], 2).numpy(), box_mean(colour, 2), atol=1e-5
+    )
 
 
 # --- inputs
@@ -148,7 +171,10 @@ def test_paths_bytes_arrays_and_thermals_give_the_same(tmp_path):
 
 def test_channels_are_red_green_blue():
     rgb = make()(np.array([[0, 255]], dtype=np.uint8))
-    assert rgb[0].tolist() == [[0, 0, 128], [255, 0, 128]]  # red: thermal; green: no text, -1; blue: 0
+    assert rgb[0].tolist() == [
+        [0, 0, 128],
+        [255, 0, 128],
+    ]  # red: thermal; green: no text, -1; blue: 0
 
 
 def test_a_span_is_taken_as_numbers_or_text_and_clips():
@@ -187,8 +213,14 @@ def test_a_list_gives_a_list_in_order_whatever_the_sizes():
 
 def test_frames_of_equal_size_share_batches_up_to_the_limit():
     colorizer = make()
-    colorizer([frame(20, 30), frame(40, 30), frame(20, 31), frame(20, 30), frame(20, 30)], batch_size=3)
-    assert sorted(seen[:3] for seen in colorizer.network.seen) == [(1, 32, 32), (1, 48, 32), (3, 32, 32)]
+    colorizer(
+        [frame(20, 30), frame(40, 30), frame(20, 31), frame(20, 30), frame(20, 30)], batch_size=3
+    )
+    assert sorted(seen[:3] for seen in colorizer.network.seen) == [
+        (1, 32, 32),
+        (1, 48, 32),
+        (3, 32, 32),
+    ]
 
 
 def test_one_frame_at_a_time_on_the_cpu_by_default():
@@ -212,14 +244,18 @@ def expected_green(colorizer: Colorizer, *names: str) -> int:
 
 def test_text_reaches_the_network_as_the_vectors_of_the_things_named():
     colorizer = make()
-    assert green(colorizer(frame(16, 16), text="a car on a road")) == expected_green(colorizer, "car", "road")
+    assert green(colorizer(frame(16, 16), text="a car on a road")) == expected_green(
+        colorizer, "car", "road"
+    )
     assert green(colorizer(frame(16, 16), text="trees")) == expected_green(colorizer, "tree")
     assert green(colorizer(frame(16, 16))) == 0
 
 
 def test_each_picture_may_have_its_own_text():
     colorizer = make()
-    results = colorizer([frame(16, 16)] * 4, text=["a car and a road", None, "tree", ""], batch_size=8)
+    results = colorizer(
+        [frame(16, 16)] * 4, text=["a car and a road", None, "tree", ""], batch_size=8
+    )
     expected = [expected_green(colorizer, "car", "road"), 0, expected_green(colorizer, "tree"), 0]
     assert [green(rgb) for rgb in results] == expected
     with pytest.raises(ValueError, match="2 texts for 1 pictures"):
@@ -350,9 +386,14 @@ def test_threads_may_share_one_colorizer():
 
 @pytest.mark.parametrize("text", ["", "a red car and trees"])
 def test_weights_of_16_bits_keep_the_contrast_of_a_frame(text):
-    """A hot spot presses the rest into few levels, which 16 bits would tear apart before the network sees them."""
+    """A hot spot presses the rest into few levels, which 16 bits would tear apart before the
+    network sees them."""
     x = np.random.default_rng(0).normal(8000, 40, (256, 256)).astype(np.uint16)
     x[:9, :9] = 20000
-    full = Colorizer.from_pretrained(device="cpu", dtype=torch.float32)(x, text=text, span=(7800, 20000))
-    half = Colorizer.from_pretrained(device="cpu", dtype=torch.bfloat16)(x, text=text, span=(7800, 20000))
+    full = Colorizer.from_pretrained(device="cpu", dtype=torch.float32)(
+        x, text=text, span=(7800, 20000)
+    )
+    half = Colorizer.from_pretrained(device="cpu", dtype=torch.bfloat16)(
+        x, text=text, span=(7800, 20000)
+    )
     assert np.abs(full.astype(int) - half).mean() < 1

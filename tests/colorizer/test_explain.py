@@ -1,4 +1,5 @@
-"""`cmmfnet explain`: maps, boxes, the page and the folder, on a network of a few thousand weights."""
+"""`cmmfnet explain`: maps, boxes, the page and the folder, on a network of a few thousand
+weights."""
 
 from __future__ import annotations
 
@@ -21,9 +22,12 @@ from cmmfnet.methods import build_network
 from cmmfnet.weights.files import save_model
 
 CONFIG = {
-    "method": "cmmfnet", "channels": (8, 12, 16), "encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 0),
-    "kernels": (5, 5, 3), "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2, "text_width": 16,
-    "text_length": 16, "tail": 8, "ci": "image_query", "text": "clip-tags", "words": ("road", "tree", "car", "night"),
+    "method": "cmmfnet", "channels": (8, 12, 16), "encoder_blocks": (1, 1, 1),
+    "decoder_blocks": (1, 1, 0),
+    "kernels": (5, 5, 3), "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2,
+    "text_width": 16,
+    "text_length": 16, "tail": 8, "ci": "image_query", "text": "clip-tags",
+    "words": ("road", "tree", "car", "night"),
     "least_size": 0,
 }  # fmt: skip
 
@@ -76,7 +80,9 @@ def test_guidance_scales_the_difference_to_no_text(steered, frame):
     plain, told = (steered(frame, text=t).astype(int) for t in ("", text))
 
     def guided(amount: float) -> np.ndarray:
-        colorizer = Colorizer(network(regions=True), device="cpu", dtype=torch.float32, guidance=amount)
+        colorizer = Colorizer(
+            network(regions=True), device="cpu", dtype=torch.float32, guidance=amount
+        )
         return colorizer(frame, text=text).astype(int)
 
     assert np.array_equal(guided(1.0), told) and np.array_equal(guided(0.0), plain)
@@ -96,7 +102,11 @@ def test_a_model_without_regions_shows_attention(frame):
     colorizer = Colorizer(network(), device="cpu", dtype=torch.float32)
     found = look(colorizer, frame, "a red car on a road")
     assert found.kind == "attention" and found.words == ["car", "road"]
-    assert found.maps.shape == (2, 37, 50) and found.maps.min() > 0 and found.maps.sum(axis=0).max() < 1
+    assert (
+        found.maps.shape == (2, 37, 50)
+        and found.maps.min() > 0
+        and found.maps.sum(axis=0).max() < 1
+    )
     with pytest.raises(ExplainError, match="has no regions, so boxes have no effect"):
         look(colorizer, frame, "a car", boxes={"car": (0, 0, 9, 9)})
 
@@ -124,7 +134,9 @@ def test_attention_maps_are_the_weights_that_the_block_uses(frame):
             ]
         )
         heads = torch.stack(block.value(value)[0].unflatten(-1, (2, -1)).unbind(1))
-        assert torch.allclose(block.out(torch.cat(list(weights @ heads), dim=-1))[0], output[0][0], atol=1e-5)
+        assert torch.allclose(
+            block.out(torch.cat(list(weights @ heads), dim=-1))[0], output[0][0], atol=1e-5
+        )
     assert torch.allclose(maps[0].flatten(1), weights.mean(dim=0)[:, 1:].T, atol=1e-5)
     with pytest.raises(ExplainError, match="only image_query attends"):
         attention_maps(network(ci="text_query"), x, text, mask)
@@ -137,14 +149,19 @@ def test_models_that_take_no_names_say_so(frame):
 
 
 def test_boxes_as_they_are_typed():
-    assert read_boxes("car = 1,2,30,40; trees=0,0,5,5") == {"car": (1, 2, 30, 40), "tree": (0, 0, 5, 5)}
+    assert read_boxes("car = 1,2,30,40; trees=0,0,5,5") == {
+        "car": (1, 2, 30, 40),
+        "tree": (0, 0, 5, 5),
+    }
     for bad in ("car", "car=1,2,3", "car=9,0,3,4", "qwerty=0,0,5,5", "car and tree=0,0,5,5"):
         with pytest.raises(ExplainError, match="for example car=10,20,200,180"):
             read_boxes(bad)
 
 
 def test_a_box_for_a_word_that_is_not_said(steered, frame):
-    with pytest.raises(ExplainError, match=r"--box names car, which the text does not have \(tree\)"):
+    with pytest.raises(
+        ExplainError, match=r"--box names car, which the text does not have \(tree\)"
+    ):
         look(steered, frame, "a tree", boxes={"car": (0, 0, 9, 9)})
 
 
@@ -166,7 +183,9 @@ def test_the_page_loads_nothing_and_escapes(tmp_path, steered, frame):
 
 
 def test_the_command_writes_a_page_and_a_folder(tmp_path, frame, capsys):
-    model = save_model(tmp_path / "m.safetensors", network(regions=True), CONFIG | {"regions": True})
+    model = save_model(
+        tmp_path / "m.safetensors", network(regions=True), CONFIG | {"regions": True}
+    )
     Image.fromarray(frame).save(tmp_path / "frame.png")
     common = [
         "explain",

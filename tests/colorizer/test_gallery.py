@@ -50,7 +50,11 @@ def decode(source: str) -> Image.Image:
 
 def test_every_item_has_its_pictures_slider_name_size_and_caption(tmp_path):
     page = Page(
-        write_gallery(tmp_path / "new" / "g.html", [item("a.png", caption="text: a car"), item("b.png")], "Two")
+        write_gallery(
+            tmp_path / "new" / "g.html",
+            [item("a.png", caption="text: a car"), item("b.png")],
+            "Two",
+        )
     )
     assert len(page.all("article")) == 2 and len(page.all("img")) == 4
     sliders = page.all("input")
@@ -70,17 +74,30 @@ def test_it_says_that_the_colours_are_a_guess(tmp_path):
 
 def test_nothing_is_loaded_from_anywhere_and_the_page_forbids_it(tmp_path):
     page = Page(write_gallery(tmp_path / "g.html", [item(truth=item().colour)], "t"))
-    sources = [attributes[key] for _, attributes in page.tags for key in ("src", "href", "srcset") if key in attributes]
+    sources = [
+        attributes[key]
+        for _, attributes in page.tags
+        for key in ("src", "href", "srcset")
+        if key in attributes
+    ]
     assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert "url(" not in page.source and "@import" not in page.source and "http://" not in page.source
+    assert (
+        "url(" not in page.source and "@import" not in page.source and "http://" not in page.source
+    )
     assert "https://" not in page.source and not page.all("link")
-    (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        meta["content"]
+        for meta in page.all("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert "default-src 'none'" in policy and "img-src data:" in policy
 
 
 def test_names_captions_and_titles_are_escaped(tmp_path):
     evil = "<script>alert(1)</script>\"'&.png"
-    page = Page(write_gallery(tmp_path / "g.html", [item(evil, caption=evil, truth=item().colour)], evil))
+    page = Page(
+        write_gallery(tmp_path / "g.html", [item(evil, caption=evil, truth=item().colour)], evil)
+    )
     assert len(page.all("script")) == 1  # ours
     assert page.text.count(evil) == 4  # title, heading, name, caption
     assert page.all("input")[0]["aria-label"].startswith(evil)
@@ -88,13 +105,19 @@ def test_names_captions_and_titles_are_escaped(tmp_path):
 
 def test_large_pictures_are_scaled_down_and_their_true_size_is_named(tmp_path):
     page = Page(write_gallery(tmp_path / "g.html", [item(size=(1000, 2000))], "t"))
-    assert [decode(img["src"]).size for img in page.all("img")] == [(LONGEST_SIDE, LONGEST_SIDE // 2)] * 2
+    assert [decode(img["src"]).size for img in page.all("img")] == [
+        (LONGEST_SIDE, LONGEST_SIDE // 2)
+    ] * 2
     assert "2000 × 1000" in page.text
     assert "aspect-ratio:2000/1000" in page.source
 
 
 def test_the_truth_is_a_third_picture(tmp_path):
-    page = Page(write_gallery(tmp_path / "g.html", [item(truth=np.full((40, 60, 3), 9, np.uint8)), item()], "t"))
+    page = Page(
+        write_gallery(
+            tmp_path / "g.html", [item(truth=np.full((40, 60, 3), 9, np.uint8)), item()], "t"
+        )
+    )
     assert [("truth" in img["alt"] or "true" in img["alt"]) for img in page.all("img")] == [
         False,
         False,

@@ -1,6 +1,7 @@
 """OnnxColorizer: the interface and results of Colorizer from a graph, without torch.
 
-The graph here is fake_network.py's, written by hand, so that what the exporter does has no part in it (test_export.py has).
+The graph here is fake_network.py's, written by hand, so that what the exporter does has no part in
+it (test_export.py has).
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def fake_graph(network: Fake) -> onnx.ModelProto:
 def make(folder: Path, **options) -> tuple[OnnxColorizer, Colorizer]:
     network = Fake(**options)
     onnx.save(fake_graph(network), folder / "fake.onnx")
-    return OnnxColorizer(folder / "fake.onnx", device="cpu"), Colorizer(network, device="cpu", name="fake")
+    return OnnxColorizer(folder / "fake.onnx", device="cpu"), Colorizer(
+        network, device="cpu", name="fake"
+    )
 
 
 @pytest.fixture
@@ -135,10 +138,14 @@ def test_predicted_tags_are_text_where_the_network_says_so(tmp_path):
 
 def test_tags_alone_and_with_colours(pair):
     ours, theirs = pair
-    (names, chances), (known, expected) = (zip(*c.tags(frame(20, 30), top=2), strict=True) for c in (ours, theirs))
+    (names, chances), (known, expected) = (
+        zip(*c.tags(frame(20, 30), top=2), strict=True) for c in (ours, theirs)
+    )
     assert names == known and chances == pytest.approx(expected, abs=1e-5)
     _, seen = ours(frame(20, 30), return_tags=True)
-    assert seen.predicted[0][0] == names[0] and seen.predicted[0][1] == pytest.approx(chances[0], abs=1e-5)
+    assert seen.predicted[0][0] == names[0] and seen.predicted[0][1] == pytest.approx(
+        chances[0], abs=1e-5
+    )
 
 
 def test_unknown_words_are_warned_about(pair):
@@ -150,7 +157,9 @@ def test_thermal_alone_is_a_whole_input_and_one_text_serves_a_batch(tmp_path):
     import onnxruntime
 
     make(tmp_path)
-    session = onnxruntime.InferenceSession(str(tmp_path / "fake.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "fake.onnx"), providers=["CPUExecutionProvider"]
+    )
     thermal = np.zeros((2, 1, 16, 16), dtype=np.float32)
     assert (session.run(["colour"], {"thermal": thermal})[0][:, 1] == -1).all()
     text = {"text": np.array([[1]]), "text_mask": np.array([[True]])}
@@ -163,9 +172,11 @@ def test_nothing_imports_torch(tmp_path):
     Image.fromarray(frame(40, 50)).save(tmp_path / "a.png")
     code = (
         "import sys\nfrom cmmfnet.cli import main\n"
-        f"status = main(['colorize', {str(tmp_path / 'a.png')!r}, '-o', {str(tmp_path / 'b.png')!r}, "
+        f"status = main(['colorize', {str(tmp_path / 'a.png')!r}, '-o', "
+        f"{str(tmp_path / 'b.png')!r}, "
         f"'--model', {str(tmp_path / 'fake.onnx')!r}, '--text', 'a car', '--show-tags'])\n"
-        "found = sorted(m for m in sys.modules if m.partition('.')[0] in ('torch', 'torchvision'))\n"
+        "found = sorted(m for m in sys.modules if m.partition('.')[0] in ('torch', "
+        "'torchvision'))\n"
         "assert status == 0 and not found, (status, found[:5])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -177,8 +188,18 @@ def test_nothing_imports_torch(tmp_path):
 def test_the_command_says_what_is_wrong_with_a_file(tmp_path, capsys):
     Image.fromarray(frame(20, 20)).save(tmp_path / "a.png")
     (tmp_path / "bad.onnx").write_bytes(b"no graph")
-    for model, message in (("gone.onnx", "no model file"), ("bad.onnx", "cannot be loaded by ONNX Runtime")):
-        command = ["colorize", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"), "--model", str(tmp_path / model)]
+    for model, message in (
+        ("gone.onnx", "no model file"),
+        ("bad.onnx", "cannot be loaded by ONNX Runtime"),
+    ):
+        command = [
+            "colorize",
+            str(tmp_path / "a.png"),
+            "-o",
+            str(tmp_path / "b.png"),
+            "--model",
+            str(tmp_path / model),
+        ]
         assert main(command) != 0
         assert message in capsys.readouterr().err
     assert not (tmp_path / "b.png").exists()
@@ -217,7 +238,9 @@ def test_nan_is_an_error_not_a_black_picture(tmp_path):
 def test_sentences_come_from_the_encoder_that_is_given(tmp_path):
     ours, _ = make(tmp_path)
     sentence = OnnxColorizer(
-        tmp_path / "fake.onnx", device="cpu", sentences=lambda texts: (np.ones((1, 5, 4)), np.ones((1, 5)))
+        tmp_path / "fake.onnx",
+        device="cpu",
+        sentences=lambda texts: (np.ones((1, 5, 4)), np.ones((1, 5))),
     )
     tokens, mask = sentence._sentence("a road")
     assert tokens.shape == (5, 4) and tokens.dtype == np.float32 and mask.dtype == bool

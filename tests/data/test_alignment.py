@@ -1,4 +1,5 @@
-"""The shift of pairs: found where it is known, not seen where there is none, and a page that loads nothing."""
+"""The shift of pairs: found where it is known, not seen where there is none, and a page that loads
+nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def scenes() -> list[tuple[np.ndarray, np.ndarray]]:
     return [(scene.thermal, scene.visible) for scene in found]
 
 
-def shifted(scene: tuple[np.ndarray, np.ndarray], dx: int = 0, dy: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def shifted(
+    scene: tuple[np.ndarray, np.ndarray], dx: int = 0, dy: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """200 x 256 of a scene, the content of the colour picture dx to the right and dy down."""
     thermal, visible = scene
     height, width = thermal.shape
@@ -83,7 +86,14 @@ def test_another_field_of_view_is_found_as_scale(scenes):
     thermal, visible = shifted(scenes[0])
     height, width = thermal.shape
     for growth in (1.04, 1.02):
-        back = (1 / growth, 0, width / 2 * (1 - 1 / growth), 0, 1 / growth, height / 2 * (1 - 1 / growth))
+        back = (
+            1 / growth,
+            0,
+            width / 2 * (1 - 1 / growth),
+            0,
+            1 / growth,
+            height / 2 * (1 - 1 / growth),
+        )
         larger = Image.fromarray(visible).transform(
             (width, height), Image.Transform.AFFINE, back, Image.Resampling.BICUBIC
         )
@@ -93,14 +103,20 @@ def test_another_field_of_view_is_found_as_scale(scenes):
 
 def test_large_pictures_are_measured_small_and_told_in_their_own_pixels(scenes):
     thermal, visible = shifted(scenes[1], 6, -4)
-    found = estimate_shift(np.kron(thermal, np.ones((5, 5))), np.kron(visible.mean(2), np.ones((5, 5))))
+    found = estimate_shift(
+        np.kron(thermal, np.ones((5, 5))), np.kron(visible.mean(2), np.ones((5, 5)))
+    )
     assert off_by(found, 30, -20) < 5
 
 
 def test_what_does_not_belong_together_is_not_trusted(scenes):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, scenes[0][1].shape, dtype=np.uint8)
-    for thermal, visible in ((scenes[0][0], scenes[1][1]), (scenes[1][0], scenes[2][1]), (scenes[0][0], noise)):
+    for thermal, visible in (
+        (scenes[0][0], scenes[1][1]),
+        (scenes[1][0], scenes[2][1]),
+        (scenes[0][0], noise),
+    ):
         found = estimate_shift(thermal, visible)
         assert found.confidence < 1 or found.similarity < 6, found
 
@@ -124,7 +140,9 @@ def test_real_pairs_moved_by_a_known_shift():
     pairs = Pairs(REAL, sources=("m3svd",))
     for i in range(0, len(pairs), 30):
         pair = pairs[i]
-        assert off_by(estimate_shift(*shifted((pair.thermal, pair.visible), 9, -7)), 9, -7) < 1, pair.name
+        assert off_by(estimate_shift(*shifted((pair.thermal, pair.visible), 9, -7)), 9, -7) < 1, (
+            pair.name
+        )
 
 
 # --- a data set
@@ -132,7 +150,8 @@ def test_real_pairs_moved_by_a_known_shift():
 
 @pytest.fixture(scope="module")
 def data(scenes, tmp_path_factory) -> tuple[Path, list[PairShift]]:
-    """Two sequences of five frames, one of them mounted 6 px off, a pair of two scenes, and a broken file."""
+    """Two sequences of five frames, one of them mounted 6 px off, a pair of two scenes, and a
+    broken file."""
     root = tmp_path_factory.mktemp("<b>&set") / "data <i>set"
     for kind in ("thermal", "visible"):
         (root / kind).mkdir(parents=True)
@@ -163,11 +182,15 @@ def data(scenes, tmp_path_factory) -> tuple[Path, list[PairShift]]:
 def test_each_pair_is_judged(data):
     root, results = data
     rows = [json.loads(line) for line in (root / "alignment.jsonl").read_text().splitlines()]
-    assert [row["name"] for row in rows] == [r.name for r in results] == [e["name"] for e in Pairs(root).entries]
+    assert (
+        [row["name"] for row in rows]
+        == [r.name for r in results]
+        == [e["name"] for e in Pairs(root).entries]
+    )
     reasons = {row["name"]: row["reason"] for row in rows}
-    assert [reasons[f"good_{k}"] for k in range(5)] == [""] * 5 and [reasons[f"off_{k}"] for k in range(5)] == [
-        "shifted"
-    ] * 5
+    assert [reasons[f"good_{k}"] for k in range(5)] == [""] * 5 and [
+        reasons[f"off_{k}"] for k in range(5)
+    ] == ["shifted"] * 5
     assert reasons["two & <scenes>"] in ("unlike", "uncertain")
     assert reasons["broken"].startswith("unreadable: ") and "broken.png" in reasons["broken"]
     for row in rows:
@@ -179,9 +202,13 @@ def test_each_pair_is_judged(data):
 def test_a_constant_shift_of_a_sequence_is_told_with_its_number(data):
     text = summary(data[1])
     assert (
-        re.search(r"alignment of 12 pairs: [67] flagged", text) and "  5 shifted" in text and "  1 unreadable" in text
+        re.search(r"alignment of 12 pairs: [67] flagged", text)
+        and "  5 shifted" in text
+        and "  1 unreadable" in text
     )
-    found = re.search(r"<script>alert\(1\)</script>: a constant shift of dx \+(.*), dy -(.*) \(spread", text)
+    found = re.search(
+        r"<script>alert\(1\)</script>: a constant shift of dx \+(.*), dy -(.*) \(spread", text
+    )
     assert abs(float(found[1]) - 6) < 1 and abs(float(found[2]) - 1) < 1
     assert re.search(r"move its colour pictures \d\.\d px to the left and \d\.\d px down", text)
     assert "good:" not in text
@@ -195,7 +222,9 @@ def result(name: str, reason: str = "", group: str = "g", **values) -> PairShift
 def test_scattered_shifts_are_no_mounting_and_a_common_scale_is_one():
     scattered = [result(str(i), "shifted", dx=float(dx)) for i, dx in enumerate((3, 9, -4, 6, -8))]
     assert "constant" not in summary(scattered)
-    assert "constant scale of 1.030" in summary([result(str(i), "scaled", scale=1.03) for i in range(5)])
+    assert "constant scale of 1.030" in summary(
+        [result(str(i), "scaled", scale=1.03) for i in range(5)]
+    )
 
 
 def test_a_set_that_cannot_be_judged_says_why():
@@ -252,10 +281,17 @@ def source(data, tmp_path_factory) -> str:
 def test_the_page_loads_nothing(source):
     page = Page(source)
     addresses = [
-        v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "srcset", "data", "action", "poster")
+        v
+        for _, a in page.tags
+        for k, v in a.items()
+        if k in ("src", "href", "srcset", "data", "action", "poster")
     ]
-    assert len(addresses) == 22 and all(address.startswith("data:image/jpeg;base64,") for address in addresses)
-    assert "default-src 'none'" in source and not re.search(r"https?:|url\(|@import|fetch\(|<link|<iframe", source)
+    assert len(addresses) == 22 and all(
+        address.startswith("data:image/jpeg;base64,") for address in addresses
+    )
+    assert "default-src 'none'" in source and not re.search(
+        r"https?:|url\(|@import|fetch\(|<link|<iframe", source
+    )
 
 
 def test_names_are_text(source):
@@ -275,7 +311,11 @@ def test_names_are_text(source):
 def test_the_worst_come_first_and_each_has_its_slider(source):
     page = Page(source)
     names = re.findall(r"<h2>(.*?)</h2>", source)
-    assert len(names) == 12 and names[0] == "broken" and all(name.startswith("good") for name in names[-5:])
+    assert (
+        len(names) == 12
+        and names[0] == "broken"
+        and all(name.startswith("good") for name in names[-5:])
+    )
     assert sum(tag == "input" and a.get("type") == "range" for tag, a in page.tags) == 11
     assert source.count("<svg") == 2 and "with the estimated shift undone" in page.text
 
@@ -293,4 +333,8 @@ def test_at_most_60_pairs_and_no_shifts_at_all(data, tmp_path):
     pairs = Pairs(data[0])
     many = {i: PairShift(f"p{i}", "g", None, "unreadable: x") for i in range(70)}
     text = alignment_page.write_page(tmp_path / "a.html", pairs, many, "nothing").read_text()
-    assert text.count("<article>") == 60 and "60 of 70 pairs" in text and "No pair can be judged" in text
+    assert (
+        text.count("<article>") == 60
+        and "60 of 70 pairs" in text
+        and "No pair can be judged" in text
+    )

@@ -1,4 +1,5 @@
-"""Augmentation: one geometry for both pictures of a pair, sensor effects on the thermal frame alone."""
+"""Augmentation: one geometry for both pictures of a pair, sensor effects on the thermal frame
+alone."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def with_effects(frame: torch.Tensor, seed: int, **more) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_same_place_of_every_picture_lands_at_the_same_place(seed):
-    """Bright blocks at the same pixels of frame, photo and label map end at one place in all three."""
+    """Bright blocks at the same pixels of frame, photo and label map end at one place in all
+    three."""
     crop = Crop.draw(np.random.default_rng(seed), 90, 120, (0.7, 1.0), aspect=1.3)
     y, x = crop.top + crop.height // 3, crop.left + crop.width // 4
     thermal, visible = np.zeros((90, 120), np.uint8), np.zeros((90, 120, 3), np.uint8)
@@ -33,12 +35,17 @@ def test_the_same_place_of_every_picture_lands_at_the_same_place(seed):
         places = np.arange(64.0) + 0.5
         return np.array([(weights * places[:, None]).sum(), (weights * places).sum()])
 
-    expected = np.array([(y + 3 - crop.top) / crop.height * 64, (x + 3 - crop.left) / crop.width * 64])
+    expected = np.array(
+        [(y + 3 - crop.top) / crop.height * 64, (x + 3 - crop.left) / crop.width * 64]
+    )
     if crop.flip:
         expected[1] = 64 - expected[1]
     assert np.allclose(centre(crop.apply(thermal, 64)), expected, atol=0.1)
     assert np.allclose(centre(crop.apply(label, 64, nearest=True)), expected, atol=0.6)
-    assert set(np.unique(crop.apply(label, 64, nearest=True))) == {0, 1}  # no classes between classes
+    assert set(np.unique(crop.apply(label, 64, nearest=True))) == {
+        0,
+        1,
+    }  # no classes between classes
     for channel in range(3):
         difference = crop.apply(visible, 64)[..., channel].astype(int) - crop.apply(thermal, 64)
         assert np.abs(difference).max() <= 1  # torch has one kernel for grey, another for colour
@@ -49,8 +56,12 @@ def test_crops_are_antialiased_as_in_floating_point():
     picture = rng.integers(0, 256, (200, 300, 3), dtype=np.uint8)
     crop = Crop(11, 7, 150, 190, False)
     part = torch.from_numpy(picture)[11:161, 7:197].permute(2, 0, 1)[None].float()
-    exact = torch.nn.functional.interpolate(part, (64, 64), mode="bilinear", antialias=True)[0].permute(1, 2, 0)
-    assert np.abs(crop.apply(picture, 64) - exact.numpy()).max() <= 1.5  # rounded once for each direction
+    exact = torch.nn.functional.interpolate(part, (64, 64), mode="bilinear", antialias=True)[
+        0
+    ].permute(1, 2, 0)
+    assert (
+        np.abs(crop.apply(picture, 64) - exact.numpy()).max() <= 1.5
+    )  # rounded once for each direction
     assert crop.apply(picture, 64).std() < 0.5 * picture.std()  # noise is averaged, not picked from
 
 
@@ -74,7 +85,10 @@ def test_a_picture_smaller_than_the_crop_is_enlarged():
 def test_aspect_1_does_not_stretch():
     rng = np.random.default_rng(0)
     crops = [Crop.draw(rng, 100, 160, (0.5, 0.8), aspect=1.0) for _ in range(50)]
-    assert all(crop.height == crop.width for crop in crops) and len({crop.height for crop in crops}) > 10
+    assert (
+        all(crop.height == crop.width for crop in crops)
+        and len({crop.height for crop in crops}) > 10
+    )
 
 
 def test_blur_keeps_the_mean_and_takes_a_sigma_for_each_picture():
@@ -84,7 +98,9 @@ def test_blur_keeps_the_mean_and_takes_a_sigma_for_each_picture():
     assert torch.allclose(y.sum(dim=(1, 2, 3)), torch.ones(2), atol=1e-5)
     assert torch.allclose(y[0], x[0], atol=1e-6)
     assert y[1, 0, 16, 16] == pytest.approx(1 / (2 * np.pi * 2**2), rel=0.02)
-    assert torch.allclose(blur(torch.full((1, 2, 8, 9), 0.3), torch.tensor([1.0])), torch.tensor(0.3))  # borders too
+    assert torch.allclose(
+        blur(torch.full((1, 2, 8, 9), 0.3), torch.tensor([1.0])), torch.tensor(0.3)
+    )  # borders too
 
 
 def test_stretch_takes_each_frame_by_itself():
@@ -93,7 +109,9 @@ def test_stretch_takes_each_frame_by_itself():
     assert torch.allclose(y[0], y[1], atol=1e-3)
     assert (y[0] == -1).float().mean() == pytest.approx(0.01, abs=2e-3)
     assert (y[0] == 1).float().mean() == pytest.approx(0.01, abs=2e-3)
-    frame = torch.rand(2, 3, 60, 50, generator=generator(0)) ** 2  # frames of a clip, too, each by itself
+    frame = (
+        torch.rand(2, 3, 60, 50, generator=generator(0)) ** 2
+    )  # frames of a clip, too, each by itself
     expected = np.stack([[normalise(f) for f in clip] for clip in frame.numpy()])
     assert np.allclose(stretch(frame).numpy(), expected, atol=1e-5)
 
@@ -119,7 +137,9 @@ def test_a_picture_takes_its_own_row_of_the_draws():
     draws = sensor_draws(4, 1, 32, 32, generator(2))
     whole = sensor(x, draws)
     for i in range(4):
-        assert torch.allclose(sensor(x[i : i + 1], {k: v[i : i + 1] for k, v in draws.items()}), whole[i], atol=1e-5)
+        assert torch.allclose(
+            sensor(x[i : i + 1], {k: v[i : i + 1] for k, v in draws.items()}), whole[i], atol=1e-5
+        )
     assert {len(v) for v in draws.values()} == {4}
 
 

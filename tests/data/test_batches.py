@@ -1,4 +1,5 @@
-"""Batches: functions of (seed, step, position) alone, mixed by share, with tags, labels and captions of what is in the crop."""
+"""Batches: functions of (seed, step, position) alone, mixed by share, with tags, labels and
+captions of what is in the crop."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def batches(data: Path, **more) -> Batches:
 
 
 def same(x: Batch, y: Batch) -> bool:
-    tensors = all(torch.equal(getattr(x, k), getattr(y, k)) for k in ("thermal", "visible", "label", "tagged"))
+    tensors = all(
+        torch.equal(getattr(x, k), getattr(y, k)) for k in ("thermal", "visible", "label", "tagged")
+    )
     lists = all(getattr(x, k) == getattr(y, k) for k in ("tags", "captions", "names", "positions"))
     return tensors and lists
 
@@ -78,7 +81,10 @@ def test_a_batch_is_in_range_and_finite(data):
     assert batch.label.shape == (3, 16, 16) and batch.label.dtype == torch.long
     for picture in (batch.thermal, batch.visible):
         assert (
-            picture.dtype == torch.float32 and picture.min() >= -1 and picture.max() <= 1 and picture.isfinite().all()
+            picture.dtype == torch.float32
+            and picture.min() >= -1
+            and picture.max() <= 1
+            and picture.isfinite().all()
         )
     assert batch.visible.min() < -0.5 and batch.visible.max() > 0.5
     assert len(batch.tags) == len(batch.captions) == len(batch.names) == len(batch.tagged) == 3
@@ -122,8 +128,12 @@ def test_the_number_of_processes_changes_nothing(data, mode):
     """Bit for bit, with a batch of 5 in parts of 3 + 2 and 2 + 2 + 1."""
     alone = batches(data, batch_size=5, **mode)
     for world in (2, 3):
-        ranks = [batches(data, batch_size=5, rank=rank, world=world, **mode) for rank in range(world)]
-        assert [len(rank[0]) for rank in ranks] == [len(range(rank, 5, world)) for rank in range(world)]
+        ranks = [
+            batches(data, batch_size=5, rank=rank, world=world, **mode) for rank in range(world)
+        ]
+        assert [len(rank[0]) for rank in ranks] == [
+            len(range(rank, 5, world)) for rank in range(world)
+        ]
         assert all(same(alone[step], joined([rank[step] for rank in ranks])) for step in range(6))
 
 
@@ -137,7 +147,8 @@ def test_going_on_at_a_step_gives_the_batches_of_the_straight_run(data):
 
 @pytest.mark.parametrize("broken", ["crops", "sensor", "simulation"])
 def test_a_draw_that_belongs_to_the_rank_would_be_noticed(data, monkeypatch, broken):
-    """The comparisons above do fail where a draw follows the row in a process' part and not the position."""
+    """The comparisons above do fail where a draw follows the row in a process' part and not the
+    position."""
     alone = batches(data, batch_size=4)
     if broken == "crops":
         choose = items_module.Items.choose
@@ -169,10 +180,14 @@ def test_a_draw_from_global_state_would_be_noticed(data, monkeypatch):
     choose = items_module.Items.choose
 
     def careless(self, step, position, stream=0):
-        return *choose(self, step, position, stream)[:2], np.random.default_rng(np.random.randint(2**31))
+        return *choose(self, step, position, stream)[:2], np.random.default_rng(
+            np.random.randint(2**31)
+        )
 
     monkeypatch.setattr(items_module.Items, "choose", careless)
-    assert not all(same(x, y) for x, (_, y) in zip(straight, batches(data, workers=3).from_step(), strict=True))
+    assert not all(
+        same(x, y) for x, (_, y) in zip(straight, batches(data, workers=3).from_step(), strict=True)
+    )
     assert not all(same(straight[step], batch) for step, batch in batches(data).from_step(5))
 
 
@@ -181,7 +196,9 @@ def test_the_training_s_own_random_numbers_are_left_alone(data):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     list(batches(data, workers=2).from_step(8))
     list(batches(data).from_step(8))
-    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(
+        before[1], np.random.get_state()[1]
+    )
 
 
 # ---- workers that fail
@@ -193,7 +210,11 @@ def test_a_broken_picture_is_raised_here_with_its_name(tmp_path, workers):
     for i in range(5):
         (root / "visible" / f"p{i}.png").write_bytes(b"no picture")
     with pytest.raises(PairsError, match=r"visible.p\d.png cannot be used") as raised:
-        list(Batches([Source(Pairs(root), (1, 1))], batch_size=2, size=16, steps=6, workers=workers).from_step())
+        list(
+            Batches(
+                [Source(Pairs(root), (1, 1))], batch_size=2, size=16, steps=6, workers=workers
+            ).from_step()
+        )
     assert "Traceback" not in str(raised.value)
 
 
@@ -213,7 +234,9 @@ def test_a_worker_that_dies_is_an_error_with_the_picture_s_name(data, monkeypatc
         return pictures(self, i, kinds)
 
     monkeypatch.setattr(Pairs, "pictures", deadly)
-    with pytest.raises(PairsError, match=r"step \d+: DataLoader worker .*It was at [^;]*pairs, p3\."):
+    with pytest.raises(
+        PairsError, match=r"step \d+: DataLoader worker .*It was at [^;]*pairs, p3\."
+    ):
         list(batches(data, workers=2, steps=40).from_step())
 
 
@@ -221,13 +244,17 @@ def test_a_read_that_hangs_is_an_error_after_a_while(data, monkeypatch):
     monkeypatch.setattr(batches_module, "PATIENCE", 1.0)
     monkeypatch.setattr(Pairs, "pictures", lambda self, i, kinds: time.sleep(60))
     started = time.monotonic()
-    with pytest.raises(PairsError, match=r"step 0: .*timed out after 1.0 seconds.* It was at .*(pairs, p|photos, s)\d"):
+    with pytest.raises(
+        PairsError,
+        match=r"step 0: .*timed out after 1.0 seconds.* It was at .*(pairs, p|photos, s)\d",
+    ):
         list(batches(data, workers=1).from_step())
     assert time.monotonic() - started < 20
 
 
 def test_a_signal_to_the_group_is_not_the_workers(data):
-    """Ctrl-C and a scheduler's SIGTERM go to the whole process group: the training saves, with its workers alive."""
+    """Ctrl-C and a scheduler's SIGTERM go to the whole process group: the training saves, with its
+    workers alive."""
     with closing(batches(data, workers=1, steps=1000).from_step()) as stream:
         next(stream)
         (worker,) = multiprocessing.active_children()
@@ -244,13 +271,19 @@ def test_shares_move_from_first_to_last(data):
         return sum(mixed._items.choose(step, position)[0] == 1 for position in range(40))
 
     assert simulated(0) == 0 and simulated(100) == 40
-    assert sum(simulated(step) for step in range(20, 31)) / 440 == pytest.approx(0.5, abs=0.1)  # 3/4 to 1/4 x 3: half
-    assert {name[0] for name in mixed[0].names} == {"p"} and {name[0] for name in mixed[100].names} == {"s"}
+    assert sum(simulated(step) for step in range(20, 31)) / 440 == pytest.approx(
+        0.5, abs=0.1
+    )  # 3/4 to 1/4 x 3: half
+    assert {name[0] for name in mixed[0].names} == {"p"} and {
+        name[0] for name in mixed[100].names
+    } == {"s"}
 
 
 def test_the_frames_of_a_sequence_are_drawn_as_one_scene(tmp_path):
     entries = [{"name": str(i), "sequence": "clip" if i < 8 else None} for i in range(10)]
-    items = Batches([Source(Pairs(data_set(tmp_path, entries)), (1, 1))], batch_size=1000, size=16, steps=1)._items
+    items = Batches(
+        [Source(Pairs(data_set(tmp_path, entries)), (1, 1))], batch_size=1000, size=16, steps=1
+    )._items
     drawn = [items.choose(0, position)[1] for position in range(1000)]
     assert sum(index < 8 for index in drawn) / 1000 == pytest.approx(1 / 3, abs=0.05)
     assert set(drawn) == set(range(10))
@@ -258,14 +291,20 @@ def test_the_frames_of_a_sequence_are_drawn_as_one_scene(tmp_path):
 
 def test_an_epoch_takes_every_picture_once(data):
     source = Source(Pairs(data / "pairs"), (1, 1), order="epoch")
-    names = [n for _, batch in Batches([source], batch_size=3, size=16, steps=10).from_step() for n in batch.names]
+    names = [
+        n
+        for _, batch in Batches([source], batch_size=3, size=16, steps=10).from_step()
+        for n in batch.names
+    ]
     passes = [names[i : i + 5] for i in range(0, 30, 5)]  # over the ends of batches
     assert all(sorted(p) == [f"p{i}" for i in range(5)] for p in passes)
     assert len({tuple(p) for p in passes}) > 1
     ranks = [Batches([source], batch_size=3, size=16, steps=10, rank=r, world=2) for r in range(2)]
     assert [n for step in range(10) for n in joined([rank[step] for rank in ranks]).names] == names
     assert names != [
-        n for _, b in Batches([source], batch_size=3, size=16, steps=10, seed=1).from_step() for n in b.names
+        n
+        for _, b in Batches([source], batch_size=3, size=16, steps=10, seed=1).from_step()
+        for n in b.names
     ]
 
 
@@ -304,13 +343,17 @@ def test_aspect_reaches_the_crop(data, monkeypatch):
 
 @pytest.fixture(scope="module")
 def plain_colours(tmp_path_factory) -> Pairs:
-    """Pair i has a colour picture, and a thermal frame with a block, that tell i; two clips and one that is alone."""
+    """Pair i has a colour picture, and a thermal frame with a block, that tell i; two clips and one
+    that is alone."""
     names = ["a1", "a2", "a3", "a10", "b1", "b2", "alone"]
     root = data_set(
-        tmp_path_factory.mktemp("plain"), [{"name": n, "sequence": n[0] if n != "alone" else None} for n in names]
+        tmp_path_factory.mktemp("plain"),
+        [{"name": n, "sequence": n[0] if n != "alone" else None} for n in names],
     )
     for i, name in enumerate(names):
-        Image.fromarray(np.full((24, 32, 3), 20 + 30 * i, np.uint8)).save(root / "visible" / f"{name}.png")
+        Image.fromarray(np.full((24, 32, 3), 20 + 30 * i, np.uint8)).save(
+            root / "visible" / f"{name}.png"
+        )
         Image.fromarray(np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * (i + 1)).save(
             root / "thermal" / f"{name}.png"
         )
@@ -326,9 +369,13 @@ def told(visible: torch.Tensor) -> torch.Tensor:
 def test_unpaired_colour_is_drawn_independently(plain_colours):
     mixed = Batches([Source(plain_colours, (1, 1))], batch_size=64, size=16, steps=1, unpaired=True)
     batch = mixed[0]
-    thermal = torch.tensor([[e["name"] for e in plain_colours.entries].index(n) for n in batch.names])
+    thermal = torch.tensor(
+        [[e["name"] for e in plain_colours.entries].index(n) for n in batch.names]
+    )
     colour = told(batch.visible)
-    assert torch.equal(batch.label[:, 8, 8], thermal + 1)  # the label map goes with the thermal frame
+    assert torch.equal(
+        batch.label[:, 8, 8], thermal + 1
+    )  # the label map goes with the thermal frame
     assert 0 < (colour == thermal).sum() < 40 and len(set(colour.tolist())) == 7
     paired = Batches([Source(plain_colours, (1, 1))], batch_size=64, size=16, steps=1)[0]
     assert paired.names == batch.names  # the same thermal frames
@@ -339,20 +386,33 @@ def test_unpaired_colour_is_drawn_independently(plain_colours):
 
 def test_unpaired_simulation_is_made_from_its_own_photo(data):
     photos = [Source(Pairs(data / "photos"), (1, 1), simulate=True)]
-    paired, unpaired = (Batches(photos, batch_size=6, size=16, steps=1, unpaired=u)[0] for u in (False, True))
-    assert torch.equal(paired.thermal, unpaired.thermal) and torch.equal(paired.label, unpaired.label)
+    paired, unpaired = (
+        Batches(photos, batch_size=6, size=16, steps=1, unpaired=u)[0] for u in (False, True)
+    )
+    assert torch.equal(paired.thermal, unpaired.thermal) and torch.equal(
+        paired.label, unpaired.label
+    )
     assert not torch.equal(paired.visible, unpaired.visible)
 
 
 @pytest.mark.parametrize("unpaired", [False, True])
 def test_three_frames_are_neighbours_with_one_geometry(plain_colours, unpaired):
-    batch = Batches([Source(plain_colours, (1, 1))], batch_size=48, size=16, steps=1, frames=3, unpaired=unpaired)[0]
+    batch = Batches(
+        [Source(plain_colours, (1, 1))],
+        batch_size=48,
+        size=16,
+        steps=1,
+        frames=3,
+        unpaired=unpaired,
+    )[0]
     assert batch.thermal.shape == (48, 3, 1, 16, 16) and batch.visible.shape == (48, 3, 3, 16, 16)
     assert batch.label.shape == (48, 16, 16)
     triplets = {tuple(t) for t in plain_colours.triplets().tolist()}
     seen = {tuple(t) for t in told(batch.visible).tolist()}
     assert seen <= triplets and {(0, 1, 2), (1, 2, 3), (6, 6, 6)} <= seen
-    middle = torch.tensor([[e["name"] for e in plain_colours.entries].index(n) for n in batch.names])
+    middle = torch.tensor(
+        [[e["name"] for e in plain_colours.entries].index(n) for n in batch.names]
+    )
     assert torch.equal(batch.label[:, 8, 8], middle + 1)
     assert torch.equal(told(batch.visible)[:, 1], middle) != unpaired
     # every thermal frame is the same ramp: one crop, one flip, one polarity, and noise of their own
@@ -366,7 +426,9 @@ def test_the_frames_of_a_sequence_have_one_size(tmp_path):
     for kind in ("thermal", "visible", "label"):
         (tmp_path / "other" / kind / "f0.png").replace(root / kind / "f0.png")
     three = Batches([Source(Pairs(root), (1, 1))], batch_size=8, size=16, steps=1, frames=3)
-    with pytest.raises(PairsError, match=r"f1: its pictures are \(24, 32\), those of its neighbour .* \(16, 16\)"):
+    with pytest.raises(
+        PairsError, match=r"f1: its pictures are \(24, 32\), those of its neighbour .* \(16, 16\)"
+    ):
         three[0]
 
 
@@ -376,10 +438,15 @@ def test_simulated_frames_come_from_the_photo_s_labels(tmp_path):
     half = np.ones((32, 32), np.uint8)
     half[16:] = CLASSES.index("person")
     Image.fromarray(half).save(root / "label" / "a.png")
-    batch = Batches([Source(Pairs(root), (1, 1), simulate=True, scale=(1, 1))], batch_size=16, size=32, steps=1)[0]
+    batch = Batches(
+        [Source(Pairs(root), (1, 1), simulate=True, scale=(1, 1))], batch_size=16, size=32, steps=1
+    )[0]
     sky = (batch.label == 1).unsqueeze(1)
     person = (batch.label == CLASSES.index("person")).unsqueeze(1)
-    difference = [(t[p].mean() - t[s].mean()).abs() for t, s, p in zip(batch.thermal, sky, person, strict=True)]
+    difference = [
+        (t[p].mean() - t[s].mean()).abs()
+        for t, s, p in zip(batch.thermal, sky, person, strict=True)
+    ]
     assert torch.stack(difference).median() > 0.5  # of the 2 from black to white
 
 
@@ -398,7 +465,9 @@ def test_tags_are_what_covers_a_hundredth_of_the_crop(tmp_path):
     label[39, :30] = CLASSES.index("car")  # 1.9 % of the picture
     label[20, 20:24] = CLASSES.index("person")  # 0.25 %
     batch = one(tmp_path, label, lighting="dusk", sky="cloudy", tags=["from the index"])
-    assert batch.tags == [["road", "sky-other", "car", "dusk", "cloudy"]] and batch.tagged.tolist() == [True]
+    assert batch.tags == [
+        ["road", "sky-other", "car", "dusk", "cloudy"]
+    ] and batch.tagged.tolist() == [True]
 
 
 def test_a_predicted_label_map_does_not_unsay_what_a_person_named(tmp_path):
@@ -408,7 +477,14 @@ def test_a_predicted_label_map_does_not_unsay_what_a_person_named(tmp_path):
 
 
 def test_without_a_label_map_the_index_gives_the_tags(tmp_path):
-    batch = one(tmp_path, None, tags=["road", "car", "road"], lighting="night", sky="none", caption="A road.")
+    batch = one(
+        tmp_path,
+        None,
+        tags=["road", "car", "road"],
+        lighting="night",
+        sky="none",
+        caption="A road.",
+    )
     assert batch.tags == [["road", "car", "night"]] and batch.tagged.tolist() == [True]
     assert batch.captions == ["A road."] and (batch.label == IGNORE).all()
     batch = one(tmp_path, None, caption=None)
@@ -422,12 +498,16 @@ def test_unlabelled_pixels_are_ignored(tmp_path):
     assert set(batch.label.unique().tolist()) == {6, IGNORE}
     assert (batch.label == IGNORE).float().mean() == pytest.approx(0.75, abs=0.1)
     assert batch.tags == [["road"]]
-    simulated = Batches([Source(Pairs(tmp_path), (1, 1), simulate=True)], batch_size=2, size=16, steps=1)[0]
+    simulated = Batches(
+        [Source(Pairs(tmp_path), (1, 1), simulate=True)], batch_size=2, size=16, steps=1
+    )[0]
     assert simulated.thermal.isfinite().all()
 
 
 def test_a_class_that_is_not_known_is_an_error(tmp_path):
-    with pytest.raises(PairsError, match=rf"a: label map with class 99; expected ids below {len(CLASSES)}"):
+    with pytest.raises(
+        PairsError, match=rf"a: label map with class 99; expected ids below {len(CLASSES)}"
+    ):
         one(tmp_path, np.full((40, 40), 99, np.uint8))
 
 
@@ -451,7 +531,9 @@ def test_split_gives_the_batch_in_parts(data):
             assert [p for part in split for p in part.positions] == list(range(7))
             assert same(joined(split), whole)
     for parts in (0, 8):
-        with pytest.raises(ValueError, match=rf"{parts} parts of a batch of 7 pictures; expected 1 to 7"):
+        with pytest.raises(
+            ValueError, match=rf"{parts} parts of a batch of 7 pictures; expected 1 to 7"
+        ):
             whole.split(parts)
 
 
@@ -470,7 +552,10 @@ def test_what_makes_no_sense_is_refused(data, request_, message):
 
 
 def test_the_index_may_hold_more_than_is_used(data):
-    assert json.loads((data / "pairs" / "index.jsonl").read_text().splitlines()[0])["caption"] == "caption 0"
+    assert (
+        json.loads((data / "pairs" / "index.jsonl").read_text().splitlines()[0])["caption"]
+        == "caption 0"
+    )
     captions = {caption for step in range(12) for caption in batches(data)[step].captions}
     assert captions <= {"", *(f"caption {i}" for i in range(5))} and len(captions) > 3
 
@@ -484,8 +569,13 @@ def test_on_the_device_nothing_waits_and_ranks_agree(data, mode):
         straight = dict(batches(data, batch_size=5, device="cuda", workers=2, **mode).from_step())
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    ranks = [batches(data, batch_size=5, device="cuda", rank=rank, world=2, **mode) for rank in range(2)]
+    ranks = [
+        batches(data, batch_size=5, device="cuda", rank=rank, world=2, **mode) for rank in range(2)
+    ]
     for step in range(12):
         whole = joined([rank[step] for rank in ranks])
-        assert torch.equal(whole.visible, straight[step].visible) and whole.names == straight[step].names
+        assert (
+            torch.equal(whole.visible, straight[step].visible)
+            and whole.names == straight[step].names
+        )
         assert torch.allclose(whole.thermal, straight[step].thermal, atol=1e-4)

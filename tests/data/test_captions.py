@@ -21,7 +21,13 @@ from cmmfnet.text.sentences import DEFAULT_PROMPT
 from cmmfnet.text.vocabulary import COCO_STUFF
 
 ENTRIES = [
-    {"name": "a", "split": "train", "lighting": "day", "caption": "A car by day.", "own key": [1, {"x": None}]},
+    {
+        "name": "a",
+        "split": "train",
+        "lighting": "day",
+        "caption": "A car by day.",
+        "own key": [1, {"x": None}],
+    },
     {"name": "b.1", "split": "val", "lighting": "night", "tags": ["road", "car"]},
     {"name": "ü", "split": "train", "caption": "", "sky": "clear"},
 ]
@@ -32,12 +38,18 @@ def data(tmp_path) -> Path:
     root = tmp_path / "data"
     root.mkdir()
     # separators of its own: lines that do not change must stay byte for byte
-    (root / "index.jsonl").write_text("".join(json.dumps(e, separators=(",", ":")) + "\n" for e in ENTRIES))
+    (root / "index.jsonl").write_text(
+        "".join(json.dumps(e, separators=(",", ":")) + "\n" for e in ENTRIES)
+    )
     return root
 
 
 def index(data: Path) -> list[dict]:
-    return [json.loads(line) for line in (data / "index.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    return [
+        json.loads(line)
+        for line in (data / "index.jsonl").read_text(encoding="utf-8").split("\n")
+        if line
+    ]
 
 
 def texts(data: Path) -> list[str | None]:
@@ -53,7 +65,8 @@ def texts(data: Path) -> list[str | None]:
         ("c.tsv", "name\tcaption\nb.1\tA road, at night.\r\nü\tA  tree.\n\n"),
         ("c.txt", "\ufeffb.1.png\tA road, at night.\nü\tA  tree.\na\t\n"),
         ("c.csv", 'caption,name\n"A road, at night.",b.1\nA  tree.,ü.jpg\n'),
-        ("c.jsonl", '{"name": "b.1", "caption": "A road, at night."}\n{"name": "ü", "caption": "A  tree."}\n'
+        ("c.jsonl", '{"name": "b.1", "caption": "A road, at night."}\n{"name": "ü", "caption": "A '
+                    ' tree."}\n'
                     '{"name": "a", "caption": null}\n'),
     ],
 )  # fmt: skip
@@ -98,7 +111,12 @@ def test_file_then_tags_then_template(data, tmp_path):
 def test_sentences_from_label_maps(data):
     (data / "label").mkdir()
     label = np.full((20, 20), 6, np.uint8)  # road
-    label[:5], label[5:8], label[8, 0], label[9] = 1, 14, 17, 255  # sky, cars; one pixel of person, too small; none
+    label[:5], label[5:8], label[8, 0], label[9] = (
+        1,
+        14,
+        17,
+        255,
+    )  # sky, cars; one pixel of person, too small; none
     Image.fromarray(label).save(data / "label" / "ü.png")
     captions(data, from_tags=True)
     assert texts(data)[2] == "A road with cars under a clear sky."
@@ -114,7 +132,10 @@ def test_tags_are_filled_from_captions_only_when_asked(data):
 def test_check_writes_nothing_and_says_what_would_change(data, tmp_path, capsys):
     before = (data / "index.jsonl").read_bytes()
     report = captions(data, template="A street.", check=True)
-    assert (report.changed, report.exit_status) == (2, 0) and "2 entries would change" in capsys.readouterr().out
+    assert (report.changed, report.exit_status) == (
+        2,
+        0,
+    ) and "2 entries would change" in capsys.readouterr().out
     assert captions(data).exit_status == 1  # two frames have none
     assert (data / "index.jsonl").read_bytes() == before and not (data / "index.jsonl.bak").exists()
 
@@ -125,7 +146,9 @@ def test_a_full_disk_leaves_the_old_index(data, disk_full_while_writing, monkeyp
     with pytest.raises(OSError, match="No space left"):
         captions(data, template="A street.")
     monkeypatch.undo()
-    assert (data / "index.jsonl").read_bytes() == before and [p.name for p in data.iterdir()] == ["index.jsonl"]
+    assert (data / "index.jsonl").read_bytes() == before and [p.name for p in data.iterdir()] == [
+        "index.jsonl"
+    ]
 
 
 def test_shards_with_old_captions_are_named(data, capsys):
@@ -144,11 +167,16 @@ def test_shards_with_old_captions_are_named(data, capsys):
         (
             "c.tsv",
             "a\tx\nb1\ty\n",
-            r"captions for 1 frames that are not in the data set: 'b1' \(line 2, did you mean b.1\?\)",
+            r"captions for 1 frames that are not in the data set: 'b1' \(line 2, did you mean "
+            r"b.1\?\)",
         ),
         ("c.tsv", "a\tx\na.png\ty\n", "a is there twice, in lines 1 and 2"),
         ("c.tsv", "a x\n", "line 1: no tab in 'a x'"),
-        ("c.csv", "file,caption\na,x\n", r"found the columns \['file', 'caption'\]; expected name and caption"),
+        (
+            "c.csv",
+            "file,caption\na,x\n",
+            r"found the columns \['file', 'caption'\]; expected name and caption",
+        ),
         ("c.csv", "name,caption\na,x,y\n", "line 2: more cells"),
         ("c.jsonl", '{"name": "a"}\n', "line 1: expected"),
         ("c.jsonl", '{"name": "a", "caption": 3}\n', "must be strings"),
@@ -198,8 +226,14 @@ def problem(**entry) -> str:
         ({"caption": "A street at night.", "lighting": "day"}, "says night, lighting is day"),
         ({"caption": "A street at noon.", "lighting": "dusk"}, "says day, lighting is dusk"),
         ({"caption": "A sunlit street.", "lighting": "night"}, "says sunlit, lighting is night"),
-        ({"caption": "Cars under a bright blue sky.", "lighting": "night"}, "says bright blue sky, lighting is night"),
-        ({"caption": "Cars under a black sky.", "lighting": "day"}, "says black sky, lighting is day"),
+        (
+            {"caption": "Cars under a bright blue sky.", "lighting": "night"},
+            "says bright blue sky, lighting is night",
+        ),
+        (
+            {"caption": "Cars under a black sky.", "lighting": "day"},
+            "says black sky, lighting is day",
+        ),
         ({"caption": "An overcast sky.", "sky": "clear"}, "says overcast, sky is clear"),
     ],
 )
@@ -223,7 +257,11 @@ def test_no_contradiction(entry):
 
 def test_missing_and_unknown_words():
     report = check_captions(
-        [{"name": "x", "caption": "A car and a bollrd"}, {"name": "y", "caption": "A bollrd"}, {"name": "z"}]
+        [
+            {"name": "x", "caption": "A car and a bollrd"},
+            {"name": "y", "caption": "A bollrd"},
+            {"name": "z"},
+        ]
     )
     assert report.problems == ["1 of 3 frames have no caption: z"]
     assert "'bollrd' (2" in report.notes[0] and (report.captioned, report.distinct) == (2, 2)
@@ -233,9 +271,9 @@ def test_long_captions_by_estimate_and_by_the_tokenizer(monkeypatch):
     monkeypatch.setattr(module, "_cached_tokenizer", lambda: None)
     words = "car tree road " * 25
     assert "x (77)" not in problem(caption=words) and problem(caption=words) == ""  # 77 fit
-    assert "more than CLIP's 77 tokens (estimated" in problem(caption=words + "car") and "x (78)" in problem(
+    assert "more than CLIP's 77 tokens (estimated" in problem(
         caption=words + "car"
-    )
+    ) and "x (78)" in problem(caption=words + "car")
     assert "x (" in problem(caption="car " * 5000)  # far beyond what the parser takes
 
     class Tokenizer:
@@ -259,26 +297,41 @@ def test_tokens_are_estimated():
 
 def test_the_sentence_of_the_documentation():
     tags = ["road", "car", "tree", "house", "wall-brick", "sky-other"]
-    assert describe(tags, "day", "cloudy") == "A road with cars, trees and a brick house by day under a cloudy sky."
+    assert (
+        describe(tags, "day", "cloudy")
+        == "A road with cars, trees and a brick house by day under a cloudy sky."
+    )
     assert describe(tags, "day", "cloudy") == describe(list(tags), "day", "cloudy")
     assert describe(["sky-other"], "dusk", "overcast") == "An overcast sky at dusk."
     assert describe(["tree", "person"]) == "Trees with people."
     assert describe([]) == describe(["solid-other"], "day") == ""
 
 
-@pytest.mark.parametrize("name", [n for n in COCO_STUFF if n not in ("solid-other", "structural-other")])
+@pytest.mark.parametrize(
+    "name", [n for n in COCO_STUFF if n not in ("solid-other", "structural-other")]
+)
 def test_a_sentence_names_what_the_parser_finds_again(name):
     found = parse_tags(describe([name]))
-    # English has no other word for these three: the parser takes a desk for a table, a wall for one of concrete
-    expected = {"desk-stuff": "table", "wall-other": "wall-concrete", "ceiling-tile": "ceiling-other"}.get(name, name)
+    # English has no other word for these three: the parser takes a desk for a table, a wall for one
+    # of concrete
+    expected = {
+        "desk-stuff": "table",
+        "wall-other": "wall-concrete",
+        "ceiling-tile": "ceiling-other",
+    }.get(name, name)
     assert found.tags == [expected]
 
 
-@pytest.mark.parametrize(("lighting", "sky"), [("day", "clear"), ("dusk", "cloudy"), ("night", "overcast")])
+@pytest.mark.parametrize(
+    ("lighting", "sky"), [("day", "clear"), ("dusk", "cloudy"), ("night", "overcast")]
+)
 def test_light_and_sky_are_found_again(lighting, sky):
     found = parse_tags(describe(["road", "person", "sky-other"], lighting, sky))
     # a cloudy sky has clouds, too
-    assert set(found.tags) - {"clouds"} == {"road", "person", "sky-other", lighting, sky} and not found.unknown
+    assert (
+        set(found.tags) - {"clouds"} == {"road", "person", "sky-other", lighting, sky}
+        and not found.unknown
+    )
 
 
 # --- the command
@@ -287,11 +340,20 @@ def test_light_and_sky_are_found_again(lighting, sky):
 def test_the_command(data):
     command = [sys.executable, "-m", "cmmfnet", "captions", str(data)]
     done = subprocess.run([*command, "--check"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "problem: 2 of 3 frames have no caption: b.1; ü" in done.stdout, done.stderr
+    assert (
+        done.returncode == 1 and "problem: 2 of 3 frames have no caption: b.1; ü" in done.stdout
+    ), done.stderr
     done = subprocess.run(
-        [*command, "--template", "A road, a car and a tree."], capture_output=True, text=True, timeout=60
+        [*command, "--template", "A road, a car and a tree."],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    assert done.returncode == 0 and "2 entries changed" in done.stdout and texts(data)[2] == "A road, a car and a tree."
+    assert (
+        done.returncode == 0
+        and "2 entries changed" in done.stdout
+        and texts(data)[2] == "A road, a car and a tree."
+    )
 
 
 @pytest.mark.parametrize(

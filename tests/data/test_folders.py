@@ -1,4 +1,5 @@
-"""The user's own pairs: four layouts recognised, splits by blocks, and what is said about everything else."""
+"""The user's own pairs: four layouts recognised, splits by blocks, and what is said about
+everything else."""
 
 from __future__ import annotations
 
@@ -60,12 +61,18 @@ def test_two_folders_with_equal_stems(tmp_path, thermal, visible):
         pair(tmp_path, f"{thermal}/cat {i}.png", f"{visible}/cat {i}.jpg")
     pairs = read_folder(tmp_path)
     assert [p.name for p in pairs] == ["cat-0", "cat-1", "cat-2"]
-    assert {p.thermal.parent.name for p in pairs} == {thermal} and {p.visible.suffix for p in pairs} == {".jpg"}
+    assert {p.thermal.parent.name for p in pairs} == {thermal} and {
+        p.visible.suffix for p in pairs
+    } == {".jpg"}
     assert {p.source for p in pairs} == {"folder"}
 
 
 def test_splits_below_and_above_and_sub_folders_as_sequences(tmp_path):
-    for layout in ("{split}/{side}/{seq}/1.png", "{side}/{split}/{seq}/1.png", "{seq}/{split}/{side}/1.png"):
+    for layout in (
+        "{split}/{side}/{seq}/1.png",
+        "{side}/{split}/{seq}/1.png",
+        "{seq}/{split}/{side}/1.png",
+    ):
         raw = tmp_path / re.sub(r"\W", "", layout)
         for split in ("train", "validation", "test"):
             for seq in ("a", "b"):
@@ -75,7 +82,9 @@ def test_splits_below_and_above_and_sub_folders_as_sequences(tmp_path):
                     layout.format(split=split, side="rgb", seq=seq),
                 )
         assert seen(read_folder(raw)) == [
-            (f"{split}_{seq}_1", split, seq) for split in ("test", "train", "val") for seq in ("a", "b")
+            (f"{split}_{seq}_1", split, seq)
+            for split in ("test", "train", "val")
+            for seq in ("a", "b")
         ]
 
 
@@ -101,18 +110,27 @@ def test_missing_partners_are_counted_and_named(tmp_path):
         pair(tmp_path, f"thermal/{i}.png", f"visible/{i + 3}.png")
     text = error(tmp_path)
     assert text.startswith("6 of 12 thermal and 12 colour pictures have no partner")
-    assert "thermal/0.png; thermal/1.png; thermal/2.png; visible/12.png; visible/13.png; ..." in text
+    assert (
+        "thermal/0.png; thermal/1.png; thermal/2.png; visible/12.png; visible/13.png; ..." in text
+    )
 
 
 def test_sizes_damage_and_duplicates_are_counted_and_named(tmp_path):
     for i in range(3):
         pair(tmp_path, f"thermal/{i}.png", f"visible/{i}.png")
     save(tmp_path / "visible" / "1.png", COLOUR[:10])
-    assert re.search(r"^1 of 3 pairs are of two sizes: \S+thermal/1.png is 16 x 12, 1.png 16 x 10", error(tmp_path))
+    assert re.search(
+        r"^1 of 3 pairs are of two sizes: \S+thermal/1.png is 16 x 12, 1.png 16 x 10",
+        error(tmp_path),
+    )
     (tmp_path / "thermal" / "2.png").write_bytes(b"")
     (tmp_path / "visible" / "0.png").write_bytes(b"no picture")
     text = error(tmp_path)
-    assert text.startswith("2 of 3 pairs cannot be read") and "2.png (0 bytes)" in text and "0.png (10 bytes)" in text
+    assert (
+        text.startswith("2 of 3 pairs cannot be read")
+        and "2.png (0 bytes)" in text
+        and "0.png (10 bytes)" in text
+    )
     save(tmp_path / "thermal" / "0.jpg", GREY)
     assert error(tmp_path).startswith("1 pictures are there twice: thermal/0")
 
@@ -138,7 +156,9 @@ def test_halves_are_told_by_their_colour(tmp_path, thermal_left):
     pairs = read_folder(tmp_path)
     assert seen(pairs) == [("test_1", "test", None), ("train_1", "train", None)]
     left, right = (0, 0, 16, 12), (16, 0, 32, 12)
-    assert {(p.thermal_box, p.visible_box) for p in pairs} == {(left, right) if thermal_left else (right, left)}
+    assert {(p.thermal_box, p.visible_box) for p in pairs} == {
+        (left, right) if thermal_left else (right, left)
+    }
 
 
 def test_halves_that_cannot_be_told_are_refused_until_the_folder_says_it(tmp_path):
@@ -153,7 +173,10 @@ def test_pictures_that_are_no_two_halves_get_the_list_of_layouts(tmp_path):
     save(tmp_path / "1.png", COLOUR[:, :15])
     save(tmp_path / "2.png", COLOUR[:, :10])
     text = error(tmp_path)
-    assert "2 of 2 (the first is 1.png (15 x 12))" in text or "2 of 2 (the first is 2.png (10 x 12))" in text
+    assert (
+        "2 of 2 (the first is 1.png (15 x 12))" in text
+        or "2 of 2 (the first is 2.png (10 x 12))" in text
+    )
     assert "found 1.png, 2.png" in text and "trainA/" in text and "source, target" in text
 
 
@@ -164,13 +187,17 @@ def test_lettered_folders(tmp_path):
     for split in ("train", "test"):
         for i in range(2):
             pair(tmp_path, f"{split}A/{i}.png", f"{split}B/{i}.png")
-    assert seen(read_folder(tmp_path)) == [(f"{s}_{i}", s, None) for s in ("test", "train") for i in range(2)]
+    assert seen(read_folder(tmp_path)) == [
+        (f"{s}_{i}", s, None) for s in ("test", "train") for i in range(2)
+    ]
 
 
 def test_a_and_b_swapped_is_said(tmp_path):
     pair(tmp_path, "trainB/0.png", "trainA/0.png")
     assert "A and B look swapped" in error(tmp_path) and "Rename" in error(tmp_path)
-    pair(tmp_path / "named", "visible/0.png", "thermal/0.png")  # who says thermal means it: false colour exists
+    pair(
+        tmp_path / "named", "visible/0.png", "thermal/0.png"
+    )  # who says thermal means it: false colour exists
     assert len(read_folder(tmp_path / "named")) == 1
 
 
@@ -187,7 +214,10 @@ def write_list(path: Path, rows: list[dict], delimiter: str = ",", start: str = 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".csv":
         keys = list(rows[0])
-        lines = [delimiter.join(keys), *(delimiter.join(str(row.get(key, "")) for key in keys) for row in rows)]
+        lines = [
+            delimiter.join(keys),
+            *(delimiter.join(str(row.get(key, "")) for key in keys) for row in rows),
+        ]
     else:
         lines = [json.dumps(row) for row in rows]
     path.write_text(start + "\n".join(lines) + "\n", encoding="utf-8")
@@ -196,7 +226,13 @@ def write_list(path: Path, rows: list[dict], delimiter: str = ",", start: str = 
 
 @pytest.mark.parametrize(
     ("name", "delimiter", "start"),
-    [("l.csv", ",", ""), ("l.csv", ";", "\ufeff"), ("l.csv", "\t", ""), ("l.jsonl", "", ""), ("prompt.json", "", "")],
+    [
+        ("l.csv", ",", ""),
+        ("l.csv", ";", "\ufeff"),
+        ("l.csv", "\t", ""),
+        ("l.jsonl", "", ""),
+        ("prompt.json", "", ""),
+    ],
 )
 def test_lists_with_everything(tmp_path, name, delimiter, start):
     rows = []
@@ -208,7 +244,10 @@ def test_lists_with_everything(tmp_path, name, delimiter, start):
     path = write_list(tmp_path / name, rows, delimiter, start)
     for raw in (path, tmp_path):
         pairs = read_folder(raw)
-        assert seen(pairs)[0] == ("train_s0_0", "train", "s0") and sum(p.split == "val" for p in pairs) == 1
+        assert (
+            seen(pairs)[0] == ("train_s0_0", "train", "s0")
+            and sum(p.split == "val" for p in pairs) == 1
+        )
         assert pairs[0].meta == {"caption": "Straße 0", "lighting": "night"}
         assert pairs[0].visible.name == "photo0.jpg"
 
@@ -233,7 +272,10 @@ def test_equal_names_in_several_folders_of_a_list(tmp_path):
     ("change", "says"),
     [
         ({"source": ""}, "line 2: no source"),
-        ({"source": "gone.png"}, r"1 of 4 files that .*l.csv names do not exist: .*gone.png \(line 2\)"),
+        (
+            {"source": "gone.png"},
+            r"1 of 4 files that .*l.csv names do not exist: .*gone.png \(line 2\)",
+        ),
         ({"source": "1.png"}, r"1 frames are in .* twice: 1.png \(lines 2 and 3\)"),
         ({"split": "holdout"}, "line 2: split 'holdout'; expected train, val or test"),
         ({"split": ""}, "1 of 2 lines have no split"),
@@ -243,13 +285,18 @@ def test_equal_names_in_several_folders_of_a_list(tmp_path):
 def test_mistakes_in_a_list_name_the_line(tmp_path, change, says):
     pair(tmp_path, "0.png", "c0.png")
     pair(tmp_path, "1.png", "c1.png")
-    rows = [{"source": f"{i}.png", "target": f"c{i}.png", "split": "train", "lighting": ""} for i in range(2)]
+    rows = [
+        {"source": f"{i}.png", "target": f"c{i}.png", "split": "train", "lighting": ""}
+        for i in range(2)
+    ]
     assert re.search(says, error(write_list(tmp_path / "l.csv", [rows[0] | change, rows[1]])))
 
 
 def test_other_columns_are_named_in_a_warning_and_broken_lines_in_an_error(tmp_path):
     pair(tmp_path, "0.png", "c.png")
-    path = write_list(tmp_path / "l.csv", [{"source": "0.png", "target": "c.png", "promt": "a car", "id": 7}])
+    path = write_list(
+        tmp_path / "l.csv", [{"source": "0.png", "target": "c.png", "promt": "a car", "id": 7}]
+    )
     with pytest.warns(UserWarning, match=r"not used: 'promt' \(did you mean prompt\?\), 'id'"):
         assert read_folder(path)[0].meta == {}
     for line, says in (("{", "line 1 is not JSON"), ("[1]", "expected an object")):
@@ -300,7 +347,9 @@ def test_a_large_last_sequence_is_passed_over():
 
 
 def test_one_long_drive_is_cut_with_a_gap():
-    with pytest.warns(UserWarning, match="the last 200 of 2000 frames are for validation, and the 30 before them"):
+    with pytest.warns(
+        UserWarning, match="the last 200 of 2000 frames are for validation, and the 30 before them"
+    ):
         pairs = hold_out(raw_pairs(("drive", 2000)))
     train, val = ([p for p in pairs if p.split == s] for s in ("train", "val"))
     assert [len(train), len(val)] == [1770, 200]
@@ -340,11 +389,27 @@ def test_given_splits_stay_and_train_alone_is_none(tmp_path):
 def test_prepare_folder_on_the_command_line(tmp_path):
     for i in range(6):
         side_by_side(tmp_path / "raw" / f"{i}.png")
-    command = [sys.executable, "-m", "cmmfnet", "prepare", "folder", str(tmp_path / "raw"), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "cmmfnet",
+        "prepare",
+        "folder",
+        str(tmp_path / "raw"),
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     pairs = Pairs(tmp_path / "out", split="train")
-    assert len(pairs) == 5 and np.array_equal(pairs[0].visible, COLOUR) and pairs[0].thermal.shape == SIZE
+    assert (
+        len(pairs) == 5
+        and np.array_equal(pairs[0].visible, COLOUR)
+        and pairs[0].thermal.shape == SIZE
+    )
     (tmp_path / "raw" / "0.png").write_bytes(b"")
-    done = subprocess.run([*command[:-1], str(tmp_path / "again")], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and "0.png (0 bytes)" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [*command[:-1], str(tmp_path / "again")], capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == 2 and "0.png (0 bytes)" in done.stderr and "Traceback" not in done.stderr
+    )

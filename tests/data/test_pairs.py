@@ -1,4 +1,5 @@
-"""The one layout of pairs on disk: what is read, and what is said about a folder that is not in it."""
+"""The one layout of pairs on disk: what is read, and what is said about a folder that is not in
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from cmmfnet.data.pairs import Pairs, PairsError, inside
 from cmmfnet.thermal.frame import normalise, read_thermal
 
 
-def data_set(root: Path, entries: list[dict], size: tuple[int, int] = (24, 32), colour: str = "visible") -> Path:
+def data_set(
+    root: Path, entries: list[dict], size: tuple[int, int] = (24, 32), colour: str = "visible"
+) -> Path:
     """A data set of noise with the given index; thermal for pairs only, labels of class 1 and 2."""
     rng = np.random.default_rng(0)
     for kind in ("thermal", colour, "label"):
@@ -25,7 +28,9 @@ def data_set(root: Path, entries: list[dict], size: tuple[int, int] = (24, 32), 
     for entry in entries:
         name = f"{entry['name']}.png"
         if colour == "visible":
-            Image.fromarray(rng.integers(7000, 8000, size, dtype=np.uint16)).save(root / "thermal" / name)
+            Image.fromarray(rng.integers(7000, 8000, size, dtype=np.uint16)).save(
+                root / "thermal" / name
+            )
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / colour / name)
         Image.fromarray(rng.integers(1, 3, size, dtype=np.uint8)).save(root / "label" / name)
     (root / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
@@ -42,7 +47,11 @@ ENTRIES = [
 def test_a_pair_is_decoded_to_one_size_and_8_bits(tmp_path):
     pair = Pairs(data_set(tmp_path, ENTRIES))[2]
     assert (pair.name, pair.meta) == ("c.1", ENTRIES[2])
-    assert (pair.thermal.shape, pair.visible.shape, pair.label.shape) == ((24, 32), (24, 32, 3), (24, 32))
+    assert (pair.thermal.shape, pair.visible.shape, pair.label.shape) == (
+        (24, 32),
+        (24, 32, 3),
+        (24, 32),
+    )
     assert {a.dtype for a in (pair.thermal, pair.visible, pair.label)} == {np.dtype(np.uint8)}
     # 16 bits are stretched between the 1st and the 99th percentile, not cut off
     assert pair.thermal.min() == 0 and pair.thermal.max() == 255 and 100 < pair.thermal.mean() < 155
@@ -61,7 +70,9 @@ def test_a_pair_is_decoded_to_one_size_and_8_bits(tmp_path):
     ],
 )
 def test_split_lighting_and_sources_choose(tmp_path, chosen, names):
-    assert [entry["name"] for entry in Pairs(data_set(tmp_path, ENTRIES), **chosen).entries] == names
+    assert [
+        entry["name"] for entry in Pairs(data_set(tmp_path, ENTRIES), **chosen).entries
+    ] == names
 
 
 def test_the_frames_of_a_sequence_share_one_weight(tmp_path):
@@ -72,7 +83,9 @@ def test_the_frames_of_a_sequence_share_one_weight(tmp_path):
 
 def test_weights_of_a_large_index_are_quick(tmp_path):
     root = data_set(tmp_path, [{"name": "a"}])
-    lines = (json.dumps({"name": "a", "sequence": str(i)}) for i in range(60_000))  # KAIST has as many frames
+    lines = (
+        json.dumps({"name": "a", "sequence": str(i)}) for i in range(60_000)
+    )  # KAIST has as many frames
     (root / "index.jsonl").write_text("\n".join(lines))
     started = time.perf_counter()
     assert Pairs(root).weights.sum() == pytest.approx(1)
@@ -83,13 +96,16 @@ def test_labelled_photos_have_no_thermal(tmp_path):
     pairs = Pairs(data_set(tmp_path, ENTRIES, colour="photo"))
     assert pairs[0].thermal is None and pairs[0].label is not None
     assert pairs.require("label") is pairs
-    with pytest.raises(PairsError, match=r"3 of 3 entries have no picture thermal/NAME .*the first is 'a'"):
+    with pytest.raises(
+        PairsError, match=r"3 of 3 entries have no picture thermal/NAME .*the first is 'a'"
+    ):
         pairs.require("thermal")
 
 
 def test_a_missing_index(tmp_path):
     with pytest.raises(
-        PairsError, match=r"index.jsonl does not exist; a data set is a folder with index.jsonl, thermal/"
+        PairsError,
+        match=r"index.jsonl does not exist; a data set is a folder with index.jsonl, thermal/",
     ):
         Pairs(tmp_path / "nowhere")
 
@@ -107,9 +123,13 @@ def test_missing_files_are_counted_and_the_first_is_named(tmp_path, kind):
     root = data_set(tmp_path, ENTRIES)
     (root / kind / "b.png").unlink()
     (root / kind / "c.1.png").unlink()
-    with pytest.raises(PairsError, match=rf"2 of 3 entries have no picture .*{kind}/NAME.*the first is 'b'"):
+    with pytest.raises(
+        PairsError, match=rf"2 of 3 entries have no picture .*{kind}/NAME.*the first is 'b'"
+    ):
         Pairs(root)
-    assert len(Pairs(root, split="train", lighting=("day",))) == 1  # what is not chosen need not be there
+    assert (
+        len(Pairs(root, split="train", lighting=("day",))) == 1
+    )  # what is not chosen need not be there
 
 
 @pytest.mark.parametrize("kind", ["thermal", "label"])
@@ -117,7 +137,8 @@ def test_unequal_sizes(tmp_path, kind):
     root = data_set(tmp_path, ENTRIES)
     Image.fromarray(np.zeros((20, 32), np.uint8)).save(root / kind / "a.png")
     with pytest.raises(
-        PairsError, match=rf"a: {kind} is \(20, 32\), the colour picture is \(24, 32\) \(height, width\)"
+        PairsError,
+        match=rf"a: {kind} is \(20, 32\), the colour picture is \(24, 32\) \(height, width\)",
     ):
         Pairs(root)[0]
 
@@ -126,14 +147,16 @@ def test_a_label_map_of_16_bits(tmp_path):
     root = data_set(tmp_path, ENTRIES)
     Image.fromarray(np.zeros((24, 32), np.uint16)).save(root / "label" / "a.png")
     with pytest.raises(
-        PairsError, match=r"label.a.png cannot be used \(uint16 of shape .*one channel of 8-bit class ids"
+        PairsError,
+        match=r"label.a.png cannot be used \(uint16 of shape .*one channel of 8-bit class ids",
     ):
         Pairs(root)[0]
 
 
 def test_nothing_selected_says_what_there_is(tmp_path):
     with pytest.raises(
-        PairsError, match=r"split='test'.*split: train \(2\), val \(1\); lighting: .*source: one \(2\), two"
+        PairsError,
+        match=r"split='test'.*split: train \(2\), val \(1\); lighting: .*source: one \(2\), two",
     ):
         Pairs(data_set(tmp_path, ENTRIES), split="test")
 
@@ -146,11 +169,17 @@ def slowly(frame: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("size", [(1, 1), (3, 5), (48, 64), (1000, 1201)])  # normalise samples the last
+@pytest.mark.parametrize(
+    "size", [(1, 1), (3, 5), (48, 64), (1000, 1201)]
+)  # normalise samples the last
 def test_stretched_is_what_normalise_gives(dtype, size):
     rng = np.random.default_rng(size[0])
     top = np.iinfo(dtype).max
-    frames = [rng.integers(0, top + 1, size), rng.normal(top / 3, top / 30, size).clip(0, top), np.full(size, top // 2)]
+    frames = [
+        rng.integers(0, top + 1, size),
+        rng.normal(top / 3, top / 30, size).clip(0, top),
+        np.full(size, top // 2),
+    ]
     spiked = np.full(size, 9)
     spiked[0, 0] = 200  # equal percentiles of unequal pixels
     for frame in [*frames, spiked]:
@@ -182,7 +211,9 @@ def test_a_broken_file_is_named(tmp_path, kind, damage):
     if damage == "folder":
         file.mkdir()
     elif damage != "gone":
-        file.write_bytes({"empty": b"", "text": b"no picture", "cut": content[: len(content) // 2]}[damage])
+        file.write_bytes(
+            {"empty": b"", "text": b"no picture", "cut": content[: len(content) // 2]}[damage]
+        )
     assert pairs[0].name == "a"
     with pytest.raises(PairsError, match=rf"{kind}.b.png cannot be used \(.+\); copy it again"):
         pairs[1]
@@ -204,7 +235,9 @@ def test_pictures_of_some_kinds_only(tmp_path):
     pairs = Pairs(data_set(tmp_path, ENTRIES))
     (tmp_path / "visible" / "a.png").write_bytes(b"not looked at")
     found = pairs.pictures(0, ("thermal", "label"))
-    assert list(found) == ["thermal", "label"] and found["thermal"].shape == found["label"].shape == (24, 32)
+    assert list(found) == ["thermal", "label"] and found["thermal"].shape == found[
+        "label"
+    ].shape == (24, 32)
     (tmp_path / "label" / "b.png").unlink()
     assert Pairs(tmp_path).pictures(1, ("label",)) == {"label": None}
 
@@ -216,7 +249,15 @@ def test_triplets_are_neighbours_in_the_order_of_numbers(tmp_path):
     names = ["f10", "f2", "f1", "f9", "g1", "g2", "alone"]
     entries = [{"name": n, "sequence": n[0] if n != "alone" else None} for n in names]
     triplets = Pairs(data_set(tmp_path, entries)).triplets()
-    assert triplets.tolist() == [[0, 0, 0], [2, 1, 3], [2, 2, 2], [1, 3, 0], [4, 4, 4], [5, 5, 5], [6, 6, 6]]
+    assert triplets.tolist() == [
+        [0, 0, 0],
+        [2, 1, 3],
+        [2, 2, 2],
+        [1, 3, 0],
+        [4, 4, 4],
+        [5, 5, 5],
+        [6, 6, 6],
+    ]
 
 
 def test_thinned_is_evenly_spaced(tmp_path):

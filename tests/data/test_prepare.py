@@ -1,4 +1,5 @@
-"""cmmfnet prepare: every raw layout in miniature, what is written, and what is said of wrong, half and interrupted data."""
+"""cmmfnet prepare: every raw layout in miniature, what is written, and what is said of wrong, half
+and interrupted data."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ from cmmfnet.data.prepare.raw import PrepareError, RawPair
 SIZE = (16, 12)
 
 
-def picture(path: Path, seed: int | None = None, size: tuple[int, int] = SIZE, grey: bool = False) -> Path:
+def picture(
+    path: Path, seed: int | None = None, size: tuple[int, int] = SIZE, grey: bool = False
+) -> Path:
     """A tiny picture of noise; the same path gives the same noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(list(path.name.encode()) if seed is None else seed)
@@ -68,7 +71,9 @@ NIGHT_SETS = {3: [2], 4: [1], 5: [1], 9: [1], 10: [2], 11: [1]}
 @pytest.fixture
 def small_kaist(monkeypatch):
     sets = DAY_SETS | NIGHT_SETS
-    monkeypatch.setattr(layouts_kaist, "COUNTS", {n: (sum(sets[n]), len(sets[n])) for n in sorted(sets)})
+    monkeypatch.setattr(
+        layouts_kaist, "COUNTS", {n: (sum(sets[n]), len(sets[n])) for n in sorted(sets)}
+    )
 
 
 def quiet(name: str, raw: Path, out: Path, **options) -> dict:
@@ -92,7 +97,9 @@ def splits(out: Path) -> dict[str, list[str]]:
 def tree(out: Path) -> dict[str, bytes]:
     """Every file below ``out`` but data_set.json, which has the path of RAW and versions."""
     return {
-        str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "data_set.json"
+        str(p.relative_to(out)): p.read_bytes()
+        for p in out.rglob("*")
+        if p.is_file() and p.name != "data_set.json"
     }
 
 
@@ -106,10 +113,15 @@ def test_kaist_whole(tmp_path, small_kaist, capsys):
         info = prepare("kaist", raw, out)
     found = entries(out)
     assert found["set00_V001_I00000"] == {
-        "name": "set00_V001_I00000", "split": "train", "source": "kaist", "sequence": "set00/V001", "lighting": "day",
+        "name": "set00_V001_I00000", "split": "train", "source": "kaist", "sequence": "set00/V001",
+        "lighting": "day",
     }  # fmt: skip
-    assert {n[:5] for n, e in found.items() if e["split"] == "train"} == {f"set0{i}" for i in range(6)}
-    assert {n[:5] for n, e in found.items() if e["lighting"] == "night"} == {f"set{i:02d}" for i in NIGHT_SETS}
+    assert {n[:5] for n, e in found.items() if e["split"] == "train"} == {
+        f"set0{i}" for i in range(6)
+    }
+    assert {n[:5] for n, e in found.items() if e["lighting"] == "night"} == {
+        f"set{i:02d}" for i in NIGHT_SETS
+    }
     day_train = Pairs(out, split="train", lighting=("day",))
     assert len(day_train) == 9 and len(Pairs(out, split="test", lighting=("day",))) == 6
     assert day_train[0].thermal.shape == (12, 16) and day_train[0].visible.shape == (12, 16, 3)
@@ -120,7 +132,10 @@ def test_kaist_whole(tmp_path, small_kaist, capsys):
     assert info["protocol"] == "A" and info["geometry"] == "kaist-a"
     assert json.loads((out / "data_set.json").read_text()) == info
     printed = capsys.readouterr().out
-    assert "train       13 frames, 7 sequences: 13 kaist, 9 day, 4 night" in printed and info["sha256"] in printed
+    assert (
+        "train       13 frames, 7 sequences: 13 kaist, 9 day, 4 night" in printed
+        and info["sha256"] in printed
+    )
 
 
 def test_links_are_absolute_links_and_copies_are_not(tmp_path, small_kaist):
@@ -130,7 +145,11 @@ def test_links_are_absolute_links_and_copies_are_not(tmp_path, small_kaist):
     source = raw / "images" / "set00" / "V000" / "lwir" / "I00001.jpg"
     link, copy = (tmp_path / k / "thermal" / "set00_V000_I00001.jpg" for k in ("links", "copies"))
     assert link.is_symlink() and Path(os.readlink(link)) == source  # noqa: PTH115, Path.readlink would do the same
-    assert not copy.is_symlink() and not copy.samefile(source) and copy.read_bytes() == source.read_bytes()
+    assert (
+        not copy.is_symlink()
+        and not copy.samefile(source)
+        and copy.read_bytes() == source.read_bytes()
+    )
     assert info["files"] == {"copied": 30}
 
 
@@ -193,23 +212,38 @@ def remove(root: Path, pattern: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ("images/set00/V000/*/I00001.jpg", r"set00: 4 of 5 frames, 2 of 2 videos, 1 frames before I00002 of V000"),
+        (
+            "images/set00/V000/*/I00001.jpg",
+            r"set00: 4 of 5 frames, 2 of 2 videos, 1 frames before I00002 of V000",
+        ),
         ("images/set06/V001/*/*.jpg", r"set06/V001: .*lwir has no pictures"),
         ("images/set07/V000/lwir/*.jpg", r"set07: 0 of 1 frames"),
-        ("images/set00/V001/visible/I00000.jpg", r"set00/V001: 1 missing in V001/visible/ \(the first is I00000\)"),
-        ("images/set00/V001/lwir/I00001.jpg", r"set00/V001: 1 missing in V001/lwir/ \(the first is I00001\)"),
+        (
+            "images/set00/V001/visible/I00000.jpg",
+            r"set00/V001: 1 missing in V001/visible/ \(the first is I00000\)",
+        ),
+        (
+            "images/set00/V001/lwir/I00001.jpg",
+            r"set00/V001: 1 missing in V001/lwir/ \(the first is I00001\)",
+        ),
     ],
 )
 def test_half_a_kaist_is_refused_and_taken_with_partial(tmp_path, small_kaist, broken, said):
     raw = kaist(tmp_path / "raw", DAY_SETS)
     remove(raw, broken)
-    with pytest.raises(PrepareError, match=rf"(?s)found 1[234] frames, expected 15:.*{said}.*--partial.*--frames LIST"):
+    with pytest.raises(
+        PrepareError,
+        match=rf"(?s)found 1[234] frames, expected 15:.*{said}.*--partial.*--frames LIST",
+    ):
         quiet("kaist", raw, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.warns(UserWarning, match=rf"(?s){said}.*taking what there is"):
         info = prepare("kaist", raw, tmp_path / "out", partial=True)
     assert info["partial"] is True
-    assert len(Pairs(tmp_path / "out")) == info["counts"]["train"]["frames"] + info["counts"]["test"]["frames"]
+    assert (
+        len(Pairs(tmp_path / "out"))
+        == info["counts"]["train"]["frames"] + info["counts"]["test"]["frames"]
+    )
 
 
 def test_missing_sets_and_videos_and_strange_names_are_named_together(tmp_path, small_kaist):
@@ -232,7 +266,10 @@ def test_kaist_with_more_frames_than_published_is_not_kaist(tmp_path, small_kais
 
 def test_the_published_counts():
     day = [frames for n, (frames, _) in layouts_kaist.COUNTS.items() if n in layouts_kaist.DAY]
-    assert (sum(day[:3]), sum(day[3:])) == (33_399, 29_179)  # notes of the field; not 26,387 and 23,925
+    assert (sum(day[:3]), sum(day[3:])) == (
+        33_399,
+        29_179,
+    )  # notes of the field; not 26,387 and 23,925
     assert sum(frames for frames, _ in layouts_kaist.COUNTS.values()) == 95_328
 
 
@@ -264,14 +301,22 @@ def test_a_list_picks_frames_of_an_incomplete_copy(tmp_path, small_kaist):
             r"1 of 2 frames are not in this copy of 5 \(the first is set00/V000/I0",
         ),
         ("set00/V000/I00001\nset00_V000_I00001.jpg\n", "line 2: set00_V000_I00001 is there twice"),
-        ("day set00/V000/I00001\n", "line 1: found 'day set00/V000/I00001'; expected NAME, or train, val or test"),
+        (
+            "day set00/V000/I00001\n",
+            "line 1: found 'day set00/V000/I00001'; expected NAME, or train, val or test",
+        ),
         ("# nothing\n", "names no frames"),
     ],
 )
 def test_lists_that_cannot_be(tmp_path, small_kaist, text, said):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(PrepareError, match=said):
-        prepare("kaist", kaist(tmp_path / "raw", {0: [3], 6: [2]}), tmp_path / "out", frames=tmp_path / "list.txt")
+        prepare(
+            "kaist",
+            kaist(tmp_path / "raw", {0: [3], 6: [2]}),
+            tmp_path / "out",
+            frames=tmp_path / "list.txt",
+        )
 
 
 # --- IRVI
@@ -284,7 +329,9 @@ def irvi_triplets(clip: Path, split: str, starts: list[int], side: int = 32) -> 
             frames = []
             for i in range(start, start + 3):
                 rng = np.random.default_rng([i, grey])
-                pixels = rng.integers(0, 256, (side, side) if grey else (side, side, 3), dtype=np.uint8)
+                pixels = rng.integers(
+                    0, 256, (side, side) if grey else (side, side, 3), dtype=np.uint8
+                )
                 frames.append(pixels // 8 * 8)
             path = clip / f"{split}{letter}" / f"{start:05d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -319,7 +366,9 @@ def test_irvi_triplets_are_cut_without_repeats(tmp_path, small_irvi):
     assert info["counts"]["train"]["sources"] == {"monitoring": 9, "traffic": 5}
     assert info["counts"]["test"]["sources"] == {"monitoring": 2, "traffic": 2}
     traffic = [n for n in splits(out)["train"] if "traffic" in n]
-    assert traffic == [f"traffic_train_{n}" for n in ("00000-0", "00000-1", "00000-2", "00001-2", "00002-2")]
+    assert traffic == [
+        f"traffic_train_{n}" for n in ("00000-0", "00000-1", "00000-2", "00001-2", "00002-2")
+    ]
     assert entries(out)["traffic_train_00002-2"]["sequence"] == "traffic/train/001"  # blocks of 4
     assert {e["sequence"].split("/")[0] for e in entries(out).values()} == {
         "traffic", "rooftop_sub1", "rooftop_sub2",
@@ -368,18 +417,24 @@ def test_irvi_half_and_wrong(tmp_path, small_irvi):
     (raw / "triplet" / "traffic" / "testB" / "00001.jpg").unlink()
     with pytest.raises(PrepareError, match=r"1 missing in traffic/testB/ \(the first is 00001\)"):
         prepare("irvi", raw, tmp_path / "out")
-    with pytest.raises(PrepareError, match=r"missing 1 traffic test, 9 monitoring train, 2 monitoring test"):
+    with pytest.raises(
+        PrepareError, match=r"missing 1 traffic test, 9 monitoring train, 2 monitoring test"
+    ):
         (raw / "triplet" / "traffic" / "testA" / "00001.jpg").unlink()
         prepare("irvi", raw / "triplet" / "traffic", tmp_path / "out")
     with pytest.warns(UserWarning, match="missing 1 traffic test"):
         info = prepare("irvi", raw / "triplet" / "traffic", tmp_path / "out", partial=True)
     assert info["counts"]["train"]["sources"] == {"traffic": 5}
     picture(raw / "triplet" / "traffic" / "testA" / "00000.jpg", size=(48, 32))
-    with pytest.raises(PrepareError, match=r"is \(48, 32\).*expected a square frame, or three side by side"):
+    with pytest.raises(
+        PrepareError, match=r"is \(48, 32\).*expected a square frame, or three side by side"
+    ):
         prepare("irvi", raw, tmp_path / "odd")
     (raw / "triplet").rename(raw / "things")
     (raw / "things" / "traffic").rename(raw / "things" / "unknown")
-    with pytest.raises(PrepareError, match=r"cannot tell whether .*unknown is Traffic or Monitoring"):
+    with pytest.raises(
+        PrepareError, match=r"cannot tell whether .*unknown is Traffic or Monitoring"
+    ):
         prepare("irvi", raw, tmp_path / "odd")
 
 
@@ -414,7 +469,11 @@ def test_flir_v1_is_cut_resampled_and_marked_as_unregistered(tmp_path, small_fli
         "test": ["video_FLIR_00002"],
     }
     entry = entries(tmp_path / "out")["video_FLIR_00002"]
-    assert entry["aligned"] is False and entry["lighting"] == "none" and entry["sequence"] == "flir/video"
+    assert (
+        entry["aligned"] is False
+        and entry["lighting"] == "none"
+        and entry["sequence"] == "flir/video"
+    )
     assert info["files"] == {"linked": 6, "written": 6}
     assert Pairs(tmp_path / "out", split="val")[0].visible.shape == (16, 20, 3)
 
@@ -422,7 +481,9 @@ def test_flir_v1_is_cut_resampled_and_marked_as_unregistered(tmp_path, small_fli
 def test_flir_v1_with_other_counts(tmp_path, small_flir):
     raw = flir_v1(tmp_path / "raw")
     (raw / "val" / "RGB" / "FLIR_00003.jpg").unlink()
-    with pytest.raises(PrepareError, match=r"found .*1 val pairs.*expected .*2 val pairs.*missing 1 val pairs"):
+    with pytest.raises(
+        PrepareError, match=r"found .*1 val pairs.*expected .*2 val pairs.*missing 1 val pairs"
+    ):
         quiet("flir", raw, tmp_path / "out")
     assert quiet("flir", raw, tmp_path / "out", partial=True)["counts"]["val"]["frames"] == 1
 
@@ -435,7 +496,10 @@ def flir_v2(raw: Path) -> Path:
         picture(raw / "video_rgb_test" / "data" / colour, size=(40, 36))
         partners[colour] = thermal
     (raw / "rgb_to_thermal_vid_map.json").write_text(json.dumps(partners))
-    images = [{"file_name": f"data/{t}", "extra_info": {"hours": "night"}} for t in list(partners.values())[:1]]
+    images = [
+        {"file_name": f"data/{t}", "extra_info": {"hours": "night"}}
+        for t in list(partners.values())[:1]
+    ]
     (raw / "video_thermal_test" / "coco.json").write_text(json.dumps({"images": images}))
     return raw
 
@@ -471,23 +535,38 @@ def test_flir_v2_wrong_and_half(tmp_path, small_flir):
 
 def test_the_view_of_the_thermal_camera_in_the_colour_frame():
     assert layouts_flir.centre_box((1800, 1600), 1.0, (640, 512)) == (0, 80, 1800, 1520)
-    left, top, right, bottom = layouts_flir.centre_box((1224, 1024), layouts_flir.V2_VIEW, (640, 512))
+    left, top, right, bottom = layouts_flir.centre_box(
+        (1224, 1024), layouts_flir.V2_VIEW, (640, 512)
+    )
     assert (right - left, bottom - top) == (1021, 817)  # 45 of 52.8 degrees; 816.9
     assert left + right in (1223, 1224) and top + bottom in (1023, 1024)
-    assert layouts_flir.centre_box((100, 40), 1.0, (5, 4)) == (25, 0, 75, 40)  # too low for its whole width
+    assert layouts_flir.centre_box((100, 40), 1.0, (5, 4)) == (
+        25,
+        0,
+        75,
+        40,
+    )  # too low for its whole width
 
 
 @pytest.mark.parametrize("lists_in", ["", "ImageSets/Main"])
 def test_flir_aligned(tmp_path, small_flir, lists_in):
     raw = tmp_path / "raw" / "align"
     for i in range(3):
-        pair(raw / "JPEGImages" / f"FLIR_{i:05d}_PreviewData.jpeg", raw / "JPEGImages" / f"FLIR_{i:05d}_RGB.jpg")
+        pair(
+            raw / "JPEGImages" / f"FLIR_{i:05d}_PreviewData.jpeg",
+            raw / "JPEGImages" / f"FLIR_{i:05d}_RGB.jpg",
+        )
     (raw / lists_in).mkdir(parents=True, exist_ok=True)
     (raw / lists_in / "align_train.txt").write_text("FLIR_00000_PreviewData\nFLIR_00002\n")
     (raw / lists_in / "align_validation.txt").write_text("FLIR_00001_PreviewData.jpeg\n")
     info = prepare("flir", tmp_path / "raw", tmp_path / "out")
-    assert splits(tmp_path / "out") == {"train": ["FLIR_00000", "FLIR_00002"], "val": ["FLIR_00001"]}
-    assert info["files"] == {"linked": 6} and info["counts"]["val"]["sources"] == {"flir-aligned": 1}
+    assert splits(tmp_path / "out") == {
+        "train": ["FLIR_00000", "FLIR_00002"],
+        "val": ["FLIR_00001"],
+    }
+    assert info["files"] == {"linked": 6} and info["counts"]["val"]["sources"] == {
+        "flir-aligned": 1
+    }
     (raw / "JPEGImages" / "FLIR_00002_RGB.jpg").unlink()
     with pytest.raises(PrepareError, match=r"missing 1 train pairs"):
         prepare("flir", raw, tmp_path / "half")
@@ -502,7 +581,9 @@ def test_what_is_no_flir(tmp_path):
 # --- LLVIP, MSRS, M3FD, RoadScene
 
 
-def side_by_side(raw: Path, thermal: str, visible: str, names: list[str], suffix: str = ".png") -> None:
+def side_by_side(
+    raw: Path, thermal: str, visible: str, names: list[str], suffix: str = ".png"
+) -> None:
     for name in names:
         pair(raw / thermal / (name + suffix), raw / visible / (name + suffix))
 
@@ -518,7 +599,9 @@ def test_llvip(tmp_path, monkeypatch, below):
     assert {e["lighting"] for e in entries(tmp_path / "out").values()} == {"night"}
     assert entries(tmp_path / "out")["020001"]["sequence"] == "llvip/02"
     (raw / "visible" / "train" / "010001.jpg").unlink()
-    with pytest.raises(PrepareError, match=r"found 2 thermal and 1 colour pictures; 1 missing in visible/train/"):
+    with pytest.raises(
+        PrepareError, match=r"found 2 thermal and 1 colour pictures; 1 missing in visible/train/"
+    ):
         prepare("llvip", tmp_path / "raw", tmp_path / "half")
 
 
@@ -534,29 +617,41 @@ def test_msrs(tmp_path, monkeypatch):
     with pytest.raises(PrepareError, match="expected one folder with train/ and test/"):
         prepare("msrs", raw / "train", tmp_path / "half")
     side_by_side(raw, "test/ir", "test/vi", ["00538X"])
-    with pytest.raises(PrepareError, match=r"00538X.png: expected a name that ends in D \(day\) or N \(night\)"):
+    with pytest.raises(
+        PrepareError, match=r"00538X.png: expected a name that ends in D \(day\) or N \(night\)"
+    ):
         prepare("msrs", raw, tmp_path / "half")
 
 
 def test_a_part_of_msrs_that_has_one_split_only(tmp_path, monkeypatch):
     monkeypatch.setitem(layouts.PUBLISHED, "msrs", {"train": 2, "test": 1})
     side_by_side(tmp_path / "raw", "train/ir", "train/vi", ["00001D", "00881N"])
-    with pytest.warns(UserWarning, match="found 2 train, 0 test; expected 2 train, 1 test; missing 1 test"):
+    with pytest.warns(
+        UserWarning, match="found 2 train, 0 test; expected 2 train, 1 test; missing 1 test"
+    ):
         info = prepare("msrs", tmp_path / "raw", tmp_path / "out", partial=True)
     assert list(info["counts"]) == ["train"]
 
 
 def test_m3fd_for_detection_is_split_by_blocks(tmp_path, monkeypatch):
     monkeypatch.setitem(layouts.PUBLISHED, "m3fd", {"pairs": 12})
-    monkeypatch.setattr(layouts, "fifth_blocks", lambda names, size, original=layouts.fifth_blocks: original(names, 2))
+    monkeypatch.setattr(
+        layouts,
+        "fifth_blocks",
+        lambda names, size, original=layouts.fifth_blocks: original(names, 2),
+    )
     raw = tmp_path / "M3FD_Detection"
     side_by_side(raw, "Ir", "Vis", [f"{i:05d}" for i in range(12)])
     (raw / "Annotation").mkdir()
     prepare("m3fd", raw, tmp_path / "out")
     assert splits(tmp_path / "out")["test"] == ["00008", "00009"]
     assert len(splits(tmp_path / "out")["train"]) == 10
-    assert Pairs(tmp_path / "out", sources=("m3fd",), lighting=("none",))  # unknown, so neither day nor night
-    with pytest.raises(PrepareError, match=r"found 12 pairs; expected 4,200 pairs; missing 4,188 pairs"):
+    assert Pairs(
+        tmp_path / "out", sources=("m3fd",), lighting=("none",)
+    )  # unknown, so neither day nor night
+    with pytest.raises(
+        PrepareError, match=r"found 12 pairs; expected 4,200 pairs; missing 4,188 pairs"
+    ):
         monkeypatch.setitem(layouts.PUBLISHED, "m3fd", {"pairs": 4_200})
         prepare("m3fd", raw, tmp_path / "half")
 
@@ -567,7 +662,10 @@ def test_m3fd_for_fusion_is_for_testing(tmp_path, monkeypatch):
     info = prepare("m3fd", tmp_path / "raw", tmp_path / "out")
     assert info["counts"]["test"]["sources"] == {"m3fd-fusion": 3} and len(info["counts"]) == 1
     side_by_side(tmp_path / "raw" / "M3FD_Detection", "Ir", "Vis", ["1"])
-    with pytest.raises(PrepareError, match=r"expected one folder with Ir/ and Vis/.*found .*M3FD_Detection, .*M3FD_F"):
+    with pytest.raises(
+        PrepareError,
+        match=r"expected one folder with Ir/ and Vis/.*found .*M3FD_Detection, .*M3FD_F",
+    ):
         prepare("m3fd", tmp_path / "raw", tmp_path / "both")
 
 
@@ -580,9 +678,15 @@ def test_m3fd_with_lists(tmp_path, monkeypatch):
     (raw / "meta" / "val.txt").write_text("00001.png\n")
     (raw / "meta" / "pred.txt").write_text("00001.png\n00003.png\n")
     prepare("m3fd", raw, tmp_path / "out")
-    assert splits(tmp_path / "out") == {"train": ["00000", "00002"], "val": ["00001"], "test": ["00003"]}
+    assert splits(tmp_path / "out") == {
+        "train": ["00000", "00002"],
+        "val": ["00001"],
+        "test": ["00003"],
+    }
     (raw / "meta" / "val.txt").write_text("00009.png\n")
-    with pytest.raises(PrepareError, match=r"val.txt: 1 of 1 names have no pair \(the first is 00009\)"):
+    with pytest.raises(
+        PrepareError, match=r"val.txt: 1 of 1 names have no pair \(the first is 00009\)"
+    ):
         prepare("m3fd", raw, tmp_path / "half")
 
 
@@ -594,7 +698,11 @@ def test_roadscene_in_both_variants(tmp_path, monkeypatch):
         pair(raw / "cropinfrared" / name, raw / "crop_LR_visible" / name, size)
         picture(raw / "crop_HR_visible" / name, size=(2 * size[0], 2 * size[1]))
     info = prepare("roadscene", tmp_path / "road-scene", tmp_path / "low")
-    assert info["files"] == {"linked": 6} and Pairs(tmp_path / "low")[1].visible.shape == (14, 20, 3)
+    assert info["files"] == {"linked": 6} and Pairs(tmp_path / "low")[1].visible.shape == (
+        14,
+        20,
+        3,
+    )
     assert "aligned" not in entries(tmp_path / "low")["FLIR_00001"]
     (raw / "crop_LR_visible").rename(tmp_path / "away")
     with pytest.warns(UserWarning, match="crop_HR_visible is not known to be aligned"):
@@ -602,7 +710,9 @@ def test_roadscene_in_both_variants(tmp_path, monkeypatch):
     assert Pairs(tmp_path / "high")[1].visible.shape == (14, 20, 3)
     assert entries(tmp_path / "high")["FLIR_00001"]["aligned"] is False
     (raw / "crop_HR_visible").rename(tmp_path / "away too")
-    with pytest.raises(PrepareError, match=r"expected cropinfrared/ and crop_LR_visible/ .*found cropinfrared/"):
+    with pytest.raises(
+        PrepareError, match=r"expected cropinfrared/ and crop_LR_visible/ .*found cropinfrared/"
+    ):
         prepare("roadscene", raw, tmp_path / "none")
 
 
@@ -619,19 +729,29 @@ def raw_pairs(folder: Path, names: list[str]) -> list[RawPair]:
     pairs = []
     for i, name in enumerate(names):
         thermal = picture(folder / f"{i}_t.png", grey=True)
-        pairs.append(RawPair(name, thermal, picture(folder / f"{i}_v.jpg"), "train" if i % 2 else "test", "mine"))
+        pairs.append(
+            RawPair(
+                name, thermal, picture(folder / f"{i}_v.jpg"), "train" if i % 2 else "test", "mine"
+            )
+        )
     return pairs
 
 
 def test_counts_and_checksum_do_not_depend_on_order_or_jobs(tmp_path, small_irvi):
     pairs = raw_pairs(tmp_path / "raw", [f"n{i}" for i in range(12)])
     shuffled = random.Random(0).sample(pairs, len(pairs))
-    one, four = write_data_set(pairs, tmp_path / "1", jobs=1), write_data_set(shuffled, tmp_path / "4", jobs=4)
+    one, four = (
+        write_data_set(pairs, tmp_path / "1", jobs=1),
+        write_data_set(shuffled, tmp_path / "4", jobs=4),
+    )
     assert one == four and tree(tmp_path / "1") == tree(tmp_path / "4")
     frames = (tmp_path / "1" / "frames.txt").read_bytes()
     assert one["sha256"] == hashlib.sha256(frames).hexdigest()
     assert frames == "\n".join(sorted(f"{p.split} {p.name}" for p in pairs)).encode()
-    assert not list((tmp_path / "1").glob("**/.*")) and not (tmp_path / "1" / prepare_module.MARKER).exists()
+    assert (
+        not list((tmp_path / "1").glob("**/.*"))
+        and not (tmp_path / "1" / prepare_module.MARKER).exists()
+    )
     irvi(tmp_path / "IRVI")  # cutting, too
     for jobs in (1, 4):
         prepare("irvi", tmp_path / "IRVI", tmp_path / f"irvi{jobs}", jobs=jobs)
@@ -646,7 +766,11 @@ def test_the_checksums_are_those_that_an_evaluation_prints(tmp_path, small_kaist
     assert info["sha256"] == protocol.frames_sha256(Pairs(out).entries)
     test = info["counts"]["test"]["sha256"]
     assert test["all"] == protocol.frames_sha256(Pairs(out, split="test").entries)
-    assert test["day"] == protocol.frames_sha256(Pairs(out, split="test", lighting=("day",)).entries) != test["all"]
+    assert (
+        test["day"]
+        == protocol.frames_sha256(Pairs(out, split="test", lighting=("day",)).entries)
+        != test["all"]
+    )
     assert set(layouts_kaist.GEOMETRY.values()) <= protocol.GEOMETRIES.keys()
 
 
@@ -656,11 +780,15 @@ def test_boxes_keep_16_bits_and_orientation_of_the_axes(tmp_path):
     picture(tmp_path / "colour.bmp", size=(24, 10))
     boxes = {"thermal_box": (2, 1, 12, 7), "visible_box": (14, 4, 24, 10)}
     write_data_set(
-        [RawPair("a", tmp_path / "both.png", tmp_path / "colour.bmp", "val", "x", **boxes)], tmp_path / "out"
+        [RawPair("a", tmp_path / "both.png", tmp_path / "colour.bmp", "val", "x", **boxes)],
+        tmp_path / "out",
     )
     with Image.open(tmp_path / "out" / "thermal" / "a.png") as cut:
         assert np.array_equal(np.asarray(cut), values[1:7, 2:12])
-    with Image.open(tmp_path / "out" / "visible" / "a.png") as cut, Image.open(tmp_path / "colour.bmp") as whole:
+    with (
+        Image.open(tmp_path / "out" / "visible" / "a.png") as cut,
+        Image.open(tmp_path / "colour.bmp") as whole,
+    ):
         assert np.array_equal(np.asarray(cut), np.asarray(whole)[4:10, 14:24])
 
 
@@ -669,10 +797,22 @@ def test_resampling_takes_the_box_and_averages(tmp_path):
     colours[:, 20:] = 200
     Image.fromarray(colours).save(tmp_path / "v.png")
     picture(tmp_path / "t.png", grey=True, size=(5, 5))
-    job = RawPair("a", tmp_path / "t.png", tmp_path / "v.png", "train", "x", None, None, (20, 0, 40, 20), (5, 5))
+    job = RawPair(
+        "a",
+        tmp_path / "t.png",
+        tmp_path / "v.png",
+        "train",
+        "x",
+        None,
+        None,
+        (20, 0, 40, 20),
+        (5, 5),
+    )
     write_data_set([job], tmp_path / "out")
     shown = Pairs(tmp_path / "out")[0].visible
-    assert (shown[:, 3:] == 200).all()  # away from the black half, that the filter reaches into at the border
+    assert (
+        shown[:, 3:] == 200
+    ).all()  # away from the black half, that the filter reaches into at the border
     assert (np.abs(shown.astype(int) - 200) < 20).all()
 
 
@@ -685,9 +825,15 @@ def test_resampling_takes_the_box_and_averages(tmp_path):
         ({"name": "N1"}, r"two pairs would be called N1|two pairs would be called n1"),
         ({"split": "training"}, "n0 has split 'training'; expected one of train, val, test"),
         ({"visible": Path("a.gif")}, r"a.gif: expected a picture"),
-        ({"thermal": Path("nowhere.png")}, r"1 of 3 pairs cannot be used:\n  n0: nowhere.png does not exist"),
+        (
+            {"thermal": Path("nowhere.png")},
+            r"1 of 3 pairs cannot be used:\n  n0: nowhere.png does not exist",
+        ),
         ({"thermal_box": (0, 0, 17, 12)}, r"the box \(0, 0, 17, 12\) does not lie in it"),
-        ({"thermal_box": (0, 0, 8, 6)}, r"n0: .*0_t.png is \(8, 6\), .*0_v.jpg is \(16, 12\) \(width, height\)"),
+        (
+            {"thermal_box": (0, 0, 8, 6)},
+            r"n0: .*0_t.png is \(8, 6\), .*0_v.jpg is \(16, 12\) \(width, height\)",
+        ),
     ],
 )
 def test_pairs_that_cannot_be(tmp_path, change, said):
@@ -708,7 +854,10 @@ def test_files_that_are_no_pictures_are_named_and_can_be_replaced(tmp_path, cont
     pairs = raw_pairs(tmp_path / "raw", ["n0", "n1", "n2"])
     good = pairs[1].visible.read_bytes()
     pairs[1].visible.write_bytes(content)
-    with pytest.raises(PrepareError, match=rf"1 of 3 pairs .*\n  n1: .*1_v.jpg \({len(content)} bytes\) is no picture"):
+    with pytest.raises(
+        PrepareError,
+        match=rf"1 of 3 pairs .*\n  n1: .*1_v.jpg \({len(content)} bytes\) is no picture",
+    ):
         write_data_set(pairs, tmp_path / "out")
     assert not (tmp_path / "out" / "index.jsonl").exists()
     pairs[1].visible.write_bytes(good)
@@ -720,7 +869,9 @@ def test_a_damaged_picture_that_is_to_be_cut(tmp_path):
     (job,) = raw_pairs(tmp_path / "raw", ["n0"])
     job.visible.write_bytes(job.visible.read_bytes()[:-200])
     with pytest.raises(PrepareError, match=r"0_v\.jpg is damaged"):
-        write_data_set([RawPair(**{**job.__dict__, "visible_box": (0, 0, 16, 12)})], tmp_path / "out")
+        write_data_set(
+            [RawPair(**{**job.__dict__, "visible_box": (0, 0, 16, 12)})], tmp_path / "out"
+        )
 
 
 def test_stopped_half_way_the_same_command_goes_on(tmp_path, small_irvi, monkeypatch):
@@ -773,7 +924,9 @@ def test_a_finished_folder_and_a_foreign_one_are_refused(tmp_path):
     pairs = raw_pairs(tmp_path / "raw", ["n0", "n1"])
     write_data_set(pairs, tmp_path / "out")
     before = tree(tmp_path / "out")
-    with pytest.raises(PrepareError, match=r"is a finished data set .*delete it or name another folder"):
+    with pytest.raises(
+        PrepareError, match=r"is a finished data set .*delete it or name another folder"
+    ):
         write_data_set(pairs, tmp_path / "out")
     assert tree(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
@@ -811,7 +964,11 @@ def test_raw_must_be_a_folder_other_than_out(tmp_path):
 @pytest.mark.parametrize("name", ["kaist", "irvi", "flir", "llvip", "m3fd", "msrs", "roadscene"])
 def test_an_empty_or_wrong_folder_says_what_it_has(tmp_path, name):
     with pytest.raises(PrepareError, match=r"expected .*found nothing"):
-        prepare(name, tmp_path / "empty" if (tmp_path / "empty").mkdir() is None else tmp_path, tmp_path / "out")
+        prepare(
+            name,
+            tmp_path / "empty" if (tmp_path / "empty").mkdir() is None else tmp_path,
+            tmp_path / "out",
+        )
     picture(tmp_path / "wrong" / "cats" / "1.jpg")
     with pytest.raises(PrepareError, match=r"expected .*found cats/"):
         prepare(name, tmp_path / "wrong", tmp_path / "out")
@@ -819,12 +976,19 @@ def test_an_empty_or_wrong_folder_says_what_it_has(tmp_path, name):
 
 def test_alignment_and_shards_follow_also_on_a_finished_folder(tmp_path, small_kaist, monkeypatch):
     calls = []
-    alignment, shards = type(sys)("cmmfnet.data.prepare.alignment"), type(sys)("cmmfnet.data.shards")
+    alignment, shards = (
+        type(sys)("cmmfnet.data.prepare.alignment"),
+        type(sys)("cmmfnet.data.shards"),
+    )
     alignment.check_alignment = lambda out, *, jobs: calls.append(("alignment", out, jobs))
-    shards.write_shards = lambda folder, out, *, shard_mb: calls.append(("shards", folder, out, shard_mb)) or out
+    shards.write_shards = lambda folder, out, *, shard_mb: (
+        calls.append(("shards", folder, out, shard_mb)) or out
+    )
     for module in (alignment, shards):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr(sys.modules["cmmfnet.data"], module.__name__.rpartition(".")[2], module, raising=False)
+        monkeypatch.setattr(
+            sys.modules["cmmfnet.data"], module.__name__.rpartition(".")[2], module, raising=False
+        )
     raw, out = kaist(tmp_path / "raw", DAY_SETS), tmp_path / "out"
     quiet("kaist", raw, out, shards=64, jobs=1)
     quiet("kaist", raw, out, check_alignment=True, jobs=1)
@@ -842,7 +1006,10 @@ def test_through_the_command_line(tmp_path):
     command = [sys.executable, "-m", "cmmfnet", "prepare", "kaist", str(raw), str(tmp_path / "out")]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "found 3 frames, expected 62,578" in refused.stderr and "set01: 0 of 8,035 frames" in refused.stderr
+    assert (
+        "found 3 frames, expected 62,578" in refused.stderr
+        and "set01: 0 of 8,035 frames" in refused.stderr
+    )
     command += ["--partial", "--protocol", "B", "--jobs", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
@@ -855,6 +1022,8 @@ def test_the_command_knows_its_options(tmp_path, small_kaist, capsys):
     raw = kaist(tmp_path / "raw", DAY_SETS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert main(["prepare", "kaist", str(raw), str(tmp_path / "out"), "--hold-out", "--copy"]) == 0
+        assert (
+            main(["prepare", "kaist", str(raw), str(tmp_path / "out"), "--hold-out", "--copy"]) == 0
+        )
         assert main(["prepare", "kaist", str(raw), str(tmp_path / "out")]) == 2
     assert "is a finished data set" in capsys.readouterr().err

@@ -46,7 +46,10 @@ def test_lab_is_that_of_scikit_image():
     assert lab.to_lab(picture) == pytest.approx(colour.rgb2lab(picture), abs=2e-3)
     values = np.random.default_rng(1).uniform((5, -30, -30), (95, 30, 30), (40, 40, 3))
     assert (
-        np.abs(lab.to_rgb(values).astype(float) - 255 * colour.xyz2rgb(np.maximum(colour.lab2xyz(values), 0))).max()
+        np.abs(
+            lab.to_rgb(values).astype(float)
+            - 255 * colour.xyz2rgb(np.maximum(colour.lab2xyz(values), 0))
+        ).max()
         < 0.6
     )
 
@@ -55,7 +58,9 @@ def test_lab_is_that_of_scikit_image():
 def test_cars_take_the_colour_and_the_rest_stays(street, colour):
     mask = r.region(street.labels, "car")
     out = r.paint(street.visible, r.painted_surface(street.visible, mask), r.PAINT[colour])
-    before, after = (np.linalg.norm(mean_lab(p, mask) - r.PAINT[colour]) for p in (street.visible, out))
+    before, after = (
+        np.linalg.norm(mean_lab(p, mask) - r.PAINT[colour]) for p in (street.visible, out)
+    )
     assert after < 0.6 * before
     far = r.soft(mask) <= 0.02
     assert np.array_equal(out[far], street.visible[far])
@@ -75,7 +80,10 @@ def test_night_is_dark_and_keeps_the_order_of_things(street):
     assert out.mean() < 0.4 * street.visible.mean() and out.mean() > 3
     ground = ~r.region(street.labels, "sky", "window", "traffic light")
     assert np.corrcoef(street.visible[ground].mean(axis=1), out[ground].mean(axis=1))[0, 1] > 0.8
-    assert out.mean() < r.nightfall(street.visible, street.labels, "dusk", np.random.default_rng(0)).mean()
+    assert (
+        out.mean()
+        < r.nightfall(street.visible, street.labels, "dusk", np.random.default_rng(0)).mean()
+    )
 
 
 def test_the_same_seed_gives_the_same_picture_and_words(street):
@@ -99,19 +107,24 @@ def test_words_say_what_was_changed(street, park):
 
 def test_dusk_pictures_do_not_turn_to_night(street):
     for seed in range(40):
-        made = r.recolour(street.visible, street.labels, np.random.default_rng(seed), lighting="dusk")
+        made = r.recolour(
+            street.visible, street.labels, np.random.default_rng(seed), lighting="dusk"
+        )
         assert not {"night", "dusk"} & set(made.told)
 
 
 def test_nothing_labelled_changes_nothing(street):
-    made = r.recolour(street.visible, np.zeros(SIZE, np.uint8), np.random.default_rng(0), lighting="dusk")
+    made = r.recolour(
+        street.visible, np.zeros(SIZE, np.uint8), np.random.default_rng(0), lighting="dusk"
+    )
     assert made.photo is street.visible and not made.told
 
 
 @pytest.mark.parametrize(
     ("rgb", "name"),
     [((200, 30, 30), "red"), ((240, 240, 240), "white"), ((15, 15, 15), "black"), ((120, 120, 122), "grey"),
-     ((40, 70, 160), "blue"), ((60, 110, 40), "green"), ((250, 210, 40), "yellow"), ((100, 65, 40), "brown"),
+     ((40, 70, 160), "blue"), ((60, 110, 40), "green"), ((250, 210, 40), "yellow"),
+     ((100, 65, 40), "brown"),
      ((175, 175, 177), None)],
 )  # fmt: skip
 def test_colours_have_the_names_that_people_give_them(rgb, name):
@@ -201,7 +214,11 @@ def test_a_recoloured_picture_keeps_its_thermal_frame_and_label_map(folder):
     told = 0
     for step in range(4):
         a, b = plain[step], changed[step]
-        assert np.array_equal(a.thermal, b.thermal) and np.array_equal(a.label, b.label) and a.names == b.names
+        assert (
+            np.array_equal(a.thermal, b.thermal)
+            and np.array_equal(a.label, b.label)
+            and a.names == b.names
+        )
         for i, words in enumerate(b.told):
             same = np.array_equal(a.visible[i], b.visible[i])
             assert same == (not words)
@@ -252,16 +269,21 @@ def test_scenes_rendered_anew_are_pairs_with_words(anew):
 
 def test_training_says_what_holds_in_the_crop(anew):
     items = Items(
-        [Source(Pairs(anew), (1, 1), recolour=0.01)], batch_size=6, size=32, steps=9, seed=1, rank=0, world=1,
+        [Source(Pairs(anew), (1, 1), recolour=0.01)], batch_size=6, size=32, steps=9, seed=1,
+        rank=0, world=1,
         unpaired=False, frames=1, workers=0,
     )  # fmt: skip
     made = [items[step] for step in range(5)]
     assert any(words for batch in made for words in batch["told"])
     for batch in made:
-        for told, tags, tagged in zip(batch["told"], batch["tags"], batch["tagged"].tolist(), strict=True):
+        for told, tags, tagged in zip(
+            batch["told"], batch["tags"], batch["tagged"].tolist(), strict=True
+        ):
             assert set(told) <= set(tags) and not (told and tagged)
     photo = np.zeros((8, 8, 3), np.uint8)
-    meta = {"repainted": {"told": ["car", "snow"], "colours": [["red", "car"]], "removed": ["grass"]}}
+    meta = {
+        "repainted": {"told": ["car", "snow"], "colours": [["red", "car"]], "removed": ["grass"]}
+    }
     assert repainted(meta, photo, ["road"]).told == [] and repainted({}, photo, ["car"]).told == []
     both = repainted(meta, photo, ["car", "grass"])
     assert (both.told, both.colours, both.removed) == (["car", "snow"], [("red", "car")], ["grass"])

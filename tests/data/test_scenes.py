@@ -15,7 +15,10 @@ SMALL = (72, 96)
 @pytest.fixture(scope="module")
 def scenes():
     """Twelve scenes: every kind in every lighting, and three more days."""
-    plan = [(k, kind, light) for k, (kind, light) in enumerate((a, b) for a in KINDS for b in ("day", "dusk", "night"))]
+    plan = [
+        (k, kind, light)
+        for k, (kind, light) in enumerate((a, b) for a in KINDS for b in ("day", "dusk", "night"))
+    ]
     return [
         render(seed, kind, SMALL, lighting=light)
         for seed, kind, light in plan + [(s, None, None) for s in (31, 32, 33)]
@@ -32,11 +35,18 @@ def test_shapes_and_types(scenes):
 
 
 def test_asked_for_kind_and_lighting_are_given(scenes):
-    assert [(s.kind, s.lighting) for s in scenes[:9]] == [(k, x) for k in KINDS for x in ("day", "dusk", "night")]
+    assert [(s.kind, s.lighting) for s in scenes[:9]] == [
+        (k, x) for k in KINDS for x in ("day", "dusk", "night")
+    ]
 
 
 def test_class_table_is_complete():
-    assert len(CLASSES) == 25 and CLASSES[1] == "sky" and CLASSES[14] == "car" and CLASSES[24] == "other"
+    assert (
+        len(CLASSES) == 25
+        and CLASSES[1] == "sky"
+        and CLASSES[14] == "car"
+        and CLASSES[24] == "other"
+    )
     assert list(COCOSTUFF) == list(CLASSES)
     assert [name for name in CLASSES if COCOSTUFF[name] is None] == ["unlabelled", "other"]
 
@@ -50,7 +60,9 @@ def test_tags_are_the_labels_by_area(scenes):
     for scene in scenes:
         counts = np.bincount(scene.labels.ravel(), minlength=len(CLASSES))
         area = {
-            COCOSTUFF[name]: n for name, n in zip(CLASSES, counts, strict=True) if n >= TAG_SHARE * scene.labels.size
+            COCOSTUFF[name]: n
+            for name, n in zip(CLASSES, counts, strict=True)
+            if n >= TAG_SHARE * scene.labels.size
         }
         area.pop(None, None)
         assert set(scene.tags) == set(area) and len(scene.tags) == len(area)
@@ -75,7 +87,9 @@ def test_captions_differ_in_colours_only(scenes):
     }
     for scene in scenes:
         plain = set(scene.caption.replace(",", " ").replace(".", " ").replace("-", " ").split())
-        full = set(scene.colour_caption.replace(",", " ").replace(".", " ").replace("-", " ").split())
+        full = set(
+            scene.colour_caption.replace(",", " ").replace(".", " ").replace("-", " ").split()
+        )
         assert not plain & colours
         assert full & colours
         assert plain - full <= {"a", "an"}
@@ -120,7 +134,11 @@ def test_same_seed_same_bytes_and_other_seed_other_scene():
     for name in ("thermal", "visible", "labels"):
         assert np.array_equal(getattr(first, name), getattr(again, name))
         assert not np.array_equal(getattr(first, name), getattr(other, name))
-    assert (first.tags, first.caption, first.colour_caption) == (again.tags, again.caption, again.colour_caption)
+    assert (first.tags, first.caption, first.colour_caption) == (
+        again.tags,
+        again.caption,
+        again.colour_caption,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,9 +151,14 @@ def test_video_is_coherent(kind):
         assert 0 < steps[-1] < 10
         assert 0 < np.abs(a.thermal.astype(float) - b.thermal).mean() < 80
         assert (a.labels != b.labels).mean() < 0.1
-    assert np.abs(frames[0].visible.astype(float) - later.visible).mean() > 1.5 * max(steps)  # the camera does move
+    assert np.abs(frames[0].visible.astype(float) - later.visible).mean() > 1.5 * max(
+        steps
+    )  # the camera does move
     # the same things in the same light: nothing is drawn anew from frame to frame
-    assert frames[0].sky == later.sky and abs(np.median(frames[0].thermal) - np.median(later.thermal)) < 400
+    assert (
+        frames[0].sky == later.sky
+        and abs(np.median(frames[0].thermal) - np.median(later.thermal)) < 400
+    )
 
 
 def test_sensor_noise_is_new_in_every_frame_and_sharp_scene_is_not():
@@ -148,7 +171,11 @@ def test_sensor_noise_is_new_in_every_frame_and_sharp_scene_is_not():
 @pytest.mark.parametrize("size", [(97, 131), (16, 16), (33, 180), (120, 31)])
 def test_any_size(size):
     scene = render(3, size=size)
-    assert scene.thermal.shape == size and scene.labels.shape == size and scene.visible.shape == (*size, 3)
+    assert (
+        scene.thermal.shape == size
+        and scene.labels.shape == size
+        and scene.visible.shape == (*size, 3)
+    )
 
 
 def test_picture_is_the_same_scene_at_another_size():
@@ -184,9 +211,14 @@ def test_write_pairs(tmp_path):
     assert [row["split"] for row in rows] == ["train"] * 3 + ["val"] * 2
     assert len({row["name"] for row in rows}) == 5
     for k, row in enumerate(rows):
-        pictures = [tmp_path / "set" / part / f"{row['name']}.png" for part in ("thermal", "visible", "label")]
+        pictures = [
+            tmp_path / "set" / part / f"{row['name']}.png"
+            for part in ("thermal", "visible", "label")
+        ]
         thermal, visible, label = (np.asarray(Image.open(path)) for path in pictures)
-        assert thermal.dtype == np.uint16 and visible.shape == (48, 64, 3) and label.shape == (48, 64)
+        assert (
+            thermal.dtype == np.uint16 and visible.shape == (48, 64, 3) and label.shape == (48, 64)
+        )
         assert row["origin"] == f"cmmfnet.data.scenes seed {20 + k}"
         if k not in (0, 4):
             continue
@@ -194,8 +226,16 @@ def test_write_pairs(tmp_path):
         assert np.array_equal(thermal, scene.thermal)
         assert np.array_equal(visible, scene.visible) and np.array_equal(label, scene.labels)
         assert (row["width"], row["height"]) == (64, 48)
-        assert row["tags"] == scene.tags and row["caption"] == scene.caption and row["sky"] == scene.sky
-        assert row["source"] == "rendered" and row["sequence"] is None and row["licence"] == "Apache-2.0"
+        assert (
+            row["tags"] == scene.tags
+            and row["caption"] == scene.caption
+            and row["sky"] == scene.sky
+        )
+        assert (
+            row["source"] == "rendered"
+            and row["sequence"] is None
+            and row["licence"] == "Apache-2.0"
+        )
 
 
 def test_write_pairs_refuses_nonsense(tmp_path):

@@ -1,4 +1,5 @@
-"""Shards: the same data set in tar files, from disk and from URLs, and what is said of damaged ones."""
+"""Shards: the same data set in tar files, from disk and from URLs, and what is said of damaged
+ones."""
 
 from __future__ import annotations
 
@@ -48,7 +49,11 @@ def folder(tmp_path_factory) -> Path:
     (root / "label" / "g.png").unlink()
     noise = np.random.default_rng(0).integers(0, 256, (300, 486, 3), dtype=np.uint8)
     for name in ("b.c", NAMES[5], "g"):  # two of them do not fit into 1 MB
-        for kind, picture in (("visible", noise), ("thermal", noise[..., 0]), ("label", noise[..., 0] % 3)):
+        for kind, picture in (
+            ("visible", noise),
+            ("thermal", noise[..., 0]),
+            ("label", noise[..., 0] % 3),
+        ):
             if (root / kind / f"{name}.png").exists():
                 Image.fromarray(picture).save(root / kind / f"{name}.png", compress_level=0)
     return root
@@ -71,7 +76,10 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def lines(root: Path) -> list[dict]:
-    return [json.loads(line) for line in (root / "index.jsonl").read_text(encoding="utf-8").strip().split("\n")]
+    return [
+        json.loads(line)
+        for line in (root / "index.jsonl").read_text(encoding="utf-8").strip().split("\n")
+    ]
 
 
 def rewrite(root: Path, change) -> None:
@@ -84,7 +92,12 @@ def rewrite(root: Path, change) -> None:
 
 def some_batches(root: Path | str, workers: int = 0) -> list[Batch]:
     source = Source(Pairs(root, split="train"), (1, 1))
-    return [b for _, b in Batches([source], batch_size=4, size=16, steps=5, seed=3, workers=workers).from_step()]
+    return [
+        b
+        for _, b in Batches(
+            [source], batch_size=4, size=16, steps=5, seed=3, workers=workers
+        ).from_step()
+    ]
 
 
 # ---- writing
@@ -92,7 +105,9 @@ def some_batches(root: Path | str, workers: int = 0) -> list[Batch]:
 
 def test_entries_and_pictures_are_those_of_the_folder(folder, shards):
     plain, packed = Pairs(folder), Pairs(shards)
-    assert packed.entries == plain.entries == ENTRIES and np.array_equal(packed.weights, plain.weights)
+    assert packed.entries == plain.entries == ENTRIES and np.array_equal(
+        packed.weights, plain.weights
+    )
     for i in range(len(plain)):
         x, y = plain[i], packed[i]
         assert np.array_equal(x.thermal, y.thermal) and np.array_equal(x.visible, y.visible)
@@ -109,14 +124,21 @@ def test_photos_without_thermal_are_packed(tmp_path):
 
 
 def test_tarfile_and_the_grouping_rule_of_webdataset_read_the_shards(folder, shards):
-    """The rule: files side by side whose names are equal up to the first dot after the last slash are one sample."""
+    """The rule: files side by side whose names are equal up to the first dot after the last slash
+    are one sample."""
     names, samples = [], {}
     files = sorted(shards.glob("*.tar"))
     assert len(files) == 3  # as the sizes want
     for file in files:
         with tarfile.open(file) as tar:
             for member in tar:
-                assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (0, 0, 0, "", 0o644)
+                assert (member.mtime, member.uid, member.gid, member.uname, member.mode) == (
+                    0,
+                    0,
+                    0,
+                    "",
+                    0o644,
+                )
                 prefix, extension = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", member.name).groups()
                 if not names or names[-1] != prefix:
                     names.append(prefix)
@@ -149,7 +171,9 @@ def test_an_occupied_folder_is_refused(folder, shards, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "shard-000000.tar").write_bytes(b"mine")
     for out in (tmp_path / "mine", shards):
-        with pytest.raises(PairsError, match=r"is not empty \(it has .*shard|index.*shards go to a new folder"):
+        with pytest.raises(
+            PairsError, match=r"is not empty \(it has .*shard|index.*shards go to a new folder"
+        ):
             write_shards(folder, out)
     assert (tmp_path / "mine" / "shard-000000.tar").read_bytes() == b"mine"
 
@@ -206,7 +230,9 @@ def test_killed_while_writing_starts_over(folder, shards, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_folder(folder, shards, workers):
-    assert all(same(x, y) for x, y in zip(some_batches(folder), some_batches(shards, workers), strict=True))
+    assert all(
+        same(x, y) for x, y in zip(some_batches(folder), some_batches(shards, workers), strict=True)
+    )
 
 
 def test_memory_urls_give_the_batches_of_the_folder(folder, shards, cache):
@@ -248,7 +274,9 @@ def served(shards):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_web_server_gives_the_batches_of_the_folder(folder, served, workers, cache):
     pytest.importorskip("aiohttp", reason="http needs aiohttp: pip install 'cmmfnet[shards]'")
-    assert all(same(x, y) for x, y in zip(some_batches(folder), some_batches(served, workers), strict=True))
+    assert all(
+        same(x, y) for x, y in zip(some_batches(folder), some_batches(served, workers), strict=True)
+    )
     assert list(cache.glob("*.tar"))
 
 
@@ -290,21 +318,26 @@ def test_a_damaged_download_is_not_kept(shards, cache, damage):
         content = file.read_bytes()
         bad = content[:-512] if damage == "short" else content[:600] + b"x" + content[601:]
         memory.pipe(f"/damaged/{file.name}", bad)
-    with pytest.raises(PairsError, match=r"memory://damaged/shard-\d+.tar: fetched \d+ bytes with SHA-256"):
+    with pytest.raises(
+        PairsError, match=r"memory://damaged/shard-\d+.tar: fetched \d+ bytes with SHA-256"
+    ):
         Pairs("memory://damaged")[0]
     assert not list(cache.glob("*.tar")) and not list(cache.glob(".*.part"))
     memory.rm("/damaged", recursive=True)
 
 
 def test_urls_that_lead_nowhere(folder):
-    with pytest.raises(PairsError, match=r"memory://nothing/index.jsonl cannot be read \(FileNotFoundError"):
+    with pytest.raises(
+        PairsError, match=r"memory://nothing/index.jsonl cannot be read \(FileNotFoundError"
+    ):
         Pairs("memory://nothing")
     with pytest.raises(PairsError, match="Protocol not known: ftq"):
         Pairs("ftq://x/y")
     memory = fsspec.filesystem("memory")
     memory.put(str(folder), "/pictures", recursive=True)
     with pytest.raises(
-        PairsError, match=r"memory://pictures/index.jsonl names no shards; pictures at a URL have to be packed"
+        PairsError,
+        match=r"memory://pictures/index.jsonl names no shards; pictures at a URL have to be packed",
     ):
         Pairs("memory://pictures")
     memory.rm("/pictures", recursive=True)
@@ -328,7 +361,9 @@ def test_a_missing_shard_is_named(copy):
 def test_a_truncated_shard_is_named(copy):
     file = copy / "shard-000000.tar"
     os.truncate(file, file.stat().st_size - 100)
-    with pytest.raises(PairsError, match=r"shard-000000.tar has \d+ bytes, expected \d+ .*truncated"):
+    with pytest.raises(
+        PairsError, match=r"shard-000000.tar has \d+ bytes, expected \d+ .*truncated"
+    ):
         Pairs(copy)
 
 
@@ -365,7 +400,8 @@ def test_a_place_outside_the_shard_is_named(copy, place):
     entries[2]["shard"]["thermal"] = place
     (copy / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     with pytest.raises(
-        PairsError, match=r"index.jsonl, d e, thermal in shard-000000.tar: .*expected \[name, offset, size\]"
+        PairsError,
+        match=r"index.jsonl, d e, thermal in shard-000000.tar: .*expected \[name, offset, size\]",
     ):
         Pairs(copy)
 
@@ -377,7 +413,9 @@ def test_a_wrong_offset_inside_the_shard_is_noticed(copy, shift):
 
     rewrite(copy, move)
     with pytest.raises(
-        PairsError, match=r"thermal of (a|d e) in .*tar: (no file starts at byte|found .* expected)|expected \["
+        PairsError,
+        match=r"thermal of (a|d e) in .*tar: (no file starts at byte|found .* expected)|expected "
+        r"\[",
     ):
         Pairs(copy)[0], Pairs(copy)[2]
 
@@ -388,7 +426,9 @@ def test_exchanged_places_are_noticed(copy):
 
     rewrite(copy, exchange)
     with pytest.raises(
-        PairsError, match=r"visible of a in .*: found a.thermal.png of \d+ bytes at byte \d+, expected a.visible"
+        PairsError,
+        match=r"visible of a in .*: found a.thermal.png of \d+ bytes at byte \d+, expected "
+        r"a.visible",
     ):
         Pairs(copy)[0]
 
@@ -399,17 +439,22 @@ def test_a_wrong_size_is_noticed(copy):
 
     rewrite(copy, shorten)
     with pytest.raises(
-        PairsError, match=r"visible of a in .*: found a.visible.png of (\d+) bytes .* expected a.visible"
+        PairsError,
+        match=r"visible of a in .*: found a.visible.png of (\d+) bytes .* expected a.visible",
     ):
         Pairs(copy)[0]
 
 
-@pytest.mark.parametrize("record", [None, "shard-000000.tar", {}, {"file": "other.tar"}, {"file": ["x"]}], ids=str)
+@pytest.mark.parametrize(
+    "record", [None, "shard-000000.tar", {}, {"file": "other.tar"}, {"file": ["x"]}], ids=str
+)
 def test_a_shard_that_is_not_in_the_table_is_named(copy, record):
     entries = lines(copy)
     entries[1]["shard"] = record
     (copy / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    with pytest.raises(PairsError, match=r"index.jsonl, b.c: shard .*expected one of those in shards.json"):
+    with pytest.raises(
+        PairsError, match=r"index.jsonl, b.c: shard .*expected one of those in shards.json"
+    ):
         Pairs(copy)
 
 
@@ -427,7 +472,9 @@ def test_a_shard_that_is_not_in_the_table_is_named(copy, record):
 )
 def test_a_bad_table_of_shards_is_named(copy, table):
     (copy / "shards.json").write_text(table)
-    with pytest.raises(PairsError, match=r"shards.json: .*expected a list of objects with file, size and sha256"):
+    with pytest.raises(
+        PairsError, match=r"shards.json: .*expected a list of objects with file, size and sha256"
+    ):
         Pairs(copy)
 
 
@@ -436,5 +483,7 @@ def test_a_broken_picture_in_a_shard_is_named(tmp_path):
     (root / "visible" / "a.png").write_bytes(b"no picture")
     (tmp_path / "out").mkdir()
     packed = Pairs(write_shards(root, tmp_path / "out"))
-    with pytest.raises(PairsError, match=r"visible of a in .*shard-000000.tar cannot be used \(cannot identify"):
+    with pytest.raises(
+        PairsError, match=r"visible of a in .*shard-000000.tar cannot be used \(cannot identify"
+    ):
         packed[0]

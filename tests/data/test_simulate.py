@@ -65,7 +65,8 @@ def test_a_picture_takes_its_own_row_of_the_draws(photo, label):
 
 
 def test_a_class_has_one_temperature_where_the_photo_is_plain():
-    """Two halves of two classes on a grey photo: the frame differs between them, hardly inside them."""
+    """Two halves of two classes on a grey photo: the frame differs between them, hardly inside
+    them."""
     label = torch.ones(64, 32, 32, dtype=torch.long)
     label[:, :, 16:] = CLASSES.index("road")
     frame = simulated(torch.full((64, 3, 32, 32), 0.5), label, 0)[:, 0]
@@ -78,23 +79,33 @@ def test_half_of_the_frames_know_that_people_are_warmer_than_the_sky():
     label = torch.ones(400, 8, 8, dtype=torch.long)
     label[:, :, 4:] = CLASSES.index("person")
     frame = simulated(torch.full((400, 3, 8, 8), 0.5), label, 0)
-    warmer = (frame[..., 6:].mean(dim=(1, 2, 3)) > frame[..., :2].mean(dim=(1, 2, 3))).float().mean()
+    warmer = (
+        (frame[..., 6:].mean(dim=(1, 2, 3)) > frame[..., :2].mean(dim=(1, 2, 3))).float().mean()
+    )
     assert 0.68 < warmer < 0.82  # half of them always, the others by chance
 
 
 def test_level_puts_each_channel_s_dark_to_black_and_the_brightest_to_white():
     ramp = np.arange(1000) / 999
     photo = (
-        np.stack([90 + 60 * ramp, 80 + 100 * ramp, 100 + 40 * ramp], axis=1).round().astype(np.uint8).reshape(20, 50, 3)
+        np.stack([90 + 60 * ramp, 80 + 100 * ramp, 100 + 40 * ramp], axis=1)
+        .round()
+        .astype(np.uint8)
+        .reshape(20, 50, 3)
     )
     y = level(photo)
     assert y.dtype == np.uint8 and y.shape == photo.shape
     assert y.min(axis=(0, 1)).tolist() == [0, 0, 0]
-    # the brightest channel is the second: (x - low_c) / (high - low_c) with high its 99.7 % quantile
+    # the brightest channel is the second: (x - low_c) / (high - low_c) with high its 99.7 %
+    # quantile
     x = photo.reshape(-1, 3).astype(float)
     low, high = np.quantile(x, 0.005, axis=0), np.quantile(x, 0.997, axis=0).max()
-    assert np.array_equal(y.reshape(-1, 3), ((x - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8))
-    assert y[..., 1].max() == 255 and y[..., 2].max() < 160  # channels keep their balance at the bright end
+    assert np.array_equal(
+        y.reshape(-1, 3), ((x - low) / (high - low) * 255).clip(0, 255).round().astype(np.uint8)
+    )
+    assert (
+        y[..., 1].max() == 255 and y[..., 2].max() < 160
+    )  # channels keep their balance at the bright end
 
 
 def test_level_of_a_constant_photo_does_not_amplify_noise():

@@ -1,4 +1,5 @@
-"""benchmarks/methods.py: what is in the benchmark, what its budget makes of a configuration, and its table."""
+"""benchmarks/methods.py: what is in the benchmark, what its budget makes of a configuration, and
+its table."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ methods = load("methods")
 
 def given(**changes) -> Namespace:
     basic = {
-        "budget": 1000, "changes": None, "lighting": "day,dusk", "sources": None, "split": "val", "minutes": 5.0,
+        "budget": 1000, "changes": None, "lighting": "day,dusk", "sources": None, "split": "val",
+        "minutes": 5.0,
         "geometry": "short-256-crop-256",
     }  # fmt: skip
     return Namespace(**(basic | changes))
@@ -50,40 +52,65 @@ def test_every_method_seed_ablation_and_control_is_planned():
     own = {t.label for t in plan if t.group == "own"}
     assert own == {m for m in METHODS if not m.startswith("cmmfnet")} | {"cmmfnet", "cmmfnet-paper"}
     assert own - {t.label for t in plan if t.group == "matched"} == {"i2vgan", "palette"}
-    for label in ("cmmfnet", "cmmfnet-paper", "lkatgan", "pix2pix", "without-text", "without-ci", "learned-queries"):
+    for label in (
+        "cmmfnet",
+        "cmmfnet-paper",
+        "lkatgan",
+        "pix2pix",
+        "without-text",
+        "without-ci",
+        "learned-queries",
+    ):
         assert {t.seed for t in plan if t.label == label} == {0, 1, 2}, label
     assert {t.seed for t in plan if t.label == "mugan"} == {0}
     assert {t.label for t in plan if t.group == "ablation"} == {"without-text", "without-ci"}
     assert {t.label for t in plan if t.group == "ci"} == {"image-query", "text-key"}
-    assert {t.label for t in plan if t.group == "control"} == {"learned-queries", "shuffled-text", "empty-text"}
+    assert {t.label for t in plan if t.group == "control"} == {
+        "learned-queries",
+        "shuffled-text",
+        "empty-text",
+    }
 
 
 def test_the_budget_is_in_pictures_and_the_recipe_the_paper_s():
     for training in methods.plan():
         recipe = methods.recipe_of(training, given())
-        assert recipe.epochs is None and 0 <= recipe.steps * recipe.batch_size - 1000 < recipe.batch_size
+        assert (
+            recipe.epochs is None
+            and 0 <= recipe.steps * recipe.batch_size - 1000 < recipe.batch_size
+        )
         assert recipe.seed == training.seed and recipe.warmup <= recipe.steps // 20
         assert recipe.validation.lighting == ("day", "dusk") and recipe.validation.split == "val"
         assert not any(source.lighting == ("day",) for source in recipe.sources)
         if training.group == "matched":
             assert recipe.training == "matched" and set(recipe.losses) <= set(Matched.LOSSES)
-            assert recipe.model["method"] == named(f"{training.label}-own-0").label.removesuffix("-paper")
+            assert recipe.model["method"] == named(f"{training.label}-own-0").label.removesuffix(
+                "-paper"
+            )
         else:
-            assert recipe.training is None and set(recipe.losses) <= set(method_class(recipe.model["method"]).LOSSES)
+            assert recipe.training is None and set(recipe.losses) <= set(
+                method_class(recipe.model["method"]).LOSSES
+            )
     assert methods.recipe_of(named("pix2pix-own-0"), given(split="test")).validation is None
 
 
 def test_controls_change_what_they_say_and_nothing_else():
     paper = methods.recipe_of(named("cmmfnet-paper-own-1"), given())
     for name, model, text in (
-        ("without-text-ablation-1", {"text": "none"}, "own"), ("without-ci-ablation-1", {"ci": "add"}, "own"),
-        ("learned-queries-control-1", {"text": "learned"}, "own"), ("shuffled-text-control-1", {}, "shuffled"),
+        ("without-text-ablation-1", {"text": "none"}, "own"),
+        ("without-ci-ablation-1", {"ci": "add"}, "own"),
+        ("learned-queries-control-1", {"text": "learned"}, "own"),
+        ("shuffled-text-control-1", {}, "shuffled"),
         ("empty-text-control-1", {}, "empty"), ("image-query-ci-1", {"ci": "image_query"}, "own"),
         ("text-key-ci-1", {"ci": "text_key"}, "own"),
     ):  # fmt: skip
         recipe = methods.recipe_of(named(name), given())
         assert recipe.model == paper.model | model and {s.text for s in recipe.sources} == {text}
-        assert (recipe.losses, recipe.steps, recipe.options) == (paper.losses, paper.steps, paper.options)
+        assert (recipe.losses, recipe.steps, recipe.options) == (
+            paper.losses,
+            paper.steps,
+            paper.options,
+        )
 
 
 def test_changes_of_a_file_and_every_network_of_the_toy(tmp_path):
@@ -92,7 +119,11 @@ def test_changes_of_a_file_and_every_network_of_the_toy(tmp_path):
     file = tmp_path / "changes.yaml"
     file.write_text("all: {size: 128}\npix2pix: {model: {width: 8}, losses: {l1: 7.0}}\n")
     recipe = methods.recipe_of(named("pix2pix-own-0"), given(changes=file))
-    assert (recipe.size, recipe.model, recipe.losses["l1"]) == (128, {"method": "pix2pix", "width": 8}, 7.0)
+    assert (recipe.size, recipe.model, recipe.losses["l1"]) == (
+        128,
+        {"method": "pix2pix", "width": 8},
+        7.0,
+    )
     assert recipe.losses["adversarial"] == 1.0
     assert methods.recipe_of(named("pix2pix-matched-0"), given(changes=file)).model["width"] == 8
     for training in (training for training in methods.plan() if training.seed == 0):
@@ -103,9 +134,15 @@ def test_changes_of_a_file_and_every_network_of_the_toy(tmp_path):
 
 
 def test_minutes_of_all_starts_count(tmp_path):
-    rows = [{"minutes": m} for m in (0.5, 1.0)] + [{"validation": {}}] + [{"minutes": m} for m in (0.2, 0.4, 3.0)]
+    rows = (
+        [{"minutes": m} for m in (0.5, 1.0)]
+        + [{"validation": {}}]
+        + [{"minutes": m} for m in (0.2, 0.4, 3.0)]
+    )
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"minutes": 9')  # killed while it wrote
+    log.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"minutes": 9'
+    )  # killed while it wrote
     assert methods.minutes_spent(log) == pytest.approx(4.0)
     assert methods.minutes_spent(tmp_path / "none") == 0
     log.write_text("")  # a training that ended before its first row
@@ -113,7 +150,10 @@ def test_minutes_of_all_starts_count(tmp_path):
 
 
 def rows(values: dict[str, float]) -> list[dict]:
-    return [{"name": n, "source": "", "lighting": "day", "sequence": "", "psnr": v} for n, v in values.items()]
+    return [
+        {"name": n, "source": "", "lighting": "day", "sequence": "", "psnr": v}
+        for n, v in values.items()
+    ]
 
 
 def test_seeds_are_averaged_by_picture():
@@ -131,7 +171,9 @@ def results(tmp_path_factory) -> tuple[Path, Path]:
     from cmmfnet.evaluation.evaluate import evaluate
 
     entries = [
-        {"name": f"{split}{i}", "split": split, "lighting": "day"} for split in ("train", "val") for i in range(3)
+        {"name": f"{split}{i}", "split": split, "lighting": "day"}
+        for split in ("train", "val")
+        for i in range(3)
     ]
     data = data_set(tmp_path_factory.mktemp("pairs"), entries, size=(40, 48))
     out = tmp_path_factory.mktemp("out")
@@ -140,12 +182,19 @@ def results(tmp_path_factory) -> tuple[Path, Path]:
         pictures = out / training.name / "pictures"
         pictures.mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(pictures / f"val{i}.png")
+            Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(
+                pictures / f"val{i}.png"
+            )
         evaluate(
-            str(pictures), data=str(data), metrics="psnr,ssim", json=out / training.name / "scores.json", device="cpu"
+            str(pictures),
+            data=str(data),
+            metrics="psnr,ssim",
+            json=out / training.name / "scores.json",
+            device="cpu",
         )
         result = {
-            "key": "", "training": vars(training), "pictures_seen": 1000, "budget": 1000, "minutes": 2.5, "minutes_cap": 5.0,
+            "key": "", "training": vars(training), "pictures_seen": 1000, "budget": 1000,
+            "minutes": 2.5, "minutes_cap": 5.0,
             "side_by_side": 2, "text": "none", "device": "CPU", "torch": "2", "changes": "none",
         }  # fmt: skip
         (out / training.name / "result.json").write_text(json.dumps(result))
@@ -173,9 +222,17 @@ def test_table_lines_and_sheet(results, capsys):
         and "No better than mean colour in PSNR: cmmfnet (own), pix2pix (own)" in text
     )
     lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert all(line["protocol"]["frames"] == 3 and "truth_sha256" in line["protocol"] for line in lines)
-    cmmfnet = {line["seed"]: line["mean"] for line in lines if line["method"] == "cmmfnet" and line["metric"] == "psnr"}
-    assert cmmfnet.keys() == {0, 1, None} and cmmfnet[None] == pytest.approx((cmmfnet[0] + cmmfnet[1]) / 2)
+    assert all(
+        line["protocol"]["frames"] == 3 and "truth_sha256" in line["protocol"] for line in lines
+    )
+    cmmfnet = {
+        line["seed"]: line["mean"]
+        for line in lines
+        if line["method"] == "cmmfnet" and line["metric"] == "psnr"
+    }
+    assert cmmfnet.keys() == {0, 1, None} and cmmfnet[None] == pytest.approx(
+        (cmmfnet[0] + cmmfnet[1]) / 2
+    )
     with Image.open(out / "sheet-own.jpg") as sheet:
         assert sheet.size == (4 * 144, 16 + 3 * 144)
 

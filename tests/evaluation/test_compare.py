@@ -36,27 +36,40 @@ def data(tmp_path_factory):
     for i in range(8):
         sequence = f"s{i // 2}" if i < 4 else None
         entries.append(
-            {"name": f"v{i}", "split": "val", "source": "ab"[i % 2], "lighting": "day", "sequence": sequence}
+            {
+                "name": f"v{i}",
+                "split": "val",
+                "source": "ab"[i % 2],
+                "lighting": "day",
+                "sequence": sequence,
+            }
         )
     return write_data(tmp_path_factory.mktemp("pairs"), entries)
 
 
 @pytest.fixture(scope="module")
 def folders(data, tmp_path_factory):
-    """Predictions: "close" is the truth with little noise, the nasty one is blurred, "far" has colours exchanged."""
+    """Predictions: "close" is the truth with little noise, the nasty one is blurred, "far" has
+    colours exchanged."""
     root, rng = tmp_path_factory.mktemp("predictions"), np.random.default_rng(0)
     for name in ("close", NASTY, "far"):
         (root / name).mkdir()
     for _, truth, meta in frames(Pairs(data, "val")):
         noisy = np.clip(truth + rng.normal(0, 4, truth.shape), 0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(root / "close" / f"{meta['name']}.png")
-        Image.fromarray(truth).filter(ImageFilter.GaussianBlur(9)).save(root / NASTY / f"{meta['name']}.png")
-        Image.fromarray(np.ascontiguousarray(truth[..., ::-1])).save(root / "far" / f"{meta['name']}.png")
+        Image.fromarray(truth).filter(ImageFilter.GaussianBlur(9)).save(
+            root / NASTY / f"{meta['name']}.png"
+        )
+        Image.fromarray(np.ascontiguousarray(truth[..., ::-1])).save(
+            root / "far" / f"{meta['name']}.png"
+        )
     return root
 
 
 def ask(folders, data, *names, **options):
-    return compare(*(str(folders / name) for name in names), data=str(data), device="cpu", **options)
+    return compare(
+        *(str(folders / name) for name in names), data=str(data), device="cpu", **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +78,15 @@ def found(folders, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CMMFNET_PRETRAINED", raising=False)
-        result = ask(folders, data, "close", NASTY, "far", report=out / "page.html", json=out / "numbers.json")
+        result = ask(
+            folders,
+            data,
+            "close",
+            NASTY,
+            "far",
+            report=out / "page.html",
+            json=out / "numbers.json",
+        )
     return result, (out / "page.html").read_text(encoding="utf-8"), out
 
 
@@ -76,7 +97,13 @@ def stored(folders, data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CMMFNET_PRETRAINED", raising=False)
         for name in ("close", "far"):
-            evaluate(str(folders / name), data=data, device="cpu", save=out / name, json=out / f"{name}.json")
+            evaluate(
+                str(folders / name),
+                data=data,
+                device="cpu",
+                save=out / name,
+                json=out / f"{name}.json",
+            )
     return out
 
 
@@ -108,7 +135,10 @@ def test_differences_are_paired_and_tested_by_sequence(found, stored):
     assert (cell["low"], cell["high"]) == intervals.mean_interval(gaps, [1] * 8, clusters)
     assert cell["low"] < cell["difference"] < cell["high"] < 0
     tests = [cell for cells in result["paired"].values() for cell in cells.values()]
-    assert len(tests) == 4 and set(result["paired"]["far"]) == {"psnr", "ssim"}  # share of colour has no direction
+    assert len(tests) == 4 and set(result["paired"]["far"]) == {
+        "psnr",
+        "ssim",
+    }  # share of colour has no direction
     assert [cell["p_holm"] for cell in tests] == intervals.holm([cell["p"] for cell in tests])
 
 
@@ -125,8 +155,14 @@ def row(name, **values):
 
 def test_ratios_missing_values_and_infinite_scores():
     rows = {
-        "a": [row("1", found=1, objects=2, psnr=float("inf")), row("2", found=0, objects=2, psnr=20.0, flicker=3.0)],
-        "b": [row("1", found=2, objects=2, psnr=float("inf")), row("2", found=1, objects=2, psnr=22.0)],
+        "a": [
+            row("1", found=1, objects=2, psnr=float("inf")),
+            row("2", found=0, objects=2, psnr=20.0, flicker=3.0),
+        ],
+        "b": [
+            row("1", found=2, objects=2, psnr=float("inf")),
+            row("2", found=1, objects=2, psnr=22.0),
+        ],
     }
     cells = paired(rows, ["a", "b"], "a", ["psnr", "recall", "flicker", "colour_share"], 0)["b"]
     assert set(cells) == {"psnr", "recall"}  # nothing to pair, and no direction
@@ -134,12 +170,19 @@ def test_ratios_missing_values_and_infinite_scores():
     assert cells["psnr"]["difference"] == 1.0  # equal pictures on both sides differ by nothing
     rows["b"][0]["psnr"] = 30.0
     cell = paired(rows, ["a", "b"], "a", ["psnr"], 0)["b"]["psnr"]
-    assert cell["difference"] == -np.inf and cell["p"] is None and cell["p_holm"] is None and cell["low"] is None
+    assert (
+        cell["difference"] == -np.inf
+        and cell["p"] is None
+        and cell["p_holm"] is None
+        and cell["low"] is None
+    )
 
 
 def test_groups_and_disagreement(found):
     result = found[0]
-    assert set(result["groups"]) == {"source", "lighting", "sequence"} and set(result["groups"]["sequence"]) == {
+    assert set(result["groups"]) == {"source", "lighting", "sequence"} and set(
+        result["groups"]["sequence"]
+    ) == {
         "s0",
         "s1",
     }
@@ -148,8 +191,14 @@ def test_groups_and_disagreement(found):
     assert np.mean(parts) == pytest.approx(result["scores"]["far"]["psnr"]["mean"])
     spread = [value for _, value in result["order"]["ssim"]]
     assert spread == sorted(spread, reverse=True) and len(spread) == 8
-    rows = {"a": [row("1", ssim=0.5), row("2", ssim=0.1)], "b": [row("1", ssim=0.6), row("2", ssim=0.9)]}
-    assert by_disagreement(rows, ["ssim"])["ssim"] == [["2", pytest.approx(0.8)], ["1", pytest.approx(0.1)]]
+    rows = {
+        "a": [row("1", ssim=0.5), row("2", ssim=0.1)],
+        "b": [row("1", ssim=0.6), row("2", ssim=0.9)],
+    }
+    assert by_disagreement(rows, ["ssim"])["ssim"] == [
+        ["2", pytest.approx(0.8)],
+        ["1", pytest.approx(0.1)],
+    ]
     assert groups(rows, ["ssim"]) == {}
 
 
@@ -161,10 +210,16 @@ def test_every_sequence_is_shown_before_any_is_shown_twice():
 def test_curve_of_a_run(tmp_path):
     rows = [
         {"step": 1, "l1": 0.5}, {"step": 10, "validation": {"psnr": 10.0, "ssim": 0.1}},
-        {"step": 20, "validation": {"psnr": 12.0, "ssim": 0.2}}, {"step": 20, "validation": {"psnr": 12.5, "ssim": 0.3}},
+        {"step": 20, "validation": {"psnr": 12.0, "ssim": 0.2}},
+        {"step": 20, "validation": {"psnr": 12.5, "ssim": 0.3}},
     ]  # fmt: skip
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 30, "valid')
-    assert read_curve(str(tmp_path)) == {"psnr": [[10, 10.0], [20, 12.5]], "ssim": [[10, 0.1], [20, 0.3]]}
+    (tmp_path / "log.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in rows) + '{"step": 30, "valid'
+    )
+    assert read_curve(str(tmp_path)) == {
+        "psnr": [[10, 10.0], [20, 12.5]],
+        "ssim": [[10, 0.1], [20, 0.3]],
+    }
     assert read_curve(str(tmp_path / "none")) == {} and read_curve(None) == {}
 
 
@@ -172,7 +227,9 @@ def test_curve_of_a_run(tmp_path):
 
 
 def test_stored_results_compare_without_running_anything(found, folders, data, stored, tmp_path):
-    result = compare(str(stored / "close.json"), str(stored / "far.json"), report=tmp_path / "page.html")
+    result = compare(
+        str(stored / "close.json"), str(stored / "far.json"), report=tmp_path / "page.html"
+    )
     assert result["scores"]["far"] == found[0]["scores"]["far"] and list(result["scores"]) == [
         "close",
         "far",
@@ -184,7 +241,12 @@ def test_stored_results_compare_without_running_anything(found, folders, data, s
     lost = json.loads((stored / "far.json").read_text())
     lost["methods"]["far"]["saved"] += "-gone"
     (tmp_path / "far.json").write_text(json.dumps(lost))
-    mixed = compare(str(folders / NASTY), str(tmp_path / "far.json"), data=str(data), report=tmp_path / "page.html")
+    mixed = compare(
+        str(folders / NASTY),
+        str(tmp_path / "far.json"),
+        data=str(data),
+        report=tmp_path / "page.html",
+    )
     assert mixed["compared"] == [NASTY, "far"] and mixed["scores"]["far"] == result["scores"]["far"]
     page = (tmp_path / "page.html").read_text()
     assert page.count("<img") == 8 * 3 and page.count("no picture stored") == 8
@@ -195,7 +257,9 @@ def test_pictures_of_data_that_changed_are_not_shown(data, stored, tmp_path):
     lines = (data / "index.jsonl").read_text().splitlines()
     (tmp_path / "data" / "index.jsonl").write_text("\n".join(lines[:-1]))
     for name in ("close", "far"):
-        result = json.loads((stored / f"{name}.json").read_text()) | {"data": str(tmp_path / "data")}
+        result = json.loads((stored / f"{name}.json").read_text()) | {
+            "data": str(tmp_path / "data")
+        }
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     compare(str(tmp_path / "close.json"), str(tmp_path / "far.json"), report=tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -210,11 +274,18 @@ def test_pictures_of_data_that_changed_are_not_shown(data, stored, tmp_path):
         ({"sources": "a"}, r"frames: 8 and 4; frames_sha256"),
     ],
 )
-def test_results_of_different_protocols_are_refused(folders, data, stored, tmp_path, options, message):
+def test_results_of_different_protocols_are_refused(
+    folders, data, stored, tmp_path, options, message
+):
     evaluate(str(folders / "far"), data=data, device="cpu", json=tmp_path / "two.json", **options)
-    with pytest.raises(ProtocolError, match="were made under different protocols and cannot be compared: .*" + message):
+    with pytest.raises(
+        ProtocolError,
+        match="were made under different protocols and cannot be compared: .*" + message,
+    ):
         compare(str(stored / "close.json"), str(tmp_path / "two.json"))
-    with pytest.raises(ProtocolError, match=r"this command and .*two.json were made under different protocols"):
+    with pytest.raises(
+        ProtocolError, match=r"this command and .*two.json were made under different protocols"
+    ):
         compare(str(folders / "close"), str(tmp_path / "two.json"), data=str(data), device="cpu")
 
 
@@ -234,7 +305,9 @@ def test_equal_names_with_other_pictures_are_refused(folders, data, stored, tmp_
 
 def test_mistakes_are_explained(folders, data, tmp_path):
     one, two = str(folders / "close"), str(folders / "far")
-    with pytest.raises(CompareError, match="found 1 to compare; give two or more, or use cmmfnet evaluate"):
+    with pytest.raises(
+        CompareError, match="found 1 to compare; give two or more, or use cmmfnet evaluate"
+    ):
         compare(one, data=str(data))
     with pytest.raises(CompareError, match=r"--report is one HTML page; name it page.html"):
         compare(one, two, data=str(data), report=tmp_path / "page.pdf")
@@ -311,7 +384,9 @@ def test_page_says_what_was_measured(found):
     assert f"{result['paired']['far']['psnr']['difference']:+.3f}".replace("-", "−") in text
     assert "Holm's correction over all 4 tests" in text and "skimage-u7" in text
     labelled = [a for tag, a in Tags(page).tags if a.get("role") == "region"]
-    assert labelled and all(a["tabindex"] == "0" and a["aria-label"] for a in labelled)  # scrolls by keyboard
+    assert labelled and all(
+        a["tabindex"] == "0" and a["aria-label"] for a in labelled
+    )  # scrolls by keyboard
     assert all(a["alt"] for tag, a in Tags(page).tags if tag == "img")
 
 
@@ -319,7 +394,10 @@ def test_of_scores_that_read_the_same_none_is_the_better_one(found, tmp_path):
     result = copy.deepcopy(found[0])
     result["scores"][NASTY]["psnr"]["mean"] = result["scores"][NASTY]["ssim"]["mean"] = 0.0
     for label, psnr, ssim in (("close", 15.001, 0.5), ("far", 15.004, 0.4)):
-        result["scores"][label]["psnr"]["mean"], result["scores"][label]["ssim"]["mean"] = psnr, ssim
+        result["scores"][label]["psnr"]["mean"], result["scores"][label]["ssim"]["mean"] = (
+            psnr,
+            ssim,
+        )
     page = report.write_report(tmp_path / "page.html", result, []).read_text()
     assert page.count("<strong>15.00</strong>") == 2
     assert "<strong>0.500</strong>" in page and "<strong>0.400</strong>" not in page
@@ -338,7 +416,9 @@ def test_page_with_curves(found, tmp_path):
         "far": {"psnr": [[100, 9.0]], "colour_share": [[100, 1.0]]},
     }
     page = report.write_report(tmp_path / "p.html", {**found[0], "curves": curves}, []).read_text()
-    assert page.count("<svg") == 2 and page.count("<polyline") == 3 and "far, step 100: 9.00" in page
+    assert (
+        page.count("<svg") == 2 and page.count("<polyline") == 3 and "far, step 100: 9.00" in page
+    )
     points = re.search(r'<polyline points="([\d., -]+)"', page)[1].split()
     (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in points)
     assert x0 < x1 and y0 > y1  # up is better
@@ -360,24 +440,31 @@ def test_ticks_are_round(low, high, want):
 
 
 def test_chart_of_one_point_and_of_none():
-    assert "<circle" in chart("psnr", {"a": (0, [[0, 10.0]])}) and chart("psnr", {"a": (0, [[5, float("nan")]])}) == ""
+    assert (
+        "<circle" in chart("psnr", {"a": (0, [[0, 10.0]])})
+        and chart("psnr", {"a": (0, [[5, float("nan")]])}) == ""
+    )
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the PATH")
 def test_page_in_a_browser(found, tmp_path):
-    """The script has run: frames are sorted by disagreement, one score is shown, and another one after a choice."""
+    """The script has run: frames are sorted by disagreement, one score is shown, and another one
+    after a choice."""
     page = found[1]
     order = [name for name, _ in found[0]["order"]["ssim"]]
     choose = (
-        "<script>document.documentElement.dataset.first = [...document.querySelectorAll('article h3')]"
+        "<script>document.documentElement.dataset.first = [...document.querySelectorAll('article "
+        "h3')]"
         ".map((h) => h.firstChild.data.trim()).join();"
         "metric.value = 'ssim'; metric.dispatchEvent(new Event('change'));"
         "sort.value = 'name'; sort.dispatchEvent(new Event('change'));</script></html>"
     )
     (tmp_path / "page.html").write_text(page.replace("</html>", choose), encoding="utf-8")
     arguments = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-sync",
+        "--disable-background-networking", "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}",
         "--dump-dom", (tmp_path / "page.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(["chromium", *arguments], capture_output=True, text=True, timeout=90)

@@ -1,4 +1,5 @@
-"""Detection on coloured pictures: the geometry of boxes, what counts as found, and a hand-made YOLOX in ONNX."""
+"""Detection on coloured pictures: the geometry of boxes, what counts as found, and a hand-made
+YOLOX in ONNX."""
 
 from __future__ import annotations
 
@@ -22,13 +23,21 @@ REAL = Path(__file__).parents[3] / "shared" / "weights" / "yolox_nano.onnx"
 
 
 def made(boxes, scores, classes) -> Detections:
-    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(classes, int))
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(scores, np.float32),
+        np.array(classes, int),
+    )
 
 
-def write_model(path: Path, side: int = 64, classes: int = 3, rows: int | None = None, table: bool = True) -> Path:
-    """A detector that knows one thing: wherever its first-stride cell is red (BGR: channel 2 over 200), there is an object
-    of class 1, 16 px wide and 8 high, in the middle of that 8x8 cell."""
-    onnx = pytest.importorskip("onnx", reason="onnx writes the detector of this test: pip install onnx")
+def write_model(
+    path: Path, side: int = 64, classes: int = 3, rows: int | None = None, table: bool = True
+) -> Path:
+    """A detector that knows one thing: wherever its first-stride cell is red (BGR: channel 2 over
+    200), there is an object of class 1, 16 px wide and 8 high, in the middle of that 8x8 cell."""
+    onnx = pytest.importorskip(
+        "onnx", reason="onnx writes the detector of this test: pip install onnx"
+    )
     from onnx import TensorProto, helper, numpy_helper
 
     cells = sum((side // s) ** 2 for s in (8, 16, 32)) if rows is None else rows
@@ -47,7 +56,8 @@ def write_model(path: Path, side: int = 64, classes: int = 3, rows: int | None =
         helper.make_node("Add", ["column", "constant"], ["output"]),
     ]
     values = {
-        "two": np.array([2]), "shape": np.array([1, first, 1]), "limit": np.array([200], np.float32),
+        "two": np.array([2]), "shape": np.array([1, first, 1]),
+        "limit": np.array([200], np.float32),
         "pads": np.array([0, 0, 4, 0, cells - first, classes]), "constant": constant,
     }  # fmt: skip
     graph = helper.make_graph(
@@ -73,7 +83,11 @@ def test_boxes_come_back_in_pixels_of_the_picture(detector):
     picture = np.zeros((96, 128, 3), np.uint8)
     picture[32:48, 64:80, 0] = 255  # red, one 8x8 cell after halving: cell row 2, column 4
     found = detector(picture)
-    assert len(found) == 1 and found.classes.tolist() == [1] and found.scores[0] == pytest.approx(0.9, abs=1e-5)
+    assert (
+        len(found) == 1
+        and found.classes.tolist() == [1]
+        and found.scores[0] == pytest.approx(0.9, abs=1e-5)
+    )
     # middle (36, 20), 16 wide, 8 high, twice as large in the picture
     assert found.boxes[0].tolist() == pytest.approx([56, 32, 88, 48])
     blue = picture[..., ::-1]
@@ -99,9 +113,14 @@ def test_files_that_are_no_detector(tmp_path):
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(DetectorError, match="is no ONNX model that onnxruntime can run"):
         Detector(tmp_path / "text.onnx")
-    with pytest.raises(DetectorError, match=r"gives \(1, 100, 8\); expected YOLOX: \(1, 84, 5 \+ classes\)"):
+    with pytest.raises(
+        DetectorError, match=r"gives \(1, 100, 8\); expected YOLOX: \(1, 84, 5 \+ classes\)"
+    ):
         Detector(write_model(tmp_path / "other.onnx", rows=100))
-    with pytest.raises(DetectorError, match=r"takes \[1, 3, 40, 40\]; expected \[1, 3, S, S\] with S a multiple of 32"):
+    with pytest.raises(
+        DetectorError,
+        match=r"takes \[1, 3, 40, 40\]; expected \[1, 3, S, S\] with S a multiple of 32",
+    ):
         Detector(write_model(tmp_path / "odd.onnx", side=40))
 
 
@@ -127,17 +146,22 @@ def test_suppression_keeps_the_surest_of_each_class():
 def test_an_object_is_found_once_by_its_own_class():
     objects = made([[0, 0, 10, 10], [100, 100, 110, 110]], [1, 1], [1, 2])
     found = made(
-        [[0, 0, 10, 9], [0, 0, 10, 10], [100, 100, 110, 110], [0, 0, 4, 4]], [0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1]
+        [[0, 0, 10, 9], [0, 0, 10, 10], [100, 100, 110, 110], [0, 0, 4, 4]],
+        [0.9, 0.8, 0.7, 0.6],
+        [1, 1, 1, 1],
     )
     assert match(found, objects).tolist() == [True, False, False, False]
-    assert match(made([], [], []), objects).tolist() == [] and match(found, made([], [], [])).tolist() == [False] * 4
+    assert (
+        match(made([], [], []), objects).tolist() == []
+        and match(found, made([], [], [])).tolist() == [False] * 4
+    )
 
 
 def test_average_precision_by_hand():
     """Hits at ranks 1 and 3 of three objects: precision 1 up to recall 1/3, 2/3 up to 2/3."""
-    assert average_precision(np.array([0.9, 0.5, 0.7]), np.array([True, True, False]), 3) == pytest.approx(
-        1 / 3 + 1 / 3 * 2 / 3
-    )
+    assert average_precision(
+        np.array([0.9, 0.5, 0.7]), np.array([True, True, False]), 3
+    ) == pytest.approx(1 / 3 + 1 / 3 * 2 / 3)
     assert average_precision(np.array([]), np.array([], bool), 3) == 0
     # the envelope: a hit at rank 2 alone has precision 1/2 over its recall
     assert average_precision(np.array([0.9, 0.5]), np.array([False, True]), 1) == pytest.approx(0.5)
@@ -158,4 +182,7 @@ def test_recall_counts_sure_findings_and_ap50_is_the_mean_over_classes():
 def test_the_real_detector_takes_its_layout():
     pytest.importorskip("onnxruntime", reason="pip install 'cmmfnet[onnx]'")
     detector = Detector(REAL)
-    assert detector.side == 416 and len(detector(np.full((200, 300, 3), 128, np.uint8)).above(0.3)) == 0
+    assert (
+        detector.side == 416
+        and len(detector(np.full((200, 300, 3), 128, np.uint8)).above(0.3)) == 0
+    )

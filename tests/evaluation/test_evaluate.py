@@ -1,4 +1,5 @@
-"""`cmmfnet evaluate`: the protocol, the baselines, and that a model, its run and its saved pictures score the same."""
+"""`cmmfnet evaluate`: the protocol, the baselines, and that a model, its run and its saved pictures
+score the same."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from cmmfnet.evaluation.protocol import ProtocolError, centre_crop, cut, frames
 from cmmfnet.weights.files import ModelError, save_model
 
 BASELINES = [
-    "grey replicate", "mean colour", "mean picture", "mean colour of each level", "nearest training picture",
+    "grey replicate", "mean colour", "mean picture", "mean colour of each level",
+    "nearest training picture",
 ]  # fmt: skip
 
 
@@ -34,7 +36,8 @@ def no_pretrained_files(monkeypatch):
 
 
 def write_data(root, entries, size=(64, 80)):
-    """Pairs of blobs: the colour depends on the thermal value and on the scene; in a sequence a square moves."""
+    """Pairs of blobs: the colour depends on the thermal value and on the scene; in a sequence a
+    square moves."""
     for kind in ("thermal", "visible"):
         (root / kind).mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[: size[0], : size[1]]
@@ -45,20 +48,29 @@ def write_data(root, entries, size=(64, 80)):
         thermal[20:30, 4 * number : 4 * number + 10] = 250
         tint = np.array([[1.0, 0.6, 0.3], [0.4, 0.9, 0.5], [0.5, 0.6, 1.0]])[i % 3]
         Image.fromarray(thermal.astype(np.uint8)).save(root / "thermal" / f"{entry['name']}.png")
-        Image.fromarray((thermal[..., None] * tint).astype(np.uint8)).save(root / "visible" / f"{entry['name']}.png")
+        Image.fromarray((thermal[..., None] * tint).astype(np.uint8)).save(
+            root / "visible" / f"{entry['name']}.png"
+        )
     (root / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return root
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four training pictures; six to validate: a sequence of three, three single ones of two sources."""
-    entries = [{"name": f"t{i}", "split": "train", "source": "a", "lighting": "day"} for i in range(4)]
+    """Four training pictures; six to validate: a sequence of three, three single ones of two
+    sources."""
+    entries = [
+        {"name": f"t{i}", "split": "train", "source": "a", "lighting": "day"} for i in range(4)
+    ]
     for i in range(3):
-        entries.append({"name": f"s{i}", "split": "val", "source": "a", "lighting": "day", "sequence": "s"})
+        entries.append(
+            {"name": f"s{i}", "split": "val", "source": "a", "lighting": "day", "sequence": "s"}
+        )
     for i, (source, lighting) in enumerate([("a", "dusk"), ("b", "day"), ("b", "day")]):
         more = {"caption": "a road and a tree", "tags": ["car", "road"]} if i == 1 else {}
-        entries.append({"name": f"v{i}", "split": "val", "source": source, "lighting": lighting} | more)
+        entries.append(
+            {"name": f"v{i}", "split": "val", "source": source, "lighting": lighting} | more
+        )
     return write_data(tmp_path_factory.mktemp("pairs"), entries)
 
 
@@ -67,7 +79,12 @@ def model(tmp_path, monkeypatch):
     """A run's folder with a fake network as its model."""
     monkeypatch.setitem(methods.METHODS, "fake", "fake_network:Fake")
     monkeypatch.setattr(methods, "build_network", lambda config: Fake())
-    save_model(tmp_path / "my-run" / "model.safetensors", Fake(), {"method": "fake"}, {"steps": 3, "data": "none"})
+    save_model(
+        tmp_path / "my-run" / "model.safetensors",
+        Fake(),
+        {"method": "fake"},
+        {"steps": 3, "data": "none"},
+    )
     return tmp_path / "my-run"
 
 
@@ -79,11 +96,17 @@ def ask(what, data, *more):
 
 
 @pytest.mark.parametrize(
-    "size", [(1, 1), (3, 999), (255, 257), (257, 255), (256, 256), (480, 641), (77, 91), (513, 300)], ids=str
+    "size",
+    [(1, 1), (3, 999), (255, 257), (257, 255), (256, 256), (480, 641), (77, 91), (513, 300)],
+    ids=str,
 )
 def test_centre_crop_has_its_size(size):
     rng = np.random.default_rng(0)
-    assert centre_crop(rng.integers(0, 256, (*size, 3)).astype(np.uint8), 256).shape == (256, 256, 3)
+    assert centre_crop(rng.integers(0, 256, (*size, 3)).astype(np.uint8), 256).shape == (
+        256,
+        256,
+        3,
+    )
     grey = centre_crop(rng.integers(0, 256, size).astype(np.uint8), 256)
     assert (grey.shape, grey.dtype) == ((256, 256), np.uint8)
 
@@ -108,7 +131,10 @@ def test_kaist_a_halves_and_cuts_the_middle():
     picture = np.zeros((512, 640), np.uint8)
     picture[:, 64 : 64 + 512] = np.repeat(np.arange(256, dtype=np.uint8), 2)[None]
     found = cut(picture, "kaist-a", "any")
-    assert found.shape == (256, 256) and np.abs(found[:, 8:-8].astype(int) - np.arange(256)[None, 8:-8]).max() <= 1
+    assert (
+        found.shape == (256, 256)
+        and np.abs(found[:, 8:-8].astype(int) - np.arange(256)[None, 8:-8]).max() <= 1
+    )
     assert cut(np.zeros((100, 90, 3), np.uint8), "kaist-a", "any").shape == (256, 256, 3)
 
 
@@ -121,12 +147,18 @@ def test_kaist_b_cuts_by_the_name_alone():
     assert np.array_equal(found, picture[top : top + 256, left : left + 256])
     assert np.array_equal(found, cut(picture, "kaist-b", "set06_V000_I00019"))
     assert not np.array_equal(found, cut(picture, "kaist-b", "set06_V000_I00020"))
-    with pytest.raises(ProtocolError, match=r"small is 640x200; geometry kaist-b cuts 256x256 out of larger frames"):
+    with pytest.raises(
+        ProtocolError, match=r"small is 640x200; geometry kaist-b cuts 256x256 out of larger frames"
+    ):
         cut(picture[:200], "kaist-b", "small")
 
 
 def test_frame_list_checksum_is_that_of_prepare():
-    entries = [{"name": "b", "split": "val"}, {"name": "a", "split": "val"}, {"name": "c", "split": "test"}]
+    entries = [
+        {"name": "b", "split": "val"},
+        {"name": "a", "split": "val"},
+        {"name": "c", "split": "test"},
+    ]
     assert protocol.frames_sha256(entries) == hashlib.sha256(b"test c\nval a\nval b").hexdigest()
     assert protocol.frames_sha256(entries[::-1]) == protocol.frames_sha256(entries)
 
@@ -135,22 +167,38 @@ def test_protocol_is_stored_with_every_number(data, model, tmp_path, capsys):
     assert ask(model, data, "--json", tmp_path / "r.json", "--ssim", "gauss-11", "--seed", 4) == 0
     result = json.loads((tmp_path / "r.json").read_text())
     stored = result["protocol"]
-    assert stored["frames"] == 6 and stored["geometry"]["name"] == "short-256-crop-256" and result["seed"] == 4
+    assert (
+        stored["frames"] == 6
+        and stored["geometry"]["name"] == "short-256-crop-256"
+        and result["seed"] == 4
+    )
     assert stored["frames_sha256"] == protocol.frames_sha256(Pairs(data, "val").entries)
-    assert stored["ssim"]["preset"] == "gauss-11" and stored["ssim"]["sigma"] == 1.5 and stored["split"] == "val"
+    assert (
+        stored["ssim"]["preset"] == "gauss-11"
+        and stored["ssim"]["sigma"] == 1.5
+        and stored["split"] == "val"
+    )
     digest = hashlib.sha256()
     for _, truth, _ in frames(Pairs(data, "val")):
         digest.update(repr(truth.shape).encode() + truth.tobytes())
     assert stored["truth_sha256"] == digest.hexdigest()
-    assert stored["versions"]["torch"] == torch.__version__ and stored["versions"]["numpy"] == np.__version__
+    assert (
+        stored["versions"]["torch"] == torch.__version__
+        and stored["versions"]["numpy"] == np.__version__
+    )
     file = (model / "model.safetensors").read_bytes()
     assert result["methods"]["my-run"]["sha256"] == hashlib.sha256(file).hexdigest()
     assert (
-        result["methods"]["my-run"] | {"kind": "run", "method": "fake", "training": {"steps": 3, "data": "none"}}
+        result["methods"]["my-run"]
+        | {"kind": "run", "method": "fake", "training": {"steps": 3, "data": "none"}}
         == result["methods"]["my-run"]
     )
     printed = capsys.readouterr().out
-    assert "SSIM (gauss-11) on uint8" in printed and stored["frames_sha256"][:16] in printed and "no LPIPS" in printed
+    assert (
+        "SSIM (gauss-11) on uint8" in printed
+        and stored["frames_sha256"][:16] in printed
+        and "no LPIPS" in printed
+    )
 
 
 # --- baselines
@@ -158,7 +206,8 @@ def test_protocol_is_stored_with_every_number(data, model, tmp_path, capsys):
 
 @pytest.fixture
 def halves(tmp_path):
-    """Two 64x64 pictures: cold left, hot right; the colours of the halves are red and blue, then green and grey."""
+    """Two 64x64 pictures: cold left, hot right; the colours of the halves are red and blue, then
+    green and grey."""
     colours = {"a": [(200, 20, 10), (0, 40, 250)], "b": [(0, 180, 30), (90, 90, 90)]}
     for part in ("thermal", "visible"):
         (tmp_path / part).mkdir()
@@ -169,7 +218,9 @@ def halves(tmp_path):
         visible[:, :32], visible[:, 32:] = cold, hot
         Image.fromarray(thermal).save(tmp_path / "thermal" / f"{name}.png")
         Image.fromarray(visible).save(tmp_path / "visible" / f"{name}.png")
-    (tmp_path / "index.jsonl").write_text("".join(json.dumps({"name": n, "source": "hand"}) + "\n" for n in colours))
+    (tmp_path / "index.jsonl").write_text(
+        "".join(json.dumps({"name": n, "source": "hand"}) + "\n" for n in colours)
+    )
     return Pairs(tmp_path)
 
 
@@ -182,18 +233,25 @@ def test_trivial_baselines_on_halves(halves):
     found = {name: f(thermal, {"name": "new"}) for name, f in baselines.items()}
     for picture in found.values():
         assert (picture.shape, picture.dtype) == ((64, 64, 3), np.uint8)
-    inner = {name: (p[:, :24].reshape(-1, 3), p[:, 40:].reshape(-1, 3)) for name, p in found.items()}
+    inner = {
+        name: (p[:, :24].reshape(-1, 3), p[:, 40:].reshape(-1, 3)) for name, p in found.items()
+    }
     assert (inner["grey replicate"][0] == 0).all() and (inner["grey replicate"][1] == 255).all()
     for side in inner["mean colour"]:
         assert (np.abs(side - (np.array(cold) + hot) / 2) <= 0.5).all()
     for name in ("mean picture", "mean colour of each level"):
         assert (inner[name][0] == cold).all() and (inner[name][1] == hot).all()
     # where the frame is turned round, the mean picture stays and the colours of the levels follow
-    turned = {name: baselines[name](-thermal, {}) for name in ("mean picture", "mean colour of each level")}
+    turned = {
+        name: baselines[name](-thermal, {})
+        for name in ("mean picture", "mean colour of each level")
+    }
     assert np.array_equal(turned["mean picture"], found["mean picture"])
     assert (turned["mean colour of each level"][:, :32] == hot).all()
     # a level between, which no training pixel has, takes the colour of the nearest
-    assert (baselines["mean colour of each level"](np.full((4, 4), 0.3, np.float32), {}) == hot).all()
+    assert (
+        baselines["mean colour of each level"](np.full((4, 4), 0.3, np.float32), {}) == hot
+    ).all()
 
 
 def test_nearest_training_picture_is_another_scene_with_the_nearest_thermal(data):
@@ -201,8 +259,12 @@ def test_nearest_training_picture_is_another_scene_with_the_nearest_thermal(data
     nearest = trivial_baselines(train)["nearest training picture"]
     for thermal, truth, meta in frames(train):
         rough = thermal + np.random.default_rng(0).normal(0, 0.05, thermal.shape).astype(np.float32)
-        assert np.array_equal(nearest(rough * 0.5 + 0.1, {"name": "new"}), truth)  # gain and offset do not matter
-        assert not np.array_equal(nearest(thermal, meta), truth)  # its own picture would be no baseline
+        assert np.array_equal(
+            nearest(rough * 0.5 + 0.1, {"name": "new"}), truth
+        )  # gain and offset do not matter
+        assert not np.array_equal(
+            nearest(thermal, meta), truth
+        )  # its own picture would be no baseline
     everything = trivial_baselines(Pairs(data))["nearest training picture"]
     for thermal, _, meta in frames(Pairs(data)):
         if meta.get("sequence"):
@@ -216,10 +278,31 @@ def test_nearest_training_picture_is_another_scene_with_the_nearest_thermal(data
 
 def test_summary_is_means_and_a_share_of_colour():
     rows = [
-        {"name": "a", "psnr": 20.0, "ssim": 0.5, "lpips": 0.2, "colourfulness": 10.0, "truth": 40.0, "sequence": ""},
-        {"name": "b", "psnr": 30.0, "ssim": 0.7, "lpips": 0.6, "colourfulness": 50.0, "truth": 20.0, "sequence": ""},
+        {
+            "name": "a",
+            "psnr": 20.0,
+            "ssim": 0.5,
+            "lpips": 0.2,
+            "colourfulness": 10.0,
+            "truth": 40.0,
+            "sequence": "",
+        },
+        {
+            "name": "b",
+            "psnr": 30.0,
+            "ssim": 0.7,
+            "lpips": 0.6,
+            "colourfulness": 50.0,
+            "truth": 20.0,
+            "sequence": "",
+        },
     ]
-    want = {"psnr": 25.0, "ssim": 0.6, "lpips": 0.4, "colour_share": 1.0}  # 60 / 60, not the mean of 1/4 and 5/2
+    want = {
+        "psnr": 25.0,
+        "ssim": 0.6,
+        "lpips": 0.4,
+        "colour_share": 1.0,
+    }  # 60 / 60, not the mean of 1/4 and 5/2
     assert evaluate.summary(rows) == pytest.approx(want)
     without = [{k: v for k, v in row.items() if k != "lpips"} for row in rows]
     assert "lpips" not in evaluate.summary(without)
@@ -229,7 +312,9 @@ def test_scores_of_the_truth_and_of_a_baseline(data, tmp_path):
     pairs = Pairs(data, "val")
     truths = {meta["name"]: truth for _, truth, meta in evaluate.centre_crops(pairs)}
     rows = evaluate.score(lambda thermal, meta: truths[meta["name"]], pairs, tmp_path)
-    assert [(r["name"], r["psnr"], r["ssim"]) for r in rows] == [(n, math.inf, pytest.approx(1)) for n in truths]
+    assert [(r["name"], r["psnr"], r["ssim"]) for r in rows] == [
+        (n, math.inf, pytest.approx(1)) for n in truths
+    ]
     assert all("lpips" not in r and r["colourfulness"] == r["truth"] for r in rows)
     assert evaluate.summary(rows)["colour_share"] == 1
     grey = evaluate.score(trivial_baselines(pairs)["grey replicate"], pairs, tmp_path)
@@ -244,16 +329,25 @@ def test_score_network_is_the_mean_of_what_the_network_makes(data):
         metrics.psnr(evaluate.to_picture(network(torch.from_numpy(thermal)[None, None])[0]), truth)
         for thermal, truth, _ in frames(pairs)
     ]
-    assert found.keys() == {"psnr", "ssim", "colour_share"} and found["psnr"] == pytest.approx(np.mean(psnr))
+    assert found.keys() == {"psnr", "ssim", "colour_share"} and found["psnr"] == pytest.approx(
+        np.mean(psnr)
+    )
 
 
 def test_table_has_means_by_source_intervals_and_means_by_sequence(data, model, tmp_path, capsys):
     assert ask(model, data, "--json", tmp_path / "r.json") == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["scores"].keys() == {"a", "b", "all"} and list(result["scores"]["all"]) == ["my-run", *BASELINES]
+    assert result["scores"].keys() == {"a", "b", "all"} and list(result["scores"]["all"]) == [
+        "my-run",
+        *BASELINES,
+    ]
     rows, cell = result["pictures"]["my-run"], result["scores"]["all"]["my-run"]
-    assert cell["pairs"] == 6 and cell["sequences"] == 4 and result["scores"]["a"]["my-run"]["pairs"] == 4
+    assert (
+        cell["pairs"] == 6
+        and cell["sequences"] == 4
+        and result["scores"]["a"]["my-run"]["pairs"] == 4
+    )
     psnr = {row["name"]: row["psnr"] for row in rows}
     assert cell["psnr"]["mean"] == pytest.approx(np.mean(list(psnr.values())))
     by_sequence = [np.mean([psnr[f"s{i}"] for i in range(3)]), psnr["v0"], psnr["v1"], psnr["v2"]]
@@ -296,14 +390,26 @@ def test_flicker_is_between_neighbours_of_one_sequence(data):
 
 def test_saved_pictures_score_exactly_as_the_model(data, model, tmp_path):
     for geometry in ("short-256-crop-256", "whole"):
-        folder, more = tmp_path / geometry, ["--geometry", geometry, "--metrics", "psnr,ssim,delta_e,colour_share"]
+        folder, more = (
+            tmp_path / geometry,
+            ["--geometry", geometry, "--metrics", "psnr,ssim,delta_e,colour_share"],
+        )
         assert ask(model, data, "--save", folder, "--json", tmp_path / "a.json", *more) == 0
-        assert sorted(p.name for p in folder.iterdir()) == ["s0.png", "s1.png", "s2.png", "v0.png", "v1.png", "v2.png"]
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "s0.png",
+            "s1.png",
+            "s2.png",
+            "v0.png",
+            "v1.png",
+            "v2.png",
+        ]
         assert ask(folder, data, "--json", tmp_path / "b.json", *more) == 0
         one, two = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
         assert one["pictures"]["my-run"] == two["pictures"][geometry]
         assert one["scores"]["all"]["my-run"] == two["scores"]["all"][geometry]
-        assert one["protocol"] == two["protocol"] and one["methods"]["my-run"]["saved"] == str(folder.resolve())
+        assert one["protocol"] == two["protocol"] and one["methods"]["my-run"]["saved"] == str(
+            folder.resolve()
+        )
         assert two["methods"][geometry]["kind"] == "predictions"
     with Image.open(folder / "s0.png") as picture:
         assert picture.size == (80, 64)
@@ -321,7 +427,9 @@ def test_pictures_of_full_size_are_cut_like_the_truth(data, tmp_path):
         result["scores"]["all"]["perfect"]["psnr"] | {"mean": math.inf, "low": None, "high": None}
         == (result["scores"]["all"]["perfect"]["psnr"])
     )
-    stored = json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)  # JSON that others read, too
+    stored = json.loads(
+        (tmp_path / "r.json").read_text(), parse_constant=pytest.fail
+    )  # JSON that others read, too
     assert stored["scores"]["all"]["perfect"]["psnr"]["mean"] == "inf"
 
 
@@ -352,11 +460,19 @@ def test_an_exported_graph_is_scored_as_its_network_is(data, tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = evaluate.evaluate(
-                    str(tmp_path / "mine.onnx"), data=data, geometry=geometry, text=text, device="cpu"
+                    str(tmp_path / "mine.onnx"),
+                    data=data,
+                    geometry=geometry,
+                    text=text,
+                    device="cpu",
                 )
                 pairs = Pairs(data, "val")
-                network = predictors.network_predictor("n", Fake(), pairs, geometry, text=text, device="cpu")
-                exported = open_predictor(str(tmp_path / "mine.onnx"), pairs, geometry, text=text, device="cpu")
+                network = predictors.network_predictor(
+                    "n", Fake(), pairs, geometry, text=text, device="cpu"
+                )
+                exported = open_predictor(
+                    str(tmp_path / "mine.onnx"), pairs, geometry, text=text, device="cpu"
+                )
             assert found["method"] == "mine"
             record = found["methods"]["mine"]
             assert (record["kind"], record["model"], record["text"]) == ("graph", "fake", text)
@@ -370,7 +486,9 @@ def test_an_exported_graph_is_scored_as_its_network_is(data, tmp_path):
             entry.value = "clip-sentence"
     onnx.save(graph, tmp_path / "sentences.onnx")
     with pytest.raises(PredictionError, match="takes whole sentences"):
-        open_predictor(str(tmp_path / "sentences.onnx"), pairs, "whole", text="caption", device="cpu")
+        open_predictor(
+            str(tmp_path / "sentences.onnx"), pairs, "whole", text="caption", device="cpu"
+        )
     with pytest.raises(ModelError, match="no model file"):
         open_predictor(str(tmp_path / "none.onnx"), pairs, "whole", device="cpu")
 
@@ -380,7 +498,9 @@ def test_batches_are_of_equal_size_and_come_back_in_order():
 
     def colour(thermals, metas):
         asked.append([t.shape for t in thermals])
-        return [np.full((*t.shape, 3), m["n"], np.uint8) for t, m in zip(thermals, metas, strict=True)]
+        return [
+            np.full((*t.shape, 3), m["n"], np.uint8) for t, m in zip(thermals, metas, strict=True)
+        ]
 
     sizes = [(4, 4), (4, 6), (4, 4), (4, 4), (4, 6)]
     metas = [{"n": i} for i in range(5)]
@@ -398,14 +518,18 @@ def test_text_reaches_the_network_as_asked(data):
     table = Fake().table.detach()
 
     def green(given, **more):
-        made = predictors.network_predictor("n", Fake(**more), pairs, "short-256-crop-256", text=given, device="cpu")
+        made = predictors.network_predictor(
+            "n", Fake(**more), pairs, "short-256-crop-256", text=given, device="cpu"
+        )
         return [int(p[0, 0, 1]) for p in made.colour(thermals, metas)], made.record["text"]
 
     def level(*ids):
         return round((float(table[list(ids), 0].mean()) + 1) * 127.5)
 
     assert green("none") == ([0, 0], "none")
-    with pytest.warns(UserWarning, match="1 of 2 entries have no 'caption' and are coloured without text"):
+    with pytest.warns(
+        UserWarning, match="1 of 2 entries have no 'caption' and are coloured without text"
+    ):
         assert green("caption") == ([level(1, 2), 0], "caption")  # road and tree
     with pytest.warns(UserWarning, match="1 of 2 entries have no 'tags'"):
         assert green("tags") == ([level(0, 1), 0], "tags")  # car and road
@@ -418,7 +542,9 @@ def test_a_network_that_gives_nan_is_named(data):
             return super().forward(thermal) * float("nan")
 
     pairs = Pairs(data, "val")
-    predictor = predictors.network_predictor("broken", Broken(), pairs, "short-256-crop-256", device="cpu")
+    predictor = predictors.network_predictor(
+        "broken", Broken(), pairs, "short-256-crop-256", device="cpu"
+    )
     thermal, _, meta = next(frames(pairs))
     with pytest.raises(PredictionError, match=r"s0 or a frame beside it: .*'broken' gave NaN"):
         predictor.colour([thermal], [meta])
@@ -440,9 +566,7 @@ FRAMES = ["s0", "s1", "s2", "v0", "v1", "v2"]
 
 def test_missing_surplus_and_double_pictures_are_counted(data, tmp_path):
     folder = folder_of(tmp_path, [*FRAMES[:2], "t0", "x1", "x2"])
-    message = (
-        r"its 5 pictures are not those of the 6 frames: 4 missing \(s2, v0, v1, ...\); 2 not in the index \(x1, x2\)"
-    )
+    message = r"its 5 pictures are not those of the 6 frames: 4 missing \(s2, v0, v1, ...\); 2 not in the index \(x1, x2\)"
     with pytest.raises(PredictionError, match=message):
         evaluate.evaluate(str(folder), data=data)
     folder_of(tmp_path, ["s0"], suffix=".jpg")
@@ -453,13 +577,19 @@ def test_missing_surplus_and_double_pictures_are_counted(data, tmp_path):
 def test_pictures_of_another_size_or_none(data, tmp_path):
     folder = folder_of(tmp_path, FRAMES)
     Image.new("RGB", (100, 50)).save(folder / "v1.png")
-    with pytest.raises(PredictionError, match=r"v1.png is 100x50; expected 80x64 like the true picture, or 256x256 as"):
+    with pytest.raises(
+        PredictionError,
+        match=r"v1.png is 100x50; expected 80x64 like the true picture, or 256x256 as",
+    ):
         evaluate.evaluate(str(folder), data=data)
     (folder / "v1.png").write_bytes(b"no picture")
     with pytest.raises(PredictionError, match=r"v1.png is no picture that can be read"):
         evaluate.evaluate(str(folder), data=data)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PredictionError, match=r"is neither a run \(it has no model.safetensors\) nor a folder of pred"):
+    with pytest.raises(
+        PredictionError,
+        match=r"is neither a run \(it has no model.safetensors\) nor a folder of pred",
+    ):
         evaluate.evaluate(str(tmp_path / "empty"), data=data)
     with pytest.raises(ModelError, match="unknown model 'nothing'"):
         evaluate.evaluate("nothing", data=data)
@@ -471,13 +601,37 @@ def test_pictures_of_another_size_or_none(data, tmp_path):
         ({"metrics": "psnr,snr"}, MetricError, r"unknown metric snr; choose some of psnr, ssim"),
         ({"metrics": "recall"}, MetricError, r"recall and ap50 come with --detector"),
         ({"ssim": "u7"}, MetricError, r"ssim is 'u7'; expected one of skimage-u7, gauss-11, w3"),
-        ({"geometry": "kaist"}, ProtocolError, r"geometry is 'kaist'; expected one of short-256-crop-256, kaist-a"),
+        (
+            {"geometry": "kaist"},
+            ProtocolError,
+            r"geometry is 'kaist'; expected one of short-256-crop-256, kaist-a",
+        ),
         ({"geometry": "kaist-b"}, ProtocolError, r"is 80x64; geometry kaist-b cuts"),
-        ({"metrics": "flicker", "geometry": "kaist-b"}, MetricError, r"geometry kaist-b cuts each elsewhere"),
-        ({"metrics": "flicker", "sources": "b"}, MetricError, r"flicker needs sequences of two frames or more"),
-        ({"text": "captions"}, PredictionError, r"text is 'captions'; expected one of none, caption, tags"),
-        ({"text": "caption", "sources": "a"}, PredictionError, r"no entry of .*index.jsonl has 'caption'"),
-        ({"metrics": "frechet_vgg16", "lighting": "dusk"}, MetricError, r"needs two pictures or more; found 1"),
+        (
+            {"metrics": "flicker", "geometry": "kaist-b"},
+            MetricError,
+            r"geometry kaist-b cuts each elsewhere",
+        ),
+        (
+            {"metrics": "flicker", "sources": "b"},
+            MetricError,
+            r"flicker needs sequences of two frames or more",
+        ),
+        (
+            {"text": "captions"},
+            PredictionError,
+            r"text is 'captions'; expected one of none, caption, tags",
+        ),
+        (
+            {"text": "caption", "sources": "a"},
+            PredictionError,
+            r"no entry of .*index.jsonl has 'caption'",
+        ),
+        (
+            {"metrics": "frechet_vgg16", "lighting": "dusk"},
+            MetricError,
+            r"needs two pictures or more; found 1",
+        ),
     ],
 )
 def test_mistakes_are_found_and_explained(data, model, options, error, message):
@@ -492,7 +646,9 @@ def test_lpips_that_was_asked_for_and_is_not_there(data, model, tmp_path):
 
 def test_mistakes_get_one_line(data, model, tmp_path, capsys):
     assert ask(model, data, "--metrics", "snr") == 2
-    assert capsys.readouterr().err.startswith("cmmfnet: error: unknown metric snr; choose some of psnr")
+    assert capsys.readouterr().err.startswith(
+        "cmmfnet: error: unknown metric snr; choose some of psnr"
+    )
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "a.txt").write_text("mine")
     assert ask(model, data, "--save", tmp_path / "used") == 1
@@ -502,14 +658,18 @@ def test_mistakes_get_one_line(data, model, tmp_path, capsys):
 
 def test_without_a_train_split_there_are_no_baselines(data, model, tmp_path):
     only = write_data(tmp_path / "only", [{"name": f"p{i}", "split": "test"} for i in range(2)])
-    with pytest.warns(UserWarning, match="without trivial baselines, which come from the split train"):
+    with pytest.warns(
+        UserWarning, match="without trivial baselines, which come from the split train"
+    ):
         result = evaluate.evaluate(str(model), data=only, split="test", device="cpu")
     assert list(result["scores"]["all"]) == ["my-run"]
 
 
 def test_a_folder_named_like_a_baseline(data, tmp_path):
     folder = folder_of(tmp_path, FRAMES).rename(tmp_path / "mean colour")
-    with pytest.raises(ProtocolError, match="mean colour is the name of a trivial baseline; rename"):
+    with pytest.raises(
+        ProtocolError, match="mean colour is the name of a trivial baseline; rename"
+    ):
         evaluate.evaluate(str(folder), data=data, device="cpu")
 
 
@@ -523,18 +683,33 @@ class Spot:
         from cmmfnet.evaluation.detection import Detections
 
         n = int(picture.mean() > 60)
-        return Detections(np.tile(np.array([[0, 0, 9, 9]], np.float32), (n, 1)), np.full(n, 0.9), np.zeros(n, int))
+        return Detections(
+            np.tile(np.array([[0, 0, 9, 9]], np.float32), (n, 1)), np.full(n, 0.9), np.zeros(n, int)
+        )
 
 
 def test_detection_asks_about_daylight_only_and_counts_objects(data):
     pairs = Pairs(data, "val")
     scorer = scoring.Scorer(["psnr"], detector=Spot())
     dark = predictors.baseline("dark", lambda t, _: np.zeros((*t.shape, 3), np.uint8))
-    same = predictors.baseline("same", lambda t, m: next(x for _, x, meta in frames(pairs) if meta is m))
+    same = predictors.baseline(
+        "same", lambda t, m: next(x for _, x, meta in frames(pairs) if meta is m)
+    )
     rows, _ = scoring.measure([dark, same], pairs, scorer)
-    assert ["objects" in row for row in rows["dark"]] == [True, True, True, False, True, True]  # v0 is dusk
+    assert ["objects" in row for row in rows["dark"]] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]  # v0 is dusk
     objects = sum(row.get("objects", 0) for row in rows["same"])
     assert objects >= 3
     cells = scoring.cells(rows["same"], ["recall", "ap50"], 0, scorer.of_the_set("same"))
-    assert cells["recall"]["mean"] == 1 and cells["ap50"]["mean"] == 1 and cells["ap50"]["low"] is None
-    assert scoring.mean_of(metrics.METRICS["recall"], rows["dark"]) == 0 and scorer.of_the_set("dark") == {"ap50": 0}
+    assert (
+        cells["recall"]["mean"] == 1 and cells["ap50"]["mean"] == 1 and cells["ap50"]["low"] is None
+    )
+    assert scoring.mean_of(metrics.METRICS["recall"], rows["dark"]) == 0 and scorer.of_the_set(
+        "dark"
+    ) == {"ap50": 0}

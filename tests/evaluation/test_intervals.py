@@ -17,7 +17,9 @@ from cmmfnet.evaluation.intervals import (
 
 def simulated(rng, clusters=30, size=8, between=1.0, within=0.3, mean=0.0):
     """Scores whose spread is mostly between sequences, and the name of each one's sequence."""
-    values = mean + rng.normal(0, between, clusters)[:, None] + rng.normal(0, within, (clusters, size))
+    values = (
+        mean + rng.normal(0, between, clusters)[:, None] + rng.normal(0, within, (clusters, size))
+    )
     return values.ravel(), [f"s{i}" for i in range(clusters) for _ in range(size)]
 
 
@@ -25,7 +27,9 @@ def test_cluster_sums_and_means_by_hand():
     values, clusters = [1, 2, 4, 10], ["a", "b", "a", "c"]
     assert cluster_sums(values, clusters).tolist() == [5, 2, 10]
     assert mean_over_clusters(values, [1] * 4, clusters) == pytest.approx((2.5 + 2 + 10) / 3)
-    assert mean_over_clusters(values, [2, 0, 2, 5], clusters) == pytest.approx((5 / 4 + 2) / 2)  # b has no denominator
+    assert mean_over_clusters(values, [2, 0, 2, 5], clusters) == pytest.approx(
+        (5 / 4 + 2) / 2
+    )  # b has no denominator
 
 
 def test_95_percent_intervals_cover_about_95_percent_and_naive_ones_do_not():
@@ -35,7 +39,9 @@ def test_95_percent_intervals_cover_about_95_percent_and_naive_ones_do_not():
         values, clusters = simulated(rng)
         low, high = mean_interval(values, np.ones(len(values)), clusters, seed=trial)
         by_sequence += low <= 0 <= high
-        low, high = mean_interval(values, np.ones(len(values)), [str(i) for i in range(len(values))], seed=trial)
+        low, high = mean_interval(
+            values, np.ones(len(values)), [str(i) for i in range(len(values))], seed=trial
+        )
         by_picture += low <= 0 <= high
     assert 0.88 <= by_sequence / 200 <= 0.99
     assert by_picture / 200 < 0.75  # frames of one sequence are no independent pictures
@@ -51,13 +57,17 @@ def test_interval_of_a_ratio_and_what_has_none():
     assert mean_interval(values, weights, clusters, seed=1) != (low, high)
     assert mean_interval(values, weights, ["one"] * 60) is None
     assert mean_interval([np.inf, *values[1:]], weights, clusters) is None
-    assert mean_interval([1, 0], [1, 0], ["a", "b"]) is None  # some resamples have nothing to divide by
+    assert (
+        mean_interval([1, 0], [1, 0], ["a", "b"]) is None
+    )  # some resamples have nothing to divide by
 
 
 def test_equal_seeds_draw_equal_clusters_whatever_the_block():
     values, clusters = simulated(np.random.default_rng(2))
     ones = np.ones(len(values))
-    both = resampled_ratios(values + 3, ones, clusters, seed=5) - resampled_ratios(values, ones, clusters, seed=5)
+    both = resampled_ratios(values + 3, ones, clusters, seed=5) - resampled_ratios(
+        values, ones, clusters, seed=5
+    )
     assert both == pytest.approx(3)  # paired: what clusters share cancels
 
 
@@ -74,7 +84,9 @@ def test_p_is_tiny_for_a_clear_difference_and_no_smaller_than_the_clusters_allow
     assert sign_flip_p(values, clusters) == pytest.approx(1 / 10_001)
     assert sign_flip_p(-values, clusters) == sign_flip_p(values, clusters)
     few, names = simulated(rng, clusters=5, mean=50.0)
-    assert sign_flip_p(few, names) == pytest.approx(2 / 2**5)  # exact: all patterns are gone through
+    assert sign_flip_p(few, names) == pytest.approx(
+        2 / 2**5
+    )  # exact: all patterns are gone through
     assert sign_flip_p([1.0] * 9, ["one"] * 9) == 1.0
     assert sign_flip_p([0.0, 0.0], ["a", "b"]) == 1.0
     assert sign_flip_p([np.inf, 1.0], ["a", "b"]) is None

@@ -29,11 +29,15 @@ def pictures(height=24, width=31, seed=0):
 def test_psnr_against_its_formula_and_scikit_image():
     x, y = pictures()
     total = 0
-    for a, b in zip(x.ravel().tolist(), y.ravel().tolist(), strict=True):  # Python's integers: uint8 would wrap around
+    for a, b in zip(
+        x.ravel().tolist(), y.ravel().tolist(), strict=True
+    ):  # Python's integers: uint8 would wrap around
         total += (a - b) ** 2
     want = 20 * math.log10(255) - 10 * math.log10(total / x.size)
     assert metrics.psnr(x, y) == pytest.approx(want, abs=1e-6)
-    assert metrics.psnr(x, y) == pytest.approx(peak_signal_noise_ratio(x, y, data_range=255), abs=1e-6)
+    assert metrics.psnr(x, y) == pytest.approx(
+        peak_signal_noise_ratio(x, y, data_range=255), abs=1e-6
+    )
 
 
 def test_psnr_of_black_and_white_is_zero_and_of_equal_pictures_infinite():
@@ -43,18 +47,24 @@ def test_psnr_of_black_and_white_is_zero_and_of_equal_pictures_infinite():
 
 
 def ssim_by_windows(x, y, weights, correction):
-    """Equation 13 of Wang et al. (2004) at every place where the window fits, mean over places, then over channels."""
+    """Equation 13 of Wang et al. (2004) at every place where the window fits, mean over places,
+    then over channels."""
     size = len(weights)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     values = []
     for channel in range(3):
         a, b = (
-            np.lib.stride_tricks.sliding_window_view(p[..., channel].astype(np.float64), (size, size)) for p in (x, y)
+            np.lib.stride_tricks.sliding_window_view(
+                p[..., channel].astype(np.float64), (size, size)
+            )
+            for p in (x, y)
         )
         ma, mb = (a * weights).sum(axis=(2, 3)), (b * weights).sum(axis=(2, 3))
         aa, bb, ab = ((p * q * weights).sum(axis=(2, 3)) for p, q in ((a, a), (b, b), (a, b)))
         va, vb, vab = (correction * v for v in (aa - ma * ma, bb - mb * mb, ab - ma * mb))
-        values.append((2 * ma * mb + c1) * (2 * vab + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2)))
+        values.append(
+            (2 * ma * mb + c1) * (2 * vab + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
+        )
     return np.mean(values)
 
 
@@ -81,10 +91,15 @@ def gaussian(size, sigma):
     ],
 )
 def test_ssim_presets_against_formula_and_scikit_image(preset, weights, correction, options):
-    for x, y in (pictures(), [p // 32 for p in pictures()]):  # in dark pictures the two constants count
+    for x, y in (
+        pictures(),
+        [p // 32 for p in pictures()],
+    ):  # in dark pictures the two constants count
         found = metrics.ssim(x, y, preset)
         assert found == pytest.approx(ssim_by_windows(x, y, weights, correction), abs=1e-6)
-        assert found == pytest.approx(structural_similarity(x, y, channel_axis=2, data_range=255, **options), abs=1e-6)
+        assert found == pytest.approx(
+            structural_similarity(x, y, channel_axis=2, data_range=255, **options), abs=1e-6
+        )
         assert metrics.ssim(x, x.copy(), preset) == pytest.approx(1, abs=1e-12)
 
 
@@ -136,17 +151,24 @@ def test_every_metric_says_which_way_is_better():
     lower = {name for name, metric in METRICS.items() if metric.better == "lower"}
     assert lower == {"lpips", "lpips_vgg", "delta_e", "flicker", "frechet_vgg16"}
     for metric in METRICS.values():
-        assert metric.title and metric.meaning and metric.decimals >= 1 and metric.set != bool(metric.values)
+        assert (
+            metric.title
+            and metric.meaning
+            and metric.decimals >= 1
+            and metric.set != bool(metric.values)
+        )
 
 
 # --- colour difference
 
 
 def test_delta_e_against_published_pairs_and_by_way_of_srgb():
-    """Sharma, Wu & Dalal (2005), pairs 1, 7, 17 and 25 of their table; then white against black, which is 100."""
+    """Sharma, Wu & Dalal (2005), pairs 1, 7, 17 and 25 of their table; then white against black,
+    which is 100."""
     pairs = [
         ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 0, 0), (50, -1, 2), 2.3669),
-        ((50, 2.5, 0), (73, 25, -18), 27.1492), ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
     ]  # fmt: skip
     for one, other, want in pairs:
         assert deltaE_ciede2000(np.array(one), np.array(other)) == pytest.approx(want, abs=1e-4)
@@ -176,7 +198,11 @@ def test_edges_are_those_of_canny(high):
     picture = scene()
     largest = edges.gradient_maxima(picture).max()
     want = canny(
-        picture / 255, sigma=2**0.5, low_threshold=high / 2 * largest, high_threshold=high * largest, mode="nearest"
+        picture / 255,
+        sigma=2**0.5,
+        low_threshold=high / 2 * largest,
+        high_threshold=high * largest,
+        mode="nearest",
     )
     assert want.any() and np.array_equal(edges.edge_maps(picture)[round(high * 100) - 1], want)
 
@@ -189,7 +215,9 @@ def test_apce_is_the_mean_recall_over_99_thresholds():
     want = np.mean([(x & y).sum() / x.sum() for x, y in zip(a, b, strict=True)])
     assert edges.apce(thermal, picture) == pytest.approx(want) and 0 < want < 1
     assert edges.apce(thermal, np.repeat(thermal[..., None], 3, axis=2)) == 1
-    assert edges.apce(thermal, np.repeat(255 - thermal[..., None], 3, axis=2)) == 1  # edges have no sign
+    assert (
+        edges.apce(thermal, np.repeat(255 - thermal[..., None], 3, axis=2)) == 1
+    )  # edges have no sign
     assert edges.apce(thermal, np.full((48, 60, 3), 90, np.uint8)) == 0
     assert edges.apce(np.full((48, 60), 90, np.uint8), picture) is None
 
@@ -202,7 +230,9 @@ def test_flicker_counts_change_that_the_truth_does_not_have_where_it_stands_stil
     truth[0] = 180  # moves: not counted
     assert metrics.flicker(truth, before, truth, before) == 0
     output = before.copy()
-    assert metrics.flicker(output, before, truth, before) == 4  # the truth drifts by 4, the output does not
+    assert (
+        metrics.flicker(output, before, truth, before) == 4
+    )  # the truth drifts by 4, the output does not
     output[1:, :2] += 24
     assert metrics.flicker(output, before, truth, before) == pytest.approx((6 * 20 + 6 * 4) / 12)
     output[0] = 0
@@ -219,13 +249,19 @@ def test_frechet_distance_of_known_clouds():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(50, 6))
     assert learned.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert learned.frechet_distance(a, a + np.array([3, 4, 0, 0, 0, 0])) == pytest.approx(25)  # only the mean moves
-    assert learned.frechet_distance(a, 2 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(np.trace(np.cov(a.T)))
+    assert learned.frechet_distance(a, a + np.array([3, 4, 0, 0, 0, 0])) == pytest.approx(
+        25
+    )  # only the mean moves
+    assert learned.frechet_distance(a, 2 * (a - a.mean(0)) + a.mean(0)) == pytest.approx(
+        np.trace(np.cov(a.T))
+    )
     with pytest.raises(ValueError, match="two pictures or more on each side, found 50 and 1"):
         learned.frechet_distance(a, a[:1])
 
 
-@pytest.mark.parametrize(("n", "m"), [(60, 50), (5, 9)], ids=["full rank", "fewer pictures than features"])
+@pytest.mark.parametrize(
+    ("n", "m"), [(60, 50), (5, 9)], ids=["full rank", "fewer pictures than features"]
+)
 def test_frechet_distance_against_the_matrix_root(n, m):
     from scipy.linalg import sqrtm
 
@@ -244,8 +280,12 @@ WEIGHTS = Path(os.environ.get("CMMFNET_PRETRAINED") or ROOT.parent / "shared" / 
 
 def texture(seed):
     y, x = np.mgrid[:96, :112]
-    waves = np.stack([127 + 100 * np.sin(x / (5 + c + seed) + y / (9 - c)) for c in range(3)], axis=-1)
-    return np.clip(np.round(waves + np.random.default_rng(seed).normal(0, 12, waves.shape)), 0, 255).astype(np.uint8)
+    waves = np.stack(
+        [127 + 100 * np.sin(x / (5 + c + seed) + y / (9 - c)) for c in range(3)], axis=-1
+    )
+    return np.clip(
+        np.round(waves + np.random.default_rng(seed).normal(0, 12, waves.shape)), 0, 255
+    ).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -255,9 +295,13 @@ def texture(seed):
 )
 def test_lpips_check_values(network, want):
     if not all((WEIGHTS / f).is_file() for f in (HEADS[network][0], *FILES[network][0])):
-        pytest.skip(f"no pre-trained {network} and LPIPS heads in {WEIGHTS} (set CMMFNET_PRETRAINED)")
+        pytest.skip(
+            f"no pre-trained {network} and LPIPS heads in {WEIGHTS} (set CMMFNET_PRETRAINED)"
+        )
     a, b, grey = texture(1), texture(2), np.full((96, 112, 3), 90, np.uint8)
-    assert int(a.sum()) == 4093132 and int(b.sum()) == 4084136  # the pictures that the values belong to
+    assert (
+        int(a.sum()) == 4093132 and int(b.sum()) == 4084136
+    )  # the pictures that the values belong to
     distance = learned.Lpips(WEIGHTS, network)
     assert [distance(a, b), distance(a, grey), distance(b, grey)] == pytest.approx(want, abs=1e-3)
     assert distance(a, a) == 0

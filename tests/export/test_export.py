@@ -1,4 +1,5 @@
-"""``cmmfnet export``: a graph for any batch and size that gives PyTorch's colours, or no file at all."""
+"""``cmmfnet export``: a graph for any batch and size that gives PyTorch's colours, or no file at
+all."""
 
 from __future__ import annotations
 
@@ -25,9 +26,12 @@ from cmmfnet.export.int8 import CalibrationError, calibration_frames  # noqa: E4
 
 WORDS = ("night", "car", "road", "tree")
 SMALL = {
-    "method": "cmmfnet", "channels": (8, 8, 16), "encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 0), "kernels": (3, 3, 5),
-    "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2, "ci": "image_query", "ci_depth": 1,
-    "text": "clip-tags", "text_width": 16, "text_length": 16, "words": WORDS, "modulation": True, "local_contrast": True,
+    "method": "cmmfnet", "channels": (8, 8, 16), "encoder_blocks": (1, 1, 1),
+    "decoder_blocks": (1, 1, 0), "kernels": (3, 3, 5),
+    "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2, "ci": "image_query",
+    "ci_depth": 1,
+    "text": "clip-tags", "text_width": 16, "text_length": 16, "words": WORDS, "modulation": True,
+    "local_contrast": True,
     "classes": 3, "tail": 16, "working_size": 96, "least_size": 32,
 }  # fmt: skip
 
@@ -46,34 +50,51 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     network = shaken(SMALL)
     save_model(folder / "small.safetensors", network, SMALL, {"licence": "none"})
-    assert main(["export", str(folder / "small.safetensors"), "-o", str(folder / "small.onnx")]) == 0
+    assert (
+        main(["export", str(folder / "small.safetensors"), "-o", str(folder / "small.onnx")]) == 0
+    )
     return folder, network, folder / "small.onnx"
 
 
 def test_it_gives_the_colours_of_colorizer_with_and_without_text(exported):
     folder, _, path = exported
     ours = OnnxColorizer(path, device="cpu")
-    theirs = Colorizer.from_pretrained(folder / "small.safetensors", device="cpu", dtype=torch.float32)
+    theirs = Colorizer.from_pretrained(
+        folder / "small.safetensors", device="cpu", dtype=torch.float32
+    )
     rng = np.random.default_rng(0)
-    frames = [rng.integers(0, 255, size, dtype=np.uint8) for size in ((40, 56), (40, 56), (33, 71), (150, 170))]
+    frames = [
+        rng.integers(0, 255, size, dtype=np.uint8)
+        for size in ((40, 56), (40, 56), (33, 71), (150, 170))
+    ]
     texts = ["a road at night", None, "a car", "trees, a car and a road"]
     together = ours(frames, text=texts, batch_size=4)
     for one, other in zip(together, theirs(frames, text=texts), strict=True):
         difference = np.abs(one.astype(int) - other.astype(int))
         assert difference.max() <= 1 and difference.mean() < 0.02
-    assert np.abs(together[0].astype(int) - ours(frames[0]).astype(int)).max() > 2  # text does something here
-    assert dict(ours.tags(frames[0], top=4)) == pytest.approx(dict(theirs.tags(frames[0], top=4)), abs=1e-4)
+    assert (
+        np.abs(together[0].astype(int) - ours(frames[0]).astype(int)).max() > 2
+    )  # text does something here
+    assert dict(ours.tags(frames[0], top=4)) == pytest.approx(
+        dict(theirs.tags(frames[0], top=4)), abs=1e-4
+    )
 
 
 def test_colours_of_things_reach_the_graph(tmp_path):
-    """A model with regions: the same colours as PyTorch for coloured words, and for no text beside them."""
+    """A model with regions: the same colours as PyTorch for coloured words, and for no text beside
+    them."""
     config = SMALL | {"regions": True, "classes": 25}
     torch.manual_seed(2)
     network = build_network(config).eval()
     for value in network.regions.values:
         torch.nn.init.normal_(value[-1].weight, std=0.3)
     save_model(tmp_path / "regions.safetensors", network, config)
-    assert main(["export", str(tmp_path / "regions.safetensors"), "-o", str(tmp_path / "regions.onnx")]) == 0
+    assert (
+        main(
+            ["export", str(tmp_path / "regions.safetensors"), "-o", str(tmp_path / "regions.onnx")]
+        )
+        == 0
+    )
     ours = OnnxColorizer(tmp_path / "regions.onnx", device="cpu")
     theirs = Colorizer(network, device="cpu", dtype=torch.float32)
     frames = [np.random.default_rng(i).integers(0, 255, (40, 56), dtype=np.uint8) for i in range(3)]
@@ -81,7 +102,12 @@ def test_colours_of_things_reach_the_graph(tmp_path):
     given = ours(frames, text=texts, batch_size=3)
     for one, other in zip(given, theirs(frames, text=texts), strict=True):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
-    assert np.abs(given[0].astype(int) - ours(frames[0], text="a blue car on a road").astype(int)).max() > 2
+    assert (
+        np.abs(
+            given[0].astype(int) - ours(frames[0], text="a blue car on a road").astype(int)
+        ).max()
+        > 2
+    )
     inputs = {i.name for i in onnx.load(tmp_path / "regions.onnx").graph.input}
     assert inputs == {"thermal", "text", "text_mask", "text_colours"} and ours.network.takes_colours
 
@@ -90,11 +116,18 @@ def test_the_file_says_all_that_colouring_needs(exported):
     path = exported[2]
     graph = onnx.load(path)
     onnx.checker.check_model(graph)
-    dims = {i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.graph.input}
+    dims = {
+        i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
+        for i in graph.graph.input
+    }
     assert dims["thermal"][1] == 1 and all(isinstance(dims["thermal"][i], str) for i in (0, 2, 3))
     assert dims["text"] == ["texts", "tokens"] == dims["text_mask"]
     ours = OnnxColorizer(path, device="cpu")
-    assert ours.network.words == list(WORDS) and ours.network.multiple_of == 8 and ours.network.fixed_size is None
+    assert (
+        ours.network.words == list(WORDS)
+        and ours.network.multiple_of == 8
+        and ours.network.fixed_size is None
+    )
     assert (ours.network.least_size, ours.network.working_size) == (32, 96)
     assert ours.metadata["licence"] == "none" and len(ours.metadata["sha256"]) == 64
     assert float(ours.metadata["parity"]) < 1e-3 and ours.name == "small"
@@ -102,10 +135,16 @@ def test_the_file_says_all_that_colouring_needs(exported):
 
 def test_the_plain_layers_are_exported_not_those_for_pytorch_on_the_cpu(exported):
     operators = {node.op_type for node in onnx.load(exported[2]).graph.node}
-    assert "InstanceNormalization" in operators and "Gelu" in operators and "LayerNormalization" in operators
+    assert (
+        "InstanceNormalization" in operators
+        and "Gelu" in operators
+        and "LayerNormalization" in operators
+    )
 
 
-def test_nothing_is_written_where_the_graph_gives_other_colours(exported, tmp_path, monkeypatch, capsys):
+def test_nothing_is_written_where_the_graph_gives_other_colours(
+    exported, tmp_path, monkeypatch, capsys
+):
     folder, _, path = exported
     wrong = onnx.load(path)
     (bias,) = (i for i in wrong.graph.initializer if i.name.endswith("last.bias"))
@@ -118,11 +157,15 @@ def test_nothing_is_written_where_the_graph_gives_other_colours(exported, tmp_pa
     monkeypatch.setattr(export_module(), "some_text", lambda *_args, **_more: {})
     real = onnxruntime.InferenceSession.run
     none = {"text": np.zeros((1, 1), dtype=np.int64), "text_mask": np.zeros((1, 1), dtype=bool)}
-    monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda self, out, feed: real(self, out, none | feed))
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run", lambda self, out, feed: real(self, out, none | feed)
+    )
     (tmp_path / "a.onnx").write_bytes(b"the old one")
     assert main(["export", str(folder / "small.safetensors"), "-o", str(tmp_path / "a.onnx")]) == 2
     assert "differ from PyTorch's by up to 0.0" in capsys.readouterr().err
-    assert (tmp_path / "a.onnx").read_bytes() == b"the old one" and len(list(tmp_path.iterdir())) == 1
+    assert (tmp_path / "a.onnx").read_bytes() == b"the old one" and len(
+        list(tmp_path.iterdir())
+    ) == 1
 
 
 def export_module():
@@ -140,7 +183,8 @@ def test_a_full_disk_leaves_no_file(exported, tmp_path, monkeypatch, disk_full_w
 
 
 def test_half_stores_float16_and_is_held_to_a_bound_of_its_own(exported, tmp_path, monkeypatch):
-    """An untrained network normalises nearly flat maps, which makes much of rounding: it may miss the bound, and then says so."""
+    """An untrained network normalises nearly flat maps, which makes much of rounding: it may miss
+    the bound, and then says so."""
     folder, _, path = exported
     module = export_module()
     monkeypatch.setattr(module, "convert", lambda *_: without_defaults(onnx.load(path)))
@@ -154,9 +198,15 @@ def test_half_stores_float16_and_is_held_to_a_bound_of_its_own(exported, tmp_pat
     onnx.checker.check_model(graph)
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     assert half in {i.data_type for i in graph.graph.initializer if np.prod(i.dims) > 64}
-    assert graph.graph.input[0].type.tensor_type.elem_type == graph.graph.output[0].type.tensor_type.elem_type == single
+    assert (
+        graph.graph.input[0].type.tensor_type.elem_type
+        == graph.graph.output[0].type.tensor_type.elem_type
+        == single
+    )
     casts = {n.output[0]: n for n in graph.graph.node if n.op_type == "Cast"}
-    assert not [n for n in casts.values() if n.attribute[0].i == single and n.input[0] in casts]  # down and up again
+    assert not [
+        n for n in casts.values() if n.attribute[0].i == single and n.input[0] in casts
+    ]  # down and up again
     ours = OnnxColorizer(tmp_path / "h.onnx", device="cpu")
     assert ours.metadata["precision"] == "float16" and 0 < float(ours.metadata["parity"]) < 0.1
 
@@ -164,13 +214,26 @@ def test_half_stores_float16_and_is_held_to_a_bound_of_its_own(exported, tmp_pat
 def test_int8_colours_nearly_alike_and_says_what_it_costs(exported, tmp_path, monkeypatch, capsys):
     folder, _, path = exported
     monkeypatch.setattr(export_module(), "convert", lambda *_: without_defaults(onnx.load(path)))
-    command = ["export", str(folder / "small.safetensors"), "-o", str(tmp_path / "q.onnx"), "--int8", "scenes:8"]
+    command = [
+        "export",
+        str(folder / "small.safetensors"),
+        "-o",
+        str(tmp_path / "q.onnx"),
+        "--int8",
+        "scenes:8",
+    ]
     assert main(command) == 0
-    assert "calibrated on 6 frames of scenes:8: on 2 others the mean difference" in capsys.readouterr().out
+    assert (
+        "calibrated on 6 frames of scenes:8: on 2 others the mean difference"
+        in capsys.readouterr().out
+    )
     graph = onnx.load(tmp_path / "q.onnx")
     assert any(i.data_type == onnx.TensorProto.INT8 for i in graph.graph.initializer)
     frame = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
-    one, other = (OnnxColorizer(p, device="cpu")(frame, text="a car").astype(int) for p in (path, tmp_path / "q.onnx"))
+    one, other = (
+        OnnxColorizer(p, device="cpu")(frame, text="a car").astype(int)
+        for p in (path, tmp_path / "q.onnx")
+    )
     assert 0 < np.abs(one - other).mean() < 8
 
 
@@ -179,7 +242,11 @@ def without_defaults(graph):
     nodes = {"frames_in_batch", "text_shape", "text_each", "text_mask_shape", "text_mask_each"}
     for node in [n for n in graph.graph.node if set(n.output) & nodes]:
         graph.graph.node.remove(node)
-    for each in [i for i in graph.graph.initializer if i.name in ("text", "text_mask", "text_ones", "text_mask_ones")]:
+    for each in [
+        i
+        for i in graph.graph.initializer
+        if i.name in ("text", "text_mask", "text_ones", "text_mask_ones")
+    ]:
         graph.graph.initializer.remove(each)
     for node in graph.graph.node:
         for i, given in enumerate(node.input):
@@ -210,7 +277,11 @@ def test_requests_that_make_no_sense(arguments, message, tmp_path, monkeypatch, 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnxscript" else real(name, *a))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "onnxscript" else real(name, *a),
+    )
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'cmmfnet\[export\]'"):
         export_module().export("cmmfnet", out=str(tmp_path / "a.onnx"))
 
@@ -218,21 +289,31 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 def test_palette_says_why_not(tmp_path):
     about = importlib.import_module("test_palette")
     save_model(tmp_path / "p.safetensors", build_network(dict(about.SMALL)), about.SMALL)
-    with pytest.raises(export_module().ExportError, match="palette cannot be exported: its colours are sampled"):
+    with pytest.raises(
+        export_module().ExportError, match="palette cannot be exported: its colours are sampled"
+    ):
         export_module().export(str(tmp_path / "p.safetensors"), out=str(tmp_path / "p.onnx"))
 
 
-@pytest.mark.skipif("CMMFNET_ALL_EXPORTS" not in os.environ, reason="5 to 10 s a method: CMMFNET_ALL_EXPORTS=1 runs it")
+@pytest.mark.skipif(
+    "CMMFNET_ALL_EXPORTS" not in os.environ,
+    reason="5 to 10 s a method: CMMFNET_ALL_EXPORTS=1 runs it",
+)
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"palette", "cmmfnet"}))
 def test_every_method_exports(name, tmp_path):
     about = importlib.import_module(f"test_{name.replace('-', '_')}")
     save_model(tmp_path / "m.safetensors", shaken(about.SMALL), about.SMALL)
     path = export_module().export(str(tmp_path / "m.safetensors"), out=str(tmp_path / "m.onnx"))
-    colour = OnnxColorizer(path, device="cpu")(np.random.default_rng(0).integers(0, 255, (45, 70), dtype=np.uint8))
+    colour = OnnxColorizer(path, device="cpu")(
+        np.random.default_rng(0).integers(0, 255, (45, 70), dtype=np.uint8)
+    )
     assert colour.shape == (45, 70, 3) and colour.std() > 0
 
 
-@pytest.mark.skipif("CMMFNET_ALL_EXPORTS" not in os.environ, reason="5 to 10 s a mode: CMMFNET_ALL_EXPORTS=1 runs it")
+@pytest.mark.skipif(
+    "CMMFNET_ALL_EXPORTS" not in os.environ,
+    reason="5 to 10 s a mode: CMMFNET_ALL_EXPORTS=1 runs it",
+)
 @pytest.mark.parametrize("ci", ["text_query", "text_key", "add", "none"])
 def test_every_way_of_text_exports(ci, tmp_path):
     config = SMALL | {"text": "clip-sentence", "words": (), "ci": ci, "text_length": 7}

@@ -21,8 +21,10 @@ from cmmfnet.nn.perceptual import feature_layers
 from cmmfnet.text.sentences import DEFAULT_PROMPT, WORDS
 
 TINY = {
-    "method": "cmmfnet", "channels": (4, 8, 16), "encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 0),
-    "kernels": (5, 5, 3), "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2, "text_width": 12,
+    "method": "cmmfnet", "channels": (4, 8, 16), "encoder_blocks": (1, 1, 1),
+    "decoder_blocks": (1, 1, 0),
+    "kernels": (5, 5, 3), "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2,
+    "text_width": 12,
     "text_length": 6, "tail": 4,
 }  # fmt: skip
 NAMES = ("road", "tree", "car", "night", "day")
@@ -37,7 +39,9 @@ def tiny(seed: int = 0, **options) -> nn.Module:
 
 
 def frames(batch: int = 2, height: int = 32, width: int = 40, seed: int = 1) -> Tensor:
-    return torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (
+        torch.rand(batch, 1, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )
 
 
 def sentence(batch: int = 2, length: int = 4, seed: int = 2) -> Tensor:
@@ -67,11 +71,21 @@ def test_paper_model_has_40_million_parameters():
     assert count(network) == 39_969_475
     assert 39.9e6 < count(network) < 40.2e6
     # LKAT-GAN's encoder has 3,441,088: its first 1x1 convolution takes three channels, and ours one
-    assert parts(network, "down1", "encode1", "down2", "encode2", "down3", "encode3") == 3_440_960 == 3_441_088 - 2 * 64
+    assert (
+        parts(network, "down1", "encode1", "down2", "encode2", "down3", "encode3")
+        == 3_440_960
+        == 3_441_088 - 2 * 64
+    )
     assert parts(network, "image_encoder") == 28_635_136
     assert count(network.interaction.blocks) == 6_308_864
     assert (
-        count(network.interaction.mix, network.interaction.project, network.interaction.norm, network.fuse) == 344_064
+        count(
+            network.interaction.mix,
+            network.interaction.project,
+            network.interaction.norm,
+            network.fuse,
+        )
+        == 344_064
     )
     decoder = parts(network, "up3", "skip2", "decode2", "up2", "skip1", "decode1", "up1", "last")
     assert decoder == 1_239_939
@@ -115,7 +129,8 @@ def test_output_of_a_network_without_text(ci):
 @pytest.mark.parametrize("size", [(8, 8), (8, 264), (264, 8), (40, 24), (16, 72)], ids=str)
 @pytest.mark.parametrize(
     "options",
-    [{"ci": ci} for ci in MODES] + [{"stem": "vgg16", "local_contrast": True, "modulation": True, "ci": "image_query"}],
+    [{"ci": ci} for ci in MODES]
+    + [{"stem": "vgg16", "local_contrast": True, "modulation": True, "ci": "image_query"}],
     ids=lambda o: o.get("stem", o["ci"]),
 )
 def test_any_multiple_of_8_keeps_its_size(options, size):
@@ -124,9 +139,13 @@ def test_any_multiple_of_8_keeps_its_size(options, size):
     assert colour.shape == (1, 3, *size) and colour.isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 12, 16), (1, 1, 16, 17), (1, 3, 16, 16), (1, 16, 16)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 12, 16), (1, 1, 16, 17), (1, 3, 16, 16), (1, 16, 16)], ids=str
+)
 def test_other_shapes_raise(shape):
-    with pytest.raises(ValueError, match=re.escape(f"{shape}; expected (B,1,H,W) with H and W multiples of 8")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{shape}; expected (B,1,H,W) with H and W multiples of 8")
+    ):
         tiny()(torch.zeros(shape))
 
 
@@ -151,15 +170,25 @@ def test_pictures_of_a_batch_do_not_know_each_other(ci):
 
 
 def test_evaluation_is_deterministic_and_has_no_batch_statistics():
-    network = wake(build_network(TAGS | {"stem": "vgg16", "modulation": True, "local_contrast": True, "classes": 3}))
+    network = wake(
+        build_network(
+            TAGS | {"stem": "vgg16", "modulation": True, "local_contrast": True, "classes": 3}
+        )
+    )
     with torch.inference_mode():
         first = network.eval()(frames(), network.embed_tags(torch.tensor([[0, 1], [2, 3]])))
-        assert torch.equal(first, network(frames(), network.embed_tags(torch.tensor([[0, 1], [2, 3]]))))
+        assert torch.equal(
+            first, network(frames(), network.embed_tags(torch.tensor([[0, 1], [2, 3]])))
+        )
         # nothing behaves differently in training mode either
-        assert torch.equal(first, network.train()(frames(), network.embed_tags(torch.tensor([[0, 1], [2, 3]]))))
+        assert torch.equal(
+            first, network.train()(frames(), network.embed_tags(torch.tensor([[0, 1], [2, 3]])))
+        )
     method = CMMFNetMethod(network, {"adversarial": 1.0})
     for module in (*network.modules(), *method.networks["discriminator"].modules()):
-        assert not isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd), module
+        assert not isinstance(
+            module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd
+        ), module
     assert list(network.buffers()) == []
 
 
@@ -208,7 +237,12 @@ def test_padding_rows_hold_what_they_like(ci, modulation, filling):
     text = sentence()
     other = text.clone()
     noise = torch.randn(int((~mask).sum()), 12, generator=torch.Generator().manual_seed(5))
-    other[~mask] = {"noise": noise, "huge": noise * 1e18, "nan": noise * torch.nan, "inf": noise * torch.inf}[filling]
+    other[~mask] = {
+        "noise": noise,
+        "huge": noise * 1e18,
+        "nan": noise * torch.nan,
+        "inf": noise * torch.inf,
+    }[filling]
     with torch.inference_mode():
         assert torch.equal(network(frames(), text, mask), network(frames(), other, mask))
 
@@ -234,7 +268,11 @@ def test_no_text_equals_text_with_every_row_masked(ci):
 def cross_block(block: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Pre-norm softmax(q k / sqrt(d)) v of two heads and an MLP, both added to the query stream."""
     inner = block.attention
-    q, k, v = inner.query(block.norm_q(query)), inner.key(block.norm_k(key)), inner.value(block.norm_v(value))
+    q, k, v = (
+        inner.query(block.norm_q(query)),
+        inner.key(block.norm_k(key)),
+        inner.value(block.norm_v(value)),
+    )
     heads = [
         (qh @ kh.transpose(1, 2) / 8**0.5).softmax(dim=2) @ vh
         for qh, kh, vh in zip(*(x.split(8, dim=2) for x in (q, k, v)), strict=True)
@@ -263,7 +301,12 @@ def test_interaction_is_what_it_is_said_to_be(ci):
             key = torch.einsum("nl,bld->bnd", interaction.resample.weight[:, :3], t)
             key = key + interaction.resample.bias[None, :, None]
         for block in interaction.blocks:
-            tokens = cross_block(block, tokens, tokens if ci == "none" else key, key if ci == "image_query" else tokens)
+            tokens = cross_block(
+                block,
+                tokens,
+                tokens if ci == "none" else key,
+                key if ci == "image_query" else tokens,
+            )
     want = interaction.norm(interaction.project(tokens)).transpose(1, 2)
     found, pooled = interaction(image, text, None)
     assert found.shape == (2, 16, 4, 4) and torch.allclose(pooled, t.mean(dim=1), atol=1e-6)
@@ -275,7 +318,8 @@ def test_interaction_is_what_it_is_said_to_be(ci):
 
 
 def test_text_query_mixes_the_rows_that_are_there_only():
-    """OutputProj leaves padding out: its weights for rows 3 and later do nothing for a text of two (and "no text")."""
+    """OutputProj leaves padding out: its weights for rows 3 and later do nothing for a text of two
+    (and "no text")."""
     network = tiny(ci="text_query")
     text = sentence(length=2)
     with torch.inference_mode():
@@ -312,7 +356,8 @@ def test_fold_text_projection_keeps_the_output():
     assert not any("text_projection" in key for key in network.state_dict())
     with torch.inference_mode():
         assert torch.equal(
-            again(frames(), again.embed_tags(ids), mask), network(frames(), network.embed_tags(ids), mask)
+            again(frames(), again.embed_tags(ids), mask),
+            network(frames(), network.embed_tags(ids), mask),
         )
 
 
@@ -347,10 +392,12 @@ def test_state_round_trip():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"ci": "query"}, "ci is 'query'"), ({"stem": "vgg"}, "stem is 'vgg'"), ({"text": "clip"}, "text is 'clip'"),
+        ({"ci": "query"}, "ci is 'query'"), ({"stem": "vgg"}, "stem is 'vgg'"),
+        ({"text": "clip"}, "text is 'clip'"),
         ({"skip": "sum"}, "skip is 'sum'"), ({"output": "sigmoid"}, "output is 'sigmoid'"),
         ({"kernels": (4, 5, 5)}, "kernel is 4"), ({"vit_heads": 3}, "not a multiple of heads 3"),
-        ({"depth": 3}, "does not take this configuration"), ({"method": "cmmf"}, "method is 'cmmf'"),
+        ({"depth": 3}, "does not take this configuration"),
+        ({"method": "cmmf"}, "method is 'cmmf'"),
     ],
 )  # fmt: skip
 def test_wrong_configuration_raises(options, text):
@@ -360,8 +407,8 @@ def test_wrong_configuration_raises(options, text):
 
 # ---- gradients
 
-# Weights that change nothing: biases ahead of an instance norm (as in LKAT-GAN), and those of keys, ahead of a softmax
-# (resample's is one number for all of a key, which norm_k takes away).
+# Weights that change nothing: biases ahead of an instance norm (as in LKAT-GAN), and those of keys,
+# ahead of a softmax (resample's is one number for all of a key, which norm_k takes away).
 IDLE = re.compile(
     r"(down\d\.(widen|stride)|code\d\.\d+\.(enter|leave|widen|narrow)|attention\.key|norm_k|resample)\.bias$"
 )
@@ -380,7 +427,16 @@ IDLE = re.compile(
         ({"text": "none", "modulation": True}, set()),
         (TAGS | {"stem": "vgg16", "modulation": True, "local_contrast": True, "classes": 3}, set()),
     ],
-    ids=["text_query", "image_query", "text_key", "add", "none", "none, modulated", "no text", "like the released one"],
+    ids=[
+        "text_query",
+        "image_query",
+        "text_key",
+        "add",
+        "none",
+        "none, modulated",
+        "no text",
+        "like the released one",
+    ],
 )
 def test_gradient_reaches_every_parameter(options, unused):
     """In float64, where a gradient that is zero in theory is far below every other."""
@@ -407,7 +463,8 @@ def test_gradient_reaches_every_parameter(options, unused):
 
 
 def test_tone_channels_by_hand():
-    """Window of 3 in a 5x6 frame: the window is cut at the borders, and its mean is of what is left."""
+    """Window of 3 in a 5x6 frame: the window is cut at the borders, and its mean is of what is
+    left."""
     x = frames(1, 5, 6)
     found = tone_channels(x, window=3)
     assert found.shape == (1, 2, 5, 6) and torch.equal(found[:, :1], x)
@@ -447,13 +504,19 @@ def test_load_imagenet_copies_the_stem_and_sums_its_colours(channels):
 # ---- training
 
 
-def batch(tags=(("road", "car", "day"), ("tree", "night")), captions=("A road at noon.", ""), size: int = 32) -> Batch:
+def batch(
+    tags=(("road", "car", "day"), ("tree", "night")),
+    captions=("A road at noon.", ""),
+    size: int = 32,
+) -> Batch:
     generator = torch.Generator().manual_seed(4)
     label = torch.randint(0, 3, (2, size, size), generator=generator)
     label[0, : size // 2] = IGNORE
     return Batch(
-        thermal=frames(2, size, size), visible=torch.rand(2, 3, size, size, generator=generator) * 2 - 1, label=label,
-        tags=[list(t) for t in tags], tagged=torch.tensor([True, False]), captions=list(captions), names=["a", "b"],
+        thermal=frames(2, size, size),
+        visible=torch.rand(2, 3, size, size, generator=generator) * 2 - 1, label=label,
+        tags=[list(t) for t in tags], tagged=torch.tensor([True, False]), captions=list(captions),
+        names=["a", "b"],
         positions=[0, 1],
     )  # fmt: skip
 
@@ -467,7 +530,15 @@ def small_vgg(monkeypatch):
     monkeypatch.setitem(perceptual.TAPS, "vgg16", {"family": (1,), "lpips": (1,)})
 
 
-ALL = {"l1": 1.0, "perceptual": 2.0, "tv": 0.5, "ssim": 3.0, "adversarial": 0.1, "tags": 0.2, "labels": 0.7}
+ALL = {
+    "l1": 1.0,
+    "perceptual": 2.0,
+    "tv": 0.5,
+    "ssim": 3.0,
+    "adversarial": 0.1,
+    "tags": 0.2,
+    "labels": 0.7,
+}
 
 
 def trained_network() -> nn.Module:
@@ -477,7 +548,8 @@ def trained_network() -> nn.Module:
 
 def test_unknown_loss_raises():
     with pytest.raises(
-        ValueError, match=r"unknown loss gan, l2; expected some of l1, perceptual, tv, ssim, adversarial"
+        ValueError,
+        match=r"unknown loss gan, l2; expected some of l1, perceptual, tv, ssim, adversarial",
     ):
         CMMFNetMethod(tiny(), {"l1": 1.0, "l2": 1.0, "gan": 1.0})
 
@@ -499,7 +571,9 @@ def test_losses_are_finite_scalars_times_their_weights(small_vgg):
     plain.networks["discriminator"].load_state_dict(weighted.networks["discriminator"].state_dict())
     found = []
     for method in (weighted, plain):
-        method.networks["discriminator"].eval()  # in training its spectral norms move on with every call
+        method.networks[
+            "discriminator"
+        ].eval()  # in training its spectral norms move on with every call
         found.append(losses_of(method))
     assert set(found[0]) == set(ALL)
     for name, weight in ALL.items():
@@ -512,7 +586,10 @@ def test_losses_are_finite_scalars_times_their_weights(small_vgg):
 
 def test_a_loss_without_weight_is_left_out_with_its_network():
     method = CMMFNetMethod(trained_network(), {"l1": 1.0, "adversarial": 0.0, "perceptual": 0.0})
-    assert list(method.networks) == list(method.optimisers) == ["generator"] and method.perceptual is None
+    assert (
+        list(method.networks) == list(method.optimisers) == ["generator"]
+        and method.perceptual is None
+    )
     assert list(losses_of(method)) == ["l1"]
     assert [name for name, _ in method.training_step(batch(), NOW)] == ["generator"]
 
@@ -525,10 +602,14 @@ def test_heads_that_nothing_trains_ask_for_no_gradient():
 
 
 def test_the_adversarial_loss_waits_for_its_start():
-    method = CMMFNetMethod(trained_network(), {"l1": 1.0, "adversarial": 0.1}, adversarial_start=0.3)
+    method = CMMFNetMethod(
+        trained_network(), {"l1": 1.0, "adversarial": 0.1}, adversarial_start=0.3
+    )
     for step, there in ((2, False), (3, True)):
         parts = dict(method.training_step(batch(), Moment(0, step, 10)))
-        assert ("adversarial" in parts["generator"]) is there and "discriminator" in parts["discriminator"]
+        assert ("adversarial" in parts["generator"]) is there and "discriminator" in parts[
+            "discriminator"
+        ]
 
 
 def test_tag_loss_is_cross_entropy_of_pictures_whose_tags_are_complete():
@@ -537,7 +618,9 @@ def test_tag_loss_is_cross_entropy_of_pictures_whose_tags_are_complete():
     found = losses_of(CMMFNetMethod(network, {"tags": 1.0}), given)["tags"]
     p = network.predict_tags(given.thermal)[0].double()
     there = torch.tensor([n in given.tags[0] for n in NAMES])
-    assert found.item() == pytest.approx(-torch.where(there, p, 1 - p).log().sum().item() / 2, rel=1e-5)
+    assert found.item() == pytest.approx(
+        -torch.where(there, p, 1 - p).log().sum().item() / 2, rel=1e-5
+    )
 
 
 def test_label_loss_is_cross_entropy_of_labelled_pixels():
@@ -563,7 +646,10 @@ def rows(method: CMMFNetMethod, given: Batch, seed: int) -> list[set[str]]:
     tokens, mask = method.text(given, Moment(seed, 0, 10))
     assert tokens.shape == (2, MAX_TAGS, 12) and mask.shape == (2, MAX_TAGS)
     table = method.networks["generator"].word_vectors
-    return [{NAMES[int((table == t).all(dim=1).nonzero())] for t in tokens[i][mask[i]]} for i in range(2)]
+    return [
+        {NAMES[int((table == t).all(dim=1).nonzero())] for t in tokens[i][mask[i]]}
+        for i in range(2)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -578,14 +664,19 @@ def test_text_of_a_batch_is_some_of_its_tags_and_always_night():
     assert all("night" in night for _, night in seen)
     assert all(day <= {"road", "car", "day"} and night <= {"tree", "night"} for day, night in seen)
     assert 15 < sum(day == set() for day, _ in seen) < 45
-    assert any(day == {"road", "car", "day"} for day, _ in seen) and any(len(day) in (1, 2) for day, _ in seen)
+    assert any(day == {"road", "car", "day"} for day, _ in seen) and any(
+        len(day) in (1, 2) for day, _ in seen
+    )
     assert rows(method, batch(), 3) == rows(method, batch(), 3)
 
 
 def test_text_knows_only_the_networks_words_and_no_more_than_16():
     method = CMMFNetMethod(trained_network(), {"l1": 1.0})
     unknown = batch(tags=(("zebra", "kite"), ("zebra", "road")))
-    assert all(day == set() and other <= {"road"} for day, other in (rows(method, unknown, s) for s in range(5)))
+    assert all(
+        day == set() and other <= {"road"}
+        for day, other in (rows(method, unknown, s) for s in range(5))
+    )
     names = tuple(f"thing {i}" for i in range(30))
     network = build_network(TAGS | {"words": (*names, "night")})
     many = CMMFNetMethod(network, {"l1": 1.0})
@@ -595,7 +686,9 @@ def test_text_knows_only_the_networks_words_and_no_more_than_16():
 
 
 def test_night_is_no_tag_where_the_network_does_not_know_it():
-    method = CMMFNetMethod(build_network(TAGS | {"words": ("road", "tree")}), {"l1": 1.0}, text_dropout=1.0)
+    method = CMMFNetMethod(
+        build_network(TAGS | {"words": ("road", "tree")}), {"l1": 1.0}, text_dropout=1.0
+    )
     assert not method.text(batch(), NOW)[1].any()
 
 
@@ -634,7 +727,8 @@ def test_discriminator_and_generator_learn_apart():
     assert name == "discriminator" and loss.shape == () and loss.isfinite()
     assert all(p.grad is None for p in network.parameters())
     for name, p in judge.named_parameters():
-        # while every logit is within the margin, the last bias is pushed up by the true and down by the made ones alike
+        # while every logit is within the margin, the last bias is pushed up by the true and down by
+        # the made ones alike
         assert p.grad is not None and (name == "layers.8.bias" or p.grad.abs().max() > 0), name
 
 
@@ -667,7 +761,9 @@ def test_discriminator_stays_in_float32_under_autocast():
 def regions_method(**options) -> CMMFNetMethod:
     torch.manual_seed(0)
     network = build_network(TAGS | {"modulation": True, "regions": True})
-    return CMMFNetMethod(network, {"l1": 1.0, "tv": 0.0, "ssim": 0.0, "perceptual": 0.0, "regions": 0.5}, **options)
+    return CMMFNetMethod(
+        network, {"l1": 1.0, "tv": 0.0, "ssim": 0.0, "perceptual": 0.0, "regions": 0.5}, **options
+    )
 
 
 def told_batch() -> Batch:
@@ -694,7 +790,11 @@ def test_regions_loss_and_gradients_of_every_part():
 def test_the_tokens_are_those_that_are_said():
     method, given = regions_method(text_dropout=1.0), told_batch()
     network, moment = method.networks["generator"], Moment(0, 3, 10)
-    assert method.said(given, moment) == [[("car", "red")], [("night", None)]] == method.said(given, moment)
+    assert (
+        method.said(given, moment)
+        == [[("car", "red")], [("night", None)]]
+        == method.said(given, moment)
+    )
     tokens, mask = method.text(given, moment)
     assert mask.sum(dim=1).tolist() == [1, 1] and tokens.shape == (2, MAX_TAGS, 12 + 1 + 25)
     assert torch.equal(tokens[1, 0, :12], network.word_vectors[3]) and tokens[1, 0, 12] == 1
@@ -705,9 +805,13 @@ def test_parts_of_regions_have_their_own_learning_rate():
     method = regions_method(text_learning_rate=5.0, stem_learning_rate=0.2)
     network = method.networks["generator"]
     factors = {
-        id(p): group.get("factor", 1.0) for group in method.parameter_groups("generator", None) for p in group["params"]
+        id(p): group.get("factor", 1.0)
+        for group in method.parameter_groups("generator", None)
+        for p in group["params"]
     }
-    assert {factors[id(p)] for p in [*network.regions.parameters(), network.attribute_vectors]} == {5.0}
+    assert {factors[id(p)] for p in [*network.regions.parameters(), network.attribute_vectors]} == {
+        5.0
+    }
     assert {factors[id(p)] for p in network.image_encoder.stem.parameters()} == {0.2}
     assert factors[id(network.last.weight)] == 1.0
     assert factors.keys() == {id(p) for p in network.parameters() if p.requires_grad}
@@ -722,7 +826,9 @@ def test_only_regions_leaves_the_rest_as_it_is():
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     assert trained and all(name.startswith(("regions.", "attribute_vectors")) for name in trained)
     groups = method.parameter_groups("generator", None)
-    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in network.parameters() if p.requires_grad}
+    assert {id(p) for g in groups for p in g["params"]} == {
+        id(p) for p in network.parameters() if p.requires_grad
+    }
     (_, losses), *_ = list(method.training_step(told_batch(), Moment(0, 0, 10)))
     sum(losses.values()).backward()
     assert {name for name, p in network.named_parameters() if p.grad is not None} == trained

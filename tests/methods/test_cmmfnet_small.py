@@ -1,4 +1,5 @@
-"""The small network: its contract, the stem in factors, its training, and the pairs that a teacher makes for it."""
+"""The small network: its contract, the stem in factors, its training, and the pairs that a teacher
+makes for it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from cmmfnet.training.train import train
 from cmmfnet.weights.files import save_model
 
 SMALL = {
-    "method": "cmmfnet-small", "ranks": [2] * 13, "channels": [8, 8, 8, 8], "blocks": [1, 1, 1, 1], "tail": 4,
+    "method": "cmmfnet-small", "ranks": [2] * 13, "channels": [8, 8, 8, 8], "blocks": [1, 1, 1, 1],
+    "tail": 4,
     "global_size": 32, "words": ["day", "night", "road"],
 }  # fmt: skip
 LOSSES = {"l1": 1.0}
@@ -159,8 +161,10 @@ def method(net: CMMFNetSmall | None = None, **options) -> CMMFNetSmallMethod:
 
 
 def test_a_fresh_network_takes_over_the_stem_of_the_teacher(monkeypatch, tmp_path):
-    teacher = {"method": "cmmfnet", "stem": "vgg16", "local_contrast": True, "global_size": 32, "vit_depth": 1, "vit_width": 16,
-               "vit_heads": 2, "channels": [8, 8, 8], "encoder_blocks": [0, 0, 0], "decoder_blocks": [0, 0, 0],
+    teacher = {"method": "cmmfnet", "stem": "vgg16", "local_contrast": True, "global_size": 32,
+               "vit_depth": 1, "vit_width": 16,
+               "vit_heads": 2, "channels": [8, 8, 8], "encoder_blocks": [0, 0, 0],
+               "decoder_blocks": [0, 0, 0],
                "text": "none"}  # fmt: skip
     torch.manual_seed(3)
     net = build_network(teacher)
@@ -170,7 +174,9 @@ def test_a_fresh_network_takes_over_the_stem_of_the_teacher(monkeypatch, tmp_pat
     method(pupil, teacher=str(tmp_path / "teacher.safetensors")).start()
     x = frames(2, 1, 32, 32)
     mine, theirs = pupil.stem(tones(x)), whole_maps(net.image_encoder.stem, tones(x))
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(mine, theirs, strict=False))
+    assert all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-5) for a, b in zip(mine, theirs, strict=False)
+    )
 
 
 def test_a_teacher_without_a_stem_is_refused(tmp_path):
@@ -181,13 +187,18 @@ def test_a_teacher_without_a_stem_is_refused(tmp_path):
 
 
 def test_readouts_explain_colours_that_follow_from_the_frame():
-    """The colours here are the frame's own levels, as the stem's first map after a halving has them."""
+    """The colours here are the frame's own levels, as the stem's first map after a halving has
+    them."""
     net = network(ranks=[0] * 13)
     with torch.no_grad():
         for layer in net.stem.layers:
             nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")
     thermal = nn.functional.interpolate(frames(24, 1, 8, 8), (32, 32), mode="bilinear")
-    colour = ((thermal * 0.5 + torch.tensor([0.1, 0.0, -0.2]).view(1, 3, 1, 1) + 1) * 127.5).round().byte()
+    colour = (
+        ((thermal * 0.5 + torch.tensor([0.1, 0.0, -0.2]).view(1, 3, 1, 1) + 1) * 127.5)
+        .round()
+        .byte()
+    )
     before = (net(thermal) - (colour / 127.5 - 1)).abs().mean()
     errors = cmmfnet_small_start.fit_readouts(net, thermal, colour)
     assert (net(thermal) - (colour / 127.5 - 1)).abs().mean() < 0.5 * before
@@ -217,7 +228,10 @@ def test_frozen_layers_have_no_gradient_and_the_rest_of_the_stem_its_own_rate():
 
 def test_night_is_always_said_and_other_words_at_times():
     one = method(text_dropout=0.5)
-    said = [one._told(["road", "night", "unheard-of"], position, Moment(0, 0, 1)) for position in range(60)]
+    said = [
+        one._told(["road", "night", "unheard-of"], position, Moment(0, 0, 1))
+        for position in range(60)
+    ]
     assert all(words[0] == "night" and set(words) <= {"night", "road"} for words in said)
     assert 5 < sum("road" in words for words in said) < 55
     assert method(text_dropout=1.0)._told(["road"], 0, Moment(0, 0, 1)) == []
@@ -225,7 +239,9 @@ def test_night_is_always_said_and_other_words_at_times():
 
 def test_a_fresh_configuration_knows_every_word():
     assert "night" in CMMFNetSmallMethod.configuration({"method": "cmmfnet-small"})["words"]
-    assert "words" not in CMMFNetSmallMethod.configuration({"method": "cmmfnet-small", "text": "none"})
+    assert "words" not in CMMFNetSmallMethod.configuration(
+        {"method": "cmmfnet-small", "text": "none"}
+    )
 
 
 def test_a_cropped_distance_sees_one_square_of_both():
@@ -234,21 +250,36 @@ def test_a_cropped_distance_sees_one_square_of_both():
     x = frames(2, 3, 32, 40)
     distance(x, x)
     distance(x[..., :4, :4], x[..., :4, :4])
-    assert seen[0][0].shape == (2, 3, 8, 8) and torch.equal(*seen[0]) and seen[1][0].shape == (2, 3, 4, 4)
+    assert (
+        seen[0][0].shape == (2, 3, 8, 8)
+        and torch.equal(*seen[0])
+        and seen[1][0].shape == (2, 3, 4, 4)
+    )
 
 
 def test_it_trains_resumes_exactly_and_colours(school, tmp_path):
     arguments, _ = school
-    recipe = replace(arguments["config"], model=SMALL, options=OPTIONS, steps=2, batch_size=2, log_every=1)
+    recipe = replace(
+        arguments["config"], model=SMALL, options=OPTIONS, steps=2, batch_size=2, log_every=1
+    )
     for out, more in (("straight", {}), ("parts", {"max_steps": 1}), ("parts", {})):
         torch.manual_seed(99)
-        train(config=recipe, data=arguments["data"], out=tmp_path / out, device="cpu", workers=0, **more)
+        train(
+            config=recipe,
+            data=arguments["data"],
+            out=tmp_path / out,
+            device="cpu",
+            workers=0,
+            **more,
+        )
     one, two = (checkpoint.load(tmp_path / out / "step-2.pt") for out in ("straight", "parts"))
     for part in ("networks", "ema"):
         a, b = (x[part].get("generator", x[part]) for x in (one, two))
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     before = network().state_dict()
-    assert any(not torch.equal(before[key], value) for key, value in one["networks"]["generator"].items())
+    assert any(
+        not torch.equal(before[key], value) for key, value in one["networks"]["generator"].items()
+    )
     colorizer = Colorizer.from_pretrained(tmp_path / "straight" / "model.safetensors", device="cpu")
     frame = np.random.default_rng(0).integers(0, 255, (45, 70), dtype=np.uint8)
     assert colorizer(frame, text="night").shape == (45, 70, 3)
@@ -262,16 +293,25 @@ def school(tmp_path_factory):
     """A folder of scenes, and a teacher that knows "night"."""
     root = tmp_path_factory.mktemp("school")
     write_pairs(root / "scenes", 5, seed=1, size=(64, 80))
-    config = {"method": "cmmfnet", "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2, "channels": [8, 8, 8],
-              "encoder_blocks": [0, 0, 0], "decoder_blocks": [0, 0, 0], "text": "clip-tags", "text_width": 16, "modulation": True,
+    config = {"method": "cmmfnet", "global_size": 32, "vit_depth": 1, "vit_width": 16,
+              "vit_heads": 2, "channels": [8, 8, 8],
+              "encoder_blocks": [0, 0, 0], "decoder_blocks": [0, 0, 0], "text": "clip-tags",
+              "text_width": 16, "modulation": True,
               "words": ["night"], "ci": "image_query"}  # fmt: skip
     torch.manual_seed(4)
     teacher: CMMFNet = build_network(config)
     for modulation in teacher.modulations:
         nn.init.normal_(modulation.linear.weight)
     save_model(root / "teacher.safetensors", teacher, config)
-    recipe = Recipe({"method": "cmmfnet-small"}, LOSSES, [SourceRecipe("scenes", split="train")], steps=1, size=32)
-    return {"config": recipe, "data": str(root), "teacher": str(root / "teacher.safetensors"), "batch_size": 2,
+    recipe = Recipe(
+        {"method": "cmmfnet-small"},
+        LOSSES,
+        [SourceRecipe("scenes", split="train")],
+        steps=1,
+        size=32,
+    )
+    return {"config": recipe, "data": str(root), "teacher": str(root / "teacher.safetensors"),
+            "batch_size": 2,
             "device": "cpu"}, teacher.eval()  # fmt: skip
 
 
@@ -294,7 +334,9 @@ def test_the_colours_are_the_teachers(school, tmp_path):
 def test_some_frames_are_coloured_by_night_and_say_so(school, tmp_path):
     arguments, _ = school
     taught.write_taught(tmp_path / "out", count=4, night=1.0, **arguments)
-    assert [json.loads(line)["lighting"] for line in (tmp_path / "out" / "index.jsonl").open()] == ["night"] * 4
+    assert [json.loads(line)["lighting"] for line in (tmp_path / "out" / "index.jsonl").open()] == [
+        "night"
+    ] * 4
 
 
 def test_it_goes_on_where_it_was_stopped(school, tmp_path):
@@ -304,7 +346,10 @@ def test_it_goes_on_where_it_was_stopped(school, tmp_path):
     parts = taught.write_taught(tmp_path / "parts", count=4, **arguments)
     assert straight.read_text() == parts.read_text()
     for file in (tmp_path / "straight").rglob("*.png"):
-        assert file.read_bytes() == (tmp_path / "parts" / file.relative_to(tmp_path / "straight")).read_bytes()
+        assert (
+            file.read_bytes()
+            == (tmp_path / "parts" / file.relative_to(tmp_path / "straight")).read_bytes()
+        )
     with pytest.raises(PairsError, match="no multiple of 3"):
         taught.write_taught(tmp_path / "parts", count=6, **(arguments | {"batch_size": 3}))
 

@@ -41,7 +41,9 @@ def test_generator(options, size):
 
 
 def test_other_shapes_raise():
-    with pytest.raises(ValueError, match=r"\(1, 1, 12, 16\); expected \(B,1,H,W\) with H and W multiples of 8"):
+    with pytest.raises(
+        ValueError, match=r"\(1, 1, 12, 16\); expected \(B,1,H,W\) with H and W multiples of 8"
+    ):
         small()(torch.zeros(1, 1, 12, 16))
 
 
@@ -51,7 +53,9 @@ def test_generator_is_what_it_is_said_to_be():
     convs = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
 
     def reflect(y: Tensor, conv: nn.Conv2d) -> Tensor:
-        return F.conv2d(F.pad(y, (conv.kernel_size[0] // 2,) * 4, mode="reflect"), conv.weight, conv.bias)
+        return F.conv2d(
+            F.pad(y, (conv.kernel_size[0] // 2,) * 4, mode="reflect"), conv.weight, conv.bias
+        )
 
     y = F.instance_norm(reflect(x, convs[0])).relu()
     for conv in convs[1:3]:
@@ -81,7 +85,10 @@ def test_losses(inputs, identity):
     batch = pairs(2, SIZE)
     forth, back = method.networks["generator"], method.networks["inverse"]
     a, b = torch.cat([batch.thermal] * inputs, dim=1), batch.visible
-    judge_a, judge_b = method.networks["discriminator_thermal"], method.networks["discriminator_visible"]
+    judge_a, judge_b = (
+        method.networks["discriminator_thermal"],
+        method.networks["discriminator_visible"],
+    )
     with torch.no_grad():
         fake_b, fake_a = forth(a), back(b)
         assert fake_a.shape == a.shape and fake_b.shape == b.shape
@@ -98,8 +105,14 @@ def test_losses(inputs, identity):
             assert torch.allclose(losses["identity"], 7 * want, rtol=1e-4)
         with torch.enable_grad():
             optimiser, losses = next(step)
-        assert optimiser == "discriminator" and set(losses) == {"discriminator_visible", "discriminator_thermal"}
-        for kind, judge, real, fake in (("visible", judge_b, b, fake_b), ("thermal", judge_a, a, fake_a)):
+        assert optimiser == "discriminator" and set(losses) == {
+            "discriminator_visible",
+            "discriminator_thermal",
+        }
+        for kind, judge, real, fake in (
+            ("visible", judge_b, b, fake_b),
+            ("thermal", judge_a, a, fake_a),
+        ):
             want = ((judge(real) - 1).square().mean() + judge(fake).square().mean()) / 2
             assert torch.allclose(losses[f"discriminator_{kind}"], want, rtol=1e-4)
 
@@ -119,7 +132,9 @@ def test_pools_hold_what_was_made_and_change_what_the_discriminators_see():
     assert not any(p.requires_grad for pool in method.pools.values() for p in pool.pictures)
     marker = [torch.full((3, SIZE, SIZE), 0.5) for _ in range(2)]
     seen = []
-    method.networks["discriminator_visible"].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    method.networks["discriminator_visible"].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach())
+    )
     method.pools["visible"].pictures = list(marker)
     for step in range(12):
         for _ in method.training_step(batch, Moment(3, step, 12)):
@@ -141,4 +156,8 @@ def test_any_loss_alone_trains_both_generators(loss):
     method = CycleGAN(small(), {loss: 1.0})
     values = train(method, pairs(1, SIZE))[0]
     assert loss in values
-    assert ("discriminator_visible" in method.networks) == (loss == "adversarial") == bool(method.pools)
+    assert (
+        ("discriminator_visible" in method.networks)
+        == (loss == "adversarial")
+        == bool(method.pools)
+    )

@@ -1,4 +1,5 @@
-"""I2V-GAN: parameters, layers, every loss against its formula written out, the step's order, what `faithful` changes."""
+"""I2V-GAN: parameters, layers, every loss against its formula written out, the step's order, what
+`faithful` changes."""
 
 from __future__ import annotations
 
@@ -53,10 +54,13 @@ def batch(count=2, size=SIZE, seed=0):
 
 
 def one_step(method: I2VGAN, data, moment=MOMENT, optimisers=None) -> dict[str, dict[str, float]]:
-    """A step as the loop makes it; plain gradients without ``optimisers``. -> losses by optimiser."""
+    """A step as the loop makes it; plain gradients without ``optimisers``. -> losses by
+    optimiser."""
     seen = {}
     for name, losses in method.training_step(data, moment):
-        parameters = [p for key in method.optimisers[name] for p in method.networks[key].parameters()]
+        parameters = [
+            p for key in method.optimisers[name] for p in method.networks[key].parameters()
+        ]
         for parameter in parameters:
             parameter.grad = None
         sum(losses.values()).backward()
@@ -68,7 +72,8 @@ def one_step(method: I2VGAN, data, moment=MOMENT, optimisers=None) -> dict[str, 
 
 @pytest.fixture
 def random_vgg(monkeypatch):
-    """Loss networks with random weights, small enough that their features have the pictures' size."""
+    """Loss networks with random weights, small enough that their features have the pictures'
+    size."""
 
     def load(name, folder):
         torch.manual_seed(11)
@@ -93,31 +98,44 @@ def test_parameters_at_full_size():
         method = I2VGAN(build_network({"method": "i2vgan"}), LOSSES, perceptual="none")
     for kind, parameters in [
         ("generator", 7_837_699), ("inverse", 7_837_699), ("predictor_visible", 41_828_739),
-        ("predictor_thermal", 41_828_739), ("discriminator_visible", 2_764_737), ("discriminator_thermal", 2_764_737),
+        ("predictor_thermal", 41_828_739), ("discriminator_visible", 2_764_737),
+        ("discriminator_thermal", 2_764_737),
     ]:  # fmt: skip
         assert count(method.networks[kind]) == parameters
     # (3, 128, 256, 256, 256) channels, two linear layers each
     heads = sum(c * 256 + 256 + 256 * 256 + 256 for c in (3, 128, 256, 256, 256))
     assert count(method.networks["head_visible"]) == count(method.networks["head_thermal"]) == heads
-    assert set(method.networks) == set(method.optimisers["generator"]) | set(method.optimisers["discriminator"])
+    assert set(method.networks) == set(method.optimisers["generator"]) | set(
+        method.optimisers["discriminator"]
+    )
 
 
 def test_layers_that_are_compared():
     network = I2VGenerator(width=4, blocks=6, dropout=0.0)
     x = torch.rand(2, 3, 16, 24) * 2 - 1
     maps = network.encode(x)
-    assert [tuple(m.shape[1:]) for m in maps] == [(3, 22, 30), (8, 8, 12), (16, 4, 6), (16, 4, 6), (16, 8, 12)]
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (3, 22, 30),
+        (8, 8, 12),
+        (16, 4, 6),
+        (16, 4, 6),
+        (16, 8, 12),
+    ]
     torch.testing.assert_close(maps[0], F.pad(x, (3, 3, 3, 3), mode="reflect"))
-    # the last is the upsampled result of the blocks, from which the rest of the network makes the picture
+    # the last is the upsampled result of the blocks, from which the rest of the network makes the
+    # picture
     torch.testing.assert_close(network.layers[17:](maps[4]), network(x))
 
 
 def test_up_is_the_codes_blur():
-    """A transposed convolution of stride 2 with the filter 1, 3, 3, 1 on replicated borders is bilinear interpolation."""
+    """A transposed convolution of stride 2 with the filter 1, 3, 3, 1 on replicated borders is
+    bilinear interpolation."""
     line = torch.tensor([1.0, 3.0, 3.0, 1.0])
     kernel = line[:, None] * line / line.sum() ** 2 * 4
     x = torch.randn(2, 1, 5, 6)
-    y = F.conv_transpose2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel[None, None], stride=2, padding=3)
+    y = F.conv_transpose2d(
+        F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel[None, None], stride=2, padding=3
+    )
     torch.testing.assert_close(module.smooth_up(1, 1)[0](x), y)
 
 
@@ -127,7 +145,9 @@ def test_shapes_and_a_picture_of_its_own(size):
     thermal = torch.rand(3, 1, *size) * 2 - 1
     colour = network(thermal)
     assert colour.shape == (3, 3, *size) and colour.abs().max() <= 1
-    torch.testing.assert_close(network(thermal, torch.zeros(3, 1, 4), torch.ones(3, 1) > 0), colour, atol=0, rtol=0)
+    torch.testing.assert_close(
+        network(thermal, torch.zeros(3, 1, 4), torch.ones(3, 1) > 0), colour, atol=0, rtol=0
+    )
     torch.testing.assert_close(network(thermal[1:2]), colour[1:2], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(network(thermal.expand(-1, 3, -1, -1)), colour, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(network.train()(thermal), colour)  # dropout
@@ -175,8 +195,13 @@ def test_similarities_against_loops():
     external, internal = 0.0, 0.0
     for b in range(2):
         for frame in range(3):
-            external += sum(nce(f[b, frame], r[b, frame]) for r, f in zip(real, fake, strict=True)) / 2 / 2
-        ratios = [np.array([nce(x[b, 1], x[b, 2]) / nce(x[b, 0], x[b, 1]) for x in video]) for video in (real, fake)]
+            external += (
+                sum(nce(f[b, frame], r[b, frame]) for r, f in zip(real, fake, strict=True)) / 2 / 2
+            )
+        ratios = [
+            np.array([nce(x[b, 1], x[b, 2]) / nce(x[b, 0], x[b, 1]) for x in video])
+            for video in (real, fake)
+        ]
         cosine = ratios[0] @ ratios[1] / np.linalg.norm(ratios[0]) / np.linalg.norm(ratios[1])
         internal += (1 - cosine) / 2
     assert external_similarity(real, fake).item() == pytest.approx(external, rel=1e-4)
@@ -222,7 +247,9 @@ def test_content_and_style_against_its_formula(random_vgg, name, normalised):
     x, y = (torch.rand(2, 3, 5, 6, generator=generator) * 2 - 1 for _ in range(2))
 
     def features(picture):
-        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(
+            2, 3, 1, 1
+        )
         z = ((picture + 1) / 2 - mean) / deviation if normalised else picture
         out = []
         for i, layer in enumerate(layers):
@@ -240,7 +267,9 @@ def test_content_and_style_against_its_formula(random_vgg, name, normalised):
             squares = 0.0
             for i in range(channels):
                 for j in range(channels):
-                    squares += (((p[0, i] * p[0, j]).sum() - (q[0, i] * q[0, j]).sum()).item() / size) ** 2
+                    squares += (
+                        ((p[0, i] * p[0, j]).sum() - (q[0, i] * q[0, j]).sum()).item() / size
+                    ) ** 2
             total += 100 * weight * squares / channels**2
         # LPIPS' shift and scale are ImageNet's in three digits
         assert got[b].item() == pytest.approx(total, rel=5e-3 if normalised else 1e-4)
@@ -268,7 +297,10 @@ def test_losses_of_a_step_against_their_formulas(random_vgg):
     expected = dict.fromkeys(LOSSES, 0.0)
     judged = {}
     with torch.no_grad():
-        for source, target, there, back in (("thermal", "visible", g, f), ("visible", "thermal", f, g)):
+        for source, target, there, back in (
+            ("thermal", "visible", g, f),
+            ("visible", "thermal", f, g),
+        ):
             x0, x1, x2 = domains[source].unbind(1)
             y0, y1 = there(x0), there(x1)
             y2 = nets[f"predictor_{target}"](torch.cat([y0, y1], dim=1))
@@ -283,16 +315,21 @@ def test_losses_of_a_step_against_their_formulas(random_vgg):
             judged.setdefault(target, {}).update(fake=[y0, y1, y2])
             judged.setdefault(source, {}).update(real=[x0, x1, x2, x2], predicted=next_frame)
         for name in ("adversarial", "cycle", "recycle", "prediction", "identity"):
-            assert got["generator"][name] == pytest.approx(LOSSES[name] * float(expected[name]), rel=1e-4)
+            assert got["generator"][name] == pytest.approx(
+                LOSSES[name] * float(expected[name]), rel=1e-4
+            )
         for kind, seen in judged.items():
             judge, total = nets[f"discriminator_{kind}"], 0.0
             for real, fake in zip(seen["real"], [*seen["fake"], seen["predicted"]], strict=True):
                 total += 0.5 * ((judge(real) - 1).square().mean() + judge(fake).square().mean())
-            assert got["discriminator"][f"discriminator_{kind}"] == pytest.approx(float(total), rel=1e-4)
+            assert got["discriminator"][f"discriminator_{kind}"] == pytest.approx(
+                float(total), rel=1e-4
+            )
 
 
 def test_similarity_of_a_step():
-    """With the places given, as the formulas say: queries from the translation, both through the same encoder and head."""
+    """With the places given, as the formulas say: queries from the translation, both through the
+    same encoder and head."""
     method, data = small({"external": 0.1, "internal": 40.0}), batch(1)
     got = one_step(method, data)["generator"]
     rng = MOMENT.rng(0)
@@ -300,7 +337,8 @@ def test_similarity_of_a_step():
     nets = method.networks
     with torch.no_grad():
         for real, there, target in (
-            (data.thermal.expand(-1, -1, 3, -1, -1), "generator", "visible"), (data.visible, "inverse", "thermal"),
+            (data.thermal.expand(-1, -1, 3, -1, -1), "generator", "visible"),
+            (data.visible, "inverse", "thermal"),
         ):  # fmt: skip
             first = nets[there](real[0, :2])
             third = nets[f"predictor_{target}"](first.reshape(1, 6, SIZE, SIZE))
@@ -316,7 +354,13 @@ def test_similarity_of_a_step():
 @pytest.mark.parametrize("pictures", [1, 2])
 @pytest.mark.parametrize(
     "losses",
-    [LOSSES, {"adversarial": 1.0}, {"cycle": 1.0, "prediction": 1.0}, {"identity": 1.0}, {"internal": 1.0}],
+    [
+        LOSSES,
+        {"adversarial": 1.0},
+        {"cycle": 1.0, "prediction": 1.0},
+        {"identity": 1.0},
+        {"internal": 1.0},
+    ],
     ids=lambda losses: "-".join(losses),
 )
 def test_a_step_reaches_every_parameter(losses, pictures):
@@ -327,14 +371,19 @@ def test_a_step_reaches_every_parameter(losses, pictures):
             names.append(name)
             assert all(torch.isfinite(v) and v.dtype == torch.float32 for v in values.values())
             others = [
-                p for key, n in method.networks.items() if key not in method.optimisers[name] for p in n.parameters()
+                p
+                for key, n in method.networks.items()
+                if key not in method.optimisers[name]
+                for p in n.parameters()
             ]
             before = [None if p.grad is None else p.grad.clone() for p in others]
             sum(values.values()).backward()
             for key in method.optimisers[name]:
                 for parameter, p in method.networks[key].named_parameters():
                     assert p.grad is not None and torch.isfinite(p.grad).all(), (key, parameter)
-            for p, b in zip(others, before, strict=True):  # none leaks into the other optimiser's networks
+            for p, b in zip(
+                others, before, strict=True
+            ):  # none leaks into the other optimiser's networks
                 assert (p.grad is None) if b is None else torch.equal(p.grad, b)
     assert names == list(method.optimisers)
     assert set(method.networks) == {n for group in method.optimisers.values() for n in group}
@@ -344,7 +393,8 @@ def test_what_is_left_out():
     assert set(small({"cycle": 1.0}).networks) == {"generator", "inverse"}
     assert not small({"cycle": 1.0}).pools
     assert set(small({**LOSSES, "external": 0, "internal": 0}).networks) == {
-        "generator", "inverse", "predictor_visible", "predictor_thermal", "discriminator_visible", "discriminator_thermal",
+        "generator", "inverse", "predictor_visible", "predictor_thermal", "discriminator_visible",
+        "discriminator_thermal",
     }  # fmt: skip
     seen = one_step(small({**LOSSES, "prediction": 0.0}), batch(1))
     assert "prediction" not in seen["generator"] and len(seen["discriminator"]) == 2
@@ -375,32 +425,47 @@ def test_faithful_heads_never_learn(random_vgg):
     other = small(seed=2, faithful=True)
     assert not torch.equal(before, torch.get_rng_state())
     assert {"head_visible", "head_thermal"} <= set(plain.optimisers["generator"])
-    assert "head_visible" not in faithful.networks and set(faithful.heads) == {"head_visible", "head_thermal"}
+    assert "head_visible" not in faithful.networks and set(faithful.heads) == {
+        "head_visible",
+        "head_thermal",
+    }
     for kind, head in faithful.heads.items():
         assert not any(p.requires_grad for p in head.parameters())
         for a, b in zip(head.parameters(), other.heads[kind].parameters(), strict=True):
             assert torch.equal(a, b)  # whatever the run's seed: no checkpoint has them
     state = copy.deepcopy({k: h.state_dict() for k, h in faithful.heads.items()})
     optimisers = {
-        name: torch.optim.Adam([p for key in keys for p in faithful.networks[key].parameters()], 1e-3)
+        name: torch.optim.Adam(
+            [p for key in keys for p in faithful.networks[key].parameters()], 1e-3
+        )
         for name, keys in faithful.optimisers.items()
     }
     losses = one_step(faithful, batch(1), optimisers=optimisers)["generator"]
     assert math.isfinite(losses["external"]) and math.isfinite(losses["internal"])
     for kind, head in faithful.heads.items():
         assert all(torch.equal(v, state[kind][k]) for k, v in head.state_dict().items())
-    assert torch.equal(small(perceptual="vgg16", faithful=True).distance.scale.flatten(), torch.ones(3))
+    assert torch.equal(
+        small(perceptual="vgg16", faithful=True).distance.scale.flatten(), torch.ones(3)
+    )
     assert not torch.equal(small(perceptual="vgg16").distance.scale.flatten(), torch.ones(3))
     faithful.to(torch.device("cpu"))
 
 
 def test_steps_reduce_the_losses():
-    method, data = small({"cycle": 10.0, "identity": 5.0, "prediction": 10.0, "recycle": 10.0}), batch(1, size=16)
+    method, data = (
+        small({"cycle": 10.0, "identity": 5.0, "prediction": 10.0, "recycle": 10.0}),
+        batch(1, size=16),
+    )
     for kind, channels in (("thermal", 1), ("visible", 3)):  # smooth pictures that do not move
-        coarse = torch.rand(1, channels, 3, 3, generator=torch.Generator().manual_seed(channels)) * 2 - 1
+        coarse = (
+            torch.rand(1, channels, 3, 3, generator=torch.Generator().manual_seed(channels)) * 2 - 1
+        )
         still = F.interpolate(coarse, (16, 16), mode="bilinear")
         setattr(data, kind, still[:, None].expand(-1, 3, -1, -1, -1).contiguous())
     parameters = [p for network in method.networks.values() for p in network.parameters()]
     optimisers = {"generator": torch.optim.Adam(parameters, 4e-3, betas=(0.5, 0.999))}
-    values = [sum(one_step(method, data, Moment(0, s, 15), optimisers)["generator"].values()) for s in range(15)]
+    values = [
+        sum(one_step(method, data, Moment(0, s, 15), optimisers)["generator"].values())
+        for s in range(15)
+    ]
     assert values[-1] < 0.6 * values[0]

@@ -44,13 +44,19 @@ def test_sizes_are_the_papers():
         network = LKATGenerator(faithful=True)
         assert total(network) == 83_635_241  # beside the fixed positions
         assert total(network.attention) == 12_709_987 - 9_438_915
-        assert total(network.painter) == 66_402_816 - (65 + 64 * 0.5) * 512 - 256  # without positions and mask token
+        assert (
+            total(network.painter) == 66_402_816 - (65 + 64 * 0.5) * 512 - 256
+        )  # without positions and mask token
         encoder = ("down1", "encode1", "down2", "encode2", "down3", "encode3")
         assert sum(total(getattr(network.unet, name)) for name in encoder) == 3_441_088
         assert total(network.unet) == 4_571_715 - 3_587
         assert sum(b.numel() for b in network.buffers()) == (64 + 64 * 0.5) * 512
         # without layers that no output reaches, and one channel in place of three equal ones
-        assert count(LKATGenerator()) == total(LKATGenerator()) == 83_635_241 - 9_438_915 - 3_587 - 256 - 2 * 64
+        assert (
+            count(LKATGenerator())
+            == total(LKATGenerator())
+            == 83_635_241 - 9_438_915 - 3_587 - 256 - 2 * 64
+        )
         method = LKATGAN(LKATGenerator(), LOSSES)
         assert count(method.networks["discriminator"]) == 2_767_809
         assert method.pools["pairs"].size == 50
@@ -60,7 +66,9 @@ def test_sizes_are_the_papers():
 def test_generator(options):
     network = sharpen(small(**options), 0.1)
     check_generator(network, network.fixed_size, network.fixed_size, buffers=True)
-    assert not set(network.state_dict()) & {name for name, _ in network.named_buffers()}  # computed, not stored
+    assert not set(network.state_dict()) & {
+        name for name, _ in network.named_buffers()
+    }  # computed, not stored
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64), (1, 1, 32, 40), (1, 2, 32, 32), (1, 32, 32)])
@@ -146,7 +154,12 @@ def test_positions_are_sines_and_cosines_of_row_and_column():
     assert painter.positions.shape == (1, 9, 8) and painter.decoder_positions.shape == (1, 9, 4)
     for row in range(3):
         for column in range(3):
-            want = [f(i / 10000 ** (2 * k / 4)) for i in (column, row) for f in (math.sin, math.cos) for k in range(2)]
+            want = [
+                f(i / 10000 ** (2 * k / 4))
+                for i in (column, row)
+                for f in (math.sin, math.cos)
+                for k in range(2)
+            ]
             assert painter.positions[0, 3 * row + column].tolist() == pytest.approx(want, abs=1e-6)
 
 
@@ -158,9 +171,15 @@ def test_a_token_paints_a_channel():
     y = painter(x)
     entered, narrowed, last = seen
     assert y.shape == (2, 9, 8, 8) and entered.shape == (2, 10, 8) and narrowed.shape == (2, 9, 4)
-    assert torch.equal(entered[:, 0], painter.token[0].expand(2, -1))  # the class token has no position
+    assert torch.equal(
+        entered[:, 0], painter.token[0].expand(2, -1)
+    )  # the class token has no position
     patch = x[1, :, 4:8, 8:12]  # row 1, column 2: token 5
-    want = (patch * painter.embed.weight).sum(dim=(1, 2, 3)) + painter.embed.bias + painter.positions[0, 5]
+    want = (
+        (patch * painter.embed.weight).sum(dim=(1, 2, 3))
+        + painter.embed.bias
+        + painter.positions[0, 5]
+    )
     assert torch.allclose(entered[1, 6], want, atol=1e-4)
     want = painter.paint.weight @ last[1, 5] + painter.paint.bias
     assert torch.allclose(y[1, 5], want.view(8, 8), atol=1e-4)
@@ -171,7 +190,9 @@ def test_branches_are_joined_and_clipped_in_evaluation_only():
     y = network.unet(x)
     joined = torch.cat([network.attention(y), network.painter(y)], dim=1)
     assert joined.shape == (2, 8 + 16, 32, 32)
-    want = torch.einsum("oi,bihw->bohw", network.last.weight[:, :, 0, 0], joined) + network.last.bias.view(3, 1, 1)
+    want = torch.einsum(
+        "oi,bihw->bohw", network.last.weight[:, :, 0, 0], joined
+    ) + network.last.bias.view(3, 1, 1)
     assert torch.allclose(network(x), want, atol=1e-4)
     nn.init.constant_(network.last.bias, 3.0)
     assert network(x).max() > 2

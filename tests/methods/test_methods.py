@@ -1,8 +1,8 @@
-"""What holds for every method that CMMF-Net is compared with: it trains a step, resumes exactly, and its model colours a frame
-of any size.
+"""What holds for every method that CMMF-Net is compared with: it trains a step, resumes exactly,
+and its model colours a frame of any size.
 
-Each method's own test file names a network of reduced size (SMALL), losses that need no pre-trained files (LOSSES),
-options (OPTIONS) and the side of its training crops (SIZE).
+Each method's own test file names a network of reduced size (SMALL), losses that need no pre-trained
+files (LOSSES), options (OPTIONS) and the side of its training crops (SIZE).
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def data(tmp_path_factory) -> Path:
 def recipe(name: str, **changes) -> Recipe:
     about = importlib.import_module(f"test_{name}")
     basic = {
-        "model": about.SMALL, "losses": about.LOSSES, "options": getattr(about, "OPTIONS", {}), "size": about.SIZE,
-        "sources": [SourceRecipe(".", split="train")], "steps": 2, "batch_size": 2, "learning_rate": 1e-4, "log_every": 1,
+        "model": about.SMALL, "losses": about.LOSSES, "options": getattr(about, "OPTIONS", {}),
+        "size": about.SIZE,
+        "sources": [SourceRecipe(".", split="train")], "steps": 2, "batch_size": 2,
+        "learning_rate": 1e-4, "log_every": 1,
     }  # fmt: skip
     return Recipe(**(basic | changes))
 
@@ -55,7 +57,9 @@ def test_it_trains_resumes_exactly_and_colours(data, tmp_path, name):
     run(data, tmp_path / "parts", recipe(name))
     one, two = (checkpoint.load(tmp_path / out / "step-2.pt") for out in ("straight", "parts"))
     assert {part: equal(one[part], two[part]) for part in PARTS} == dict.fromkeys(PARTS, True)
-    assert one["networks"].keys() >= {n for names in method_class(name).optimisers.values() for n in names}
+    assert one["networks"].keys() >= {
+        n for names in method_class(name).optimisers.values() for n in names
+    }
     before = checkpoint.load(tmp_path / "parts" / "step-2.pt")["networks"]["generator"]
     assert all(torch.isfinite(v).all() for v in before.values())
 
@@ -73,7 +77,10 @@ def test_our_losses_train_its_network_too(data, tmp_path, name):
     """What `--recipe matched` does, at a reduced size and without the losses that need files."""
     losses = {"l1": 2.0, "ssim": 0.5, "adversarial": 0.015}
     run(data, tmp_path, recipe(name, training="matched", losses=losses, options={}))
-    assert checkpoint.load(tmp_path / "step-2.pt")["optimisers"].keys() == {"generator", "discriminator"}
+    assert checkpoint.load(tmp_path / "step-2.pt")["optimisers"].keys() == {
+        "generator",
+        "discriminator",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -93,9 +93,16 @@ def test_attention_is_the_sum_of_two():
 
     mean, largest = x.mean(dim=(2, 3)), x.flatten(2).max(dim=2).values
     squeezed = x * torch.sigmoid(gate(attention.squeeze, mean))[:, :, None, None]
-    y = x * torch.sigmoid(gate(attention.channel, mean) + gate(attention.channel, largest))[:, :, None, None]
+    y = (
+        x
+        * torch.sigmoid(gate(attention.channel, mean) + gate(attention.channel, largest))[
+            :, :, None, None
+        ]
+    )
     places = torch.stack([y.mean(dim=1), y.max(dim=1).values], dim=1)
-    y = y * torch.sigmoid(F.conv2d(places, attention.spatial.weight, attention.spatial.bias, padding=3))
+    y = y * torch.sigmoid(
+        F.conv2d(places, attention.spatial.weight, attention.spatial.bias, padding=3)
+    )
     assert torch.allclose(attention(x), squeezed + y, atol=1e-5)
 
 
@@ -107,7 +114,9 @@ def test_full_scale_skip_pools_every_finer_map():
     for layer, m, side in zip(skip.finer, maps, (4, 2), strict=True):
         m = m.unflatten(3, (8, side)).unflatten(2, (8, side)).amax(dim=(3, 5))
         parts.append(norm(F.conv2d(m, layer[0].weight, layer[0].bias, padding=1)).relu())
-    want = norm(F.conv2d(torch.cat([*parts, x], dim=1), skip.join[0].weight, skip.join[0].bias)).relu()
+    want = norm(
+        F.conv2d(torch.cat([*parts, x], dim=1), skip.join[0].weight, skip.join[0].bias)
+    ).relu()
     assert torch.allclose(skip(x, maps), want, atol=1e-4)
 
 
@@ -127,7 +136,8 @@ def test_output_is_the_leaky_mean_of_four_answers_clipped_in_evaluation_only():
 
 @pytest.mark.parametrize("width", [256, 320])
 def test_one_hot_pixel_makes_no_nan_in_half_precision(width):
-    """Convolutions that hand their input on: the product of the two branches is H*W at that pixel, more than float16 has."""
+    """Convolutions that hand their input on: the product of the two branches is H*W at that pixel,
+    more than float16 has."""
     block = TwoPathBlock(1, 8)
     for m in block.modules():
         if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3):
@@ -144,7 +154,9 @@ def test_one_hot_pixel_makes_no_nan_in_half_precision(width):
         assert float(products[0]) > torch.finfo(torch.float16).max
         with torch.autocast("cpu", torch.float16):
             mixed = block(frame)
-        assert mixed.isfinite().all() and (mixed.float() - want).abs().max() < 0.01 * want.abs().max()
+        assert (
+            mixed.isfinite().all() and (mixed.float() - want).abs().max() < 0.01 * want.abs().max()
+        )
         half = block.half()(frame.half())
     assert half.isfinite().all() and (half.float() - want).abs().max() < 0.01 * want.abs().max()
 
@@ -170,7 +182,9 @@ def test_step_gives_every_parameter_a_gradient(batch_size):
 
 
 def test_it_learns_a_batch():
-    history = train(MUGAN(sharpen(small()), {"l1": 1.0, "adversarial": 0.03}), pairs(1, SIZE), 50, rate=5e-3)
+    history = train(
+        MUGAN(sharpen(small()), {"l1": 1.0, "adversarial": 0.03}), pairs(1, SIZE), 50, rate=5e-3
+    )
     assert history[-1]["l1"] < 0.6 * history[0]["l1"]
 
 
@@ -190,5 +204,14 @@ def test_configuration_is_the_papers(name, optimiser, parameters, rate):
         assert count(build_network(recipe["model"])) == parameters
     assert recipe["losses"] == method_class(name).LOSSES
     assert (recipe["epochs"], recipe["batch_size"], recipe["size"]) == (20, 1, 256)
-    assert (recipe["optimiser"], recipe["learning_rate"], recipe["betas"]) == (optimiser, rate, [0.5, 0.999])
-    assert (recipe["schedule"], recipe["clip_norm"], recipe["ema"], recipe["precision"]) == ("linear", 0, 0.0, "no")
+    assert (recipe["optimiser"], recipe["learning_rate"], recipe["betas"]) == (
+        optimiser,
+        rate,
+        [0.5, 0.999],
+    )
+    assert (recipe["schedule"], recipe["clip_norm"], recipe["ema"], recipe["precision"]) == (
+        "linear",
+        0,
+        0.0,
+        "no",
+    )

@@ -1,4 +1,5 @@
-"""Palette: parameters, noise levels, denoiser, samplers against distributions whose denoiser is known, the training step."""
+"""Palette: parameters, noise levels, denoiser, samplers against distributions whose denoiser is
+known, the training step."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from cmmfnet.methods.palette import (
 )
 
 SMALL = {
-    "method": "palette", "width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_channels": 16, "steps": 4,
+    "method": "palette", "width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (2,),
+    "head_channels": 16, "steps": 4,
 }  # fmt: skip
 LOSSES = {"noise": 1.0}
 OPTIONS: dict = {}
@@ -34,7 +36,8 @@ SIZE = 32
 
 
 def small(seed=0, awake=True, **options) -> PaletteNetwork:
-    """A reduced network; ``awake``: with random numbers where it starts with zeros, so that every part of it matters."""
+    """A reduced network; ``awake``: with random numbers where it starts with zeros, so that every
+    part of it matters."""
     torch.manual_seed(seed)
     network = build_network({**SMALL, **options})
     if awake:
@@ -123,7 +126,9 @@ def test_level_reaches_the_embedding():
     level = torch.tensor([0.2])
     for network, scale in ((small(), 1000), (small(faithful=True), 1)):
         seen = []
-        network.embed.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        network.embed.register_forward_pre_hook(
+            lambda module, inputs, seen=seen: seen.append(inputs[0])
+        )
         network(torch.zeros(1, 1, 8, 8), noisy=torch.zeros(1, 3, 8, 8), level=level)
         torch.testing.assert_close(seen[0], embed_level(level * scale, 16))
 
@@ -135,7 +140,9 @@ def test_shapes_and_range(size):
     colour = network(torch.rand(2, 1, *size) * 2 - 1)
     assert colour.shape == (2, 3, *size) and colour.abs().max() <= 1
     assert not colour.requires_grad
-    noise = network(torch.zeros(2, 1, *size), noisy=torch.randn(2, 3, *size), level=torch.tensor([0.1, 0.9]))
+    noise = network(
+        torch.zeros(2, 1, *size), noisy=torch.randn(2, 3, *size), level=torch.tensor([0.1, 0.9])
+    )
     assert noise.shape == (2, 3, *size) and noise.requires_grad
 
 
@@ -166,7 +173,9 @@ def test_sampling_levels():
     np.testing.assert_allclose(paper.sampling_levels(), [*noise_levels(*SAMPLING)[::-1], 1.0])
     levels = small(steps=7).sampling_levels()
     assert len(levels) == 8 and levels == sorted(levels) and levels[-1] == 1
-    assert levels[0] == noise_levels(*TRAINING)[-1] and set(levels[:-1]) <= set(noise_levels(*TRAINING).tolist())
+    assert levels[0] == noise_levels(*TRAINING)[-1] and set(levels[:-1]) <= set(
+        noise_levels(*TRAINING).tolist()
+    )
 
 
 def test_without_low_frequencies():
@@ -175,16 +184,21 @@ def test_without_low_frequencies():
     for y in (0, 4):
         for x in (0, 4, 8):
             cell = noise[..., y : y + 4, x : x + 4]
-            torch.testing.assert_close(rest[..., y : y + 4, x : x + 4], cell - cell.mean(dim=(2, 3), keepdim=True))
+            torch.testing.assert_close(
+                rest[..., y : y + 4, x : x + 4], cell - cell.mean(dim=(2, 3), keepdim=True)
+            )
 
 
 def options() -> dict:
     return {k: v for k, v in SMALL.items() if k != "method"}
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 1), ("ddim", 20), ("ancestral", 10), ("ancestral", 1000)])
+@pytest.mark.parametrize(
+    ("sampler", "steps"), [("ddim", 1), ("ddim", 20), ("ancestral", 10), ("ancestral", 1000)]
+)
 def test_sampling_a_known_picture(monkeypatch, sampler, steps):
-    """Where the data are one picture, the best denoiser is known, and every sampler ends at that picture."""
+    """Where the data are one picture, the best denoiser is known, and every sampler ends at that
+    picture."""
     network = small(sampler=sampler, steps=steps)
     picture = torch.rand(1, 3, 8, 8) * 2 - 1
 
@@ -193,13 +207,17 @@ def test_sampling_a_known_picture(monkeypatch, sampler, steps):
         return ((noisy - gamma.sqrt() * picture) / (1 - gamma).sqrt()).float()
 
     monkeypatch.setattr(network, "_denoise", denoise)
-    # the noise of the first level is 1e10 times the picture, so rounding decides what is first guessed
-    torch.testing.assert_close(network(torch.zeros(2, 1, 8, 8)), picture.expand(2, -1, -1, -1), atol=2e-3, rtol=0)
+    # the noise of the first level is 1e10 times the picture, so rounding decides what is first
+    # guessed
+    torch.testing.assert_close(
+        network(torch.zeros(2, 1, 8, 8)), picture.expand(2, -1, -1, -1), atol=2e-3, rtol=0
+    )
 
 
 def expected_deviation(sampler: str, levels: list[float], deviation: float) -> float:
-    """Of the samples, where the data are Gaussian with this deviation: every step is then a known number times what it had,
-    plus noise. Textbook forms: DDPM's posterior with its betas, DDIM's eq. 12 with no noise of its own."""
+    """Of the samples, where the data are Gaussian with this deviation: every step is then a known
+    number times what it had, plus noise. Textbook forms: DDPM's posterior with its betas, DDIM's
+    eq. 12 with no noise of its own."""
     variance = 1.0
     for gamma, less_noisy in pairwise(levels):
         marginal = gamma * deviation**2 + 1 - gamma
@@ -216,15 +234,22 @@ def expected_deviation(sampler: str, levels: list[float], deviation: float) -> f
     return math.sqrt(variance)
 
 
-@pytest.mark.parametrize(("sampler", "steps"), [("ddim", 20), ("ddim", 2000), ("ancestral", 100), ("ancestral", 1000)])
+@pytest.mark.parametrize(
+    ("sampler", "steps"), [("ddim", 20), ("ddim", 2000), ("ancestral", 100), ("ancestral", 1000)]
+)
 def test_sampling_a_known_distribution(monkeypatch, sampler, steps):
-    """Independent Gaussian pixels of mean 0.2, deviation 0.15, whose best denoiser is known: the samples have both."""
+    """Independent Gaussian pixels of mean 0.2, deviation 0.15, whose best denoiser is known: the
+    samples have both."""
     network = small(sampler=sampler, steps=steps)
     mean, deviation = 0.2, 0.15
 
     def denoise(thermal, noisy, level):
         gamma = float(level[0])
-        return math.sqrt(1 - gamma) * (noisy - math.sqrt(gamma) * mean) / (gamma * deviation**2 + 1 - gamma)
+        return (
+            math.sqrt(1 - gamma)
+            * (noisy - math.sqrt(gamma) * mean)
+            / (gamma * deviation**2 + 1 - gamma)
+        )
 
     monkeypatch.setattr(network, "_denoise", denoise)
     samples = network(torch.zeros(1, 1, 128, 128))
@@ -252,7 +277,9 @@ def test_evaluation_is_deterministic_and_a_pictures_own(sampler):
     torch.testing.assert_close(
         network(thermal[1:2]), together[1:2], atol=1e-3, rtol=0
     )  # rounding, times 1 / sqrt(gamma)
-    torch.testing.assert_close(network(thermal, torch.zeros(3, 2, 4), torch.ones(3, 2) > 0), together, atol=0, rtol=0)
+    torch.testing.assert_close(
+        network(thermal, torch.zeros(3, 2, 4), torch.ones(3, 2) > 0), together, atol=0, rtol=0
+    )
     torch.set_rng_state(before)
     network(thermal)
     assert torch.equal(torch.get_rng_state(), before)
@@ -310,8 +337,12 @@ def test_draws_belong_to_seed_step_and_position():
     many, drawn = method.draw(batch(2000, size=1), Moment(0, 0, 1))
     assert many.min() > noise_levels(*TRAINING)[-1] and many.max() < 1
     # as many below the schedule's level halfway as above; noise of mean 0 and deviation 1
-    assert (many < noise_levels(*TRAINING)[1000]).float().mean().item() == pytest.approx(0.5, abs=0.05)
-    assert drawn.mean().item() == pytest.approx(0, abs=0.05) and drawn.std().item() == pytest.approx(1, abs=0.05)
+    assert (many < noise_levels(*TRAINING)[1000]).float().mean().item() == pytest.approx(
+        0.5, abs=0.05
+    )
+    assert drawn.mean().item() == pytest.approx(
+        0, abs=0.05
+    ) and drawn.std().item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -321,7 +352,9 @@ def test_a_step_reaches_every_parameter(count):
     assert method.optimisers == {"generator": ("generator",)}
     with torch.autocast("cpu", torch.bfloat16):
         for _, losses in method.training_step(batch(count), Moment(0, 0, 10)):
-            assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values())
+            assert all(
+                torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values()
+            )
             sum(losses.values()).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
     # zeros at the end of it, so it starts with the loss of knowing nothing

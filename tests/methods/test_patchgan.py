@@ -27,13 +27,18 @@ from cmmfnet.nn.patchgan import (
 def pictures(batch: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     """Smooth in [-1,1]: coarse noise, enlarged."""
     size = max(2, height // 8), max(2, width // 8)
-    small = torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    small = (
+        torch.rand(batch, channels, *size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    )
     return F.interpolate(small, (height, width), mode="bilinear")
 
 
 def pairs(batch: int, size: int, seed: int = 0) -> SimpleNamespace:
     """What a method's step reads of a Batch."""
-    thermal, visible = pictures(batch, 1, size, size, seed), pictures(batch, 3, size, size, seed + 1)
+    thermal, visible = (
+        pictures(batch, 1, size, size, seed),
+        pictures(batch, 3, size, size, seed + 1),
+    )
     return SimpleNamespace(thermal=thermal, visible=visible, positions=list(range(batch)))
 
 
@@ -45,8 +50,11 @@ def sharpen(network: nn.Module, std: float = 0.2) -> nn.Module:
     return network
 
 
-def train(method: Method, batch: SimpleNamespace, steps: int = 1, rate: float = 2e-4) -> list[dict[str, float]]:
-    """Steps by hand; every loss is finite, every optimiser's phase gives gradients to all of its networks and no other."""
+def train(
+    method: Method, batch: SimpleNamespace, steps: int = 1, rate: float = 2e-4
+) -> list[dict[str, float]]:
+    """Steps by hand; every loss is finite, every optimiser's phase gives gradients to all of its
+    networks and no other."""
     adam = {
         name: torch.optim.Adam(method.parameter_groups(name, None), rate, betas=(0.5, 0.999))
         for name in method.optimisers
@@ -74,8 +82,9 @@ def train(method: Method, batch: SimpleNamespace, steps: int = 1, rate: float = 
 
 
 def check_generator(network: nn.Module, height: int, width: int, buffers: bool = False) -> None:
-    """Contract of a method's Network: shape, range, one answer per picture whatever is beside it, every time the same,
-    after deepcopy and a state_dict round trip too (buffers included, where it has them), and in bfloat16."""
+    """Contract of a method's Network: shape, range, one answer per picture whatever is beside it,
+    every time the same, after deepcopy and a state_dict round trip too (buffers included, where it
+    has them), and in bfloat16."""
     network = network.eval()
     x = pictures(3, 1, height, width)
     with torch.inference_mode():
@@ -90,7 +99,9 @@ def check_generator(network: nn.Module, height: int, width: int, buffers: bool =
             value.fill_(0.01 if value.is_floating_point() else 0)
         assert not torch.equal(colour, twin(x))
         twin.load_state_dict(network.state_dict())
-        assert (twin(x) - colour).abs().max() < 1e-5  # equal weights at other addresses: sums in another order
+        assert (
+            twin(x) - colour
+        ).abs().max() < 1e-5  # equal weights at other addresses: sums in another order
         with torch.autocast("cpu", torch.bfloat16):
             assert (network(x).float() - colour).abs().mean() < 0.05
     assert buffers or not list(network.buffers())
@@ -131,12 +142,16 @@ def test_discriminator_sizes_and_output(inputs, width, norm, parameters):
     def normalise(y: Tensor) -> Tensor:
         if dims is None:
             return y
-        return (y - y.mean(dims, keepdim=True)) / (y.var(dims, correction=0, keepdim=True) + 1e-5).sqrt()
+        return (y - y.mean(dims, keepdim=True)) / (
+            y.var(dims, correction=0, keepdim=True) + 1e-5
+        ).sqrt()
 
     for layer in judge.layers:
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.ones_(layer.weight)  # the reference has none
-    assert torch.allclose(judge(x[:, :1], x[:, 1:]), reference_discriminator(judge, x, normalise), atol=1e-5)
+    assert torch.allclose(
+        judge(x[:, :1], x[:, 1:]), reference_discriminator(judge, x, normalise), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70), (4, 142)])
@@ -147,7 +162,9 @@ def test_a_patch_has_the_size_that_the_paper_names(layers, field):
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
     seen = x.grad[0, 0].ne(0).any(dim=0).nonzero()
     assert seen.max() - seen.min() + 1 == field
-    assert max(c.weight.shape[0] for c in judge.layers if isinstance(c, nn.Conv2d)) == 4 * min(2**layers, 8)
+    assert max(c.weight.shape[0] for c in judge.layers if isinstance(c, nn.Conv2d)) == 4 * min(
+        2**layers, 8
+    )
 
 
 def test_discriminator_with_an_unknown_norm_raises():
@@ -159,11 +176,17 @@ def test_gan_loss_is_cross_entropy_or_squared_distance():
     logits = torch.tensor([[-3.0, 0.0, 2.0], [0.5, -40.0, 40.0]])
     for real in (True, False):
         target = torch.full_like(logits, float(real))
-        assert torch.allclose(gan_loss(logits, real, "bce"), F.binary_cross_entropy_with_logits(logits, target))
+        assert torch.allclose(
+            gan_loss(logits, real, "bce"), F.binary_cross_entropy_with_logits(logits, target)
+        )
         assert torch.allclose(gan_loss(logits, real, "lsgan"), F.mse_loss(logits, target))
     p = torch.sigmoid(logits[:1].double())
-    assert float(gan_loss(logits[:1], True, "bce")) == pytest.approx(float(-p.log().mean()), rel=1e-6)
-    assert float(gan_loss(logits[:1], False, "bce")) == pytest.approx(float(-(1 - p).log().mean()), rel=1e-6)
+    assert float(gan_loss(logits[:1], True, "bce")) == pytest.approx(
+        float(-p.log().mean()), rel=1e-6
+    )
+    assert float(gan_loss(logits[:1], False, "bce")) == pytest.approx(
+        float(-(1 - p).log().mean()), rel=1e-6
+    )
     assert gan_loss(logits.bfloat16(), True, "lsgan").dtype == torch.float32
     with pytest.raises(ValueError, match="mode is 'hinge'; expected 'bce' or 'lsgan'"):
         gan_loss(logits, True, "hinge")
@@ -174,7 +197,11 @@ def test_initialisation_is_normal(norm):
     torch.manual_seed(0)
     affine = norm(20_000, affine=True)
     network = nn.Sequential(
-        nn.Conv2d(50, 60, 4), nn.ConvTranspose2d(60, 50, 4), nn.Linear(200, 200), affine, norm(5, affine=False)
+        nn.Conv2d(50, 60, 4),
+        nn.ConvTranspose2d(60, 50, 4),
+        nn.Linear(200, 200),
+        affine,
+        norm(5, affine=False),
     )
     for layer in network:
         if layer.bias is not None:
@@ -189,8 +216,12 @@ def test_initialisation_is_normal(norm):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("affine", [False, True])
 def test_instance_norm_of_one_picture_is_batch_norm(affine, layout):
-    """In training mode, gradients included (PyTorch's own is wrong for channels-last gradients, see ops/norm.py)."""
-    ours, theirs = InstanceNorm(4, affine), nn.BatchNorm2d(4, affine=affine, track_running_stats=False)
+    """In training mode, gradients included (PyTorch's own is wrong for channels-last gradients, see
+    ops/norm.py)."""
+    ours, theirs = (
+        InstanceNorm(4, affine),
+        nn.BatchNorm2d(4, affine=affine, track_running_stats=False),
+    )
     if affine:
         for parameter in ours.parameters():
             nn.init.normal_(parameter)
@@ -215,7 +246,9 @@ def test_residual_block_adds_to_its_input():
     first, second = (layer for layer in block.layers if isinstance(layer, nn.Conv2d))
     y = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), first.weight, first.bias)
     y = F.instance_norm(y).relu()
-    y = F.instance_norm(F.conv2d(F.pad(y, (1, 1, 1, 1), mode="reflect"), second.weight, second.bias))
+    y = F.instance_norm(
+        F.conv2d(F.pad(y, (1, 1, 1, 1), mode="reflect"), second.weight, second.bias)
+    )
     assert torch.allclose(block(x), x + y, atol=1e-5)
 
 
@@ -241,5 +274,14 @@ def test_configuration_is_the_papers(name, parameters, epochs):
     assert recipe["losses"] == method_class(name).LOSSES
     assert recipe["size"] % network.multiple_of == 0
     assert (recipe["epochs"], recipe["batch_size"], recipe["optimiser"]) == (epochs, 1, "adam")
-    assert (recipe["learning_rate"], recipe["betas"], recipe["schedule"]) == (2e-4, [0.5, 0.999], "linear")
-    assert (recipe["weight_decay"], recipe["clip_norm"], recipe["ema"], recipe["precision"]) == (0.0, 0, 0.0, "no")
+    assert (recipe["learning_rate"], recipe["betas"], recipe["schedule"]) == (
+        2e-4,
+        [0.5, 0.999],
+        "linear",
+    )
+    assert (recipe["weight_decay"], recipe["clip_norm"], recipe["ema"], recipe["precision"]) == (
+        0.0,
+        0,
+        0.0,
+        "no",
+    )

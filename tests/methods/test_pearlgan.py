@@ -25,7 +25,8 @@ from cmmfnet.methods.pearlgan import (
 
 SMALL = {"method": "pearlgan", "width": 4, "encoder_blocks": 1, "decoder_blocks": 1}
 LOSSES = {
-    "adversarial": 1.0, "cycle": 10.0, "ssim": 1.0, "gradient": 0.5, "tv": 5.0, "diversity": 1.0, "alignment": 1.0,
+    "adversarial": 1.0, "cycle": 10.0, "ssim": 1.0, "gradient": 0.5, "tv": 5.0, "diversity": 1.0,
+    "alignment": 1.0,
 }  # fmt: skip
 OPTIONS = {"discriminator_width": 4}
 SIZE = 32
@@ -83,7 +84,9 @@ def test_attention_goes_from_coarse_to_fine():
         if attention is not None:
             pooled = pooled * (1 + enlarge(attention, pooled))
         z = F.conv2d(pooled, block.look[i].weight, block.look[i].bias, padding=1)
-        z = (z - z.mean((2, 3), keepdim=True)) / (z.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+        z = (z - z.mean((2, 3), keepdim=True)) / (
+            z.var((2, 3), correction=0, keepdim=True) + 1e-5
+        ).sqrt()
         attention = torch.sigmoid(z)
         maps.append(enlarge(attention, x))
         parts.append(group * maps[-1])
@@ -107,14 +110,18 @@ def test_diversity_is_the_cosine_similarity_of_pairs_of_scales():
     apart = [torch.zeros(1, 1, 2, 2) for _ in range(4)]
     for k, m in enumerate(apart):
         m.view(-1)[k] = 1
-    assert float(diversity_loss(apart)) == 0 and float(diversity_loss([apart[0]] * 4)) == pytest.approx(1)
+    assert float(diversity_loss(apart)) == 0 and float(
+        diversity_loss([apart[0]] * 4)
+    ) == pytest.approx(1)
 
 
 def test_alignment_moves_the_translation_only():
     a = [torch.rand(1, 1, 3, 3, requires_grad=True) for _ in range(4)]
     b = [torch.rand(1, 1, 3, 3, requires_grad=True) for _ in range(4)]
     loss = alignment_loss(a, b)
-    want = np.mean([np.abs(x.detach().numpy() - y.detach().numpy()).mean() for x, y in zip(a, b, strict=True)])
+    want = np.mean(
+        [np.abs(x.detach().numpy() - y.detach().numpy()).mean() for x, y in zip(a, b, strict=True)]
+    )
     assert loss.item() == pytest.approx(want, rel=1e-5)
     loss.backward()
     assert all(x.grad is None and y.grad is not None for x, y in zip(a, b, strict=True))
@@ -150,21 +157,33 @@ def test_gradient_alignment_is_what_edges_lack_to_the_steepest_place_of_their_pa
     translation = pictures(2, 3, 16, 24, seed=3)
     edges = (torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(0)) < 0.2).float()
     weights = np.array([0.299, 0.587, 0.114])[None, :, None, None]
-    grey = np.pad((translation.double().numpy() * weights).sum(axis=1), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    grey = np.pad(
+        (translation.double().numpy() * weights).sum(axis=1), ((0, 0), (1, 1), (1, 1)), mode="edge"
+    )
     across, down = grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2], grey[:, 2:, 1:-1] - grey[:, :-2, 1:-1]
     size = np.sqrt(across**2 + down**2 + 1e-8)
     lacks = []
     for b, i, j in zip(*np.nonzero(edges[:, 0].numpy()), strict=True):
         patch = size[b, i // 8 * 8 : i // 8 * 8 + 8, j // 8 * 8 : j // 8 * 8 + 8]
         lacks.append(max(0.0, 0.6 - size[b, i, j] / (patch.max() + 0.01)))
-    assert float(gradient_alignment_loss(translation, edges, 0.6)) == pytest.approx(np.mean(lacks), rel=1e-4)
-    # an edge where the source has one costs nothing, whatever its contrast; beside it, or none at all, does
+    assert float(gradient_alignment_loss(translation, edges, 0.6)) == pytest.approx(
+        np.mean(lacks), rel=1e-4
+    )
+    # an edge where the source has one costs nothing, whatever its contrast; beside it, or none at
+    # all, does
     source, beside = torch.full((1, 3, 16, 16), -0.8), torch.full((1, 3, 16, 16), -0.8)
     source[..., 4:], beside[..., 2:] = 0.8, 0.8
     edges = edge_map(source)
     assert edges.sum() > 10
-    loss = {k: float(gradient_alignment_loss(x, edges, 0.44)) for k, x in
-            {"same": source, "weaker": 0.1 * source, "beside": beside, "flat": 0 * source}.items()}  # fmt: skip
+    loss = {
+        k: float(gradient_alignment_loss(x, edges, 0.44))
+        for k, x in {
+            "same": source,
+            "weaker": 0.1 * source,
+            "beside": beside,
+            "flat": 0 * source,
+        }.items()
+    }
     assert loss["same"] == loss["weaker"] == 0 and loss["beside"] > 0.3 and loss["flat"] > 0.4
 
 
@@ -176,7 +195,8 @@ def test_variation_is_squared():
 
 
 def similarity(x: Tensor, y: Tensor) -> float:
-    """SSIM on [0,1] with a Gaussian window of 3 pixels (sigma 1.5), where it fits, by loops over the window."""
+    """SSIM on [0,1] with a Gaussian window of 3 pixels (sigma 1.5), where it fits, by loops over
+    the window."""
     line = np.exp(-(np.arange(-1, 2.0) ** 2) / 4.5)
     window = np.outer(line, line) / np.outer(line, line).sum()
     a, b = (z.double().numpy() / 2 + 0.5 for z in (x, y))
@@ -187,7 +207,11 @@ def similarity(x: Tensor, y: Tensor) -> float:
 
     ma, mb = mean(a), mean(b)
     va, vb, ab = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
-    return float(((2 * ma * mb + 1e-4) * (2 * ab + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))).mean())
+    return float(
+        (
+            (2 * ma * mb + 1e-4) * (2 * ab + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+        ).mean()
+    )
 
 
 def test_losses_of_the_step():
@@ -208,7 +232,8 @@ def test_losses_of_the_step():
         "gradient": gradient_alignment_loss(fake_b, edge_map(a), 0.44)
         + gradient_alignment_loss(fake_a, edge_map(b), 0.44),
         "diversity": sum(diversity_loss(m) for m in (a_encoder, a_decoder, b_encoder, b_decoder)),
-        "alignment": alignment_loss(a_encoder, fake_b_encoder) + alignment_loss(b_encoder, fake_a_encoder),
+        "alignment": alignment_loss(a_encoder, fake_b_encoder)
+        + alignment_loss(b_encoder, fake_a_encoder),
     }
     for name, value in want.items():
         assert torch.allclose(losses[name], 2 * value, rtol=1e-4), name
@@ -220,12 +245,17 @@ def test_losses_of_the_step():
 def test_late_losses_begin_late():
     method = PearlGAN(small(), LOSSES, **OPTIONS)
     assert method.late == 0.25 and method.edge_threshold == 0.44
-    begun = [set(next(method.training_step(pairs(1, SIZE), Moment(0, step, 8)))[1]) for step in (0, 1, 2, 7)]
+    begun = [
+        set(next(method.training_step(pairs(1, SIZE), Moment(0, step, 8)))[1])
+        for step in (0, 1, 2, 7)
+    ]
     assert begun == [set(LOSSES) - {"ssim", "alignment"}] * 2 + [set(LOSSES)] * 2
 
 
 def test_what_cannot_train_raises():
-    with pytest.raises(ValueError, match="nothing trains before ssim and alignment begin; set late to 0"):
+    with pytest.raises(
+        ValueError, match="nothing trains before ssim and alignment begin; set late to 0"
+    ):
         PearlGAN(small(), {"ssim": 1.0})
     with pytest.raises(ValueError, match=r"edge_threshold is 1.5, late is 0.25; expected 0 to 1"):
         PearlGAN(small(), LOSSES, edge_threshold=1.5)
@@ -235,7 +265,11 @@ def test_what_cannot_train_raises():
 def test_a_loss_alone_trains_both_translators(loss):
     method = PearlGAN(small(), {loss: 1.0}, late=0, **OPTIONS)
     assert loss in train(method, pairs(1, SIZE))[0]
-    assert ("discriminator_visible" in method.networks) == (loss == "adversarial") == bool(method.pools)
+    assert (
+        ("discriminator_visible" in method.networks)
+        == (loss == "adversarial")
+        == bool(method.pools)
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -246,5 +280,7 @@ def test_every_weight_has_a_gradient(batch, late):
 
 
 def test_training_learns():
-    history = train(PearlGAN(small(width=8), LOSSES, **OPTIONS), pairs(2, SIZE), steps=12, rate=1e-3)
+    history = train(
+        PearlGAN(small(width=8), LOSSES, **OPTIONS), pairs(2, SIZE), steps=12, rate=1e-3
+    )
     assert history[-1]["cycle"] < 0.95 * history[0]["cycle"]

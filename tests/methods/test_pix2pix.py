@@ -1,4 +1,5 @@
-"""pix2pix: sizes, the U-Net against a recursive one, norms that know one picture only, losses and the order of the step."""
+"""pix2pix: sizes, the U-Net against a recursive one, norms that know one picture only, losses and
+the order of the step."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def test_sizes_are_the_papers():
     with torch.device("meta"):
         assert count(UNetGenerator()) == 54_413_955
         assert count(UNetGenerator(inputs=1)) == 54_411_907
-        assert count(UNetGenerator(inputs=6, levels=7, affine=False)) == 41_828_739  # I2V-GAN's predictor
+        assert (
+            count(UNetGenerator(inputs=6, levels=7, affine=False)) == 41_828_739
+        )  # I2V-GAN's predictor
         method = Pix2Pix(UNetGenerator(), LOSSES)
         assert count(method.networks["discriminator"]) == 2_768_705
         assert UNetGenerator.multiple_of == method.networks["generator"].multiple_of == 256
@@ -49,7 +52,10 @@ def test_levels_say_which_sizes_fit():
 def recursive(network: UNetGenerator, x: Tensor, level: int = 0) -> Tensor:
     """A level is: down, what is inside it, up; and its input is handed on beside what it makes."""
     down, up = network.downs[level], network.ups[-1 - level]
-    conv, back = (next(m for m in part if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)) for part in (down, up))
+    conv, back = (
+        next(m for m in part if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
+        for part in (down, up)
+    )
     last = len(network.downs) - 1
 
     def norm(y: Tensor, part: nn.Sequential) -> Tensor:
@@ -69,16 +75,32 @@ def recursive(network: UNetGenerator, x: Tensor, level: int = 0) -> Tensor:
 def test_unet_is_what_it_is_said_to_be(options):
     network, x = sharpen(small(**options), 0.1).eval(), pictures(2, 1, 64, 64)
     assert torch.allclose(network(x), recursive(network, x.expand(-1, 3, -1, -1)), atol=1e-4)
-    biased = [m.bias is not None for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    biased = [
+        m.bias is not None
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
+    ]
     assert all(biased) if "affine" in options else biased == [False] * (len(biased) - 1) + [True]
 
 
 def test_dropout_is_where_the_original_has_it():
     with torch.device("meta"):
         network = UNetGenerator()
-    assert [any(isinstance(m, nn.Dropout) for m in up) for up in network.ups] == [False, True, True, True] + [False] * 4
+    assert [any(isinstance(m, nn.Dropout) for m in up) for up in network.ups] == [
+        False,
+        True,
+        True,
+        True,
+    ] + [False] * 4
     assert [up[1].out_channels for up in network.ups] == [512, 512, 512, 512, 256, 128, 64, 3]
-    assert [down[-1].weight.shape[0] for down in network.downs[1:-1]] == [128, 256, 512, 512, 512, 512]
+    assert [down[-1].weight.shape[0] for down in network.downs[1:-1]] == [
+        128,
+        256,
+        512,
+        512,
+        512,
+        512,
+    ]
     drops = small()
     x = pictures(1, 1, 64, 64)
     assert not torch.equal(sharpen(drops).train()(x), drops(x))
@@ -86,7 +108,8 @@ def test_dropout_is_where_the_original_has_it():
 
 
 def test_evaluation_is_what_training_with_a_batch_of_one_is():
-    """The original's batch norm at batch one, dropout aside; whereas its evaluation mode gives another picture."""
+    """The original's batch norm at batch one, dropout aside; whereas its evaluation mode gives
+    another picture."""
     network = sharpen(small(dropout=0.0), 0.1)
     twin = sharpen(small(dropout=0.0), 0.1)
     twin.load_state_dict(network.state_dict())
@@ -139,7 +162,11 @@ def test_training_learns():
 
 
 def test_one_picture_is_a_batch():
-    assert set(train(Pix2Pix(small(), LOSSES), pairs(1, SIZE))[0]) == {"discriminator", "adversarial", "l1"}
+    assert set(train(Pix2Pix(small(), LOSSES), pairs(1, SIZE))[0]) == {
+        "discriminator",
+        "adversarial",
+        "l1",
+    }
 
 
 def test_without_adversarial_there_is_no_discriminator():

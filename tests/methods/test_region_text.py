@@ -27,9 +27,12 @@ from cmmfnet.weights.files import load_model, save_model
 
 NAMES = ("road", "tree", "car", "grass", "snow", "night", "day")
 SMALL = {
-    "method": "cmmfnet", "channels": (8, 12, 16), "encoder_blocks": (1, 1, 1), "decoder_blocks": (1, 1, 0),
-    "kernels": (5, 5, 3), "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2, "text_width": 16,
-    "text_length": 6, "tail": 8, "ci": "image_query", "text": "clip-tags", "words": NAMES, "modulation": True,
+    "method": "cmmfnet", "channels": (8, 12, 16), "encoder_blocks": (1, 1, 1),
+    "decoder_blocks": (1, 1, 0),
+    "kernels": (5, 5, 3), "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2,
+    "text_width": 16,
+    "text_length": 6, "tail": 8, "ci": "image_query", "text": "clip-tags", "words": NAMES,
+    "modulation": True,
 }  # fmt: skip
 IGNORE = 255
 
@@ -53,7 +56,9 @@ def frames(batch: int = 1, side: int = 32) -> torch.Tensor:
 
 def tokens(network, names: list[str], colours: list[str | None] | None = None):
     ids, mask = tag_ids([names], network.words)
-    weights = torch.from_numpy(np.stack([[attribute_weights(c) for c in colours or [None] * len(names)]]))
+    weights = torch.from_numpy(
+        np.stack([[attribute_weights(c) for c in colours or [None] * len(names)]])
+    )
     return network.embed_tags(ids, weights), mask
 
 
@@ -68,11 +73,14 @@ def test_networks_without_regions_have_no_part_of_it():
 
 
 def test_regions_leave_what_the_bundled_model_makes_without_them():
-    """Taken away, without text, it gives the same bits; new ones added again change nothing even with text."""
+    """Taken away, without text, it gives the same bits; new ones added again change nothing even
+    with text."""
     loaded = load_model("cmmfnet")
     config = {k: v for k, v in loaded.config.items() if k != "regions"}
     plain = build_network(config).eval()
-    plain.load_state_dict({k: v for k, v in loaded.network.state_dict().items() if k in plain.state_dict()})
+    plain.load_state_dict(
+        {k: v for k, v in loaded.network.state_dict().items() if k in plain.state_dict()}
+    )
     torch.manual_seed(0)
     larger, extended = CMMFNetMethod.extended(plain, config, {"method": "cmmfnet", "regions": True})
     assert extended == loaded.config
@@ -99,7 +107,9 @@ def test_regions_need_words():
 
 def test_a_saved_network_with_regions_comes_back(tmp_path):
     network = awake()
-    path = save_model(tmp_path / "m.safetensors", network, SMALL | {"regions": True, "words": list(NAMES)})
+    path = save_model(
+        tmp_path / "m.safetensors", network, SMALL | {"regions": True, "words": list(NAMES)}
+    )
     again = load_model(path).network
     said = tokens(network, ["car", "night"], ["red", None])
     with torch.inference_mode():
@@ -152,8 +162,12 @@ def test_padding_and_order_do_not_matter():
     padded = torch.cat([text, torch.full_like(text[:, :2], float("nan"))], dim=1)
     with torch.inference_mode():
         want = network(frames(), text, mask)
-        assert torch.allclose(network(frames(), padded, torch.nn.functional.pad(mask, (0, 2))), want, atol=1e-5)
-        assert torch.allclose(network(frames(), *tokens(network, ["tree", "car"], [None, "red"])), want, atol=1e-5)
+        assert torch.allclose(
+            network(frames(), padded, torch.nn.functional.pad(mask, (0, 2))), want, atol=1e-5
+        )
+        assert torch.allclose(
+            network(frames(), *tokens(network, ["tree", "car"], [None, "red"])), want, atol=1e-5
+        )
 
 
 def test_a_given_place_moves_the_map_there():
@@ -171,7 +185,10 @@ def test_a_given_place_moves_the_map_there():
 def test_a_fresh_module_is_the_identity():
     module = RegionText(8, (4, 6), 5)
     said = Said(
-        torch.randn(2, 3, 8), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, 25), torch.ones(2, 3).bool()
+        torch.randn(2, 3, 8),
+        torch.zeros(2, 3, dtype=torch.bool),
+        torch.zeros(2, 3, 25),
+        torch.ones(2, 3).bool(),
     )
     x, last = torch.randn(2, 4, 5, 5), torch.randn(2, 5, 20, 20)
     assert torch.equal(module(x, said), x) and len(said.levels) == 1
@@ -193,7 +210,9 @@ def test_the_label_head_says_where_a_word_may_be():
         (["snow", "grass"], [[0, 0, 0, 1 / 6], [0, 0, 0, 5 / 6]]),
     ):
         said = network.said(*tokens(network, names))
-        found = network.regions.maps(network.regions.logits(torch.zeros(1, 16, 1, 4), said, labels), said)
+        found = network.regions.maps(
+            network.regions.logits(torch.zeros(1, 16, 1, 4), said, labels), said
+        )
         assert torch.allclose(found[0, :, 0], torch.tensor(want, dtype=torch.float32), atol=0.02)
 
 
@@ -222,13 +241,17 @@ def test_words_of_one_class_share_it_and_snow_claims_only_free_ground():
 
 def test_names_and_claims_are_of_the_vocabulary():
     assert set(PLACES) <= set(WORDS) and set(CLAIMS) <= set(PLACES)
-    assert {number for places in PLACES.values() for number in places} == set(range(1, len(CLASSES) - 1))
+    assert {number for places in PLACES.values() for number in places} == set(
+        range(1, len(CLASSES) - 1)
+    )
 
 
 def test_unlabelled_pixels_weigh_nothing_and_rare_classes_more():
     label = label_of("road", "road", "road", "car", "")
     _, weight, known = region_targets(label, [["car"]], 1, IGNORE)
-    assert weight[0, 0, 4] == 0 and weight[0, 0, 3] > weight[0, 0, 0] > 0 and known.tolist() == [True]
+    assert (
+        weight[0, 0, 4] == 0 and weight[0, 0, 3] > weight[0, 0, 0] > 0 and known.tolist() == [True]
+    )
     assert region_targets(label_of("", ""), [["car"]], 1, IGNORE)[2].tolist() == [False]
 
 
@@ -250,10 +273,17 @@ def test_the_loss_is_least_for_the_right_map_and_zero_without_labels():
 
 
 def said(
-    seed: int, drop: bool = False, labelled: bool = True, told=("snow",), colours=(("red", "car"),), most: int = 16
+    seed: int,
+    drop: bool = False,
+    labelled: bool = True,
+    told=("snow",),
+    colours=(("red", "car"),),
+    most: int = 16,
 ):
     rng = np.random.default_rng(seed)
-    return draw_words(rng, ["snow", "car", "road"], colours, told, WORDS, drop=drop, labelled=labelled, most=most)
+    return draw_words(
+        rng, ["snow", "car", "road"], colours, told, WORDS, drop=drop, labelled=labelled, most=most
+    )
 
 
 def test_told_names_are_always_said_with_their_colour():
@@ -303,11 +333,24 @@ def test_attribute_weights():
     assert attribute_weights("bare")[ATTRIBUTES.index("bare")] == 1
 
 
-@pytest.mark.parametrize(("colour", "low", "high"), [("green", 20, 50), ("orange", 6, 34), ("bare", 0, 0)])
+@pytest.mark.parametrize(
+    ("colour", "low", "high"), [("green", 20, 50), ("orange", 6, 34), ("bare", 0, 0)]
+)
 def test_trees_have_leaves_of_their_colour_now_and_then(colour, low, high):
     rng = np.random.default_rng(0)
     rows = [
-        dict(draw_words(rng, ["tree"], [(colour, "tree")], ["tree"], WORDS, drop=True, labelled=False, most=16))
+        dict(
+            draw_words(
+                rng,
+                ["tree"],
+                [(colour, "tree")],
+                ["tree"],
+                WORDS,
+                drop=True,
+                labelled=False,
+                most=16,
+            )
+        )
         for _ in range(60)
     ]
     leafy = [row for row in rows if "leaves" in row]
@@ -321,8 +364,13 @@ def test_mean_colours_of_regions_count_alike_whatever_their_size():
     for where in (slice(0, 8), slice(8, 32)):
         made = true.clone()
         made[..., where] += 0.4
-        assert colour_loss(made, true, label, [["car", "road"]], 4, IGNORE) == pytest.approx(0.2, abs=1e-5)
+        assert colour_loss(made, true, label, [["car", "road"]], 4, IGNORE) == pytest.approx(
+            0.2, abs=1e-5
+        )
     assert colour_loss(made, true, label, [["snow"]], 4, IGNORE) == 0
     noise = torch.randn(1, 3, 32, 32)
     noise -= noise.mean(dim=3, keepdim=True)
-    assert colour_loss(noise, true, torch.full_like(label, CLASSES.index("car")), [["car"]], 4, IGNORE) < 1e-5
+    assert (
+        colour_loss(noise, true, torch.full_like(label, CLASSES.index("car")), [["car"]], 4, IGNORE)
+        < 1e-5
+    )

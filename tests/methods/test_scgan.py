@@ -78,7 +78,9 @@ def test_generator(size, levels):
         with torch.autocast("cpu", torch.bfloat16):
             assert (network(x).float() - colour).abs().mean() < 0.05
         colour, maps = network(x, maps=True)
-        assert [m.shape[1:] for m in maps] == [(c, size[0] // n, size[1] // n) for c, n in ((32, 8), (16, 4), (8, 2))]
+        assert [m.shape[1:] for m in maps] == [
+            (c, size[0] // n, size[1] // n) for c, n in ((32, 8), (16, 4), (8, 2))
+        ]
         seen = SaliencyBranch(4).eval()(maps)
         assert seen.shape == (3, 1, *size) and seen.min() > 0 and seen.max() < 1
 
@@ -141,7 +143,8 @@ def test_convolutions_have_spectral_norm():
 
 
 class Slope(nn.Module):
-    """A critic whose gradient is known: at one corner, for red x, 6 x times the thermal frame; else 0."""
+    """A critic whose gradient is known: at one corner, for red x, 6 x times the thermal frame; else
+    0."""
 
     def forward(self, thermal: Tensor, colour: Tensor) -> Tensor:
         return 3 * thermal[:, :, :1, :1] * colour[:, :1, :1, :1] ** 2
@@ -153,7 +156,9 @@ def test_gradient_penalty_is_the_formulas():
     share = torch.tensor([0.25, 1.0]).view(2, 1, 1, 1)
     points = [0.25 * 0.5 + 0.75 * 0.1, 0.5]
     want = np.mean([(6 * t * x - 1) ** 2 for t, x in zip((1, 2), points, strict=True)])
-    assert gradient_penalty(Slope(), thermal, real, fake, share).item() == pytest.approx(want, rel=1e-5)
+    assert gradient_penalty(Slope(), thermal, real, fake, share).item() == pytest.approx(
+        want, rel=1e-5
+    )
 
 
 def test_gradient_penalty_trains_the_critic():
@@ -174,15 +179,20 @@ def test_gradient_penalty_trains_the_critic():
 def test_losses(random_vgg):
     method = scgan({"l1": 2.0, "attention": 3.0, "perceptual": 5.0, "adversarial": 7.0})
     for network in method.networks.values():
-        network.eval()  # spectral and batch norm stand still, so that their numbers can be recomputed
+        # spectral and batch norm stand still, so that their numbers can be recomputed
+        network.eval()
     batch, moment = pairs(2, SIZE), Moment(4, 1, 2)
-    generator, critic, branch = (method.networks[n] for n in ("generator", "discriminator", "saliency"))
+    generator, critic, branch = (
+        method.networks[n] for n in ("generator", "discriminator", "saliency")
+    )
     with torch.no_grad():
         output, maps = generator(batch.thermal, maps=True)
         looked = branch(maps)
         thermal, truth, colour = ((x + 1) / 2 for x in (batch.thermal, batch.visible, output))
         real, fake = critic(thermal, truth).mean(), critic(thermal, colour).mean()
-    share = torch.tensor([moment.rng(p).random() for p in batch.positions], dtype=torch.float32).view(-1, 1, 1, 1)
+    share = torch.tensor(
+        [moment.rng(p).random() for p in batch.positions], dtype=torch.float32
+    ).view(-1, 1, 1, 1)
     step = method.training_step(batch, moment)
     optimiser, losses = next(step)
     assert optimiser == "discriminator" and set(losses) == {"discriminator", "gradient_penalty"}
@@ -190,7 +200,12 @@ def test_losses(random_vgg):
     penalty = gradient_penalty(critic, thermal, truth, colour, share)
     assert torch.allclose(losses["gradient_penalty"], 10 * penalty, rtol=1e-4)
     optimiser, losses = next(step)
-    assert optimiser == "generator" and set(losses) == {"l1", "attention", "perceptual", "adversarial"}
+    assert optimiser == "generator" and set(losses) == {
+        "l1",
+        "attention",
+        "perceptual",
+        "adversarial",
+    }
     assert torch.allclose(losses["l1"], 2 * (colour - truth).abs().mean(), rtol=1e-4)
     reference = frequency_tuned(batch.visible)
     want = 3 * (colour * looked - truth * reference).abs().mean()
@@ -214,7 +229,10 @@ def test_losses(random_vgg):
 
 def test_stage_one_has_no_critic_and_leaves_it_as_it_is(random_vgg):
     method = scgan(SCGAN.LOSSES, stage_two=0.5)
-    adam = {name: torch.optim.Adam(method.parameter_groups(name, None), 1e-3) for name in method.optimisers}
+    adam = {
+        name: torch.optim.Adam(method.parameter_groups(name, None), 1e-3)
+        for name in method.optimisers
+    }
     assert list(method.optimisers) == ["discriminator", "generator"]
     before = copy.deepcopy(method.networks["discriminator"].state_dict())
     seen = []
@@ -226,10 +244,17 @@ def test_stage_one_has_no_critic_and_leaves_it_as_it_is(random_vgg):
             adam[optimiser].step()
             names += losses
         seen.append(names)
-        same = all(torch.equal(a, before[k]) for k, a in method.networks["discriminator"].state_dict().items())
+        same = all(
+            torch.equal(a, before[k])
+            for k, a in method.networks["discriminator"].state_dict().items()
+        )
         assert same == (step < 2) == (not adam["discriminator"].state), step
     assert seen[0] == seen[1] == ["discriminator", "l1", "attention"]
-    assert seen[2] == seen[3] == ["discriminator", "gradient_penalty", "adversarial", "l1", "attention", "perceptual"]
+    assert (
+        seen[2]
+        == seen[3]
+        == ["discriminator", "gradient_penalty", "adversarial", "l1", "attention", "perceptual"]
+    )
 
 
 def test_what_cannot_train_raises():
@@ -289,7 +314,10 @@ def test_estimate_is_achantas():
 
 
 def test_the_estimate_is_said():
-    with pytest.warns(UserWarning, match=r"frequency-tuned estimate of Achanta et al. \(CVPR 2009\).*saliency: FOLDER"):
+    with pytest.warns(
+        UserWarning,
+        match=r"frequency-tuned estimate of Achanta et al. \(CVPR 2009\).*saliency: FOLDER",
+    ):
         SCGAN(small(), LOSSES)
 
 
@@ -330,7 +358,11 @@ def test_maps_that_do_not_fit_raise(maps):
     folder, _ = maps
     with pytest.raises(SaliencyError, match=r"has no map for the frame two; expected two.png"):
         SaliencyMaps(folder)(seen_in("two", Crop(0, 0, 32, 32, False)))
-    with pytest.raises(SaliencyError, match=r"one.png is \(40, 60\) \(height, width\), smaller than its frame"):
+    with pytest.raises(
+        SaliencyError, match=r"one.png is \(40, 60\) \(height, width\), smaller than its frame"
+    ):
         SaliencyMaps(folder)(seen_in("one", Crop(20, 0, 32, 32, False)))
-    with pytest.raises(SaliencyError, match=r"is no folder; it should have a saliency map NAME.png"):
+    with pytest.raises(
+        SaliencyError, match=r"is no folder; it should have a saliency map NAME.png"
+    ):
         scgan(saliency=str(folder / "none"))

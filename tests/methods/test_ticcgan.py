@@ -1,4 +1,5 @@
-"""TIC-CGAN: sizes, the coarse-to-fine generator, losses with a random VGG-16, and what ``faithful`` brings back."""
+"""TIC-CGAN: sizes, the coarse-to-fine generator, losses with a random VGG-16, and what ``faithful``
+brings back."""
 
 from __future__ import annotations
 
@@ -49,11 +50,15 @@ def test_generator_is_what_it_is_said_to_be():
 
     def conv(y: Tensor, layer: nn.Module) -> Tensor:
         if isinstance(layer, nn.ConvTranspose2d):
-            y = F.conv_transpose2d(y, layer.weight, layer.bias, stride=2, padding=1, output_padding=1)
+            y = F.conv_transpose2d(
+                y, layer.weight, layer.bias, stride=2, padding=1, output_padding=1
+            )
         elif layer.stride == (2, 2):
             y = F.conv2d(y, layer.weight, layer.bias, stride=2, padding=1)
         else:
-            y = F.conv2d(F.pad(y, (layer.kernel_size[0] // 2,) * 4, mode="reflect"), layer.weight, layer.bias)
+            y = F.conv2d(
+                F.pad(y, (layer.kernel_size[0] // 2,) * 4, mode="reflect"), layer.weight, layer.bias
+            )
         return y
 
     def norm(y: Tensor) -> Tensor:
@@ -87,7 +92,8 @@ def test_generator_is_what_it_is_said_to_be():
 def check_losses_and_order(
     method: TICCGAN, weights: dict[str, float], vgg: nn.Sequential, faithful: bool, gan: str
 ) -> None:
-    """The family's step (TIC-CGAN, MUGAN, LKAT-GAN) by its formulas; the discriminator's step lies in between."""
+    """The family's step (TIC-CGAN, MUGAN, LKAT-GAN) by its formulas; the discriminator's step lies
+    in between."""
     batch = pairs(2, SIZE)
     judge, truth = method.networks["discriminator"], batch.visible
     condition = torch.cat([batch.thermal] * 3, dim=1)
@@ -104,7 +110,11 @@ def check_losses_and_order(
         else:
             want = ((real - 1).square().mean() + fake.square().mean()) / 2
         assert float(losses["discriminator"].detach()) == pytest.approx(float(want), rel=1e-4)
-        assert torch.allclose(torch.stack(method.pools["pairs"].pictures), torch.cat([condition, colour], 1), atol=1e-5)
+        assert torch.allclose(
+            torch.stack(method.pools["pairs"].pictures),
+            torch.cat([condition, colour], 1),
+            atol=1e-5,
+        )
         for p in judge.parameters():  # what its optimiser would do: the generator meets the new one
             p.mul_(1.2)
         with torch.enable_grad():
@@ -115,8 +125,12 @@ def check_losses_and_order(
         losses = {name: loss.detach() for name, loss in losses.items()}
         answer = judge(torch.cat([condition, colour], 1)).double()
         want = -torch.sigmoid(answer).log().mean() if gan == "bce" else (answer - 1).square().mean()
-        assert float(losses["adversarial"]) == pytest.approx(weights["adversarial"] * float(want), rel=1e-4)
-        assert torch.allclose(losses["l1"], weights["l1"] * (colour - truth).abs().mean(), rtol=1e-4)
+        assert float(losses["adversarial"]) == pytest.approx(
+            weights["adversarial"] * float(want), rel=1e-4
+        )
+        assert torch.allclose(
+            losses["l1"], weights["l1"] * (colour - truth).abs().mean(), rtol=1e-4
+        )
 
         x, y = colour, truth
         if not faithful:  # ImageNet's mean and deviation, of pictures in [0,1]
@@ -135,11 +149,20 @@ def check_losses_and_order(
         assert torch.allclose(losses["tv"], weights["tv"] * want, rtol=1e-4)
 
         if "ssim" in weights:
-            options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+            options = {
+                "gaussian_weights": True,
+                "sigma": 1.5,
+                "use_sample_covariance": False,
+                "data_range": 1.0,
+            }
             found = []
             for a, b in zip(colour.double() / 2 + 0.5, truth.double() / 2 + 0.5, strict=True):
-                _, each = structural_similarity(a.numpy(), b.numpy(), channel_axis=0, full=True, **options)
-                found.append(each[:, 5:-5, 5:-5].mean())  # with full=True the border is where the window does not fit
+                _, each = structural_similarity(
+                    a.numpy(), b.numpy(), channel_axis=0, full=True, **options
+                )
+                found.append(
+                    each[:, 5:-5, 5:-5].mean()
+                )  # with full=True the border is where the window does not fit
             want = 1 - sum(found) / 2
             assert float(losses["ssim"]) == pytest.approx(weights["ssim"] * want, rel=1e-3)
 

@@ -1,4 +1,5 @@
-"""TIR2Lab: sizes, Lab against scikit-image, losses against their formulas, ordinary and row-wise batch norm."""
+"""TIR2Lab: sizes, Lab against scikit-image, losses against their formulas, ordinary and row-wise
+batch norm."""
 
 from __future__ import annotations
 
@@ -75,7 +76,10 @@ def test_other_shapes_raise(shape):
 def test_row_norm_normalises_rows():
     norm, x = RowNorm(5), torch.randn(3, 4, 5, 6) * torch.arange(1.0, 6.0)[:, None] + 3
     y = norm(x)
-    assert y.mean(dim=(0, 1, 3)).abs().max() < 1e-5 and (y.std(dim=(0, 1, 3), correction=0) - 1).abs().max() < 1e-4
+    assert (
+        y.mean(dim=(0, 1, 3)).abs().max() < 1e-5
+        and (y.std(dim=(0, 1, 3), correction=0) - 1).abs().max() < 1e-4
+    )
     assert torch.allclose(norm.running_mean, 0.1 * x.mean(dim=(0, 1, 3)), atol=1e-5)
 
 
@@ -100,7 +104,9 @@ def test_network_is_what_it_is_said_to_be():
 
     def norm(y: Tensor, part: nn.Sequential) -> Tensor:
         layer = next(m for m in part if isinstance(m, nn.BatchNorm2d))
-        y = (y - layer.running_mean.view(-1, 1, 1)) / (layer.running_var.view(-1, 1, 1) + 1e-5).sqrt()
+        y = (y - layer.running_mean.view(-1, 1, 1)) / (
+            layer.running_var.view(-1, 1, 1) + 1e-5
+        ).sqrt()
         return y * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
 
     def leaky(y: Tensor) -> Tensor:
@@ -136,7 +142,9 @@ def test_dropout_and_batch_statistics_act_in_training_only():
 def cube(steps: int) -> Tensor:
     """All combinations of evenly spaced components in [-1,1]: (1,3,steps^2,steps)."""
     axis = torch.linspace(-1, 1, steps)
-    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).reshape(1, 3, steps * steps, steps)
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).reshape(
+        1, 3, steps * steps, steps
+    )
 
 
 def test_lab_is_scikit_images():
@@ -154,12 +162,18 @@ def test_lab_is_scikit_images():
 def test_lab_and_back():
     rgb = cube(18)
     assert (lab_to_rgb(rgb_to_lab(rgb)) - rgb).abs().max() < 2e-3
-    assert rgb_to_lab(rgb.bfloat16()).dtype == lab_to_rgb(rgb_to_lab(rgb).half()).dtype == torch.float32
+    assert (
+        rgb_to_lab(rgb.bfloat16()).dtype
+        == lab_to_rgb(rgb_to_lab(rgb).half()).dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*negative Z values")
 def test_colours_that_there_are_not_are_clipped_with_finite_gradients():
-    lab = cube(9) * torch.tensor([50.0, 92.5, 101.5]).view(3, 1, 1) + torch.tensor([50.0, 5.5, -6.5]).view(3, 1, 1)
+    lab = cube(9) * torch.tensor([50.0, 92.5, 101.5]).view(3, 1, 1) + torch.tensor(
+        [50.0, 5.5, -6.5]
+    ).view(3, 1, 1)
     lab.requires_grad_()
     rgb = lab_to_rgb(lab)
     assert rgb.min() == -1 and rgb.max() == 1
@@ -193,7 +207,9 @@ def test_dssim_is_over_patches_that_do_not_overlap():
         dssim_of(x[b, 0, 4 * i : 4 * i + 4, 16 * j : 16 * j + 16], y[b, 0, 4 * i : 4 * i + 4, 16 * j : 16 * j + 16])
         for b in range(2) for i in range(3) for j in range(2)
     ]  # fmt: skip
-    assert float(patch_dssim(x.float(), y.float())) == pytest.approx(sum(each) / len(each), rel=1e-4)
+    assert float(patch_dssim(x.float(), y.float())) == pytest.approx(
+        sum(each) / len(each), rel=1e-4
+    )
     assert float(patch_dssim(x, x)) == pytest.approx(0, abs=1e-6)
     with pytest.raises(ValueError, match="patches of 4 x 16"):
         patch_dssim(x[..., :15], y[..., :15])
@@ -228,7 +244,10 @@ def test_gradients_reach_the_network_through_rgb():
 
 def test_it_learns_a_batch():
     history = train(TIR2Lab(small(dropout=0.0), LOSSES), pairs(2, SIZE), 60, rate=1e-2)
-    assert history[-1]["ab"] < 0.5 * history[0]["ab"] and history[-1]["dssim"] < 0.6 * history[0]["dssim"]
+    assert (
+        history[-1]["ab"] < 0.5 * history[0]["ab"]
+        and history[-1]["dssim"] < 0.6 * history[0]["dssim"]
+    )
 
 
 def test_unknown_loss_raises():

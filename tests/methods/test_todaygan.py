@@ -1,4 +1,5 @@
-"""ToDayGAN, and what it shares with PearlGAN: sizes, skeleton, three heads, relativistic losses, the step."""
+"""ToDayGAN, and what it shares with PearlGAN: sizes, skeleton, three heads, relativistic losses,
+the step."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_generator(size):
 
 
 def test_other_shapes_raise():
-    with pytest.raises(ValueError, match=r"\(1, 1, 12, 16\); expected \(B,1,H,W\) with H and W multiples of 8"):
+    with pytest.raises(
+        ValueError, match=r"\(1, 1, 12, 16\); expected \(B,1,H,W\) with H and W multiples of 8"
+    ):
         small()(torch.zeros(1, 1, 12, 16))
 
 
@@ -59,7 +62,9 @@ def test_generator_is_what_it_is_said_to_be():
         return torch.where(y > 0, y, next(prelus).weight * y)
 
     def reflect(y: Tensor, conv: nn.Conv2d) -> Tensor:
-        return F.conv2d(F.pad(y, (conv.kernel_size[0] // 2,) * 4, mode="reflect"), conv.weight, conv.bias)
+        return F.conv2d(
+            F.pad(y, (conv.kernel_size[0] // 2,) * 4, mode="reflect"), conv.weight, conv.bias
+        )
 
     x = pictures(2, 3, 32, 24)
     y = act(reflect(x, convs[0]))
@@ -81,7 +86,9 @@ def test_heads_see_blurred_colour_grey_and_gradient():
     judge = ThreeHeadedDiscriminator(4).eval()
     seen = {}
     for name in ("colour", "grey", "gradient"):
-        getattr(judge, name).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        getattr(judge, name).register_forward_pre_hook(
+            lambda _, args, name=name: seen.update({name: args[0]})
+        )
     picture = pictures(2, 3, 32, 40)
     answers = judge(picture)
     assert [len(head) for head in answers] == [4, 4, 3]
@@ -90,7 +97,9 @@ def test_heads_see_blurred_colour_grey_and_gradient():
     window = np.outer(window, window) / np.outer(window, window).sum()
     x = picture.double().numpy()
     padded = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)))
-    blurred = sum(window[i, j] * padded[:, :, i : i + 32, j : j + 40] for i in range(5) for j in range(5))
+    blurred = sum(
+        window[i, j] * padded[:, :, i : i + 32, j : j + 40] for i in range(5) for j in range(5)
+    )
     assert np.allclose(seen["colour"].numpy(), blurred, atol=1e-5)
     grey = 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
     assert np.allclose(seen["grey"][:, 0].numpy(), grey, atol=1e-6)
@@ -99,8 +108,12 @@ def test_heads_see_blurred_colour_grey_and_gradient():
     assert found.shape == (2, 2, 14, 18)
     for i in range(14):
         for j in range(18):
-            assert np.allclose(found[:, 0, i, j], half[:, i + 1, j + 2] - half[:, i + 1, j], atol=1e-5)
-            assert np.allclose(found[:, 1, i, j], half[:, i + 2, j + 1] - half[:, i, j + 1], atol=1e-5)
+            assert np.allclose(
+                found[:, 0, i, j], half[:, i + 1, j + 2] - half[:, i + 1, j], atol=1e-5
+            )
+            assert np.allclose(
+                found[:, 1, i, j], half[:, i + 2, j + 1] - half[:, i, j + 1], atol=1e-5
+            )
 
 
 def test_a_head_answers_at_every_depth():
@@ -108,7 +121,9 @@ def test_a_head_answers_at_every_depth():
     head = Head(3, 4, 3).eval()
     convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
     assert [c.weight.shape[0] for c in convs] == [4, 9, 17, 32, 1]
-    for conv in convs:  # spectral norm: the largest singular value, which is an estimate, is about 1
+    for (
+        conv
+    ) in convs:  # spectral norm: the largest singular value, which is an estimate, is about 1
         assert 0.8 < torch.linalg.matrix_norm(conv.weight.flatten(1), 2) < 1.2
     x = pictures(2, 3, 32, 32)
     found = head(x)
@@ -129,7 +144,9 @@ def test_a_head_answers_at_every_depth():
 
 def answers(seed: int) -> list[list[Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    return [[torch.randn(2, n, n, generator=generator) for n in (9, 5, 3, 4)[:k]] for k in (4, 4, 3)]
+    return [
+        [torch.randn(2, n, n, generator=generator) for n in (9, 5, 3, 4)[:k]] for k in (4, 4, 3)
+    ]
 
 
 @pytest.mark.parametrize("judge", [True, False])
@@ -184,7 +201,9 @@ def test_discriminators_see_old_pictures():
     assert {k: p.size for k, p in method.pools.items()} == {"visible": 50, "thermal": 50}
     batch, marker = pairs(1, SIZE), torch.full((3, SIZE, SIZE), 0.5)
     seen = []
-    method.networks["discriminator_visible"].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    method.networks["discriminator_visible"].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach())
+    )
     method.pools = {"visible": ImagePool(1), "thermal": ImagePool(1)}
     method.pools["visible"].pictures = [marker]
     for step in range(5):
@@ -200,11 +219,17 @@ def test_discriminators_see_old_pictures():
 def test_any_loss_alone_trains_both_translators(loss, batch):
     method = ToDayGAN(small(), {loss: 1.0}, **OPTIONS)
     assert loss in train(method, pairs(batch, SIZE))[0]
-    assert ("discriminator_visible" in method.networks) == (loss == "adversarial") == bool(method.pools)
+    assert (
+        ("discriminator_visible" in method.networks)
+        == (loss == "adversarial")
+        == bool(method.pools)
+    )
 
 
 def test_training_learns():
-    history = train(ToDayGAN(small(width=8), LOSSES, **OPTIONS), pairs(2, SIZE), steps=12, rate=1e-3)
+    history = train(
+        ToDayGAN(small(width=8), LOSSES, **OPTIONS), pairs(2, SIZE), steps=12, rate=1e-3
+    )
     # single steps of a GAN jump, differently with every order of sums (number of threads)
     assert min(losses["cycle"] for losses in history) < 0.5 * history[0]["cycle"]
     assert set(history[0]) == {*LOSSES, "discriminator_visible", "discriminator_thermal"}

@@ -1,6 +1,8 @@
-"""The residual blocks' own gradients (ops/block.py) against float64 autograd of the separate operators.
+"""The residual blocks' own gradients (ops/block.py) against float64 autograd of the separate
+operators.
 
-The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA device.
+The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are
+on a CUDA device.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from cmmfnet.nn.blocks import ConvFFN, Downsample, LargeKernelBlock, large_kerne
 from cmmfnet.nn.fast import enlarge
 
 triton = importlib.util.find_spec("triton") is not None
-cuda = pytest.mark.skipif(not torch.cuda.is_available() or not triton, reason="needs a CUDA device and Triton")
+cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or not triton, reason="needs a CUDA device and Triton"
+)
 KINDS = {"large kernel": lambda channels: LargeKernelBlock(channels, 5), "feed-forward": ConvFFN}
 
 
@@ -33,8 +37,8 @@ def operands(kind, shape, dtype, device):
 
 
 def block_errors(kind, shape, dtype, device="cpu", layout="contiguous"):
-    """Relative errors: of the output, of its planes' mean and scale, of x's gradient less that of the residual, of all weights'
-    gradients; the gradients of biases before norms are zero."""
+    """Relative errors: of the output, of its planes' mean and scale, of x's gradient less that of
+    the residual, of all weights' gradients; the gradients of biases before norms are zero."""
     block, x, dy = operands(kind, shape, dtype, device)
     x, dy = LAYOUTS[layout](x), LAYOUTS[layout](dy)
     exact, exact_x = copy.deepcopy(block).cpu().double(), x.double().cpu().requires_grad_()
@@ -44,7 +48,10 @@ def block_errors(kind, shape, dtype, device="cpu", layout="contiguous"):
     y, after = block.with_statistics(x, statistics_of(x.detach()))
     assert (y.shape, y.dtype) == (x.shape, dtype)
     y.backward(dy)
-    found = [relative(y.cpu(), want), *(relative(a, b) for a, b in zip(after, statistics_of(y.detach()), strict=True))]
+    found = [
+        relative(y.cpu(), want),
+        *(relative(a, b) for a, b in zip(after, statistics_of(y.detach()), strict=True)),
+    ]
     found.append(relative((x.grad - dy).cpu(), exact_x.grad - dy.double().cpu()))
     for (name, p), q in zip(block.named_parameters(), exact.parameters(), strict=True):
         assert p.grad.dtype == torch.float32 and p.grad.is_contiguous()
@@ -67,7 +74,9 @@ def doubled_errors(shape, dtype, device="cpu", layout="contiguous", function=ops
         dy = order(torch.randn(y.shape).to(device, dtype))
         (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)
         assert dx.is_contiguous() == x.is_contiguous() or layout in ("transposed", "sliced")
-        found.append(relative(dx, torch.autograd.grad(want, exact, dy.double(), retain_graph=True)[0]))
+        found.append(
+            relative(dx, torch.autograd.grad(want, exact, dy.double(), retain_graph=True)[0])
+        )
     return [relative(y, want), *found]
 
 
@@ -75,7 +84,8 @@ DOUBLED = [(2, 3, 5, 7), (1, 64, 4, 8), (2, 70, 3, 4)]
 
 
 def stage_error():
-    """Of the gradients by a whole stage, whose blocks hand their statistics on, as if its input were on a GPU."""
+    """Of the gradients by a whole stage, whose blocks hand their statistics on, as if its input
+    were on a GPU."""
     torch.manual_seed(5)
     stage = large_kernel_stage(64, 1, 5)
     exact = copy.deepcopy(stage).double()
@@ -118,7 +128,9 @@ print(json.dumps({{
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below"
+)
 @pytest.mark.skipif(not triton, reason="Triton is not installed")
 def test_gradients_of_blocks_in_the_interpreter():
     found = interpreted(_INTERPRETED)
@@ -130,7 +142,8 @@ def test_gradients_of_blocks_in_the_interpreter():
 
 @cuda
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(2, 64, 20, 21), (1, 128, 40, 24), (3, 64, 1, 9), (2, 64, 128, 128), (1, 64, 130, 140)],
+@pytest.mark.parametrize("shape",
+                         [(2, 64, 20, 21), (1, 128, 40, 24), (3, 64, 1, 9), (2, 64, 128, 128), (1, 64, 130, 140)],
                          ids=str)  # fmt: skip
 def test_gradients_of_blocks_on_cuda(kind, shape):
     assert max(block_errors(kind, shape, torch.float16, "cuda")) < 5e-3
@@ -146,7 +159,8 @@ def test_gradients_of_blocks_on_cuda_in_any_order(kind, layout):
 
 @cuda
 def test_a_stage_trains_by_its_own_gradients_on_cuda():
-    """They are what runs, give what autograd of the separate operators gives, and the same from run to run."""
+    """They are what runs, give what autograd of the separate operators gives, and the same from run
+    to run."""
     stage = large_kernel_stage(64, 2, 13).cuda()
     x, dy = (torch.randn(2, 64, 40, 48, device="cuda", dtype=torch.bfloat16) for _ in range(2))
 
@@ -172,8 +186,13 @@ def test_doubled_maps_on_cuda(shape, layout):
 
 @cuda
 def test_a_map_put_in_order_on_cuda():
-    x = torch.randn(2, 70, 9, 5, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    y, dy = ops.plain(x.requires_grad_()), torch.randn(2, 70, 9, 5, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(2, 70, 9, 5, device="cuda", dtype=torch.bfloat16).contiguous(
+        memory_format=torch.channels_last
+    )
+    y, dy = (
+        ops.plain(x.requires_grad_()),
+        torch.randn(2, 70, 9, 5, device="cuda", dtype=torch.bfloat16),
+    )
     (dx,) = torch.autograd.grad(y, x, dy)
     assert y.is_contiguous() and torch.equal(y, x)
     assert dx.is_contiguous(memory_format=torch.channels_last) and torch.equal(dx, dy)

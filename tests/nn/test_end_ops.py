@@ -1,6 +1,8 @@
-"""A U-Net's first and last layer in training (ops/widening_gradient.py, ops/last.py) against float64 autograd.
+"""A U-Net's first and last layer in training (ops/widening_gradient.py, ops/last.py) against
+float64 autograd.
 
-The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA device.
+The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are
+on a CUDA device.
 """
 
 from __future__ import annotations
@@ -19,20 +21,39 @@ from cmmfnet.nn.blocks import Downsample
 from cmmfnet.nn.fast import last, widening_gradient
 
 triton = importlib.util.find_spec("triton") is not None
-cuda = pytest.mark.skipif(not torch.cuda.is_available() or not triton, reason="needs a CUDA device and Triton")
+cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or not triton, reason="needs a CUDA device and Triton"
+)
 
-# input, outputs: one pixel a program less or more, several parts of a picture, channels that are no whole number of columns
-WIDENED = [((2, 1, 9, 7), 64), ((1, 2, 20, 33), 64), ((3, 2, 5, 5), 70), ((1, 1, 130, 127), 16), ((2, 2, 80, 90), 128)]
-# map, colours: one row or column; no whole number of tiles; more columns than a program has, more rows
-LAST = [((2, 64, 9, 17), 3), ((1, 32, 35, 130), 3), ((1, 64, 1, 1), 1), ((1, 32, 3, 150), 2), ((3, 128, 40, 5), 3)]
+# input, outputs: one pixel a program less or more, several parts of a picture, channels that are no
+# whole number of columns
+WIDENED = [
+    ((2, 1, 9, 7), 64),
+    ((1, 2, 20, 33), 64),
+    ((3, 2, 5, 5), 70),
+    ((1, 1, 130, 127), 16),
+    ((2, 2, 80, 90), 128),
+]
+# map, colours: one row or column; no whole number of tiles; more columns than a program has, more
+# rows
+LAST = [
+    ((2, 64, 9, 17), 3),
+    ((1, 32, 35, 130), 3),
+    ((1, 64, 1, 1), 1),
+    ((1, 32, 3, 150), 2),
+    ((3, 128, 40, 5), 3),
+]
 
 
 def widened(shape, outputs, dtype=torch.float32, device="cpu"):
-    """A frame whose channels go together, as with local contrast; a float32 weight and bias, as leaves; the output's gradient."""
+    """A frame whose channels go together, as with local contrast; a float32 weight and bias, as
+    leaves; the output's gradient."""
     generator = torch.Generator().manual_seed(8)
     x = torch.randn(shape, generator=generator) * 0.3 - 0.4
     x[:, -1] += x[:, 0]
-    weight, bias = (torch.randn(s, generator=generator) for s in ((outputs, shape[1], 1, 1), (outputs,)))
+    weight, bias = (
+        torch.randn(s, generator=generator) for s in ((outputs, shape[1], 1, 1), (outputs,))
+    )
     dy = torch.randn((shape[0], outputs, *shape[2:]), generator=generator)
     return (
         x.to(device, dtype),
@@ -46,7 +67,9 @@ def widened_errors(shape, outputs, dtype=torch.float32, device="cpu", layout="ch
     """Relative errors of the map and of the weight's gradient; the bias's is zero."""
     x, weight, bias, dy = widened(shape, outputs, dtype, device)
     y = widening_gradient.widen_with_gradient(x, weight, bias)
-    assert (y.shape, y.dtype) == (dy.shape, dtype) and y.is_contiguous(memory_format=torch.channels_last)
+    assert (y.shape, y.dtype) == (dy.shape, dtype) and y.is_contiguous(
+        memory_format=torch.channels_last
+    )
     dw, zero = torch.autograd.grad(y, (weight, bias), LAYOUTS[layout](dy))
     assert (dw.shape, dw.dtype) == (weight.shape, weight.dtype) and not zero.any()
     exact = weight.detach().double().requires_grad_()
@@ -55,9 +78,16 @@ def widened_errors(shape, outputs, dtype=torch.float32, device="cpu", layout="ch
 
 
 def last_operands(shape, colours, dtype=torch.float32, device="cpu"):
-    """Map, bias, and the convolution's weight and bias, as leaves, the last three in float32; the colours' gradient."""
+    """Map, bias, and the convolution's weight and bias, as leaves, the last three in float32; the
+    colours' gradient."""
     generator = torch.Generator().manual_seed(9)
-    sizes = [shape, (shape[1],), (colours, shape[1], 3, 3), (colours,), (shape[0], colours, *shape[2:])]
+    sizes = [
+        shape,
+        (shape[1],),
+        (colours, shape[1], 3, 3),
+        (colours,),
+        (shape[0], colours, *shape[2:]),
+    ]
     u, bias, weight, last_bias, dy = (torch.randn(s, generator=generator).to(device) for s in sizes)
     leaves = [t.requires_grad_() for t in (u.to(dtype), bias, weight / shape[1] ** 0.5, last_bias)]
     return leaves, dy.to(dtype)
@@ -96,7 +126,9 @@ print(json.dumps({{
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below"
+)
 @pytest.mark.skipif(not triton, reason="Triton is not installed")
 def test_both_ends_in_the_interpreter():
     found = interpreted(_INTERPRETED)
@@ -110,7 +142,9 @@ def test_both_ends_in_the_interpreter():
 
 def test_no_kernel_serves_the_cpu():
     inner, outer = torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.Conv2d(64, 3, 3, padding=1)
-    assert not widening_gradient.serves_widen_with_gradient(torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16))
+    assert not widening_gradient.serves_widen_with_gradient(
+        torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16)
+    )
     assert not last.serves_last(torch.zeros(1, 64, 8, 8, dtype=torch.bfloat16), inner, outer)
 
 
@@ -138,7 +172,9 @@ def test_a_float32_frame_under_autocast_gives_a_map_of_its_dtype(dtype):
         assert widening_gradient.serves_widen_with_gradient(x)
         y = widening_gradient.widen_with_gradient(x, weight.to(dtype), bias)
     assert (
-        y.dtype == dtype and relative(y, norm_reference(F.conv2d(x.double(), weight.to(dtype).double()), True)) < 1e-2
+        y.dtype == dtype
+        and relative(y, norm_reference(F.conv2d(x.double(), weight.to(dtype).double()), True))
+        < 1e-2
     )
     assert not widening_gradient.serves_widen_with_gradient(x)
     with torch.autocast("cuda", dtype):
@@ -169,7 +205,12 @@ def test_both_ends_are_equal_from_run_to_run_on_cuda():
 
     def run():
         y, z = widening_gradient.widen_with_gradient(x, weight, bias), last.gelu_convolve(*leaves)
-        return [y, z, *torch.autograd.grad(y, weight, dy), *torch.autograd.grad(z, leaves, d_colours)]
+        return [
+            y,
+            z,
+            *torch.autograd.grad(y, weight, dy),
+            *torch.autograd.grad(z, leaves, d_colours),
+        ]
 
     first = run()
     for _ in range(3):
@@ -178,8 +219,14 @@ def test_both_ends_are_equal_from_run_to_run_on_cuda():
 
 @cuda
 @pytest.mark.parametrize("contrast", [False, True])
-def test_a_network_trains_by_both_ends_no_less_exactly_than_by_separate_operators_on_cuda(contrast, monkeypatch):
-    network = build_network(LEARNED | dict(channels=(64, 128, 128), local_contrast=contrast)).cuda().train()
+def test_a_network_trains_by_both_ends_no_less_exactly_than_by_separate_operators_on_cuda(
+    contrast, monkeypatch
+):
+    network = (
+        build_network(LEARNED | dict(channels=(64, 128, 128), local_contrast=contrast))
+        .cuda()
+        .train()
+    )
     x, names = (
         torch.rand(2, 1, 96, 64, device="cuda") * 2 - 1,
         [n for n, p in network.named_parameters() if p.requires_grad],
@@ -187,7 +234,10 @@ def test_a_network_trains_by_both_ends_no_less_exactly_than_by_separate_operator
 
     def run(dtype):
         other = copy.deepcopy(network)
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.profiler.profile() as profile:
+        with (
+            torch.autocast("cuda", dtype, enabled=dtype != torch.float32),
+            torch.profiler.profile() as profile,
+        ):
             y = other(x)
         of = [p for p in other.parameters() if p.requires_grad]
         found = torch.autograd.grad(y.float().square().mean(), of, allow_unused=True)
@@ -203,5 +253,7 @@ def test_a_network_trains_by_both_ends_no_less_exactly_than_by_separate_operator
     assert relative(y, want) < 1.5 * relative(before, want) + 1e-3
     for name, d in exact.items():
         error = 1.0 if d is None else relative(theirs[name], d)
-        if error < 0.2:  # some, of keys' biases and of one channel's scale, are nothing but rounding
+        if (
+            error < 0.2
+        ):  # some, of keys' biases and of one channel's scale, are nothing but rounding
             assert relative(ours[name], d) < 1.5 * error + 1e-2, name

@@ -13,8 +13,10 @@ from cmmfnet.nn.fast.graphed import Graphed
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TINY = dict(
-    method="cmmfnet", channels=(8, 16, 16), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1), kernels=(5, 5, 5), vit_depth=1,
-    vit_width=32, vit_heads=2, global_size=32, text="clip-tags", words=["tree", "car"], text_width=24, text_length=16,
+    method="cmmfnet", channels=(8, 16, 16), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1),
+    kernels=(5, 5, 5), vit_depth=1,
+    vit_width=32, vit_heads=2, global_size=32, text="clip-tags", words=["tree", "car"],
+    text_width=24, text_length=16,
     modulation=True, classes=25, regions=True,
 )  # fmt: skip
 
@@ -39,7 +41,8 @@ class InOrder:
 
 
 class Shared(torch.nn.Module):
-    """A layer registered twice, a weight of two layers, and one that is also an embedding's, which autocast does not cast."""
+    """A layer registered twice, a weight of two layers, and one that is also an embedding's, which
+    autocast does not cast."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +54,10 @@ class Shared(torch.nn.Module):
         self.frozen = torch.nn.Linear(8, 8).requires_grad_(False)
 
     def forward(self, x):
-        return self.out(self.frozen(self.third(self.second(self.first(x).relu()))) + self.table.weight.sum(dim=0))
+        return self.out(
+            self.frozen(self.third(self.second(self.first(x).relu())))
+            + self.table.weight.sum(dim=0)
+        )
 
 
 class Noisy(torch.nn.Module):
@@ -98,7 +104,9 @@ def test_steps_by_graph_are_those_without():
     assert found == pytest.approx(steps(other, lambda *x: other(*x, **options)), rel=1e-3)
     assert found[-1] < found[0]
     for (name, a), b in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a, b, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @cuda
@@ -118,7 +126,8 @@ def test_gradients_are_the_same_with_the_encoder_beside(config, monkeypatch):
                 text = (network.embed_tags(ids).detach(), mask) if config["words"] else (None, None)
                 y = call(x, *text)
             of = torch.autograd.grad(y.float().square().mean(), parameters, allow_unused=True)
-            # detached: a node of autograd that lives on would keep the other capture from its streams
+            # detached: a node of autograd that lives on would keep the other capture from its
+            # streams
             steps.append([y.detach().clone(), *(d.clone() for d in of if d is not None)])
         assert call._replay is not None
         return steps
@@ -129,8 +138,12 @@ def test_gradients_are_the_same_with_the_encoder_beside(config, monkeypatch):
     for ours, theirs in zip(beside, in_order, strict=True):
         torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=2e-2)
         largest = max(float(d.abs().max()) for d in theirs[1:])
-        for a, b in zip(ours[1:], theirs[1:], strict=True):  # some, of keys' biases, are nothing but rounding
-            torch.testing.assert_close(a, b, rtol=0, atol=2e-2 * float(b.abs().max()) + 1e-3 * largest)
+        for a, b in zip(
+            ours[1:], theirs[1:], strict=True
+        ):  # some, of keys' biases, are nothing but rounding
+            torch.testing.assert_close(
+                a, b, rtol=0, atol=2e-2 * float(b.abs().max()) + 1e-3 * largest
+            )
 
 
 @pytest.mark.parametrize("config", [TINY, LEARNED, TINY | dict(stem="vgg16", regions=False)])
@@ -165,7 +178,9 @@ def test_copied_weights_are_those_of_autocast(config):
             if a is not None:
                 assert a.dtype == b.dtype
                 # gradients of a weight used more than once are summed in 16 bits
-                torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-2 * float(b.detach().abs().max()))
+                torch.testing.assert_close(
+                    a, b, rtol=2e-2, atol=1e-2 * float(b.detach().abs().max())
+                )
         with torch.no_grad():  # the optimiser's work is seen by the next call
             for p in parameters:
                 p.mul_(1.1)

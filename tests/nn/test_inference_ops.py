@@ -1,6 +1,8 @@
-"""Operators for inference without gradient on CUDA: every kernel against float64 written out by hand.
+"""Operators for inference without gradient on CUDA: every kernel against float64 written out by
+hand.
 
-The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA device.
+The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are
+on a CUDA device.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ from cmmfnet.nn import fast as ops
 from cmmfnet.nn.blocks import Downsample
 
 triton = importlib.util.find_spec("triton") is not None
-cuda = pytest.mark.skipif(not torch.cuda.is_available() or not triton, reason="needs a CUDA device and Triton")
+cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or not triton, reason="needs a CUDA device and Triton"
+)
 
 
 def random(*sizes, dtype, device):
     """Of every (shape, deviation, mean): a tensor."""
     generator = torch.Generator().manual_seed(2)
-    return [(torch.randn(s, generator=generator) * scale + mean).to(device, dtype) for s, scale, mean in sizes]
+    return [
+        (torch.randn(s, generator=generator) * scale + mean).to(device, dtype)
+        for s, scale, mean in sizes
+    ]
 
 
 def statistics_of(x):
@@ -35,7 +42,12 @@ def statistics_of(x):
 def feed_forward_error(shape, dtype, device="cpu", function=ops.feed_forward):
     """For planes of mean 5 and deviation 3."""
     c = shape[1]
-    sizes = [(shape, 3.0, 5.0), ((4 * c, c, 1, 1), 0.1, 0.0), ((c, 4 * c, 1, 1), 0.1, 0.0), ((c,), 1.0, 0.0)]
+    sizes = [
+        (shape, 3.0, 5.0),
+        ((4 * c, c, 1, 1), 0.1, 0.0),
+        ((c, 4 * c, 1, 1), 0.1, 0.0),
+        ((c,), 1.0, 0.0),
+    ]
     x, widen, narrow, bias = random(*sizes, dtype=dtype, device=device)
     y = function(x, widen, narrow, bias, statistics_of(x))
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
@@ -44,21 +56,34 @@ def feed_forward_error(shape, dtype, device="cpu", function=ops.feed_forward):
 
 
 def enter_error(shape, outputs, dtype, device="cpu", first=True, function=ops.enter):
-    """For planes of mean 5 and deviation 3, channels that go together; ``first``: with the first norm, else channels-last."""
-    x, weight = random((shape, 3.0, 5.0), ((outputs, shape[1], 1, 1), 0.1, 0.0), dtype=dtype, device=device)
+    """For planes of mean 5 and deviation 3, channels that go together; ``first``: with the first
+    norm, else channels-last."""
+    x, weight = random(
+        (shape, 3.0, 5.0), ((outputs, shape[1], 1, 1), 0.1, 0.0), dtype=dtype, device=device
+    )
     x[:, 1::2] += x[:, ::2]
     mean, scale = statistics_of(x)
     y = function(x, weight, (mean, scale if first else torch.ones_like(scale)), last=not first)
     assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
     assert y.is_contiguous(memory_format=torch.contiguous_format if first else torch.channels_last)
     return relative(
-        y, norm_reference(F.conv2d(norm_reference(x, False) if first else x.double(), weight.double()), True)
+        y,
+        norm_reference(
+            F.conv2d(norm_reference(x, False) if first else x.double(), weight.double()), True
+        ),
     )
 
 
 def join_error(shape, outputs, dtype, device="cpu", layout="contiguous", function=ops.join):
-    sizes = [(shape, 1.0, 0.5), (shape, 2.0, 0.0), ((outputs, 2 * shape[1], 1, 1), 0.1, 0.0), ((outputs,), 1.0, 0.0)]
-    x, skip, weight, bias, x_bias = random(*sizes, ((shape[1],), 1.0, 0.0), dtype=dtype, device=device)
+    sizes = [
+        (shape, 1.0, 0.5),
+        (shape, 2.0, 0.0),
+        ((outputs, 2 * shape[1], 1, 1), 0.1, 0.0),
+        ((outputs,), 1.0, 0.0),
+    ]
+    x, skip, weight, bias, x_bias = random(
+        *sizes, ((shape[1],), 1.0, 0.0), dtype=dtype, device=device
+    )
     y = function(LAYOUTS[layout](x), skip, weight, bias, x_bias)
     assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
     both = torch.cat([x.double() + x_bias.double()[:, None, None], skip.double()], dim=1)
@@ -90,7 +115,8 @@ def residual_errors(shape, gelu, dtype, device="cpu", function=ops.residual_norm
 def enlarged_errors(shape, size, dtype, device="cpu", layout="contiguous", enlarge=None):
     """Doubled; bilinear; added to a map; added and modulated; in another order only."""
     x, base, scale, shift = random(
-        (shape, 1.0, 0.0), ((*shape[:2], *size), 1.0, 0.0), (shape[:2], 1.0, 0.0), (shape[:2], 1.0, 0.0),
+        (shape, 1.0, 0.0), ((*shape[:2], *size), 1.0, 0.0), (shape[:2], 1.0, 0.0),
+        (shape[:2], 1.0, 0.0),
         dtype=dtype, device=device,
     )  # fmt: skip
     x = LAYOUTS[layout](x)
@@ -112,7 +138,13 @@ def enlarged_errors(shape, size, dtype, device="cpu", layout="contiguous", enlar
     large = F.interpolate(x.double(), size, mode="bilinear", align_corners=False)
     factor, offset = (v.double()[:, :, None, None] for v in (scale, shift))
     doubled = x.double().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-    wanted = [doubled, large, base.double() + large, (base.double() + large) * (1 + factor) + offset, x]
+    wanted = [
+        doubled,
+        large,
+        base.double() + large,
+        (base.double() + large) * (1 + factor) + offset,
+        x,
+    ]
     assert found[-1].is_contiguous()
     assert all((a.shape, a.dtype) == (b.shape, dtype) for a, b in zip(found, wanted, strict=True))
     return [relative(a, b) for a, b in zip(found, wanted, strict=True)]
@@ -120,7 +152,9 @@ def enlarged_errors(shape, size, dtype, device="cpu", layout="contiguous", enlar
 
 def widen_error(shape, outputs, dtype, device="cpu", function=ops.widen):
     """For channels that go together, as a frame and its local contrast do."""
-    x, weight = random((shape, 0.3, -0.4), ((outputs, shape[1], 1, 1), 1.0, 0.0), dtype=dtype, device=device)
+    x, weight = random(
+        (shape, 0.3, -0.4), ((outputs, shape[1], 1, 1), 1.0, 0.0), dtype=dtype, device=device
+    )
     x[:, -1] += x[:, 0]
     y = function(x, weight)
     assert (y.shape, y.dtype) == ((shape[0], outputs, *shape[2:]), x.dtype)
@@ -128,7 +162,12 @@ def widen_error(shape, outputs, dtype, device="cpu", function=ops.widen):
 
 
 UP = [((2, 64, 9, 17), 32), ((1, 32, 3, 5), 128), ((1, 64, 1, 1), 64)]
-SIZES = [((2, 3, 5, 7), (9, 20)), ((1, 64, 4, 8), (8, 16)), ((2, 70, 6, 5), (3, 4)), ((1, 1, 1, 1), (3, 2))]
+SIZES = [
+    ((2, 3, 5, 7), (9, 20)),
+    ((1, 64, 4, 8), (8, 16)),
+    ((2, 70, 6, 5), (3, 4)),
+    ((1, 1, 1, 1), (3, 2)),
+]
 WIDENED = [((2, 1, 9, 7), 64), ((1, 2, 20, 33), 64), ((3, 2, 5, 5), 70)]
 
 
@@ -183,10 +222,13 @@ print(json.dumps({{
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below"
+)
 @pytest.mark.skipif(not triton, reason="Triton is not installed")
 def test_triton_kernels_in_the_interpreter():
-    """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""
+    """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a
+    GPU."""
     found = interpreted(_INTERPRETED)
     assert max(found["statistics"]) < 1e-5
     assert found["feed forward"][0] < 2e-5 and max(found["feed forward"][1:]) < 1e-3
@@ -200,7 +242,9 @@ def test_triton_kernels_in_the_interpreter():
 @cuda
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "shape", [(2, 64, 20, 21), (1, 128, 40, 24), (2, 128, 17, 24), (3, 64, 1, 1), (1, 64, 130, 140)], ids=str
+    "shape",
+    [(2, 64, 20, 21), (1, 128, 40, 24), (2, 128, 17, 24), (3, 64, 1, 1), (1, 64, 130, 140)],
+    ids=str,
 )
 def test_products_behind_a_norm_on_cuda(shape):
     for dtype, most in ((torch.bfloat16, 1e-2), (torch.float16, 1e-3)):
@@ -227,7 +271,9 @@ def test_a_norm_hands_on_the_statistics_of_its_output_on_cuda(shape, gelu):
 def test_maps_are_enlarged_on_cuda(shape, size, layout):
     assert max(enlarged_errors(shape, size, torch.float32, "cuda", layout)) < 1e-5
     assert max(enlarged_errors(shape, size, torch.bfloat16, "cuda", layout)) < 1e-2
-    assert ops.double(torch.zeros(1, 8, 4, 4, device="cuda")).is_contiguous(memory_format=torch.channels_last)
+    assert ops.double(torch.zeros(1, 8, 4, 4, device="cuda")).is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 @cuda
@@ -255,7 +301,9 @@ def test_the_first_layer_gives_nothing_for_a_flat_frame_on_cuda():
 
 
 @cuda
-@pytest.mark.parametrize(("channels", "first"), [(2, "cmmfnet::gelu_of_lines"), (64, "cmmfnet::enter")])
+@pytest.mark.parametrize(
+    ("channels", "first"), [(2, "cmmfnet::gelu_of_lines"), (64, "cmmfnet::enter")]
+)
 def test_a_downsampling_on_cuda_is_the_same_with_and_without_gradient(channels, first):
     layer = Downsample(channels, 64).cuda().bfloat16()
     x = torch.randn(2, channels, 40, 48, device="cuda", dtype=torch.bfloat16)

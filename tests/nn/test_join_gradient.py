@@ -1,6 +1,8 @@
-"""The joined 1x1 convolution in training (ops/join_gradient.py) against float64 autograd of the two maps put together.
+"""The joined 1x1 convolution in training (ops/join_gradient.py) against float64 autograd of the two
+maps put together.
 
-Products by PyTorch are tested on the CPU; ffn.py's kernel, which makes the map of 64 or 128 channels, on a CUDA device.
+Products by PyTorch are tested on the CPU; ffn.py's kernel, which makes the map of 64 or 128
+channels, on a CUDA device.
 """
 
 from __future__ import annotations
@@ -19,17 +21,33 @@ from cmmfnet.methods import build_network
 from cmmfnet.nn.fast import join_gradient
 
 cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="needs a CUDA device and Triton"
+    not torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
+    reason="needs a CUDA device and Triton",
 )
-SHAPES = [((2, 8, 5, 7), 8), ((3, 16, 12, 10), 24), ((1, 4, 1, 1), 6), ((2, 1, 3, 4), 2)]  # of a map; outputs
+SHAPES = [
+    ((2, 8, 5, 7), 8),
+    ((3, 16, 12, 10), 24),
+    ((1, 4, 1, 1), 6),
+    ((2, 1, 3, 4), 2),
+]  # of a map; outputs
 
 
 def operands(shape, outputs, dtype, device="cpu"):
-    """Two maps, and in float32 weight, bias and the first map's bias; the gradient of the output."""
+    """Two maps, and in float32 weight, bias and the first map's bias; the gradient of the
+    output."""
     generator = torch.Generator().manual_seed(11)
     channels = shape[1]
-    sizes = [shape, shape, (outputs, 2 * channels, 1, 1), (outputs,), (channels,), (shape[0], outputs, *shape[2:])]
-    x, skip, weight, bias, x_bias, dy = (torch.randn(s, generator=generator).to(device) for s in sizes)
+    sizes = [
+        shape,
+        shape,
+        (outputs, 2 * channels, 1, 1),
+        (outputs,),
+        (channels,),
+        (shape[0], outputs, *shape[2:]),
+    ]
+    x, skip, weight, bias, x_bias, dy = (
+        torch.randn(s, generator=generator).to(device) for s in sizes
+    )
     parameters = [weight / (2 * channels) ** 0.5, bias, x_bias]
     if dtype == torch.float64:
         parameters = [p.double() for p in parameters]
@@ -42,9 +60,16 @@ def reference(leaves, with_bias):
     return F.conv2d(torch.cat([x, skip], dim=1), weight, bias)
 
 
-def errors(shape, outputs, dtype, device="cpu", layouts=("channels last", "contiguous", "contiguous"), with_bias=True):
-    """Relative errors of the map and of the gradients of maps, weight, bias and, ``with_bias``, the first map's; and those of
-    PyTorch's operators."""
+def errors(
+    shape,
+    outputs,
+    dtype,
+    device="cpu",
+    layouts=("channels last", "contiguous", "contiguous"),
+    with_bias=True,
+):
+    """Relative errors of the map and of the gradients of maps, weight, bias and, ``with_bias``, the
+    first map's; and those of PyTorch's operators."""
     given, dy = operands(shape, outputs, dtype, device)
     given[:2] = [LAYOUTS[layout](t) for t, layout in zip(given[:2], layouts, strict=False)]
     given = given if with_bias else given[:4]
@@ -78,7 +103,10 @@ def errors(shape, outputs, dtype, device="cpu", layouts=("channels last", "conti
 def test_values_and_gradients_in_float64(shape, outputs, layout, with_bias):
     for layouts in ((layout, "contiguous", "sliced"), ("contiguous", layout, layout)):
         # sums for the biases are in float32
-        assert max(errors(shape, outputs, torch.float64, layouts=layouts, with_bias=with_bias)[0]) < 1e-6
+        assert (
+            max(errors(shape, outputs, torch.float64, layouts=layouts, with_bias=with_bias)[0])
+            < 1e-6
+        )
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -106,14 +134,25 @@ def test_it_does_not_serve_the_cpu():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("shape", "outputs"),
-    [*SHAPES, ((3, 64, 40, 24), 64), ((2, 128, 9, 7), 128), ((2, 256, 16, 16), 256), ((1, 64, 8, 8), 100)],
+    [
+        *SHAPES,
+        ((3, 64, 40, 24), 64),
+        ((2, 128, 9, 7), 128),
+        ((2, 256, 16, 16), 256),
+        ((1, 64, 8, 8), 100),
+    ],
     ids=str,
 )
 def test_values_and_gradients_on_cuda(shape, outputs, layout):
     for dtype in (torch.bfloat16, torch.float16):
         for with_bias in (True, False):
-            ours, theirs = errors(shape, outputs, dtype, "cuda", (layout, "contiguous", layout), with_bias)
-            assert all(a < 1.5 * b + 3e-3 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
+            ours, theirs = errors(
+                shape, outputs, dtype, "cuda", (layout, "contiguous", layout), with_bias
+            )
+            assert all(a < 1.5 * b + 3e-3 for a, b in zip(ours, theirs, strict=True)), (
+                ours,
+                theirs,
+            )
 
 
 @cuda
@@ -134,7 +173,10 @@ def test_the_same_from_run_to_run_on_cuda():
 def gradients(network, x, dtype):
     """Colours and the gradients of all parameters, and whether maps were joined on the way."""
     other = copy.deepcopy(network)
-    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32), torch.profiler.profile() as profile:
+    with (
+        torch.autocast("cuda", dtype, enabled=dtype != torch.float32),
+        torch.profiler.profile() as profile,
+    ):
         y = other(x)
     named = [(n, p) for n, p in other.named_parameters() if p.requires_grad]
     found = torch.autograd.grad(y.float().square().mean(), [p for _, p in named], allow_unused=True)

@@ -84,7 +84,8 @@ def test_total_variation_of_one_edge():
 
 
 def ssim_at(x: np.ndarray, y: np.ndarray, top: int, left: int) -> float:
-    """Wang et al. (2004), equation 13 with an 11x11 Gaussian window of deviation 1.5, for pictures in [0,1]."""
+    """Wang et al. (2004), equation 13 with an 11x11 Gaussian window of deviation 1.5, for pictures
+    in [0,1]."""
     weights = np.zeros((11, 11))
     for i in range(11):
         for j in range(11):
@@ -95,7 +96,11 @@ def ssim_at(x: np.ndarray, y: np.ndarray, top: int, left: int) -> float:
         for j in range(11):
             a, b = x[top + i, left + j], y[top + i, left + j]
             mx, my = mx + weights[i, j] * a, my + weights[i, j] * b
-            xx, yy, xy = xx + weights[i, j] * a * a, yy + weights[i, j] * b * b, xy + weights[i, j] * a * b
+            xx, yy, xy = (
+                xx + weights[i, j] * a * a,
+                yy + weights[i, j] * b * b,
+                xy + weights[i, j] * a * b,
+            )
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
     return luminance * (2 * (xy - mx * my) + c2) / (xx - mx * mx + yy - my * my + c2)
@@ -105,7 +110,13 @@ def test_ssim_against_loops():
     """In 12x13 pixels the window fits at 2x3 places."""
     x, y = pictures((2, 2, 12, 13))
     a, b = x.double().numpy() / 2 + 0.5, y.double().numpy() / 2 + 0.5
-    want = [ssim_at(a[n, c], b[n, c], i, j) for n in range(2) for c in range(2) for i in range(2) for j in range(3)]
+    want = [
+        ssim_at(a[n, c], b[n, c], i, j)
+        for n in range(2)
+        for c in range(2)
+        for i in range(2)
+        for j in range(3)
+    ]
     assert losses.ssim(x, y).item() == pytest.approx(np.mean(want), abs=1e-5)
     assert losses.ssim_loss(x, y).item() == pytest.approx(1 - np.mean(want), abs=1e-5)
 
@@ -113,7 +124,12 @@ def test_ssim_against_loops():
 def test_ssim_against_scikit_image():
     x, y = pictures((1, 3, 40, 33), seed=5)
     a, b = ((p[0].double().numpy() / 2 + 0.5).transpose(1, 2, 0) for p in (x, y))
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    options = {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "data_range": 1.0,
+    }
     # with full=True the map has the picture's size: its border is where the window does not fit
     _, full = structural_similarity(a, b, channel_axis=2, full=True, **options)
     assert losses.ssim(x, y).item() == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-5)
@@ -130,9 +146,9 @@ def test_perceptual_l1_against_numpy(tiny_perceptual):
 
     def features(picture: np.ndarray) -> list[np.ndarray]:
         maps = []
-        h = (picture - np.array([-0.030, -0.088, -0.188])[:, None, None]) / np.array([0.458, 0.448, 0.450])[
-            :, None, None
-        ]
+        h = (picture - np.array([-0.030, -0.088, -0.188])[:, None, None]) / np.array(
+            [0.458, 0.448, 0.450]
+        )[:, None, None]
         for layer in (stack[0], stack[2]):
             weight, bias = layer.weight.double().numpy()[:, :, 0, 0], layer.bias.double().numpy()
             h = np.maximum(np.einsum("oi,ihw->ohw", weight, h) + bias[:, None, None], 0)
@@ -141,7 +157,9 @@ def test_perceptual_l1_against_numpy(tiny_perceptual):
 
     want = []
     for a, b in zip(x.double().numpy(), y.double().numpy(), strict=True):
-        want.append(sum(np.abs(p - q).mean() for p, q in zip(features(a), features(b), strict=True)))
+        want.append(
+            sum(np.abs(p - q).mean() for p, q in zip(features(a), features(b), strict=True))
+        )
     assert distance(x, y).tolist() == pytest.approx(want, rel=1e-5)
 
 
@@ -171,10 +189,12 @@ def test_flat_pictures_have_finite_gradients(tiny_perceptual, name, values):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", ["l1", "tv", "ssim", "perceptual"])
 def test_half_precision_input_costs_what_its_float32_copy_does(tiny_perceptual, name, dtype):
-    """256x256, where sums in half precision overflow or stall; the arithmetic has to be in float32."""
+    """256x256, where sums in half precision overflow or stall; the arithmetic has to be in
+    float32."""
     x, y = (p.to(dtype) for p in pictures((1, 3, 256, 256)))
     loss = paper_losses(tiny_perceptual[0])[name]
-    # under autocast the features are meant to be in half precision; the other losses stay as they are
+    # under autocast the features are meant to be in half precision; the other losses stay as they
+    # are
     with torch.autocast("cpu", torch.bfloat16, enabled=name != "perceptual"):
         found = loss(x, y)
     assert found.dtype == torch.float32
@@ -193,7 +213,9 @@ def test_hinge_losses_against_their_formulas():
 def test_hinge_discriminator_is_content_beyond_the_margin():
     real, fake = torch.full((1, 1, 3, 3), 1.5), torch.full((1, 1, 3, 3), -1.5)
     assert losses.hinge_discriminator(real, fake).item() == 0
-    assert losses.hinge_discriminator(fake, real).item() == 5  # (1 + 1.5) for each: the sides are not exchangeable
+    assert (
+        losses.hinge_discriminator(fake, real).item() == 5
+    )  # (1 + 1.5) for each: the sides are not exchangeable
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -202,4 +224,6 @@ def test_hinge_losses_are_float32(dtype):
     assert losses.hinge_generator(logits).dtype == torch.float32
     found = losses.hinge_discriminator(logits, logits)
     assert found.dtype == torch.float32
-    assert found.item() == pytest.approx(losses.hinge_discriminator(logits.float(), logits.float()).item(), rel=1e-6)
+    assert found.item() == pytest.approx(
+        losses.hinge_discriminator(logits.float(), logits.float()).item(), rel=1e-6
+    )

@@ -1,6 +1,8 @@
-"""Large-kernel depthwise convolution and instance normalisation: every path against float64 written out by hand.
+"""Large-kernel depthwise convolution and instance normalisation: every path against float64 written
+out by hand.
 
-The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA device.
+The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are
+on a CUDA device.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from cmmfnet.nn.blocks import before_norm, large_kernel_stage
 from cmmfnet.nn.fast import depthwise_conv2d, instance_norm
 
 cuda = pytest.mark.skipif(
-    not torch.cuda.is_available() or importlib.util.find_spec("triton") is None, reason="needs a CUDA device and Triton"
+    not torch.cuda.is_available() or importlib.util.find_spec("triton") is None,
+    reason="needs a CUDA device and Triton",
 )
-# batch, channels, height, width, kernel: odd sizes, planes smaller than the kernel, more than one tile of 16 columns
-SHAPES = [(2, 3, 20, 21, 13), (1, 2, 8, 40, 5), (2, 2, 33, 17, 31), (3, 1, 16, 16, 7), (1, 4, 1, 1, 9), (1, 1, 5, 3, 3),
+# batch, channels, height, width, kernel: odd sizes, planes smaller than the kernel, more than one
+# tile of 16 columns
+SHAPES = [(2, 3, 20, 21, 13), (1, 2, 8, 40, 5), (2, 2, 33, 17, 31), (3, 1, 16, 16, 7),
+          (1, 4, 1, 1, 9), (1, 1, 5, 3, 3),
           (1, 2, 6, 24, 17), (1, 2, 7, 48, 19)]  # fmt: skip
 LAYOUTS = {
     "contiguous": lambda x: x,
@@ -39,10 +44,17 @@ def depthwise_reference(x, weight, bias):
     x, weight = x.double(), weight.double()
     k, (height, width) = weight.shape[-1], x.shape[-2:]
     padded = F.pad(x, [k // 2] * 4)
-    y = torch.zeros_like(x) if bias is None else torch.zeros_like(x) + bias.double().view(1, -1, 1, 1)
+    y = (
+        torch.zeros_like(x)
+        if bias is None
+        else torch.zeros_like(x) + bias.double().view(1, -1, 1, 1)
+    )
     for i in range(k):
         for j in range(k):
-            y = y + weight[:, 0, i, j].view(1, -1, 1, 1) * padded[:, :, i : i + height, j : j + width]
+            y = (
+                y
+                + weight[:, 0, i, j].view(1, -1, 1, 1) * padded[:, :, i : i + height, j : j + width]
+            )
     return y
 
 
@@ -65,13 +77,16 @@ def operands(shape, dtype=torch.float32, device="cpu", layout="contiguous"):
     b, c, h, w, k = shape
     generator = torch.Generator().manual_seed(k)
     x, weight, bias, dy = (
-        torch.randn(s, generator=generator).to(device, dtype) for s in [(b, c, h, w), (c, 1, k, k), (c,), (b, c, h, w)]
+        torch.randn(s, generator=generator).to(device, dtype)
+        for s in [(b, c, h, w), (c, 1, k, k), (c,), (b, c, h, w)]
     )
     x, dy = LAYOUTS[layout](x), LAYOUTS[layout](dy)
     return x.detach().requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), dy
 
 
-def depthwise_errors(shape, dtype=torch.float32, device="cpu", layout="contiguous", function=depthwise_conv2d):
+def depthwise_errors(
+    shape, dtype=torch.float32, device="cpu", layout="contiguous", function=depthwise_conv2d
+):
     """Relative errors of the value and of the gradients to input, weight and bias."""
     x, weight, bias, dy = operands(shape, dtype, device, layout)
     y = function(x, weight, bias)
@@ -95,16 +110,25 @@ def tall_error(shape, dtype=torch.float32, device="cpu"):
         depthwise._forward_tiles = original
 
 
-def norm_errors(shape, gelu, dtype=torch.float32, device="cpu", layout="contiguous", function=instance_norm):
-    """Largest absolute errors of the value and of the gradient, for planes of mean 5 and deviation 3."""
+def norm_errors(
+    shape, gelu, dtype=torch.float32, device="cpu", layout="contiguous", function=instance_norm
+):
+    """Largest absolute errors of the value and of the gradient, for planes of mean 5 and deviation
+    3."""
     generator = torch.Generator().manual_seed(1)
-    x = LAYOUTS[layout]((torch.randn(shape, generator=generator) * 3 + 5).to(device, dtype)).detach().requires_grad_()
+    x = (
+        LAYOUTS[layout]((torch.randn(shape, generator=generator) * 3 + 5).to(device, dtype))
+        .detach()
+        .requires_grad_()
+    )
     dy = LAYOUTS[layout](torch.randn(shape, generator=generator).to(device, dtype))
     y = function(x, gelu)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     want = norm_reference(x, gelu)
     (dx,), (want_dx,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(want, x, dy.double())
-    return [float((a.detach().double() - b.detach()).abs().max()) for a, b in ((y, want), (dx, want_dx))]
+    return [
+        float((a.detach().double() - b.detach()).abs().max()) for a, b in ((y, want), (dx, want_dx))
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -151,9 +175,13 @@ def test_a_bias_that_a_norm_takes_away_is_left_out(device):
     assert relative(y + layer.bias[:, None, None], whole) < 1e-6
     parts = x, layer.weight, layer.bias
     found = torch.autograd.grad(y.square().sum(), parts)
-    expected = torch.autograd.grad((whole - layer.bias.detach()[:, None, None]).square().sum(), parts)
+    expected = torch.autograd.grad(
+        (whole - layer.bias.detach()[:, None, None]).square().sum(), parts
+    )
     assert all(relative(a, b) < 1e-6 for a, b in zip(found[:2], expected[:2], strict=True))
-    assert torch.equal(found[2], torch.zeros(8, device=device))  # its effect is gone with the norm, for DDP it has one
+    assert torch.equal(
+        found[2], torch.zeros(8, device=device)
+    )  # its effect is gone with the norm, for DDP it has one
     if device == "cuda":
         with torch.no_grad():
             assert torch.equal(before_norm(layer, x), y)
@@ -161,7 +189,9 @@ def test_a_bias_that_a_norm_takes_away_is_left_out(device):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("shape", [(2, 3, 20, 21), (1, 2, 80, 90), (2, 1, 1, 5), (2, 2, 64, 64)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 20, 21), (1, 2, 80, 90), (2, 1, 1, 5), (2, 2, 64, 64)], ids=str
+)
 def test_instance_norm_values_and_gradients_on_the_cpu(shape, gelu, layout):
     assert max(norm_errors(shape, gelu, layout=layout)) < 2e-6
 
@@ -199,10 +229,15 @@ def test_instance_norm_planes_do_not_know_each_other():
     assert same[0].all() and same[1, :2].all() and not same[1, 2].any()
 
 
-def activation_errors(shape, gelu, dtype=torch.float32, device="cpu", layout="contiguous", function=None):
-    """Relative errors of activation(x + bias), and of its gradients for x and the bias, which stays in float32."""
+def activation_errors(
+    shape, gelu, dtype=torch.float32, device="cpu", layout="contiguous", function=None
+):
+    """Relative errors of activation(x + bias), and of its gradients for x and the bias, which stays
+    in float32."""
     generator = torch.Generator().manual_seed(3)
-    x, dy = (LAYOUTS[layout](torch.randn(shape, generator=generator).to(device, dtype)) for _ in range(2))
+    x, dy = (
+        LAYOUTS[layout](torch.randn(shape, generator=generator).to(device, dtype)) for _ in range(2)
+    )
     bias = torch.randn(shape[1], generator=generator).to(device).requires_grad_()
     x.requires_grad_()
     if function is None:
@@ -235,10 +270,16 @@ def test_bias_and_activation_on_the_cpu(shape, gelu):
 
 
 def interpreted(script):
-    """What ``script`` prints last, JSON. Triton's interpreter has to be asked for before Triton is imported: another process."""
+    """What ``script`` prints last, JSON. Triton's interpreter has to be asked for before Triton is
+    imported: another process."""
     script = script.format(tests=str(Path(__file__).parents[1]))
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -293,10 +334,13 @@ print(json.dumps({{
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below"
+)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_triton_kernels_in_the_interpreter():
-    """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a GPU."""
+    """The kernels' arithmetic and masks, and their registration (torch.library.opcheck), without a
+    GPU."""
     found = interpreted(_INTERPRETED)
     assert len(found["depthwise"]) == 11 and max(map(max, found["depthwise"])) < 1e-6
     assert max(found["tall"]) < 1e-6
@@ -342,10 +386,14 @@ def test_depthwise_on_cuda_in_float32(shape, layout):
 
 @cuda
 @pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize("shape", [(2, 3, 20, 21), (1, 2, 80, 90), (2, 1, 1, 5), (1, 2, 140, 130)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 20, 21), (1, 2, 80, 90), (2, 1, 1, 5), (1, 2, 140, 130)], ids=str
+)
 def test_instance_norm_on_cuda(shape, gelu):
     assert max(norm_errors(shape, gelu, device="cuda")) < 5e-6
-    assert max(norm_errors(shape, gelu, torch.bfloat16, "cuda")) < 3e-2  # half a step of bfloat16 at 4 is 0.016
+    assert (
+        max(norm_errors(shape, gelu, torch.bfloat16, "cuda")) < 3e-2
+    )  # half a step of bfloat16 at 4 is 0.016
 
 
 @cuda
@@ -354,7 +402,9 @@ def test_instance_norm_on_cuda(shape, gelu):
 @pytest.mark.parametrize("shape", ACTIVATED, ids=str)
 def test_bias_and_activation_on_cuda(shape, gelu, layout):
     operator = torch.ops.cmmfnet.bias_activation
-    assert max(activation_errors(shape, gelu, device="cuda", layout=layout, function=operator)) < 1e-5
+    assert (
+        max(activation_errors(shape, gelu, device="cuda", layout=layout, function=operator)) < 1e-5
+    )
     assert max(activation_errors(shape, gelu, torch.bfloat16, "cuda", layout, operator)) < 1e-2
     assert max(activation_errors(shape, gelu, torch.bfloat16, "cuda", layout)) < 1e-2
 
@@ -362,7 +412,8 @@ def test_bias_and_activation_on_cuda(shape, gelu, layout):
 @cuda
 @pytest.mark.parametrize("channels", [64, 128])
 def test_a_stage_on_cuda_is_the_same_with_and_without_gradient(channels):
-    """Without one, the feed-forward and GELU are fused; the two paths differ by bfloat16's rounding only."""
+    """Without one, the feed-forward and GELU are fused; the two paths differ by bfloat16's rounding
+    only."""
     stage = large_kernel_stage(channels, 2, 13).cuda().bfloat16()
     x = torch.randn(2, channels, 40, 48, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad(), torch.profiler.profile() as profile:
@@ -380,7 +431,9 @@ def test_cuda_kernels_are_what_runs():
     assert "depthwise" in depthwise_conv2d(x, weight, bias).grad_fn.name()
     with torch.profiler.profile() as profile:
         instance_norm(depthwise_conv2d(x, weight, bias))
-    assert {"cmmfnet::depthwise", "cmmfnet::instance_norm"} <= {event.key for event in profile.key_averages()}
+    assert {"cmmfnet::depthwise", "cmmfnet::instance_norm"} <= {
+        event.key for event in profile.key_averages()
+    }
 
 
 @cuda
@@ -414,9 +467,18 @@ def test_compiled_on_cuda():
 @cuda
 def test_registration_of_the_operators_on_cuda():
     x, weight, bias, dy = operands((2, 3, 12, 20, 7), device="cuda")
-    y, mean, scale = (t.detach() for t in torch.ops.cmmfnet.instance_norm(x, x.detach(), True, 1e-5))
+    y, mean, scale = (
+        t.detach() for t in torch.ops.cmmfnet.instance_norm(x, x.detach(), True, 1e-5)
+    )
     torch.library.opcheck(torch.ops.cmmfnet.depthwise.default, (x, weight, bias))
-    torch.library.opcheck(torch.ops.cmmfnet.depthwise_backward.default, (dy, x.detach(), weight.detach()))
-    torch.library.opcheck(torch.ops.cmmfnet.instance_norm.default, (x, x.detach().clone().requires_grad_(), True, 1e-5))
-    torch.library.opcheck(torch.ops.cmmfnet.instance_norm_backward.default, (dy, x.detach(), mean, scale, True))
+    torch.library.opcheck(
+        torch.ops.cmmfnet.depthwise_backward.default, (dy, x.detach(), weight.detach())
+    )
+    torch.library.opcheck(
+        torch.ops.cmmfnet.instance_norm.default,
+        (x, x.detach().clone().requires_grad_(), True, 1e-5),
+    )
+    torch.library.opcheck(
+        torch.ops.cmmfnet.instance_norm_backward.default, (dy, x.detach(), mean, scale, True)
+    )
     assert y.shape == x.shape

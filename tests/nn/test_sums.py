@@ -1,4 +1,5 @@
-"""Sums of kernels' parts (ops/sums.py) against float64: in Triton's interpreter, and on a CUDA device."""
+"""Sums of kernels' parts (ops/sums.py) against float64: in Triton's interpreter, and on a CUDA
+device."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from test_ops import cuda, interpreted, relative
 
-# parts, and leading axes that are kept; one part, one row of a tile, columns that are no whole number of tiles
+# parts, and leading axes that are kept; one part, one row of a tile, columns that are no whole
+# number of tiles
 PARTS = [
     ((3, 5, 65, 64), 1),
     ((7, 2, 64, 96), 0),
@@ -23,7 +25,10 @@ def sum_error(shape, kept, device="cpu"):
     from cmmfnet.nn.fast.sums import sum_of_parts
 
     parts = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(device)
-    found, want = sum_of_parts(parts, kept), parts.double().sum(dim=tuple(range(kept, len(shape) - 2)))
+    found, want = (
+        sum_of_parts(parts, kept),
+        parts.double().sum(dim=tuple(range(kept, len(shape) - 2))),
+    )
     assert (found.shape, found.dtype) == (want.shape, torch.float32)
     return relative(found, want)
 
@@ -37,7 +42,9 @@ print(json.dumps([t.sum_error(*given) for given in t.PARTS]))
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel runs on the GPU itself in the test below")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernel runs on the GPU itself in the test below"
+)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_sums_in_the_interpreter():
     assert max(interpreted(_INTERPRETED)) < 1e-6

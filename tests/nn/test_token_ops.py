@@ -1,6 +1,8 @@
-"""What a transformer's tokens go through in training (ops/token_norm.py, ops/token_linear.py) against float64 autograd of PyTorch.
+"""What a transformer's tokens go through in training (ops/token_norm.py, ops/token_linear.py)
+against float64 autograd of PyTorch.
 
-The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA device.
+The Triton kernels run in Triton's interpreter on the CPU where Triton is installed, and as they are
+on a CUDA device.
 """
 
 from __future__ import annotations
@@ -21,15 +23,22 @@ from cmmfnet.nn import transformer
 from cmmfnet.nn.fast.graphed import Graphed
 from cmmfnet.nn.transformer import MLP, Attention, TransformerBlock, transformed
 
-# rows that are no whole number of blocks, one row, widths that are no power of two, more rows than one block of a program
+# rows that are no whole number of blocks, one row, widths that are no power of two, more rows than
+# one block of a program
 SIZES = [(2, 3, 64), (1, 1, 32), (3, 37, 320), (1, 70, 511)]
 
 
-def errors(function, reference, shapes, dtypes, of: tuple[torch.dtype, ...], device="cpu") -> list[float]:
-    """Relative errors of what ``function`` returns, which is of the dtypes ``of``, and of the gradients of all operands, whose
-    dtypes theirs have; ``reference`` does the same in float64. A second run gives the same bits."""
+def errors(
+    function, reference, shapes, dtypes, of: tuple[torch.dtype, ...], device="cpu"
+) -> list[float]:
+    """Relative errors of what ``function`` returns, which is of the dtypes ``of``, and of the
+    gradients of all operands, whose dtypes theirs have; ``reference`` does the same in float64. A
+    second run gives the same bits."""
     generator = torch.Generator().manual_seed(7)
-    given = [torch.randn(s, generator=generator).to(device, d) for s, d in zip(shapes, dtypes, strict=True)]
+    given = [
+        torch.randn(s, generator=generator).to(device, d)
+        for s, d in zip(shapes, dtypes, strict=True)
+    ]
     exact = [x.cpu().double().requires_grad_() for x in given]
     given = [x.requires_grad_() for x in given]
     found, wanted = function(*given), reference(*exact)
@@ -46,7 +55,8 @@ def errors(function, reference, shapes, dtypes, of: tuple[torch.dtype, ...], dev
 
 
 def norm_errors(shape, stream, half, device="cpu") -> list[float]:
-    """Of the norm alone, and behind an addition; ``stream``: dtype of the tokens, ``half`` of branch and products."""
+    """Of the norm alone, and behind an addition; ``stream``: dtype of the tokens, ``half`` of
+    branch and products."""
     d, single = (shape[-1],), torch.float32
 
     def reference(x, w, b):
@@ -72,7 +82,8 @@ def norm_errors(shape, stream, half, device="cpu") -> list[float]:
 
 
 def linear_errors(shape, outputs, dtype, device="cpu", weights=None) -> list[float]:
-    """Of one layer, of one with GELU, and of three of one input; ``weights``: their dtype, else ``dtype``."""
+    """Of one layer, of one with GELU, and of three of one input; ``weights``: their dtype, else
+    ``dtype``."""
     weights, width = weights or dtype, shape[-1]
     one, dtypes = (shape, (outputs, width), (outputs,)), (dtype, weights, weights)
     matrices = ((outputs, width),) * 3
@@ -106,7 +117,10 @@ class Crossed(nn.Module):
 class Chained(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.blocks, self.norm = nn.ModuleList(TransformerBlock(width, heads) for _ in range(2)), nn.LayerNorm(width)
+        self.blocks, self.norm = (
+            nn.ModuleList(TransformerBlock(width, heads) for _ in range(2)),
+            nn.LayerNorm(width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return transformed(self.blocks, self.norm, x)
@@ -135,13 +149,23 @@ def network(kind: str, width: int, heads: int, device="cpu") -> nn.Module:
     return made.to(device)
 
 
-def results(made: nn.Module, x: Tensor, dtype: torch.dtype | None = None, call=None) -> list[Tensor]:
+def results(
+    made: nn.Module, x: Tensor, dtype: torch.dtype | None = None, call=None
+) -> list[Tensor]:
     """Output and all gradients; ``dtype``: that of autocast."""
     x = x.detach().clone().requires_grad_()
     with torch.autocast(x.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
         y = (call or made)(x)
-    weight = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=torch.float64).view_as(y).sin().to(y.dtype)
-    return [y.detach().clone(), *(d.clone() for d in torch.autograd.grad((y * weight).sum(), [x, *made.parameters()]))]
+    weight = (
+        torch.linspace(-1, 1, y.numel(), device=y.device, dtype=torch.float64)
+        .view_as(y)
+        .sin()
+        .to(y.dtype)
+    )
+    return [
+        y.detach().clone(),
+        *(d.clone() for d in torch.autograd.grad((y * weight).sum(), [x, *made.parameters()])),
+    ]
 
 
 def served(patch: pytest.MonkeyPatch, yes: bool) -> None:
@@ -160,7 +184,10 @@ def network_errors(kind: str, shape=(2, 9, 32)) -> list[float]:
     assert [a.shape for a in found] == [b.shape for b in wanted]
     # those of keys' biases are nothing but rounding
     size = max(float(b.norm()) for b in wanted[1:])
-    return [float((a - b).norm()) / max(float(b.norm()), 1e-3 * size) for a, b in zip(found, wanted, strict=True)]
+    return [
+        float((a - b).norm()) / max(float(b.norm()), 1e-3 * size)
+        for a, b in zip(found, wanted, strict=True)
+    ]
 
 
 _INTERPRETED = """
@@ -180,7 +207,9 @@ print(json.dumps({{
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below"
+)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_of_tokens_in_the_interpreter():
     found = interpreted(_INTERPRETED)
@@ -204,7 +233,9 @@ def test_on_the_cpu_nothing_but_pytorch_runs(kind, monkeypatch):
         def plain(x):
             for b in blocks:
                 y, a = b.norm1(x), b.attention
-                q, k, v = (m(y).unflatten(-1, (4, -1)).transpose(1, 2) for m in (a.query, a.key, a.value))
+                q, k, v = (
+                    m(y).unflatten(-1, (4, -1)).transpose(1, 2) for m in (a.query, a.key, a.value)
+                )
                 x = x + a.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
                 x = x + b.mlp[2](F.gelu(b.mlp[0](b.norm2(x))))
             return x if kind == "block" else made.norm(x)
@@ -224,7 +255,9 @@ WIDE = [*SIZES, (24, 256, 512), (24, 78, 512), (2, 1024, 256), (3, 17, 4096)]
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_norms_on_cuda(shape, half):
     for stream in (torch.float32, half):
-        assert max(norm_errors(shape, stream, half, "cuda")) < (1e-2 if half == torch.bfloat16 else 2e-3)
+        assert max(norm_errors(shape, stream, half, "cuda")) < (
+            1e-2 if half == torch.bfloat16 else 2e-3
+        )
 
 
 @cuda
@@ -247,14 +280,19 @@ def test_networks_on_cuda_are_as_near_as_without_kernels(kind, shape, dtype, mon
     assert [(a.dtype, a.shape) for a in found] == [(b.dtype, b.shape) for b in before]
     size = max(float(b.norm()) for b in exact[1:])
     for a, b, c in zip(found, before, exact, strict=True):
-        floor = max(float(c.norm()), 1e-3 * size)  # gradients of keys' biases are nothing but rounding
+        floor = max(
+            float(c.norm()), 1e-3 * size
+        )  # gradients of keys' biases are nothing but rounding
         ours, theirs = (float((y.double() - c).norm()) / floor for y in (a, b))
         assert ours < 1.5 * theirs + (2e-3 if dtype == torch.bfloat16 else 3e-4)
 
 
 @cuda
 def test_weights_of_16_bits_train_on_cuda(monkeypatch):
-    made, x = network("chain", 256, 4, "cuda").bfloat16(), torch.randn(2, 37, 256, device="cuda", dtype=torch.bfloat16)
+    made, x = (
+        network("chain", 256, 4, "cuda").bfloat16(),
+        torch.randn(2, 37, 256, device="cuda", dtype=torch.bfloat16),
+    )
     found = results(made, x)
     served(monkeypatch, False)
     for a, b in zip(found, results(made, x), strict=True):
@@ -265,7 +303,10 @@ def test_weights_of_16_bits_train_on_cuda(monkeypatch):
 
 @cuda
 def test_kernels_of_tokens_are_what_runs_on_cuda():
-    made, x = network("chain", 256, 4, "cuda"), torch.randn(2, 37, 256, device="cuda", requires_grad=True)
+    made, x = (
+        network("chain", 256, 4, "cuda"),
+        torch.randn(2, 37, 256, device="cuda", requires_grad=True),
+    )
     with torch.autocast("cuda", torch.bfloat16):
         y = made(x)
     assert "AddNorm" in y.grad_fn.name() and y.dtype == torch.float32
@@ -277,7 +318,8 @@ def test_kernels_of_tokens_are_what_runs_on_cuda():
 
 @cuda
 def test_tokens_in_a_graph_on_cuda():
-    """With copies of weights in 16 bits (methods/copied.py): what runs without, to rounding, each time."""
+    """With copies of weights in 16 bits (methods/copied.py): what runs without, to rounding, each
+    time."""
     made, x = network("chain", 256, 4, "cuda"), torch.randn(3, 37, 256, device="cuda")
     expected, graphed = results(made, x, torch.bfloat16), Graphed(made)
     first, second = (results(made, x, torch.bfloat16, graphed) for _ in range(2))

@@ -1,6 +1,8 @@
-"""The kernels of training's losses against losses.py and perceptual.py in float64, and what an update ends with.
+"""The kernels of training's losses against losses.py and perceptual.py in float64, and what an
+update ends with.
 
-They run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA device.
+They run in Triton's interpreter on the CPU where Triton is installed, and as they are on a CUDA
+device.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ NAMES = ("l1", "perceptual", "tv", "ssim")
 
 
 def pictures(shape, dtype=torch.float32, device="cpu"):
-    """Two that resemble each other a little, in [-1,1]; the first is a leaf. A part of both is flat and equal, a part black."""
+    """Two that resemble each other a little, in [-1,1]; the first is a leaf. A part of both is flat
+    and equal, a part black."""
     generator = torch.Generator().manual_seed(5)
     x = torch.rand(shape, generator=generator) * 2 - 1
     y = 0.6 * x + 0.4 * (torch.rand(shape, generator=generator) * 2 - 1)
@@ -58,14 +61,22 @@ def picture_errors(shape, dtype=torch.float32, device="cpu") -> list[float]:
     assert of[0].dtype == torch.float32
     (dx,), (want,) = torch.autograd.grad(of[0], x), torch.autograd.grad(of[1], exact)
     assert dx.dtype == dtype
-    return [*(relative(a.cpu(), b) for a, b in zip(found, wanted, strict=True)), relative(dx.cpu(), want)]
+    return [
+        *(relative(a.cpu(), b) for a, b in zip(found, wanted, strict=True)),
+        relative(dx.cpu(), want),
+    ]
 
 
 def narrow(name="vgg16", first=4) -> nn.Sequential:
-    """VGG's convolutions with 1/16 of their channels, but ``first`` of the first one, and random weights."""
+    """VGG's convolutions with 1/16 of their channels, but ``first`` of the first one, and random
+    weights."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(perceptual._VGG, name, [first, *(c if c == "M" else c // 16 for c in perceptual._VGG[name][1:])])
+        patch.setitem(
+            perceptual._VGG,
+            name,
+            [first, *(c if c == "M" else c // 16 for c in perceptual._VGG[name][1:])],
+        )
         layers = feature_layers(name)
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -74,7 +85,10 @@ def narrow(name="vgg16", first=4) -> nn.Sequential:
     return layers.requires_grad_(False).eval()
 
 
-SHIFT, SCALE = torch.tensor([-0.1, 0.2, 0.1]).view(3, 1, 1), torch.tensor([0.5, 0.4, 0.8]).view(3, 1, 1)
+SHIFT, SCALE = (
+    torch.tensor([-0.1, 0.2, 0.1]).view(3, 1, 1),
+    torch.tensor([0.5, 0.4, 0.8]).view(3, 1, 1),
+)
 
 
 def distance_errors(name, shape, dtype=torch.float32, device="cpu", first=4) -> list[float]:
@@ -87,7 +101,9 @@ def distance_errors(name, shape, dtype=torch.float32, device="cpu", first=4) -> 
     assert (network.entry is not None) == (dtype != torch.float32 and first == 64)
     found = FeatureDistance.apply(x, y.to(device), network)
     whole = layers.cpu().double()[: max(taps) + 1]
-    maps = [tapped(whole, (p - SHIFT.double()) / SCALE.double(), taps)[1] for p in (exact, y.double())]
+    maps = [
+        tapped(whole, (p - SHIFT.double()) / SCALE.double(), taps)[1] for p in (exact, y.double())
+    ]
     wanted = sum((a - b).abs().mean(dim=(1, 2, 3)) for a, b in zip(*maps, strict=True))
     (dx,) = torch.autograd.grad((found * weights.to(device)).sum(), x)
     (want,) = torch.autograd.grad((wanted * weights.double()).sum(), exact)
@@ -101,12 +117,19 @@ def entry_errors(shape, dtype, device="cpu") -> list[float]:
     layer = nn.Conv2d(3, 64, 3, padding=1).requires_grad_(False).to(device)
     entry = Entry(layer.weight, layer.bias, SHIFT.to(device), SCALE.to(device), dtype)
     x, _ = pictures(shape, device=device)
-    y = torch.empty((len(x), 64, *x.shape[2:]), dtype=dtype, device=device, memory_format=torch.channels_last)
+    y = torch.empty(
+        (len(x), 64, *x.shape[2:]), dtype=dtype, device=device, memory_format=torch.channels_last
+    )
     entry(x.detach(), y)
     dy = torch.randn(y.shape, dtype=dtype, device=device)
-    layer, exact = layer.cpu().double(), (x.detach().cpu().double() - SHIFT.double()) / SCALE.double()
+    layer, exact = (
+        layer.cpu().double(),
+        (x.detach().cpu().double() - SHIFT.double()) / SCALE.double(),
+    )
     want = nn.functional.relu(layer(exact))
-    through = torch.where(y > 0, dy, 0).cpu().double()  # in 16 bits a few results near zero are on its other side
+    through = (
+        torch.where(y > 0, dy, 0).cpu().double()
+    )  # in 16 bits a few results near zero are on its other side
     wanted = nn.functional.conv_transpose2d(through, layer.weight, padding=1) / SCALE.double()
     return [relative(y.cpu(), want), relative(entry.backward(dy, y).cpu(), wanted)]
 
@@ -132,14 +155,18 @@ print(json.dumps({{
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests below"
+)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_of_the_losses_in_the_interpreter():
     found = interpreted(_INTERPRETED)
     assert len(found["pictures"]) == 3 and max(map(max, found["pictures"])) < 1e-6
     assert max(found["16 bits"][:3]) < 1e-6 and found["16 bits"][3] < 5e-4
     assert len(found["entry"]) == 4 and max(found["entry"]) < 2e-3
-    assert found["distance in 16 bits"][0] < 2e-3 and found["distance in 16 bits"][1] < 0.2  # signs and pools turn over
+    assert (
+        found["distance in 16 bits"][0] < 2e-3 and found["distance in 16 bits"][1] < 0.2
+    )  # signs and pools turn over
     assert len(found["distance"]) == 4 and max(map(max, found["distance"])) < 1e-6
 
 
@@ -188,10 +215,14 @@ def test_losses_as_a_graph_on_cuda_are_the_same_and_equal_from_run_to_run(monkey
 
 def test_losses_against_the_truth_come_in_one_order_and_only_those_asked_for():
     x, y = pictures((1, 3, 16, 16))
-    found = Against({"ssim", "tv", "l1", "perceptual"}, lambda a, b: (a - b).square().mean(dim=(1, 2, 3)))(x, y)
+    found = Against(
+        {"ssim", "tv", "l1", "perceptual"}, lambda a, b: (a - b).square().mean(dim=(1, 2, 3))
+    )(x, y)
     assert list(found) == list(NAMES)
     assert list(Against({"tv"}, None)(x, y)) == ["tv"] and Against((), None)(x, y) == {}
-    part = Against({"perceptual"}, lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))(x, y, x[..., :2], y[..., :2])
+    part = Against({"perceptual"}, lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))(
+        x, y, x[..., :2], y[..., :2]
+    )
     assert torch.equal(part["perceptual"], (x - y)[..., :2].abs().mean())
 
 
@@ -203,7 +234,10 @@ def test_average_follows_parameters_and_buffers():
         network.running_mean.fill_(7)
         network.num_batches_tracked.fill_(2)
     average.update(network, 1000)
-    assert average.network.weight.tolist() == [2] * 3 and average.network.running_mean.tolist() == [7] * 3
+    assert (
+        average.network.weight.tolist() == [2] * 3
+        and average.network.running_mean.tolist() == [7] * 3
+    )
     assert average.network.num_batches_tracked == 2
 
 

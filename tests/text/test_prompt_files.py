@@ -1,4 +1,5 @@
-"""Texts for each picture: captions files, files of times, files beside the pictures; and corrections of predicted tags."""
+"""Texts for each picture: captions files, files of times, files beside the pictures; and
+corrections of predicted tags."""
 
 import json
 import subprocess
@@ -13,7 +14,8 @@ from cmmfnet.text.prompt import CorrectionError, has_corrections, read_prompt
 from cmmfnet.text.prompt_files import PromptFileError, check_prompt, picture_texts
 from cmmfnet.text.timeline import TimelineError, is_timeline, read_timeline
 
-# ------------------------------------------------------------------------------------------------ corrections
+# --------------------------------------------------------------------------------------------------
+# corrections
 
 PREDICTED = ["road", "grass", "car", "day", "clear"]
 
@@ -68,7 +70,9 @@ def test_plain_text_before_the_first_sign_takes_the_place_of_the_prediction(text
 )
 def test_plain_text_has_no_corrections(text, tags):
     prompt = read_prompt(text)
-    assert not has_corrections(text) and not prompt.needs_prediction and prompt.tags(PREDICTED) == tags
+    assert (
+        not has_corrections(text) and not prompt.needs_prediction and prompt.tags(PREDICTED) == tags
+    )
 
 
 def test_corrections_keep_unknown_words_and_colours():
@@ -88,7 +92,8 @@ def test_a_sign_that_stands_alone_is_refused():
         read_prompt(3)
 
 
-# ------------------------------------------------------------------------------------------------ times
+# --------------------------------------------------------------------------------------------------
+# times
 
 CLIP = """# a drive
 fps: 30
@@ -100,9 +105,16 @@ fps: 30
 def test_times():
     timeline = read_timeline(CLIP)
     assert is_timeline(CLIP) and timeline.fps == 30 and not timeline.in_frames
-    texts = [(span := timeline.at(frame)) and span.text for frame in (0, 359, 360, 1214, 1215, 10**9)]
-    assert texts == ["a street", "a street"] + ["a wood; with a lake"] * 2 + ["a street at night"] * 2
-    assert timeline.at(360, fps=15).text == "a wood; with a lake" and timeline.at(180, fps=15).line == 3
+    texts = [
+        (span := timeline.at(frame)) and span.text for frame in (0, 359, 360, 1214, 1215, 10**9)
+    ]
+    assert (
+        texts == ["a street", "a street"] + ["a wood; with a lake"] * 2 + ["a street at night"] * 2
+    )
+    assert (
+        timeline.at(360, fps=15).text == "a wood; with a lake"
+        and timeline.at(180, fps=15).line == 3
+    )
     assert timeline.at(179, fps=15).text == "a street"  # a video's own rate goes before the file's
 
 
@@ -151,7 +163,8 @@ def test_wrong_times(content, message):
         read_timeline(content, check_prompt)
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# --------------------------------------------------------------------------------------------------
+# pictures
 
 
 @pytest.fixture
@@ -169,14 +182,20 @@ def texts(source, text_file, text=None, inputs=None):
 
 
 def jsonl(path: Path, *rows: tuple[str, object]) -> Path:
-    path.write_text("".join(json.dumps({"name": n, "caption": c}) + "\n" for n, c in rows), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"name": n, "caption": c}) + "\n" for n, c in rows), encoding="utf-8"
+    )
     return path
 
 
 def test_without_a_file_all_get_the_same(frames):
     found, report = texts(frames, None, "a car")
-    assert set(found.values()) == {"a car"} and str(report) == "texts: 3 --text" and not report.unused
-    assert str(texts(frames, None)[1]) == "texts: 3 none" and set(texts(frames, None)[0].values()) == {None}
+    assert (
+        set(found.values()) == {"a car"} and str(report) == "texts: 3 --text" and not report.unused
+    )
+    assert str(texts(frames, None)[1]) == "texts: 3 none" and set(
+        texts(frames, None)[0].values()
+    ) == {None}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
@@ -186,9 +205,15 @@ def test_a_captions_file_of_each_kind(frames, tmp_path, kind):
     if kind == "jsonl":
         jsonl(path, *rows.items())
     elif kind == "csv":
-        path.write_text('name,caption\nf1,"a car, a tree"\nf10.png,"the ""red"" bus"\nf2,\n', encoding="utf-8-sig")
+        path.write_text(
+            'name,caption\nf1,"a car, a tree"\nf10.png,"the ""red"" bus"\nf2,\n',
+            encoding="utf-8-sig",
+        )
     else:
-        path.write_text("name\tcaption\r\n" + "".join(f"{n}\t{c}\r\n" for n, c in rows.items()), encoding="utf-8")
+        path.write_text(
+            "name\tcaption\r\n" + "".join(f"{n}\t{c}\r\n" for n, c in rows.items()),
+            encoding="utf-8",
+        )
     found, report = texts(frames, path, "fallback")
     assert found == {"f1.png": "a car, a tree", "f2.png": "fallback", "f10.png": 'the "red" bus'}
     assert str(report) == "texts: 2 their own, 1 --text" and not report.unused
@@ -199,19 +224,37 @@ def test_a_file_of_the_captions_command_is_one(tmp_path):
     (tmp_path / "in/a.png").touch()
     for suffix in ("jsonl", "csv", "txt"):
         write_captions(tmp_path / f"c.{suffix}", [("a", "a car, \ttwo\n lines; tree")])
-        assert texts(tmp_path / "in", tmp_path / f"c.{suffix}")[0] == {"a.png": "a car, two lines; tree"}
+        assert texts(tmp_path / "in", tmp_path / f"c.{suffix}")[0] == {
+            "a.png": "a car, two lines; tree"
+        }
 
 
 def test_the_picture_goes_before_its_folder_before_the_common_text(frames, tmp_path):
-    path = jsonl(tmp_path / "c.jsonl", ("night", "night"), ("deep/h", "a car"), ("night/g.png", ""), ("f1", "f one"))
+    path = jsonl(
+        tmp_path / "c.jsonl",
+        ("night", "night"),
+        ("deep/h", "a car"),
+        ("night/g.png", ""),
+        ("f1", "f one"),
+    )
     path.write_text(path.read_text().replace("deep/h", "night/deep/h"))
     inputs = list_sources(f"{frames}/**/*.png")
     found, report = texts(f"{frames}/**/*.png", path, "common", inputs)
-    assert found == {"f1.png": "f one", "f2.png": "common", "f10.png": "common", "g.png": "night", "h.png": "a car"}
+    assert found == {
+        "f1.png": "f one",
+        "f2.png": "common",
+        "f10.png": "common",
+        "g.png": "night",
+        "h.png": "a car",
+    }
     assert str(report) == "texts: 2 their own, 1 their folder's, 2 --text"
     path = jsonl(tmp_path / "c.jsonl", ("night/deep/", "deepest"), (".", "all"), ("night", "night"))
     found, _ = texts(f"{frames}/**/*.png", path, "common", inputs)
-    assert [found[n] for n in ("f1.png", "g.png", "h.png")] == ["all", "night", "deepest"]  # the nearest folder wins
+    assert [found[n] for n in ("f1.png", "g.png", "h.png")] == [
+        "all",
+        "night",
+        "deepest",
+    ]  # the nearest folder wins
 
 
 def test_names_that_fit_several_pictures(tmp_path):
@@ -220,8 +263,14 @@ def test_names_that_fit_several_pictures(tmp_path):
         (tmp_path / "in" / name).touch()
     source = f"{tmp_path}/in/**/*.*"
     inputs = list_sources(source)
-    found = picture_texts(source, inputs, text_file=jsonl(tmp_path / "c.jsonl", ("a.png", "x"), ("s/a", "y")))
-    named = {str(f.relative_to(tmp_path / "in")): t for f, t in zip(inputs, found.texts, strict=True) if t}
+    found = picture_texts(
+        source, inputs, text_file=jsonl(tmp_path / "c.jsonl", ("a.png", "x"), ("s/a", "y"))
+    )
+    named = {
+        str(f.relative_to(tmp_path / "in")): t
+        for f, t in zip(inputs, found.texts, strict=True)
+        if t
+    }
     assert named == {"a.png": "x", "s/a.png": "y"}  # the exact name goes first
     for name, which in (("a", "a.jpg, a.png"), ("b", "t/b.png, u/b.png")):
         with pytest.raises(PromptFileError, match=f"line 1: '{name}' may be {which}"):
@@ -229,11 +278,17 @@ def test_names_that_fit_several_pictures(tmp_path):
 
 
 def test_unused_names_are_reported_with_their_lines(frames, tmp_path):
-    _, report = texts(frames, jsonl(tmp_path / "c.jsonl", ("f1", "x"), ("f22.png", "y"), ("other", "z")))
+    _, report = texts(
+        frames, jsonl(tmp_path / "c.jsonl", ("f1", "x"), ("f22.png", "y"), ("other", "z"))
+    )
     assert len(report.unused) == 1
-    assert "2 of its names" in report.unused[0] and "'f22.png' (line 2, did you mean f2.png?)" in report.unused[0]
+    assert (
+        "2 of its names" in report.unused[0]
+        and "'f22.png' (line 2, did you mean f2.png?)" in report.unused[0]
+    )
     with pytest.raises(
-        PromptFileError, match=r"none of its 1 names is a picture of .*'f11' \(line 1, did you mean f1\?"
+        PromptFileError,
+        match=r"none of its 1 names is a picture of .*'f11' \(line 1, did you mean f1\?",
     ):
         texts(frames, jsonl(tmp_path / "c.jsonl", ("f11", "x")))
 
@@ -241,7 +296,11 @@ def test_unused_names_are_reported_with_their_lines(frames, tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("c.jsonl", b'{"name": "f1", "caption": "a"}\n{"name": "f1.png", "caption": "b"}', "twice, in lines 1 and 2"),
+        (
+            "c.jsonl",
+            b'{"name": "f1", "caption": "a"}\n{"name": "f1.png", "caption": "b"}',
+            "twice, in lines 1 and 2",
+        ),
         ("c.jsonl", b'\n{"name": "f1"}', "line 2: expected .*KeyError"),
         ("c.jsonl", b'{"name": "f1", "caption": 3}', "line 1: .*name and caption must be strings"),
         ("c.jsonl", b"not json", "line 1: expected"),
@@ -250,11 +309,19 @@ def test_unused_names_are_reported_with_their_lines(frames, tmp_path):
         ("c.jsonl", b"9" * 10_000, "line 1: expected .*Exceeds"),
         ("c.jsonl", b'{"name": "f1", "caption": "\\u0000"}', "line 1: the text has the character"),
         ("c.jsonl", b'{"name": "f1", "caption": "\\ud800"}', r"'\\ud800'"),
-        ("c.jsonl", b'{"name": "f1", "caption": "%s"}' % (b"c" * 2001), "line 1: the prompt has 2,001 characters"),
+        (
+            "c.jsonl",
+            b'{"name": "f1", "caption": "%s"}' % (b"c" * 2001),
+            "line 1: the prompt has 2,001 characters",
+        ),
         ("c.jsonl", b'{"name": "f1", "caption": "+ snow"}', "line 1: .*write it next to its word"),
         ("c.jsonl", b'{"name": "", "caption": "a"}', "an empty name"),
         ("c.jsonl", b"\n\n", "has no texts"),
-        ("c.csv", b"file,text\nf1,a", "found the columns .*'file', 'text'.*expected name and caption"),
+        (
+            "c.csv",
+            b"file,text\nf1,a",
+            "found the columns .*'file', 'text'.*expected name and caption",
+        ),
         ("c.csv", b"name,caption\nf1,a,b", "line 2: more cells"),
         ("c.csv", b"name,caption\nf1," + b"c" * 200_000, "line 2: over 40,000"),
         ("c.txt", b"f1 a car", "line 1: no tab in 'f1 a car'"),
@@ -291,13 +358,23 @@ def test_frames_of_a_folder_by_time(frames, tmp_path):
     path = tmp_path / "times.txt"
     path.write_text("fps: 2\n0:00-0:01 a street; 0:01- night; ", encoding="utf-8")
     found, report = texts(frames, path)
-    assert found == {"f1.png": "a street", "f2.png": "a street", "f10.png": "night"} and not report.unused
-    assert texts(frames / "f10.png", path)[0] == {"f10.png": "night"}  # its place is that in the folder
+    assert (
+        found == {"f1.png": "a street", "f2.png": "a street", "f10.png": "night"}
+        and not report.unused
+    )
+    assert texts(frames / "f10.png", path)[0] == {
+        "f10.png": "night"
+    }  # its place is that in the folder
     path.write_text("0-0 a street\n7-9 night\n", encoding="utf-8")
     found, report = texts(frames, path, "fallback")
     assert found == {"f1.png": "a street", "f2.png": "fallback", "f10.png": "fallback"}
-    assert "1 of its spans hold none of the 3 pictures" in report.unused[0] and "'night' (line 2)" in report.unused[0]
-    with pytest.raises(PromptFileError, match="for the frames of one folder, and these pictures are in 3"):
+    assert (
+        "1 of its spans hold none of the 3 pictures" in report.unused[0]
+        and "'night' (line 2)" in report.unused[0]
+    )
+    with pytest.raises(
+        PromptFileError, match="for the frames of one folder, and these pictures are in 3"
+    ):
         texts(f"{frames}/**/*.png", path)
 
 
@@ -310,22 +387,32 @@ def test_texts_beside_the_pictures(frames):
     found, report = texts(frames, "beside", "common")
     assert found == {"f1.png": "a car\nand a tree", "f2.png": "a street", "f10.png": "a street"}
     assert str(report) == "texts: 1 their own, 2 their folder's"
-    assert "1 text files are beside no picture of their name" in report.unused[0] and "f3.txt" in report.unused[0]
+    assert (
+        "1 text files are beside no picture of their name" in report.unused[0]
+        and "f3.txt" in report.unused[0]
+    )
     source = f"{frames}/**/*.png"
     found, _ = texts(source, "beside", inputs=list_sources(source))
-    assert [found[name] for name in ("f2.png", "g.png", "h.png")] == ["a street", "night", "night"]  # also from above
+    assert [found[name] for name in ("f2.png", "g.png", "h.png")] == [
+        "a street",
+        "night",
+        "night",
+    ]  # also from above
 
 
 def test_texts_beside_the_pictures_of_a_part_of_a_folder(frames):
     (frames / "f2.txt").write_text("a car")
     found, report = texts(frames / "f2.png", "beside")
     assert found == {"f2.png": "a car"} and not report.unused
-    with pytest.raises(PromptFileError, match=r"no texts beside the 1 pictures .* expected f1\.txt beside f1\.png"):
+    with pytest.raises(
+        PromptFileError, match=r"no texts beside the 1 pictures .* expected f1\.txt beside f1\.png"
+    ):
         texts(frames / "f1.png", "beside")
 
 
 @pytest.mark.parametrize(
-    "content, message", [(b"\xff\xfea\0", "UTF-16"), (b"\0", "binary"), (b"c " * 1500, "2,999|3,000")]
+    "content, message",
+    [(b"\xff\xfea\0", "UTF-16"), (b"\0", "binary"), (b"c " * 1500, "2,999|3,000")],
 )
 def test_wrong_texts_beside_the_pictures_are_refused(frames, content, message):
     (frames / "f2.txt").write_bytes(content)

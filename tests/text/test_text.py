@@ -1,4 +1,5 @@
-"""Prompts into tags, tags into indices and vectors, sentences into CLIP tokens. CLIP is tiny, random and local."""
+"""Prompts into tags, tags into indices and vectors, sentences into CLIP tokens. CLIP is tiny,
+random and local."""
 
 import json
 import multiprocessing
@@ -35,12 +36,17 @@ PAIRS = Path(__file__).parents[3] / "shared/data/pairs/index.jsonl"
 
 def test_vocabulary():
     assert len(COCO_STUFF) == 171 and len(WORDS) == 177 == len(set(WORDS))
-    assert COCO_STUFF[:3] == ("person", "bicycle", "car") and COCO_STUFF[79:82] == ("toothbrush", "banner", "blanket")
+    assert COCO_STUFF[:3] == ("person", "bicycle", "car") and COCO_STUFF[79:82] == (
+        "toothbrush",
+        "banner",
+        "blanket",
+    )
     assert WORDS[171:] == EXTRA_WORDS == ("day", "dusk", "night", "clear", "cloudy", "overcast")
 
 
 @pytest.mark.parametrize(
-    "module, unwanted", [("cmmfnet.text.sentences", "transformers"), ("cmmfnet.text.parser", "torch")]
+    "module, unwanted",
+    [("cmmfnet.text.sentences", "transformers"), ("cmmfnet.text.parser", "torch")],
 )
 def test_imports_stay_light(module, unwanted):
     code = f"import sys, {module}; sys.exit({unwanted!r} in sys.modules)"
@@ -64,14 +70,23 @@ def test_every_name_is_itself():
         ("a wall of bricks, a wall made of stone", ["wall-brick", "wall-stone"]),
         ("a brick garden wall before a stone house", ["wall-brick", "house", "wall-stone"]),
         ("people, men, women and children", ["person"]),
-        ("buses benches leaves knives mice shelves", ["bus", "bench", "leaves", "knife", "mouse", "shelf"]),
+        (
+            "buses benches leaves knives mice shelves",
+            ["bus", "bench", "leaves", "knife", "mouse", "shelf"],
+        ),
         ("traffic lights, lights, street lights", ["traffic light", "light"]),
-        ("fire hydrants, parking meters, wine glasses", ["fire hydrant", "parking meter", "wine glass"]),
+        (
+            "fire hydrants, parking meters, wine glasses",
+            ["fire hydrant", "parking meter", "wine glass"],
+        ),
         ("a glass door and an iron gate by a stone bridge", ["door-stuff", "fence", "bridge"]),
         ("pavement, sidewalk, footpath", ["pavement"]),
         ("lorry truck pickup", ["truck"]),
         ("a taxi, an automobile and other vehicles on the asphalt", ["car", "road"]),
-        ("hedge, shrub, lawn, mist, soil, pond, river", ["bush", "grass", "fog", "dirt", "water-other", "river"]),
+        (
+            "hedge, shrub, lawn, mist, soil, pond, river",
+            ["bush", "grass", "fog", "dirt", "water-other", "river"],
+        ),
         ("a tower block, a block of flats, a high-rise", ["skyscraper"]),
         ("a cyclist and a motorcyclist", ["person", "bicycle", "motorcycle"]),
         ("a tree-lined road with red-roofed houses", ["tree", "road", "roof", "house"]),
@@ -101,17 +116,26 @@ AS_USERS_WRITE = [
     ),
     ("a man, a woman, two pedestrians, three children and persons", "person"),
     ("two pedestrians crossing the road at a pedestrian crossing", "person, road"),
-    ("trafficlights, parkinglots, brickwalls and firehydrants", "traffic light, road, wall-brick, fire hydrant"),
+    (
+        "trafficlights, parkinglots, brickwalls and firehydrants",
+        "traffic light, road, wall-brick, fire hydrant",
+    ),
     ("side walks and sky scrapers", "pavement, skyscraper"),
     ("canoes, minibuses, scarves, workmen", "boat, bus, clothes, person"),
     ("a house made of wood", "house, wall-wood"),
-    ("sunny day, blue sky, green lawn and a red brick house", "clear, day, sky-other, grass, house, wall-brick"),
+    (
+        "sunny day, blue sky, green lawn and a red brick house",
+        "clear, day, sky-other, grass, house, wall-brick",
+    ),
     ("a snowy street at night with parked cars", "snow, road, night, car"),
     ("a lorry and a van on the motorway in fog", "truck, car, road, fog"),
     ("woman walking her dog on the sidewalk", "person, dog, pavement"),
     ("misty morning over a lake with mountains behind", "fog, day, water-other, mountain"),
     ("it's dark, headlights of oncoming cars", "night, light, car"),
-    ("rainy evening downtown, wet asphalt, neon lights", "overcast, dusk, building-other, road, light"),
+    (
+        "rainy evening downtown, wet asphalt, neon lights",
+        "overcast, dusk, building-other, road, light",
+    ),
     ("kids playing football on a pitch", "person, sports ball, playingfield"),
     ("a harbour with fishing boats at sunset", "sea, boat, dusk"),
     ("security camera view of a warehouse yard", "building-other, pavement"),
@@ -199,19 +223,29 @@ def test_colours(prompt, colours):
 
 def test_unknown_words_in_order_without_filler():
     parsed = parse_tags(
-        "Three big rabbits stand behind a utility pole near the frobnicator, left of a rabbit and a car"
+        "Three big rabbits stand behind a utility pole near the frobnicator, left of a rabbit and "
+        "a car"
     )
-    assert parsed.unknown == ["rabbits", "utility pole", "frobnicator", "rabbit"] and parsed.tags == ["car"]
+    assert parsed.unknown == [
+        "rabbits",
+        "utility pole",
+        "frobnicator",
+        "rabbit",
+    ] and parsed.tags == ["car"]
 
 
 def test_own_vocabulary():
-    parsed = parse_tags("two trams, a zebra crossing, a car and a person", ("tram", "zebra crossing", "person"))
+    parsed = parse_tags(
+        "two trams, a zebra crossing, a car and a person", ("tram", "zebra crossing", "person")
+    )
     assert parsed.tags == ["tram", "zebra crossing", "person"] and parsed.unknown == ["car"]
 
 
 def test_default_prompt_names_the_scene():
     parsed = parse_tags(DEFAULT_PROMPT)
-    assert {"road", "car", "person", "tree", "building-other", "sky-other", "day"} <= set(parsed.tags)
+    assert {"road", "car", "person", "tree", "building-other", "sky-other", "day"} <= set(
+        parsed.tags
+    )
     assert parsed.unknown == []
 
 
@@ -229,7 +263,8 @@ def test_prompt_length():
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.text(max_size=200) | st.lists(st.sampled_from([*WORDS, "no", "in", "a", ",", "red", "-", "free"])).map(" ".join)
+    st.text(max_size=200)
+    | st.lists(st.sampled_from([*WORDS, "no", "in", "a", ",", "red", "-", "free"])).map(" ".join)
 )
 def test_any_text_parses(prompt):
     parsed = parse_tags(prompt[:2000])
@@ -324,7 +359,9 @@ def test_names_are_those_of_the_clip_table():
 
 @pytest.mark.skipif(not PAIRS.exists(), reason="the shared captions are not on this machine")
 def test_agrees_with_hand_written_tags():
-    captions = {pair["colour_caption"]: pair for pair in map(json.loads, PAIRS.read_text().splitlines())}
+    captions = {
+        pair["colour_caption"]: pair for pair in map(json.loads, PAIRS.read_text().splitlines())
+    }
     found = right = 0
     for caption, pair in captions.items():
         parsed = parse_tags(caption)
@@ -335,23 +372,31 @@ def test_agrees_with_hand_written_tags():
     assert right / found > 0.86
 
 
-# ------------------------------------------------------------------------------------------------ CLIP, tiny and random
+# --------------------------------------------------------------------------------------------------
+# CLIP, tiny and random
 
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory):
-    """A folder in the form of transformers: byte-level tokenizer without merges, two layers of width 32."""
+    """A folder in the form of transformers: byte-level tokenizer without merges, two layers of
+    width 32."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("clip")
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
-    characters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]  # as in GPT-2's byte table
+    characters = [chr(b) for b in printable] + [
+        chr(256 + i) for i in range(len(others))
+    ]  # as in GPT-2's byte table
     pieces = [*characters, *(c + "</w>" for c in characters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps({piece: i for i, piece in enumerate(pieces)}), encoding="utf-8"
+    )
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     config = transformers.CLIPTextConfig(
-        vocab_size=len(pieces), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=77, projection_dim=16, bos_token_id=512, eos_token_id=513, pad_token_id=513,
+        vocab_size=len(pieces), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77, projection_dim=16, bos_token_id=512, eos_token_id=513,
+        pad_token_id=513,
     )  # fmt: skip
     torch.manual_seed(0)
     network = transformers.CLIPTextModelWithProjection(config)
@@ -392,7 +437,9 @@ def test_sentence_tokens(encoder):
 
 def test_sentence_tokens_are_the_final_layer_norm_output(encoder):
     captured = []
-    norm = next(m for name, m in encoder.network.named_modules() if name.endswith("final_layer_norm"))
+    norm = next(
+        m for name, m in encoder.network.named_modules() if name.endswith("final_layer_norm")
+    )
     norm.register_forward_hook(lambda module, inputs, output: captured.append(output))
     tokens, mask = encoder(["a car"])
     assert torch.equal(tokens[mask], captured[0][mask])
@@ -454,7 +501,9 @@ def test_sentence_encoder_errors(encoder, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot load the CLIP text encoder"):
         text.SentenceEncoder(tmp_path)  # an empty folder
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(OSError, match=r"(?s)cannot load the CLIP text encoder .*CMMFNET_TEXT_ENCODER"):
+    with pytest.raises(
+        OSError, match=r"(?s)cannot load the CLIP text encoder .*CMMFNET_TEXT_ENCODER"
+    ):
         text.SentenceEncoder(tmp_path)(["a car"])
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'cmmfnet\[clip\]'"):
@@ -503,7 +552,8 @@ def test_the_environment_names_the_encoder(tiny_clip, monkeypatch, tmp_path):
     assert text.SentenceEncoder(tiny_clip).width == 32  # what the caller says goes first
 
 
-# ------------------------------------------------------------------------------------------------ encoded texts on disk
+# --------------------------------------------------------------------------------------------------
+# encoded texts on disk
 
 
 def no_clip(monkeypatch):
@@ -514,7 +564,9 @@ def test_tokens_come_from_disk_without_loading_clip(tiny_clip, own_cache, monkey
     tokens, mask = text.SentenceEncoder(tiny_clip)(["a car", "a tree"])
     (folder,) = own_cache.iterdir()
     assert folder.name.startswith("sentences-folder-") and len(list(folder.iterdir())) == 2
-    assert not any(b"car" in file.read_bytes() for file in folder.iterdir())  # the text itself is not kept
+    assert not any(
+        b"car" in file.read_bytes() for file in folder.iterdir()
+    )  # the text itself is not kept
     no_clip(monkeypatch)
     again, again_mask = text.SentenceEncoder(tiny_clip)(["a tree", "a car", "a tree"])
     assert torch.equal(again, tokens[[1, 0, 1]]) and torch.equal(again_mask, mask[[1, 0, 1]])
@@ -538,7 +590,9 @@ def test_a_damaged_file_is_written_anew(tiny_clip, own_cache, damage):
     good = path.read_bytes()
     middle = len(good) // 2
     flipped = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
-    path.write_bytes({"empty": b"", "cut": good[:middle], "flipped": flipped, "other": b"x" * 5000}[damage])
+    path.write_bytes(
+        {"empty": b"", "cut": good[:middle], "flipped": flipped, "other": b"x" * 5000}[damage]
+    )
     assert torch.equal(text.SentenceEncoder(tiny_clip)(["a car"])[0], tokens)
     assert path.read_bytes() == good and len(list(path.parent.iterdir())) == 1
 
@@ -549,7 +603,9 @@ def test_other_weights_have_other_files(tiny_clip, own_cache, tmp_path):
     other = shutil.copytree(tiny_clip, tmp_path / "other")
     text.SentenceEncoder(tiny_clip)(["a car"])
     text.SentenceEncoder(other)(["a car"])
-    assert len(list(own_cache.iterdir())) == 1  # the same files under another name are the same encoder
+    assert (
+        len(list(own_cache.iterdir())) == 1
+    )  # the same files under another name are the same encoder
     weights = other / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -563,7 +619,11 @@ def test_hub_models_are_kept_by_commit(tiny_clip, own_cache, monkeypatch):
 
     for name in ("CLIPTextModel", "CLIPTokenizer"):
         load = getattr(transformers, name).from_pretrained
-        monkeypatch.setattr(getattr(transformers, name), "from_pretrained", lambda *_, load=load, **__: load(tiny_clip))
+        monkeypatch.setattr(
+            getattr(transformers, name),
+            "from_pretrained",
+            lambda *_, load=load, **__: load(tiny_clip),
+        )
     text.SentenceEncoder()(["a car"])
     hub = "openai/clip-vit-base-patch32"
     (folder,) = own_cache.iterdir()
@@ -596,7 +656,10 @@ def keep_texts(number: int) -> None:
 
     cache = TextCache("shared")
     for turn in range(40):
-        cache.put(f"text {turn % 5}", {"tokens": np.full((300, 64), turn % 5, np.float32), "by": np.array(number)})
+        cache.put(
+            f"text {turn % 5}",
+            {"tokens": np.full((300, 64), turn % 5, np.float32), "by": np.array(number)},
+        )
         kept = cache.get(f"text {turn % 5}")
         assert kept is not None and (kept["tokens"] == turn % 5).all()
 
@@ -604,16 +667,21 @@ def keep_texts(number: int) -> None:
 def test_several_processes_write_the_same_texts(own_cache):
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
         list(pool.map(keep_texts, range(3)))
-    assert len(list(own_cache.rglob("*"))) == 1 + 5  # the folder and five texts, no half-written files
+    assert (
+        len(list(own_cache.rglob("*"))) == 1 + 5
+    )  # the folder and five texts, no half-written files
 
 
-# ------------------------------------------------------------------------------------------------ words out of the table
+# --------------------------------------------------------------------------------------------------
+# words out of the table
 
 
 def test_words_that_the_table_lacks(tiny_clip, own_cache, monkeypatch):
     words = text.WordEncoder(tiny_clip)
     found = words(["deer", "frobnicator"])
-    assert torch.allclose(torch.stack([*found.values()]), text.clip_tag_vectors(["deer", "frobnicator"], tiny_clip))
+    assert torch.allclose(
+        torch.stack([*found.values()]), text.clip_tag_vectors(["deer", "frobnicator"], tiny_clip)
+    )
     no_clip(monkeypatch)
     again = text.WordEncoder(tiny_clip)(["deer", "never seen"])
     assert list(again) == ["deer"] and torch.equal(again["deer"], found["deer"])
@@ -623,9 +691,13 @@ def test_words_never_start_a_download(monkeypatch, own_cache):
     import huggingface_hub
     import transformers
 
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)  # not in the hub's cache
     monkeypatch.setattr(
-        transformers.CLIPTokenizer, "from_pretrained", lambda *_, **__: pytest.fail("asked for a model")
+        huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None
+    )  # not in the hub's cache
+    monkeypatch.setattr(
+        transformers.CLIPTokenizer,
+        "from_pretrained",
+        lambda *_, **__: pytest.fail("asked for a model"),
     )
     assert text.WordEncoder()(["deer"]) == {} and not own_cache.exists()
     monkeypatch.setenv("CMMFNET_TEXT_ENCODER", "someone/clip")
@@ -641,29 +713,38 @@ def test_clip_tag_vectors(tiny_clip):
     templates = ("a {}", "one {} in the scene.")
     each = torch.cat([text.clip_tag_vectors(["car"], tiny_clip, templates=(t,)) for t in templates])
     averaged = torch.nn.functional.normalize(each.mean(0), dim=0)
-    assert torch.allclose(text.clip_tag_vectors(["car"], tiny_clip, templates=templates)[0], averaged, atol=1e-5)
+    assert torch.allclose(
+        text.clip_tag_vectors(["car"], tiny_clip, templates=templates)[0], averaged, atol=1e-5
+    )
     for names, bad in (([], templates), ("car", templates), (["car"], ("a car",)), (["car"], ())):
         with pytest.raises(ValueError):
             text.clip_tag_vectors(names, tiny_clip, templates=bad)
 
 
 def test_templates():
-    assert len(text.TEMPLATES) == 15 == len(set(text.TEMPLATES)) and all(t.count("{}") == 1 for t in text.TEMPLATES)
+    assert len(text.TEMPLATES) == 15 == len(set(text.TEMPLATES)) and all(
+        t.count("{}") == 1 for t in text.TEMPLATES
+    )
 
 
-# ------------------------------------------------------------------------------------------------ in a Colorizer
+# --------------------------------------------------------------------------------------------------
+# in a Colorizer
 
 
 def test_corrections_use_the_tags_of_each_frame():
     colorizer = Colorizer(Fake(working_size=64), device="cpu", dtype=torch.float32)
     hot, cold = (np.full((32, 32), value, np.float32) for value in (0.9, -0.9))
-    (_, _), (first, second) = colorizer([hot, cold], text="+car -tree", span=(-1, 1), return_tags=True)
+    (_, _), (first, second) = colorizer(
+        [hot, cold], text="+car -tree", span=(-1, 1), return_tags=True
+    )
     assert first.predicted[0][0] == "tree" and {name for name, p in first.predicted if p > 0.5} == {
         "car",
         "road",
         "tree",
     }
-    assert first.told == ["car", "road"] and second.told == ["car"]  # nothing is likely in the cold frame
+    assert first.told == ["car", "road"] and second.told == [
+        "car"
+    ]  # nothing is likely in the cold frame
     together = colorizer([hot, cold], text="+car -tree", span=(-1, 1))
     for frame, names, colour in ((hot, "car, road", together[0]), (cold, "car", together[1])):
         assert np.array_equal(colour, colorizer(frame, text=names, span=(-1, 1)))
@@ -677,8 +758,10 @@ def test_corrections_use_the_tags_of_each_frame():
 def test_the_tags_of_a_picture_are_those_of_the_method_tags():
     torch.manual_seed(0)
     network = CMMFNet(
-        channels=(8, 8, 8), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1), kernels=(3, 3, 3), global_size=64, vit_depth=1,
-        vit_width=16, vit_heads=2, text="clip-tags", text_width=16, text_length=16, words=("car", "road", "snow"), least_size=32,
+        channels=(8, 8, 8), encoder_blocks=(1, 1, 1), decoder_blocks=(1, 1, 1), kernels=(3, 3, 3),
+        global_size=64, vit_depth=1,
+        vit_width=16, vit_heads=2, text="clip-tags", text_width=16, text_length=16,
+        words=("car", "road", "snow"), least_size=32,
         ci="image_query",
     )  # fmt: skip
     colorizer = Colorizer(network, device="cpu", dtype=torch.float32)
@@ -689,7 +772,9 @@ def test_the_tags_of_a_picture_are_those_of_the_method_tags():
     colours, seen = colorizer(frames, text=texts, batch_size=1, return_tags=True)
     assert len(encoded) == 1 + 1 + 2  # only a correction needs the tags before the colours
     _, seen_together = colorizer(frames, text=texts, batch_size=3, return_tags=True)
-    for frame, text_, colour, one, other in zip(frames, texts, colours, seen, seen_together, strict=True):
+    for frame, text_, colour, one, other in zip(
+        frames, texts, colours, seen, seen_together, strict=True
+    ):
         assert np.array_equal(colour, colorizer(frame, text=text_))
         names, probabilities = zip(*colorizer.tags(frame), strict=True)
         for each in (one, other):
@@ -732,14 +817,20 @@ def test_unknown_words_go_through_clip_where_the_network_can_take_them(tiny_clip
             colour, seen = colorizer(frame, text=prompt, return_tags=True)
             if tokens is None:
                 tokens = [torch.zeros(16)] * len(seen.told) + [vector]
-            assert colour[0, 0, 1] == ((torch.stack(tokens).mean(0)[0] + 1) * 127.5).round().clamp(0, 255)
+            assert colour[0, 0, 1] == ((torch.stack(tokens).mean(0)[0] + 1) * 127.5).round().clamp(
+                0, 255
+            )
     assert colorizer.network.seen[-1][3] == len(tokens)
-    folded = Colorizer(Fake(working_size=64), device="cpu", dtype=torch.float32)  # no projection: it cannot
+    folded = Colorizer(
+        Fake(working_size=64), device="cpu", dtype=torch.float32
+    )  # no projection: it cannot
     with pytest.warns(UserWarning, match="does not know and leaves out: 'deer'"):
         folded(frame, text="a car and a deer")
     wrong = Projecting()
     wrong.text_projection = torch.nn.Linear(512, 4)
-    with pytest.raises(ValueError, match=r"vectors of 16 numbers .* takes 512; CMMFNET_TEXT_ENCODER"):
+    with pytest.raises(
+        ValueError, match=r"vectors of 16 numbers .* takes 512; CMMFNET_TEXT_ENCODER"
+    ):
         Colorizer(wrong, device="cpu")(frame, text="a deer")
 
 

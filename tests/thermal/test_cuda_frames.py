@@ -1,4 +1,5 @@
-"""Frames on a CUDA GPU: stretched as NumPy stretches them, and the same pictures with and without a graph."""
+"""Frames on a CUDA GPU: stretched as NumPy stretches them, and the same pictures with and without a
+graph."""
 
 import threading
 
@@ -26,7 +27,9 @@ def frames() -> dict[str, np.ndarray]:
         "signed": (counts - 8000).astype(np.int16),
         "degrees": (counts / 100 - 273.15).astype(np.float32),
         "dead pixels": holes,
-        "whole numbers and a half": np.where(counts > 8900, 8000.5, counts.round()).astype(np.float32),
+        "whole numbers and a half": np.where(counts > 8900, 8000.5, counts.round()).astype(
+            np.float32
+        ),
         "every count": np.arange(65536, dtype=np.uint16).reshape(256, 256),
         "too many levels": np.array([[0.0, 70000.0], [1.0, 2.0]], np.float32),
         "constant": np.full((9, 8), 7000, np.uint16),
@@ -50,7 +53,8 @@ def test_a_frame_is_stretched_as_numpy_does_it(kind, span, device):
 def test_a_frame_is_known_to_be_of_whole_numbers_only_where_it_is():
     kinds = {kind for kind, frame in frames().items() if read_thermal(frame).whole}
     assert kinds == {
-        "16 bits", "grey levels", "signed", "every count", "constant", "two values, one rare", "above a megapixel"
+        "16 bits", "grey levels", "signed", "every count", "constant", "two values, one rare",
+        "above a megapixel"
     }  # fmt: skip
     grey = np.random.default_rng(0).integers(0, 256, (9, 8), np.uint8)
     assert read_thermal(np.stack([grey] * 3, axis=2)).whole
@@ -69,7 +73,9 @@ def test_a_span_that_is_none_is_refused_as_by_normalise():
 def test_tensors_are_padded_as_arrays_are(shape):
     colorizer = Colorizer(torch.nn.Identity(), device="cpu")
     frame = np.random.default_rng(0).random(shape, dtype=np.float32)
-    np.testing.assert_array_equal(colorizer._batch([torch.from_numpy(frame)])[0].numpy(), pad(frame, 8))
+    np.testing.assert_array_equal(
+        colorizer._batch([torch.from_numpy(frame)])[0].numpy(), pad(frame, 8)
+    )
 
 
 @cuda
@@ -86,7 +92,9 @@ def test_a_graph_gives_what_the_network_gives(dtype):
                 expected, seen = plain(frame, text=text, return_tags=True)
                 found, also_seen = graphed(frame, text=text, return_tags=True)
                 np.testing.assert_array_equal(found, expected)
-                assert [name for name, _ in also_seen.predicted] == [name for name, _ in seen.predicted]
+                assert [name for name, _ in also_seen.predicted] == [
+                    name for name, _ in seen.predicted
+                ]
                 np.testing.assert_array_equal(graphed(frame, text=text), expected)
     assert 0 < len(graphed._forward._kept) <= Graphs.KEPT
 

@@ -1,4 +1,5 @@
-"""Reading thermal pictures of every format, damaged ones included, and stretching them. All pictures are made here."""
+"""Reading thermal pictures of every format, damaged ones included, and stretching them. All
+pictures are made here."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def scene8() -> np.ndarray:
     """(48, 64) uint8: every grey level, a warm disc, no symmetry."""
     rows, columns = np.mgrid[: SCENE_SHAPE[0], : SCENE_SHAPE[1]]
     ramp = (rows * SCENE_SHAPE[1] + columns) * 255 / (SCENE_SHAPE[0] * SCENE_SHAPE[1] - 1)
-    return np.where((rows - 14) ** 2 + (columns - 40) ** 2 < 80, 230 - columns, ramp).round().astype(np.uint8)
+    return (
+        np.where((rows - 14) ** 2 + (columns - 40) ** 2 < 80, 230 - columns, ramp)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def scene16() -> np.ndarray:
@@ -69,7 +74,8 @@ def stack(*channels: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1)
 
 
-# ---- formats and data types -----------------------------------------------------------------------------------------
+# ---- formats and data types
+# --------------------------------------------------------------------------------------------------
 
 
 def lossless_files() -> dict[str, tuple[bytes, np.ndarray, str]]:
@@ -77,7 +83,9 @@ def lossless_files() -> dict[str, tuple[bytes, np.ndarray, str]]:
     grey, counts = scene8(), scene16()
     opaque8, opaque16 = np.full_like(grey, 255), np.full_like(counts, 65535)
     indexed = Image.fromarray(grey).convert("P")
-    indexed.putpalette([255 - i // 3 for i in range(768)])  # index 0 is white: the index is not the value
+    indexed.putpalette(
+        [255 - i // 3 for i in range(768)]
+    )  # index 0 is white: the index is not the value
     celsius = (counts / 1000 - 20).astype(np.float32)
     cases = {
         "png8": (pil_bytes(grey, "PNG"), grey, "uint8"),
@@ -87,14 +95,26 @@ def lossless_files() -> dict[str, tuple[bytes, np.ndarray, str]]:
         "png8-rgb": (pil_bytes(stack(grey, grey, grey), "PNG"), grey, "uint8"),
         "png8-rgba": (pil_bytes(stack(grey, grey, grey, opaque8), "PNG"), grey, "uint8"),
         "png16-rgb": (imagecodecs.png_encode(stack(counts, counts, counts)), counts, "uint16"),
-        "png16-rgba": (imagecodecs.png_encode(stack(counts, counts, counts, opaque16)), counts, "uint16"),
+        "png16-rgba": (
+            imagecodecs.png_encode(stack(counts, counts, counts, opaque16)),
+            counts,
+            "uint16",
+        ),
         "png-indexed": (pil_bytes(indexed, "PNG"), 255 - grey, "uint8"),
-        "png-indexed-transparency": (pil_bytes(indexed, "PNG", transparency=bytes(range(256))), 255 - grey, "uint8"),
+        "png-indexed-transparency": (
+            pil_bytes(indexed, "PNG", transparency=bytes(range(256))),
+            255 - grey,
+            "uint8",
+        ),
         "png-1bit": (pil_bytes(Image.fromarray(grey > 99), "PNG"), (grey > 99) * 255, "uint8"),
         "bmp8": (pil_bytes(grey, "BMP"), grey, "uint8"),
         "bmp-rgb": (pil_bytes(stack(grey, grey, grey), "BMP"), grey, "uint8"),
         "webp": (pil_bytes(stack(grey, grey, grey), "WEBP", lossless=True), grey, "uint8"),
-        "tiff-rgb": (tiff_bytes(stack(counts, counts, counts), photometric="rgb"), counts, "uint16"),
+        "tiff-rgb": (
+            tiff_bytes(stack(counts, counts, counts), photometric="rgb"),
+            counts,
+            "uint16",
+        ),
         "tiff-planar": (
             tiff_bytes(np.stack([counts] * 3), photometric="rgb", planarconfig="separate"),
             counts,
@@ -105,20 +125,42 @@ def lossless_files() -> dict[str, tuple[bytes, np.ndarray, str]]:
             counts,
             "uint16",
         ),
-        "tiff-white-is-zero": (tiff_bytes(counts, photometric="miniswhite"), 65535 - counts, "uint16"),
+        "tiff-white-is-zero": (
+            tiff_bytes(counts, photometric="miniswhite"),
+            65535 - counts,
+            "uint16",
+        ),
         "tiff-bigtiff": (tiff_bytes(counts, bigtiff=True), counts, "uint16"),
         "tiff-tiled": (tiff_bytes(counts, tile=(32, 32), compression="zlib"), counts, "uint16"),
         "tiff-1bit": (tiff_bytes(grey > 99, photometric="minisblack"), grey > 99, "bool"),
         "tiff-indexed": (
             tiff_bytes(
-                grey, photometric="palette", colormap=np.stack([np.arange(255, -1, -1, dtype=np.uint16) * 257] * 3)
+                grey,
+                photometric="palette",
+                colormap=np.stack([np.arange(255, -1, -1, dtype=np.uint16) * 257] * 3),
             ),
             255 - grey,
             "uint8",
         ),
     }
-    for dtype in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float16", "float32", "float64"):
-        data = grey // 2 if dtype in ("uint8", "int8") else celsius if "float" in dtype else counts // 2
+    for dtype in (
+        "uint8",
+        "int8",
+        "uint16",
+        "int16",
+        "uint32",
+        "int32",
+        "float16",
+        "float32",
+        "float64",
+    ):
+        data = (
+            grey // 2
+            if dtype in ("uint8", "int8")
+            else celsius
+            if "float" in dtype
+            else counts // 2
+        )
         data = data.astype(dtype)
         for order in "<>":
             cases[f"tiff-{dtype}-{order}"] = (tiff_bytes(data, byteorder=order), data, dtype)
@@ -141,7 +183,11 @@ def test_lossless_formats_come_through_exactly(case, tmp_path):
     path.write_bytes(data)
     for source in (path, str(path), data, memoryview(data)):
         thermal = read_quietly(source)
-        assert thermal.values.dtype == np.float32 and thermal.dtype == dtype and thermal.palette is None
+        assert (
+            thermal.values.dtype == np.float32
+            and thermal.dtype == dtype
+            and thermal.palette is None
+        )
         np.testing.assert_array_equal(thermal.values, expected.astype(np.float32))
     assert read_quietly(path).name == str(path)
 
@@ -204,20 +250,31 @@ def test_of_several_pictures_the_first_is_taken_with_a_warning(tmp_path):
             np.testing.assert_array_equal(read_thermal(source).values, expected)
 
 
-# ---- arrays ---------------------------------------------------------------------------------------------------------
+# ---- arrays
+# --------------------------------------------------------------------------------------------------
 
 INTEGERS = ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"]
 
 
 @pytest.mark.parametrize("dtype", ["bool", *INTEGERS, "float16", "float32", "float64"])
 def test_arrays_of_every_numeric_type_and_layout(dtype):
-    picture = (np.arange(35).reshape(5, 7) % 2 if dtype == "bool" else np.arange(35).reshape(5, 7)).astype(dtype)
-    layouts = (picture, picture[..., None], picture[None], stack(picture, picture, picture), np.stack([picture] * 3))
+    picture = (
+        np.arange(35).reshape(5, 7) % 2 if dtype == "bool" else np.arange(35).reshape(5, 7)
+    ).astype(dtype)
+    layouts = (
+        picture,
+        picture[..., None],
+        picture[None],
+        stack(picture, picture, picture),
+        np.stack([picture] * 3),
+    )
     for array in layouts:
         thermal = read_quietly(array)
         np.testing.assert_array_equal(thermal.values, picture.astype(np.float32))
         assert thermal.dtype == dtype
-    np.testing.assert_array_equal(read_quietly(picture.astype(picture.dtype.newbyteorder(">"))).values, picture)
+    np.testing.assert_array_equal(
+        read_quietly(picture.astype(picture.dtype.newbyteorder(">"))).values, picture
+    )
 
 
 def test_the_result_does_not_share_memory_that_the_caller_may_change():
@@ -241,13 +298,20 @@ def test_other_array_like_sources():
 def test_torch_tensors_are_read_without_importing_torch():
     torch = pytest.importorskip("torch")
     picture = torch.arange(15.0).reshape(1, 3, 5)
-    for tensor in (picture, picture.clone().requires_grad_(), picture.to(torch.bfloat16), picture.to(torch.uint8)):
+    for tensor in (
+        picture,
+        picture.clone().requires_grad_(),
+        picture.to(torch.bfloat16),
+        picture.to(torch.uint8),
+    ):
         np.testing.assert_array_equal(read_thermal(tensor).values, picture[0].numpy())
     with pytest.raises(ThermalFileError, match="one frame of the batch"):
         read_thermal(picture[None])
     script = "import sys, cmmfnet.thermal.frame; sys.exit('torch' in sys.modules)"
     assert (
-        subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": "src"}, check=False).returncode
+        subprocess.run(
+            [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": "src"}, check=False
+        ).returncode
         == 0
     )
 
@@ -284,7 +348,8 @@ def test_three_planes_of_counts_are_not_colours():
         read_thermal(planes)
 
 
-# ---- bad files ------------------------------------------------------------------------------------------------------
+# ---- bad files
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -305,7 +370,9 @@ def test_unsupported_files_are_named(content, found, tmp_path):
     path = tmp_path / "frame.png"
     path.write_bytes(content)
     for source in (path, content):
-        with pytest.raises(ThermalFileError, match=f"{found}.*expected PNG, TIFF, JPEG, BMP or WebP"):
+        with pytest.raises(
+            ThermalFileError, match=f"{found}.*expected PNG, TIFF, JPEG, BMP or WebP"
+        ):
             read_thermal(source)
 
 
@@ -337,7 +404,9 @@ def small_files() -> dict[str, bytes]:
         "tiff-lzw": tiff_bytes(counts, compression="lzw", byteorder=">", rowsperstrip=10),
         "tiff-zlib-tiled": tiff_bytes(counts, compression="zlib", tile=(16, 16), predictor=True),
         "tiff-zstd": tiff_bytes(counts, compression="zstd"),
-        "tiff-float": tiff_bytes(counts.astype(np.float32), compression="zlib", predictor=True, bigtiff=True),
+        "tiff-float": tiff_bytes(
+            counts.astype(np.float32), compression="zlib", predictor=True, bigtiff=True
+        ),
     }
 
 
@@ -361,7 +430,11 @@ def thermal_or_error(data: bytes) -> None:
         except ThermalFileError as error:
             assert str(error)
             return
-    assert thermal.values.dtype == np.float32 and thermal.values.ndim == 2 and 1 <= thermal.values.size <= 1 << 20
+    assert (
+        thermal.values.dtype == np.float32
+        and thermal.values.ndim == 2
+        and 1 <= thermal.values.size <= 1 << 20
+    )
     assert np.isfinite(normalise(thermal)).all()
 
 
@@ -379,12 +452,16 @@ def test_random_bytes(signature, data):
 @given(st.sampled_from(sorted(SMALL)), st.data())
 def test_mutated_files(case, draw):
     data = bytearray(SMALL[case])
-    # half of the damage goes to the headers, where the lies are: front for most, and the tag table of TIFF
+    # half of the damage goes to the headers, where the lies are: front for most, and the tag table
+    # of TIFF
     near = st.integers(0, min(400, len(data) - 1))
     for _ in range(draw.draw(st.integers(1, 4))):
         position = draw.draw(st.one_of(near, st.integers(0, len(data) - 1)))
         patch = draw.draw(
-            st.one_of(st.binary(min_size=1, max_size=4), st.sampled_from([b"\xff" * 4, b"\0" * 4, b"\x7f\xff"]))
+            st.one_of(
+                st.binary(min_size=1, max_size=4),
+                st.sampled_from([b"\xff" * 4, b"\0" * 4, b"\x7f\xff"]),
+            )
         )
         data[position : position + len(patch)] = patch
     thermal_or_error(bytes(data))
@@ -393,7 +470,29 @@ def test_mutated_files(case, draw):
 @settings(FUZZ, max_examples=200)
 @given(
     st.sampled_from(
-        [254, 255, 256, 257, 258, 259, 262, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339]
+        [
+            254,
+            255,
+            256,
+            257,
+            258,
+            259,
+            262,
+            273,
+            274,
+            277,
+            278,
+            279,
+            284,
+            317,
+            320,
+            322,
+            323,
+            324,
+            325,
+            338,
+            339,
+        ]
     ),
     st.sampled_from([1, 2, 3, 4, 5, 11, 12, 16]),
     st.sampled_from([0, 1, 2, 3, 1000, 2**31, 2**32 - 1]),
@@ -412,10 +511,17 @@ def test_lying_tiff_tags(code, kind, count, value, case):
 
 def png_header(width: int, height: int, depth: int = 8, colour: int = 0) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def bombs() -> dict[str, bytes]:
@@ -442,9 +548,13 @@ def bombs() -> dict[str, bytes]:
         "bmp": bytes(bmp),
         "webp": bytes(webp),
         "tiff": lying_tiff(ImageWidth=60000, ImageLength=60000),
-        "tiff-one-strip": lying_tiff("tiff-zstd", ImageWidth=60000, ImageLength=60000, RowsPerStrip=60000),
+        "tiff-one-strip": lying_tiff(
+            "tiff-zstd", ImageWidth=60000, ImageLength=60000, RowsPerStrip=60000
+        ),
         "tiff-tile": lying_tiff(TileWidth=60000, TileLength=60000),
-        "tiff-small-tiles": lying_tiff(ImageWidth=50000, ImageLength=1000, TileWidth=1, TileLength=1),
+        "tiff-small-tiles": lying_tiff(
+            ImageWidth=50000, ImageLength=1000, TileWidth=1, TileLength=1
+        ),
         "tiff-samples": lying_tiff(SamplesPerPixel=65535),
     }
 
@@ -460,7 +570,9 @@ def test_sizes_are_checked_before_decoding(case, tmp_path):
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # in particular no DecompressionBombWarning
-        with pytest.raises(ThermalFileError, match=r"limit is 5000|decoder's limit|expected at most|65535 channels"):
+        with pytest.raises(
+            ThermalFileError, match=r"limit is 5000|decoder's limit|expected at most|65535 channels"
+        ):
             read_thermal(path)
     seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -486,7 +598,9 @@ def test_a_strip_that_inflates_beyond_its_picture_does_not_fill_the_memory(compr
 
 def test_the_pixel_limit_can_be_moved():
     data = pil_bytes(scene8(), "PNG")
-    with pytest.raises(ThermalFileError, match=r"64 x 48 = 3072 pixels, the limit is 3071.*max_pixels"):
+    with pytest.raises(
+        ThermalFileError, match=r"64 x 48 = 3072 pixels, the limit is 3071.*max_pixels"
+    ):
         read_thermal(data, max_pixels=3071)
     read_thermal(data, max_pixels=3072)
     # above Pillow's own limit the user's word counts: damaged, not too large
@@ -505,7 +619,8 @@ def test_lossy_tiff_and_colour_spaces_are_refused_with_a_reason():
             read_thermal(data)
 
 
-# ---- palettes -------------------------------------------------------------------------------------------------------
+# ---- palettes
+# --------------------------------------------------------------------------------------------------
 
 COLOURED = [name for name in PALETTES if not name.endswith("-hot")]
 
@@ -513,7 +628,9 @@ COLOURED = [name for name in PALETTES if not name.endswith("-hot")]
 def test_palette_tables_can_be_inverted():
     for name, table in PALETTES.items():
         assert table.shape == (256, 3) and table.dtype == np.uint8
-        np.testing.assert_array_equal(invert_palette(table[None], name)[0], np.arange(256), err_msg=name)
+        np.testing.assert_array_equal(
+            invert_palette(table[None], name)[0], np.arange(256), err_msg=name
+        )
 
 
 @pytest.mark.parametrize("name", COLOURED)
@@ -532,7 +649,9 @@ def test_false_colour_is_recognised_and_undone(name, tmp_path):
 
     indexed = Image.fromarray(grey).convert("P")  # how many cameras store it
     indexed.putpalette(PALETTES[name].tobytes())
-    np.testing.assert_array_equal(read_quietly(pil_bytes(indexed, "PNG"), palette=name).values, grey)
+    np.testing.assert_array_equal(
+        read_quietly(pil_bytes(indexed, "PNG"), palette=name).values, grey
+    )
 
     smooth = np.asarray(Image.fromarray(grey).resize((320, 240), Image.Resampling.BICUBIC))
     jpeg = read_quietly(pil_bytes(PALETTES[name][smooth], "JPEG", quality=90), palette="auto")
@@ -557,7 +676,11 @@ def colour_photo() -> np.ndarray:
     photo = np.zeros((60, 80, 3), np.int64)
     photo[:20], photo[20:40], photo[40:] = (120, 170, 230), (60, 120, 50), (110, 108, 105)
     photo[25:40, 50:] = (180, 200, 170)
-    return (photo + np.random.default_rng(0).integers(-12, 12, photo.shape)).clip(0, 255).astype(np.uint8)
+    return (
+        (photo + np.random.default_rng(0).integers(-12, 12, photo.shape))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 def test_a_colour_photo_is_called_one():
@@ -585,7 +708,9 @@ def test_black_hot_and_palettes_without_use():
 
 
 def test_unknown_palette_lists_the_names():
-    with pytest.raises(ThermalFileError, match=r"unknown palette 'iron'.*auto.*ironbow.*rainbow.*lava.*arctic"):
+    with pytest.raises(
+        ThermalFileError, match=r"unknown palette 'iron'.*auto.*ironbow.*rainbow.*lava.*arctic"
+    ):
         read_thermal(scene8(), palette="iron")
 
 
@@ -608,7 +733,8 @@ def test_palette_fit_is_sorted():
     assert next(iter(fit)) == "arctic" and list(fit.values()) == sorted(fit.values())
 
 
-# ---- normalisation --------------------------------------------------------------------------------------------------
+# ---- normalisation
+# --------------------------------------------------------------------------------------------------
 
 FRAMES = hnp.arrays(
     st.sampled_from([np.uint8, np.uint16, np.int16, np.int64, np.float16, np.float32, np.float64]),
@@ -618,7 +744,8 @@ FRAMES = hnp.arrays(
 
 @pytest.mark.parametrize("levels", [2, 3, 256, 5000, 65536])
 @pytest.mark.parametrize(
-    ("span", "percentiles"), [(None, (1, 99)), (None, (2.5, 60)), (None, (0, 100)), ((3, 9), (1, 99))]
+    ("span", "percentiles"),
+    [(None, (1, 99)), (None, (2.5, 60)), (None, (0, 100)), ((3, 9), (1, 99))],
 )
 def test_whole_numbers_are_stretched_to_the_bit_as_any_others(levels, span, percentiles):
     """They go by their histogram, which must not be noticed."""
@@ -631,7 +758,9 @@ def test_whole_numbers_are_stretched_to_the_bit_as_any_others(levels, span, perc
         want = ((np.clip(counts, low, high) - low) / (high - low) * 2 - 1).astype(np.float32)
         np.testing.assert_array_equal(normalise(counts, span, percentiles), want)
         # half a level higher: no whole numbers, so the other way
-        shifted = normalise(counts + 0.5, (span[0] + 0.5, span[1] + 0.5) if span else None, percentiles)
+        shifted = normalise(
+            counts + 0.5, (span[0] + 0.5, span[1] + 0.5) if span else None, percentiles
+        )
         np.testing.assert_allclose(shifted, want, atol=2e-4 if levels == 65536 else 1e-6)
 
 
@@ -640,7 +769,9 @@ def test_whole_numbers_are_stretched_to_the_bit_as_any_others(levels, span, perc
 def test_any_frame_gives_finite_values_of_its_own_size(frame, low_and_width):
     # three columns are the channels of a row of pixels
     frame = frame[:, :2] if frame.shape[1] == 3 else frame
-    span = None if low_and_width is None else (low_and_width[0], low_and_width[0] + low_and_width[1])
+    span = (
+        None if low_and_width is None else (low_and_width[0], low_and_width[0] + low_and_width[1])
+    )
     stretched = normalise(frame, span=span)
     assert stretched.shape == frame.shape and stretched.dtype == np.float32
     assert np.isfinite(stretched).all() and np.abs(stretched).max() <= 1
@@ -663,7 +794,9 @@ def test_percentiles_map_to_the_ends():
 
 def test_span_is_in_the_units_of_the_frame():
     frame = np.array([[10.0, 20.0, 27.5, 35.0, 50.0, np.nan, np.inf, -np.inf]])
-    np.testing.assert_allclose(normalise(frame, span=(20, 35))[0], [-1, -1, 0, 1, 1, 0, 1, -1], atol=1e-6)
+    np.testing.assert_allclose(
+        normalise(frame, span=(20, 35))[0], [-1, -1, 0, 1, 1, 0, 1, -1], atol=1e-6
+    )
     assert (normalise(np.full((2, 2), 35.0), span=(20, 35)) == 1).all()
 
 
@@ -676,11 +809,17 @@ def test_constant_frames_are_mid_grey(value):
 def test_frames_without_ordinary_values():
     assert (normalise(np.full((3, 4), np.nan)) == 0).all()
     assert (normalise(np.full((3, 4), np.nan), span=(0, 1)) == 0).all()
-    np.testing.assert_array_equal(normalise(np.array([[np.inf, -np.inf], [np.nan, np.inf]])), [[1, -1], [0, 1]])
-    np.testing.assert_array_equal(normalise(np.array([[np.inf, -np.inf], [np.nan, 4.0]])), [[1, -1], [0, 0]])
+    np.testing.assert_array_equal(
+        normalise(np.array([[np.inf, -np.inf], [np.nan, np.inf]])), [[1, -1], [0, 1]]
+    )
+    np.testing.assert_array_equal(
+        normalise(np.array([[np.inf, -np.inf], [np.nan, 4.0]])), [[1, -1], [0, 0]]
+    )
     for span in ((0, 1e-310), (-2e38, 2e38)):
         assert np.isfinite(normalise(np.array([[0.0, 1e-44], [5.0, np.inf]]), span=span)).all()
-    np.testing.assert_array_equal(normalise(np.array([[3e38, -3e38]], np.float32), percentiles=(0, 100)), [[1, -1]])
+    np.testing.assert_array_equal(
+        normalise(np.array([[3e38, -3e38]], np.float32), percentiles=(0, 100)), [[1, -1]]
+    )
 
 
 def test_dead_pixels_do_not_change_the_others():
@@ -702,7 +841,9 @@ def test_a_hot_spot_on_a_flat_frame_is_seen():
 
 def test_a_large_frame_is_sampled_evenly_deterministically_and_fast():
     random = np.random.default_rng(0)
-    columns = random.normal(0, 40, 2560)  # column noise of a microbolometer; 2560 is a multiple of the plain step
+    columns = random.normal(
+        0, 40, 2560
+    )  # column noise of a microbolometer; 2560 is a multiple of the plain step
     frame = (8000 + columns + random.normal(0, 10, (2048, 2560))).astype(np.float32)
     seconds = []
     for _ in range(3):
@@ -710,13 +851,16 @@ def test_a_large_frame_is_sampled_evenly_deterministically_and_fast():
         stretched = normalise(frame)
         seconds.append(time.perf_counter() - start)
     low, high = np.percentile(frame, (1, 99))
-    np.testing.assert_allclose(stretched, np.clip((frame - low) / (high - low) * 2 - 1, -1, 1), atol=0.01)
+    np.testing.assert_allclose(
+        stretched, np.clip((frame - low) / (high - low) * 2 - 1, -1, 1), atol=0.01
+    )
     np.testing.assert_array_equal(stretched, normalise(frame))
     assert min(seconds) < 0.3
 
 
 @pytest.mark.parametrize(
-    "span", [(35, 20), (5, 5), (np.nan, 3), (0, np.inf), (0, 1e39), (1,), (1, 2, 3), "ab", 7, (None, 2)]
+    "span",
+    [(35, 20), (5, 5), (np.nan, 3), (0, np.inf), (0, 1e39), (1,), (1, 2, 3), "ab", 7, (None, 2)],
 )
 def test_impossible_spans_are_refused(span):
     with pytest.raises(ValueError, match="span"):

@@ -30,7 +30,14 @@ def test_what_is_saved_comes_back(tmp_path):
 
 def test_latest_goes_by_number(tmp_path):
     assert checkpoint.latest(tmp_path) is None and checkpoint.latest(tmp_path / "nowhere") is None
-    for name in ("step-9.pt", "step-10.pt", "step-100.pt.part", ".step-2000.pt.17.part", "step-x.pt", "model-300.pt"):
+    for name in (
+        "step-9.pt",
+        "step-10.pt",
+        "step-100.pt.part",
+        ".step-2000.pt.17.part",
+        "step-x.pt",
+        "model-300.pt",
+    ):
         (tmp_path / name).touch()
     assert checkpoint.latest(tmp_path) == tmp_path / "step-10.pt"
 
@@ -64,11 +71,14 @@ def test_a_failed_write_is_raised_and_leaves_the_old_file(tmp_path, monkeypatch,
 
 
 def test_data_is_on_disk_before_the_name_is(tmp_path, monkeypatch):
-    """A rename that reaches the disk before the bytes do would leave an empty file after a power cut."""
+    """A rename that reaches the disk before the bytes do would leave an empty file after a power
+    cut."""
     calls = []
     fsync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("fsync"), fsync(handle)))
-    monkeypatch.setattr(Path, "replace", lambda path, to: (calls.append("replace"), replace(path, to)))
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: (calls.append("replace"), replace(path, to))
+    )
     checkpoint.save(tmp_path / "step-3.pt", STATE)
     assert calls == ["fsync", "replace", "fsync"]
 

@@ -1,4 +1,5 @@
-"""Label maps of real pairs, found by a network: where they lie, what they are of, and what is refused."""
+"""Label maps of real pairs, found by a network: where they lie, what they are of, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -21,13 +22,16 @@ from cmmfnet.weights.files import save_model
 
 SKY, ROAD = CLASSES.index("sky"), CLASSES.index("road")
 CONFIG = {
-    "method": "cmmfnet", "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2, "channels": [8, 8, 8],
-    "encoder_blocks": [0, 0, 0], "decoder_blocks": [0, 0, 0], "text": "none", "classes": len(CLASSES),
+    "method": "cmmfnet", "global_size": 32, "vit_depth": 1, "vit_width": 16, "vit_heads": 2,
+    "channels": [8, 8, 8],
+    "encoder_blocks": [0, 0, 0], "decoder_blocks": [0, 0, 0], "text": "none",
+    "classes": len(CLASSES),
 }  # fmt: skip
 
 
 class Bright(nn.Module):
-    """Sky where the frame is bright, road where it is not, at an eighth of its size, and in between neither."""
+    """Sky where the frame is bright, road where it is not, at an eighth of its size, and in between
+    neither."""
 
     def forward(self, thermal, heads=False):
         level = nn.functional.avg_pool2d(thermal, 8)
@@ -82,12 +86,21 @@ def pairs(tmp_path_factory):
 
 def test_a_folder_like_the_one_it_was_made_from(pairs, tmp_path):
     """Through the command line."""
-    command = [sys.executable, "-m", "cmmfnet.training.found_labels", str(tmp_path / "out"), "--pairs", str(pairs)]
+    command = [
+        sys.executable,
+        "-m",
+        "cmmfnet.training.found_labels",
+        str(tmp_path / "out"),
+        "--pairs",
+        str(pairs),
+    ]
     done = subprocess.run(
         [*command, "--model", str(pairs / "model.safetensors"), "--least", "0.0", "--device", "cpu"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "out" / "index.jsonl"), done.stderr
+    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "out" / "index.jsonl"), (
+        done.stderr
+    )
     old, new = Pairs(pairs, "train"), Pairs(tmp_path / "out")
     assert [e["name"] for e in new.entries] == [e["name"] for e in old.entries]
     dark = old.entries[0]["name"]
@@ -95,9 +108,13 @@ def test_a_folder_like_the_one_it_was_made_from(pairs, tmp_path):
         label = new[i].label
         assert (label is None) == (entry["name"] == dark) == ("labels" not in entry)
         assert label is None or (label.shape == new[i].thermal.shape and label.max() < len(CLASSES))
-        assert np.array_equal(new[i].thermal, old[i].thermal) and np.array_equal(new[i].visible, old[i].visible)
+        assert np.array_equal(new[i].thermal, old[i].thermal) and np.array_equal(
+            new[i].visible, old[i].visible
+        )
     with pytest.raises(FileExistsError, match="is a data set already"):
-        write_found_labels(tmp_path / "out", pairs=str(pairs), model=str(pairs / "model.safetensors"), device="cpu")
+        write_found_labels(
+            tmp_path / "out", pairs=str(pairs), model=str(pairs / "model.safetensors"), device="cpu"
+        )
 
 
 def test_a_stopped_run_goes_on_and_names_that_begin_alike_are_kept_apart(pairs, tmp_path):
@@ -106,10 +123,12 @@ def test_a_stopped_run_goes_on_and_names_that_begin_alike_are_kept_apart(pairs, 
     for kind in ("thermal", "visible"):
         (root / kind).mkdir(parents=True)
         for name, value in (("a", 10), ("a.b", 200)):
-            Image.fromarray(np.full((48, 64) + ((3,) if kind == "visible" else ()), value, np.uint8)).save(
-                root / kind / f"{name}.png"
-            )
-    (root / "index.jsonl").write_text("".join(json.dumps({"name": n, "split": "train"}) + "\n" for n in ("a.b", "a")))
+            Image.fromarray(
+                np.full((48, 64) + ((3,) if kind == "visible" else ()), value, np.uint8)
+            ).save(root / kind / f"{name}.png")
+    (root / "index.jsonl").write_text(
+        "".join(json.dumps({"name": n, "split": "train"}) + "\n" for n in ("a.b", "a"))
+    )
     given = {"pairs": str(root), "model": str(pairs / "model.safetensors"), "device": "cpu"}
     index = write_found_labels(tmp_path / "out", **given)
     index.unlink()  # as if it had been stopped before its end
@@ -121,5 +140,7 @@ def test_a_model_without_label_head_is_refused(pairs, tmp_path):
     config = CONFIG | {"classes": 0}
     save_model(tmp_path / "no.safetensors", build_network(config), config)
     with pytest.raises(PairsError, match="has no label head"):
-        write_found_labels(tmp_path / "out", pairs=str(pairs), model=str(tmp_path / "no.safetensors"), device="cpu")
+        write_found_labels(
+            tmp_path / "out", pairs=str(pairs), model=str(tmp_path / "no.safetensors"), device="cpu"
+        )
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,5 @@
-"""``cmmfnet models``: every method with its paper's sizes, known weights, and nothing of torch for the plain list."""
+"""``cmmfnet models``: every method with its paper's sizes, known weights, and nothing of torch for
+the plain list."""
 
 from __future__ import annotations
 
@@ -17,13 +18,18 @@ from cmmfnet.weights.files import KNOWN
 
 # as their papers' codes count them; where the default here differs, that of the code stands second
 GENERATORS = {
-    "pix2pix": (54_413_955,), "cyclegan": (11_378_179,), "ticcgan": (45_851_907,), "scgan": (57_270_525,),
-    "pearlgan": (5_167_244 + 6_634_255,), "todaygan": (5_099_143 + 6_565_770,), "mugan": (37_741_816,),
-    "lkatgan": (74_192_355, 83_635_241), "tir2lab": (1_462_275, 1_462_339), "i2vgan": (7_837_699,), "palette": (62_640_195,),
+    "pix2pix": (54_413_955,), "cyclegan": (11_378_179,), "ticcgan": (45_851_907,),
+    "scgan": (57_270_525,),
+    "pearlgan": (5_167_244 + 6_634_255,), "todaygan": (5_099_143 + 6_565_770,),
+    "mugan": (37_741_816,),
+    "lkatgan": (74_192_355, 83_635_241), "tir2lab": (1_462_275, 1_462_339), "i2vgan": (7_837_699,),
+    "palette": (62_640_195,),
 }  # fmt: skip
 DISCRIMINATORS = {
-    "pix2pix": 2_768_705, "cyclegan": 2_764_737, "ticcgan": 695_777, "scgan": 5_788_229, "pearlgan": 16_698_201,
-    "todaygan": 16_698_201, "mugan": 695_777, "lkatgan": 2_767_809, "tir2lab": None, "i2vgan": 2_764_737, "palette": None,
+    "pix2pix": 2_768_705, "cyclegan": 2_764_737, "ticcgan": 695_777, "scgan": 5_788_229,
+    "pearlgan": 16_698_201,
+    "todaygan": 16_698_201, "mugan": 695_777, "lkatgan": 2_767_809, "tir2lab": None,
+    "i2vgan": 2_764_737, "palette": None,
 }  # fmt: skip
 
 
@@ -39,7 +45,10 @@ def test_every_method_is_listed_with_its_sizes(listed):
     methods = {each["name"]: each for each in listed["methods"]}
     assert methods.keys() == METHODS.keys() | {"cmmfnet-paper"}
     for name, counts in GENERATORS.items():
-        assert (methods[name]["generator"], methods[name]["original_generator"]) == (counts[0], counts[-1]), name
+        assert (methods[name]["generator"], methods[name]["original_generator"]) == (
+            counts[0],
+            counts[-1],
+        ), name
         assert methods[name]["discriminator"] == DISCRIMINATORS[name], name
         assert methods[name]["weights"] == []
     assert methods["i2vgan"]["trained"]["predictor_visible"] == 41_828_739
@@ -69,7 +78,10 @@ def test_the_plain_list_names_methods_without_torch(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in [*KNOWN, *METHODS])
     code = "import sys; from cmmfnet.cli import main; main(['models']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode
+        == 0
+    )
 
 
 def test_one_model_as_json(capsys):

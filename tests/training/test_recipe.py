@@ -13,7 +13,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def recipe(**changes) -> Recipe:
-    basic = {"model": {"method": "cmmfnet"}, "losses": {"l1": 1.0}, "sources": [SourceRecipe("pairs")], "steps": 100}
+    basic = {
+        "model": {"method": "cmmfnet"},
+        "losses": {"l1": 1.0},
+        "sources": [SourceRecipe("pairs")],
+        "steps": 100,
+    }
     return Recipe(**(basic | changes))
 
 
@@ -45,9 +50,15 @@ def read(name: str) -> Recipe:
         ({"losses": {"l1": 0.0}}, "at least one needs a weight"),
         ({"sources": []}, "sources is empty; name at least one folder"),
         ({"sources": [SourceRecipe("a", share=(1, -1))]}, "none may be negative"),
-        ({"sources": [SourceRecipe("a", share=(1, 0)), SourceRecipe("b", share=(1, 0))]}, "nor all 0 at the start or"),
+        (
+            {"sources": [SourceRecipe("a", share=(1, 0)), SourceRecipe("b", share=(1, 0))]},
+            "nor all 0 at the start or",
+        ),
         ({"sources": [SourceRecipe("a", scale=(0.8, 0.5))]}, r"scale of a is \(0.8, 0.5\)"),
-        ({"sources": [SourceRecipe("a", scale=(0.5, 1.5))]}, "expected 0 < smallest <= largest <= 1"),
+        (
+            {"sources": [SourceRecipe("a", scale=(0.5, 1.5))]},
+            "expected 0 < smallest <= largest <= 1",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_says_why(changes, message):
@@ -71,7 +82,9 @@ def test_cosine_constant_and_warm_up():
     cosine = rates(schedule="cosine")
     assert cosine[0] == 1 and cosine[50] == pytest.approx(0.5) and 0 < cosine[99] < 1e-3
     warm = rates(schedule="constant", warmup=10)
-    assert warm[0] == pytest.approx(0.1) and warm[4] == pytest.approx(0.5) and warm[9:] == [1.0] * 91
+    assert (
+        warm[0] == pytest.approx(0.1) and warm[4] == pytest.approx(0.5) and warm[9:] == [1.0] * 91
+    )
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
@@ -88,8 +101,14 @@ def test_the_paper_s_recipe_builds_the_paper_s_network():
     with torch.device("meta"):
         network = build_network(paper.model)
     count = sum(p.numel() for p in network.parameters())
-    assert count == pytest.approx(40.1e6, rel=0.02)  # notes, section 15: 40.12 M beside the frozen text encoder
-    assert (network.text_source, network.interaction.mode, network.concat) == ("clip-sentence", "text_query", True)
+    assert count == pytest.approx(
+        40.1e6, rel=0.02
+    )  # notes, section 15: 40.12 M beside the frozen text encoder
+    assert (network.text_source, network.interaction.mode, network.concat) == (
+        "clip-sentence",
+        "text_query",
+        True,
+    )
     assert paper.losses == {"l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0}
     assert paper.options == {"perceptual": "vgg19", "perceptual_mode": "l1"}
     assert (paper.batch_size, paper.learning_rate, paper.betas) == (1, 5e-4, (0.5, 0.999))

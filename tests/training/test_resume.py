@@ -1,7 +1,9 @@
-"""Exact resume and what interrupts a training: one and two processes, signals, kill -9, a full disk.
+"""Exact resume and what interrupts a training: one and two processes, signals, kill -9, a full
+disk.
 
-The method is that of dropout_method.py: dropout in both networks, a pool of old pictures, augmentation from the sensor
-simulation. Real processes throughout, on the CPU; two processes talk through gloo, as GPUs do through NCCL.
+The method is that of dropout_method.py: dropout in both networks, a pool of old pictures,
+augmentation from the sensor simulation. Real processes throughout, on the CPU; two processes talk
+through gloo, as GPUs do through NCCL.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from cmmfnet.weights.files import load_model
 TESTS = Path(__file__).parents[1]
 PROGRAM = str(TESTS / "training_process.py")
 RECIPE = {
-    "model": {"method": "dropout"}, "losses": {"l1": 1.0, "adversarial": 0.1}, "steps": 6, "batch_size": 4, "size": 32,
+    "model": {"method": "dropout"}, "losses": {"l1": 1.0, "adversarial": 0.1}, "steps": 6,
+    "batch_size": 4, "size": 32,
     "sources": [
         {"folder": ".", "split": "train", "share": [0.5, 0.8]},
         {"folder": ".", "split": "train", "share": [0.5, 0.2], "simulate": True, "level": True},
@@ -61,12 +64,32 @@ def file(tmp_path_factory) -> Path:
 def launcher(processes: int) -> list[str]:
     if processes == 1:
         return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
 
 
-def command(data: Path, file: Path, out: Path, *more: str, processes: int = 1, broken: str | None = None) -> list[str]:
+def command(
+    data: Path, file: Path, out: Path, *more: str, processes: int = 1, broken: str | None = None
+) -> list[str]:
     breaking = ["--break", broken] if broken else []
-    given = ["--config", str(file), "--data", str(data), "--out", str(out), "--device", "cpu", "--workers", "0"]
+    given = [
+        "--config",
+        str(file),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
     return [*launcher(processes), PROGRAM, *breaking, "train", *given, *more]
 
 
@@ -103,12 +126,15 @@ def test_three_and_three_steps_are_six(straight, data, file, tmp_path):
     run(data, file, tmp_path, processes=processes)
     assert set(same(out, tmp_path).values()) == {True}
     keys = ("step", "l1", "adversarial", "discriminator", "norm", "rate")
-    assert [[row[k] for k in keys] for row in log(tmp_path)] == [[row[k] for k in keys] for row in log(out)]
+    assert [[row[k] for k in keys] for row in log(tmp_path)] == [
+        [row[k] for k in keys] for row in log(out)
+    ]
 
 
 @pytest.mark.parametrize("promise", ["seeds", "pools"])
 def test_a_broken_promise_is_noticed(straight, data, file, tmp_path, promise):
-    """The test above is able to fail: it does where the second half draws other dropout, or begins with empty pools."""
+    """The test above is able to fail: it does where the second half draws other dropout, or begins
+    with empty pools."""
     processes, out = straight
     run(data, file, tmp_path, "--max-steps", "3", processes=processes)
     run(data, file, tmp_path, processes=processes, broken=promise)
@@ -116,16 +142,21 @@ def test_a_broken_promise_is_noticed(straight, data, file, tmp_path, promise):
 
 
 def test_two_processes_learn_as_one(data, file, tmp_path):
-    """The same pictures in the same steps; sums in another order are all that differs. Without dropout, whose masks
-    belong to a process, and with a pool that is never full, since its pictures do."""
+    """The same pictures in the same steps; sums in another order are all that differs. Without
+    dropout, whose masks belong to a process, and with a pool that is never full, since its pictures
+    do."""
     quiet = tmp_path / "quiet.yaml"
     model = {"method": "dropout", "dropout": 0.0}
     quiet.write_text(
-        yaml.safe_dump(RECIPE | {"model": model, "options": {"dropout": 0.0, "pool": 50}, "steps": 5, "ema": 0.0})
+        yaml.safe_dump(
+            RECIPE
+            | {"model": model, "options": {"dropout": 0.0, "pool": 50}, "steps": 5, "ema": 0.0}
+        )
     )
     for name, more in (
         ("1", {}), ("2", {"processes": 2}), ("parts", {}), ("2 parts", {"processes": 2}),
-        ("2 captured", {"processes": 2, "broken": "captured"}), ("2 alone", {"processes": 2, "broken": "alone"}),
+        ("2 captured", {"processes": 2, "broken": "captured"}),
+        ("2 alone", {"processes": 2, "broken": "alone"}),
     ):  # fmt: skip
         parts = ["--config.accumulate", "2"] if "parts" in name else []
         run(data, quiet, tmp_path / name, *parts, **more)
@@ -135,9 +166,12 @@ def test_two_processes_learn_as_one(data, file, tmp_path):
         for row, other in zip(one, log(tmp_path / name), strict=True):
             for key in ("l1", "discriminator", "adversarial", "norm"):
                 assert other[key] == pytest.approx(row[key], rel=2e-4), (name, key)
-        mine, theirs = (load_model(tmp_path / n / "model.safetensors").network.state_dict() for n in ("1", name))
+        mine, theirs = (
+            load_model(tmp_path / n / "model.safetensors").network.state_dict() for n in ("1", name)
+        )
         assert all(torch.allclose(mine[k], theirs[k], atol=2e-3) for k in mine), name
-    # a step is not the same whatever is done: gradients of a process alone, or another seed, differ by far more
+    # a step is not the same whatever is done: gradients of a process alone, or another seed, differ
+    # by far more
     assert log(tmp_path / "2 alone")[-1]["norm"] != pytest.approx(one[-1]["norm"], rel=2e-3)
     run(data, quiet, tmp_path / "seed", "--config.seed", "4")
     assert abs(log(tmp_path / "seed")[0]["l1"] - one[0]["l1"]) > 1e-2 * one[0]["l1"]
@@ -156,7 +190,11 @@ def test_a_batch_that_cannot_be_shared_is_refused(data, file, tmp_path):
 
 def start(*arguments, **more) -> subprocess.Popen:
     return subprocess.Popen(
-        command(*arguments, **more), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*arguments, **more),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -187,7 +225,9 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_0(data, file, tmp_path, 
 def test_a_signal_to_one_of_two_processes_stops_both(data, file, tmp_path):
     process = start(data, file, tmp_path, "--config.steps", "10000", processes=2, broken="slow")
     wait_for_step(tmp_path, 3, process)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     workers = [
         int(p) for p in children if "training_process" in Path(f"/proc/{p}/cmdline").read_text()
     ]  # fmt: skip
@@ -199,14 +239,18 @@ def test_a_signal_to_one_of_two_processes_stops_both(data, file, tmp_path):
 
 
 def test_killed_at_any_moment_it_goes_on(data, file, tmp_path):
-    """A checkpoint every step, and SIGKILL at random moments: whatever is there loads. benchmarks/kill.py does it 100
-    times."""
+    """A checkpoint every step, and SIGKILL at random moments: whatever is there loads.
+    benchmarks/kill.py does it 100 times."""
     moments = random.Random(5)
     reached = 0
     for _ in range(3):
         process = start(data, file, tmp_path, "--config.steps", "10000", "--config.save_every", "1")
         try:
-            wait_for_step(tmp_path, len(log(tmp_path)) + 1 if (tmp_path / "log.jsonl").exists() else 1, process)
+            wait_for_step(
+                tmp_path,
+                len(log(tmp_path)) + 1 if (tmp_path / "log.jsonl").exists() else 1,
+                process,
+            )
             time.sleep(moments.uniform(0, 0.3))
         finally:
             process.kill()

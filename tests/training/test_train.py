@@ -1,4 +1,5 @@
-"""Training on rendered scenes on the CPU: it learns, it stops and goes on exactly, and it says what is wrong.
+"""Training on rendered scenes on the CPU: it learns, it stops and goes on exactly, and it says what
+is wrong.
 
 Also the commands around it: `cmmfnet train`, `cmmfnet evaluate`, `cmmfnet scenes`.
 """
@@ -36,10 +37,14 @@ from cmmfnet.training.train import train
 from cmmfnet.weights.files import ModelError, load_model, save_model
 
 SMALL = {
-    "method": "cmmfnet", "channels": [8, 16, 24], "encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 1],
-    "kernels": [5, 5, 5], "global_size": 32, "vit_depth": 1, "vit_width": 32, "vit_heads": 2, "tail": 8,
-    "text": "clip-tags", "text_width": 16, "text_length": 16, "ci": "image_query", "modulation": True,
-    "local_contrast": True, "classes": 25, "words": ["road", "tree", "car", "sky-other", "grass", "night", "day"],
+    "method": "cmmfnet", "channels": [8, 16, 24], "encoder_blocks": [1, 1, 1],
+    "decoder_blocks": [1, 1, 1],
+    "kernels": [5, 5, 5], "global_size": 32, "vit_depth": 1, "vit_width": 32, "vit_heads": 2,
+    "tail": 8,
+    "text": "clip-tags", "text_width": 16, "text_length": 16, "ci": "image_query",
+    "modulation": True,
+    "local_contrast": True, "classes": 25,
+    "words": ["road", "tree", "car", "sky-other", "grass", "night", "day"],
 }  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore:no folder of pre-trained files")
@@ -48,7 +53,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:no folder of pre-trained files")
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """Five scenes for training and one for validation."""
-    return write_pairs(tmp_path_factory.mktemp("scenes") / "rendered", 6, seed=3, size=(64, 80)).parent.parent
+    return write_pairs(
+        tmp_path_factory.mktemp("scenes") / "rendered", 6, seed=3, size=(64, 80)
+    ).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +68,11 @@ def recipe(**changes) -> Recipe:
     real = SourceRecipe("rendered", share=(0.3, 0.8), split="train")
     simulated = SourceRecipe("rendered", share=(0.7, 0.2), split="train", simulate=True, level=True)
     basic = {
-        "model": SMALL, "sources": [real, simulated], "steps": 6, "batch_size": 2, "size": 32, "options": {"text_dropout": 0.5},
+        "model": SMALL, "sources": [real, simulated], "steps": 6, "batch_size": 2, "size": 32,
+        "options": {"text_dropout": 0.5},
         "losses": {"l1": 1.0, "ssim": 0.5, "tv": 0.01, "tags": 0.02, "labels": 0.1, "adversarial": 0.01},
-        "learning_rate": 1e-3, "warmup": 2, "schedule": "cosine", "ema": 0.9, "log_every": 1, "seed": 1,
+        "learning_rate": 1e-3, "warmup": 2, "schedule": "cosine", "ema": 0.9, "log_every": 1,
+        "seed": 1,
     }  # fmt: skip
     return Recipe(**(basic | changes))
 
@@ -104,7 +113,10 @@ def test_a_run_leaves_log_sheet_checkpoint_and_model(straight):
     rows = [row for row in log(straight) if "validation" not in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     losses = {"l1", "ssim", "tv", "tags", "labels", "adversarial", "discriminator"}
-    assert all(row.keys() == losses | {"step", "minutes", "rate", "norm", "images_per_second"} for row in rows)
+    assert all(
+        row.keys() == losses | {"step", "minutes", "rate", "norm", "images_per_second"}
+        for row in rows
+    )
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     assert rows[0]["rate"] == pytest.approx(0.5) and rows[2]["rate"] == pytest.approx(0.75)
     assert log(straight)[-1]["validation"]["psnr"] > 0
@@ -118,18 +130,23 @@ def test_the_model_is_the_averaged_network(straight, trained):
     averaged.load_state_dict(trained["ema"], strict=True)
     stored = loaded.network.state_dict()
     assert equal(stored, {k: v.half().float() for k, v in trained["ema"].items()})
-    assert not equal(stored, {k: v.half().float() for k, v in trained["networks"]["generator"].items()})
+    assert not equal(
+        stored, {k: v.half().float() for k, v in trained["networks"]["generator"].items()}
+    )
     x = torch.rand(1, 1, 64, 80, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         error = (loaded.network(x) - averaged.eval()(x)).abs()
-    assert error.mean() < 3e-3 and error.max() < 0.05  # float16 rounds weights to 11 bits, a picture to 8
+    assert (
+        error.mean() < 3e-3 and error.max() < 0.05
+    )  # float16 rounds weights to 11 bits, a picture to 8
     assert loaded.training["steps"] == 6 and loaded.training["recipe"]["losses"]["ssim"] == 0.5
 
 
 def test_it_learns_two_scenes(tmp_path):
     write_pairs(tmp_path / "rendered", 2, seed=11, size=(64, 80), val_fraction=0)
     made = recipe(
-        sources=[SourceRecipe("rendered", scale=(0.8, 1.0))], losses={"l1": 1.0}, steps=60, batch_size=4, ema=0.0,
+        sources=[SourceRecipe("rendered", scale=(0.8, 1.0))], losses={"l1": 1.0}, steps=60,
+        batch_size=4, ema=0.0,
         learning_rate=4e-3, model=SMALL | {"text": "none", "words": []},
     )  # fmt: skip
     start(tmp_path, tmp_path / "out", config=made)
@@ -168,7 +185,9 @@ def same_end(trained: dict, out: Path) -> bool:
     return all(equal(trained[part], state[part]) for part in PARTS)
 
 
-def test_stopped_by_the_time_cap_and_gone_on_is_the_straight_run(data, tmp_path, trained, straight, monkeypatch):
+def test_stopped_by_the_time_cap_and_gone_on_is_the_straight_run(
+    data, tmp_path, trained, straight, monkeypatch
+):
     clock(monkeypatch)
     start(data, tmp_path, max_minutes=2.5)
     assert checkpoint.latest(tmp_path).name == "step-3.pt"
@@ -178,7 +197,10 @@ def test_stopped_by_the_time_cap_and_gone_on_is_the_straight_run(data, tmp_path,
     start(data, tmp_path)
     assert same_end(trained, tmp_path)
     assert [p.name for p in tmp_path.glob("step-*.pt")] == ["step-6.pt"]
-    model, other = (load_model(folder / "model.safetensors").network.state_dict() for folder in (tmp_path, straight))
+    model, other = (
+        load_model(folder / "model.safetensors").network.state_dict()
+        for folder in (tmp_path, straight)
+    )
     assert equal(model, other)
     keys = ("step", "rate", "norm", "l1", "adversarial", "discriminator")
     theirs = [[row[k] for k in keys] for row in log(straight) if "norm" in row]
@@ -229,13 +251,18 @@ def test_going_on_without_a_part_of_the_state_is_noticed(data, tmp_path, trained
 
 
 def test_a_finished_run_says_so(data, straight):
-    with pytest.raises(RecipeError, match=r"is at step 6 of 6 already; --config.steps with a larger number trains on"):
+    with pytest.raises(
+        RecipeError,
+        match=r"is at step 6 of 6 already; --config.steps with a larger number trains on",
+    ):
         start(data, straight)
 
 
 def test_resume_never_refuses_a_folder_with_a_checkpoint(data, half):
     before = (half / "step-3.pt").read_bytes()
-    with pytest.raises(FileExistsError, match=r"already has step-3.pt; choose another folder, or --resume auto"):
+    with pytest.raises(
+        FileExistsError, match=r"already has step-3.pt; choose another folder, or --resume auto"
+    ):
         start(data, half, resume="never")
     assert (half / "step-3.pt").read_bytes() == before
 
@@ -251,7 +278,9 @@ def test_going_on_with_another_model_or_other_losses_is_refused(data, half):
 
 
 @pytest.mark.parametrize("save_every", [2, 100])
-def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(data, tmp_path, monkeypatch, save_every):
+def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(
+    data, tmp_path, monkeypatch, save_every
+):
     batches, l1 = [], method.l1
 
     def broken(x, y):
@@ -259,14 +288,20 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(data, tmp_path, mo
         return l1(x, y) * (float("nan") if len(batches) == 4 else 1.0)
 
     monkeypatch.setattr(method, "l1", broken)
-    with pytest.raises(NonFiniteLoss, match=r"step 4: .*l1 nan.*non-finite-4.pt. Lower learning_rate or set precision"):
+    with pytest.raises(
+        NonFiniteLoss,
+        match=r"step 4: .*l1 nan.*non-finite-4.pt. Lower learning_rate or set precision",
+    ):
         start(data, tmp_path, config=recipe(save_every=save_every, log_every=100))
     saved = checkpoint.load(tmp_path / "non-finite-4.pt")
     assert torch.equal(saved["visible"], batches[3]) and saved["thermal"].shape == (2, 1, 32, 32)
     assert len(saved["names"]) == 2
     newest = checkpoint.latest(tmp_path)
     if save_every == 2:  # the good state is kept, and training goes on from it
-        assert newest.name == "step-2.pt" and load_model(tmp_path / "model.safetensors").training["steps"] == 2
+        assert (
+            newest.name == "step-2.pt"
+            and load_model(tmp_path / "model.safetensors").training["steps"] == 2
+        )
         monkeypatch.setattr(method, "l1", l1)
         start(data, tmp_path)
         assert checkpoint.latest(tmp_path).name == "step-6.pt"
@@ -285,13 +320,25 @@ def test_the_discriminator_waits_for_its_turn(data, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": {"method": "cmmfnt"}}, RecipeError, "method is 'cmmfnt'; expected one of .*cmmfnet"),
+        (
+            {"model": {"method": "cmmfnt"}},
+            RecipeError,
+            "method is 'cmmfnt'; expected one of .*cmmfnet",
+        ),
         ({"model": SMALL | {"dept": 3}}, RecipeError, "unexpected keyword argument 'dept'"),
         ({"model": SMALL | {"ci": "both"}}, RecipeError, "ci is 'both'; expected"),
         ({"losses": {"l2": 1.0}}, RecipeError, "unknown loss l2; expected some of l1, perceptual"),
         ({"sources": [SourceRecipe("gone")]}, PairsError, "gone/index.jsonl does not exist"),
-        ({"sources": [SourceRecipe("rendered", split="trian")]}, PairsError, "no entry with split='trian'"),
-        ({"validation": SourceRecipe("rendered", lighting=("noon",))}, PairsError, r"lighting=\('noon',\)"),
+        (
+            {"sources": [SourceRecipe("rendered", split="trian")]},
+            PairsError,
+            "no entry with split='trian'",
+        ),
+        (
+            {"validation": SourceRecipe("rendered", lighting=("noon",))},
+            PairsError,
+            r"lighting=\('noon',\)",
+        ),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(data, tmp_path, changes, error, message):
@@ -308,8 +355,12 @@ def test_pretrained_files_that_are_missing(data, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     with pytest.raises(PretrainedError, match="vgg19 was not found"):
         start(data, tmp_path / "out", config=recipe(losses={"perceptual": 1.0}))
-    monkeypatch.setenv("CMMFNET_PRETRAINED", str(tmp_path))  # a folder without tag vectors is a mistake, too
-    with pytest.raises(FileNotFoundError, match=r"no file of tag vectors at .*clip-vitb16-cocostuff171"):
+    monkeypatch.setenv(
+        "CMMFNET_PRETRAINED", str(tmp_path)
+    )  # a folder without tag vectors is a mistake, too
+    with pytest.raises(
+        FileNotFoundError, match=r"no file of tag vectors at .*clip-vitb16-cocostuff171"
+    ):
         start(data, tmp_path / "out")
 
 
@@ -321,9 +372,14 @@ def test_start_from_takes_weights_and_network_of_a_model(data, tmp_path, straigh
     still = recipe(steps=1, learning_rate=1e-12, weight_decay=0.0)
     start(data, tmp_path / "a", config=still, start_from=str(model))
     before, after = load_model(model), load_model(tmp_path / "a" / "model.safetensors")
-    assert equal(before.network.state_dict(), after.network.state_dict()) and before.config == after.config
+    assert (
+        equal(before.network.state_dict(), after.network.state_dict())
+        and before.config == after.config
+    )
     # a recipe for another size: the model's own network is what is trained, and that is said
-    with pytest.warns(UserWarning, match=r"model.safetensors keeps its own tail, which the recipe has otherwise"):
+    with pytest.warns(
+        UserWarning, match=r"model.safetensors keeps its own tail, which the recipe has otherwise"
+    ):
         other = replace(still, model=SMALL | {"tail": 16})
         start(data, tmp_path / "b", config=other, start_from=str(model))
     assert load_model(tmp_path / "b" / "model.safetensors").config["tail"] == 8
@@ -351,7 +407,8 @@ def test_start_from_a_model_that_does_not_fit(data, tmp_path, monkeypatch):
 def file(tmp_path) -> Path:
     """A recipe on disk."""
     text = {
-        "model": SMALL, "losses": {"l1": 1.0}, "sources": [{"folder": "rendered", "split": "train"}], "steps": 50,
+        "model": SMALL, "losses": {"l1": 1.0},
+        "sources": [{"folder": "rendered", "split": "train"}], "steps": 50,
         "batch_size": 1, "size": 32,
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(text))
@@ -359,12 +416,27 @@ def file(tmp_path) -> Path:
 
 
 def command(file: Path, data: Path, *arguments: str) -> list[str]:
-    given = ["--config", str(file), "--data", str(data), "--out", str(file.parent / "run"), "--device", "cpu"]
+    given = [
+        "--config",
+        str(file),
+        "--data",
+        str(data),
+        "--out",
+        str(file.parent / "run"),
+        "--device",
+        "cpu",
+    ]
     return ["train", *given, *arguments]
 
 
 def test_train_by_command_and_single_fields(data, file, capsys):
-    arguments = ("--config.steps", "2", "--config.losses", "{l1: 0.5, ssim: 1.0}", "--config.log_every=1")
+    arguments = (
+        "--config.steps",
+        "2",
+        "--config.losses",
+        "{l1: 0.5, ssim: 1.0}",
+        "--config.log_every=1",
+    )
     assert main(command(file, data, *arguments)) == 0
     run = file.parent / "run"
     assert [row["step"] for row in log(run)] == [1, 2] and "ssim" in log(run)[0]
@@ -380,10 +452,18 @@ def test_train_by_command_and_single_fields(data, file, capsys):
         (("steps: 50", "steps: 50\nstepz: 7"), (), "'stepz'"),
         (("folder:", "foldr:"), (), "'foldr'"),
         (("", ""), ("--config.steps", "many"), 'key "config.steps"'),
-        (("", ""), ("--config.schedule", "cosin"), "schedule is 'cosin'; expected one of constant, linear, cosine"),
+        (
+            ("", ""),
+            ("--config.schedule", "cosin"),
+            "schedule is 'cosin'; expected one of constant, linear, cosine",
+        ),
         (("folder: rendered", "folder: gone"), (), "gone/index.jsonl does not exist"),
         (("", ""), ("--start-from", "gone.safetensors"), "no model file gone.safetensors"),
-        (("", ""), ("--device", "cuda:7"), "device is 'cuda:7'; use cuda, and CUDA_VISIBLE_DEVICES=7"),
+        (
+            ("", ""),
+            ("--device", "cuda:7"),
+            "device is 'cuda:7'; use cuda, and CUDA_VISIBLE_DEVICES=7",
+        ),
     ],
 )
 def test_mistakes_get_one_line(data, file, capsys, edit, arguments, message):
@@ -393,7 +473,9 @@ def test_mistakes_get_one_line(data, file, capsys, edit, arguments, message):
     except SystemExit as stop:
         status = stop.code
     error = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
-    assert status == 2 and len(error) == 1 and message in error[0] and error[0].startswith("cmmfnet")
+    assert (
+        status == 2 and len(error) == 1 and message in error[0] and error[0].startswith("cmmfnet")
+    )
 
 
 def test_a_used_folder_and_a_nan_get_one_line(data, file, capsys, monkeypatch):
@@ -416,7 +498,9 @@ def test_help_does_not_wait_for_torch():
         "print('heavy:', [m for m in ('torch', 'accelerate', 'skimage') if m in sys.modules])"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert "heavy: []" in done.stdout
     for option in ("--config.steps", "--from", "--max-minutes", "--lighting", "--json", "--count"):
@@ -424,12 +508,19 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_scenes_writes_a_data_set_and_overwrites_none(tmp_path, capsys):
-    assert main(["scenes", str(tmp_path / "new"), "--count", "2", "--seed", "5", "--size", "48,64"]) == 0
+    assert (
+        main(["scenes", str(tmp_path / "new"), "--count", "2", "--seed", "5", "--size", "48,64"])
+        == 0
+    )
     pairs = Pairs(tmp_path / "new")
     assert [entry["name"] for entry in pairs.entries] == ["rendered_000005", "rendered_000006"]
     assert pairs[0].thermal.shape == (48, 64)
     assert main(["scenes", str(tmp_path / "new"), "--count", "1"]) == 1
     assert "is a data set already" in capsys.readouterr().err and len(Pairs(tmp_path / "new")) == 2
-    for bad in (["--count", "0"], ["--count", "1", "--size", "48"], ["--count", "1", "--size", "8,64"]):
+    for bad in (
+        ["--count", "0"],
+        ["--count", "1", "--size", "48"],
+        ["--count", "1", "--size", "8,64"],
+    ):
         assert main(["scenes", str(tmp_path / "other"), *bad]) == 2
     assert not (tmp_path / "other").exists()

@@ -1,4 +1,5 @@
-"""The released model, as users get it: it loads, colours, says what it sees and is what the table says."""
+"""The released model, as users get it: it loads, colours, says what it sees and is what the table
+says."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def colorizer() -> Colorizer:
 @pytest.fixture(scope="module")
 def scenes():
     return [
-        render(seed, kind, size=(256, 320), lighting="day") for seed, kind in ((3, "street"), (6, "house"), (4, "park"))
+        render(seed, kind, size=(256, 320), lighting="day")
+        for seed, kind in ((3, "street"), (6, "house"), (4, "park"))
     ]
 
 
@@ -50,16 +52,21 @@ def test_the_model_describes_itself():
 
 
 def test_no_clip_vectors_travel_with_the_model(colorizer):
-    """Their width is 512; the released table is folded through the learned projection, so text needs no CLIP."""
+    """Their width is 512; the released table is folded through the learned projection, so text
+    needs no CLIP."""
     assert colorizer.network.word_vectors.shape == (177, colorizer.network.text_width)
-    assert colorizer.network.text_width < 512 and isinstance(colorizer.network.text_projection, torch.nn.Identity)
+    assert colorizer.network.text_width < 512 and isinstance(
+        colorizer.network.text_projection, torch.nn.Identity
+    )
 
 
 def test_colours_are_nearer_to_the_truth_than_grey_and_mean_colour(colorizer, scenes):
     """Rendered scenes are held out: training used seeds from 10,000 on."""
     for scene in scenes:
         colour = colorizer(scene.thermal)
-        mean = np.broadcast_to(scene.visible.mean(axis=(0, 1)).round().astype(np.uint8), scene.visible.shape)
+        mean = np.broadcast_to(
+            scene.visible.mean(axis=(0, 1)).round().astype(np.uint8), scene.visible.shape
+        )
         assert colour.shape == scene.visible.shape and colour.dtype == np.uint8
         assert psnr(colour, scene.visible) > psnr(grey(scene), scene.visible) + 2
         assert psnr(colour, scene.visible) > psnr(np.ascontiguousarray(mean), scene.visible)
@@ -72,13 +79,16 @@ def test_colours_are_nearer_to_the_truth_than_grey_and_mean_colour(colorizer, sc
      ("park", 4, ["vegetation"], "green trees", "orange trees")],
 )  # fmt: skip
 def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):
-    """The region takes the colour, and the rest stays: in CIELAB, far more of it there than elsewhere."""
+    """The region takes the colour, and the rest stays: in CIELAB, far more of it there than
+    elsewhere."""
     scene = render(seed, kind, size=(256, 320), lighting="day")
     inside = np.isin(scene.labels, [CLASSES.index(name) for name in names])
     before, after = (to_lab(colorizer(scene.thermal, text=f"{text}, day")) for text in (old, new))
     change = after[inside].mean(axis=0) - before[inside].mean(axis=0)
     if new == "snow":
-        assert change[0] > 25 and np.hypot(*after[inside].mean(axis=0)[1:]) < 12  # bright and without colour
+        assert (
+            change[0] > 25 and np.hypot(*after[inside].mean(axis=0)[1:]) < 12
+        )  # bright and without colour
     else:
         assert change[1] > 15  # towards red
     far = ~binary_dilation(inside, iterations=12)
@@ -87,7 +97,9 @@ def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):
 
 def test_half_precision_on_the_cpu_stays_close(colorizer, scenes):
     exact = Colorizer.from_pretrained(device="cpu", dtype=torch.float32)
-    difference = np.abs(colorizer(scenes[0].thermal).astype(int) - exact(scenes[0].thermal).astype(int))
+    difference = np.abs(
+        colorizer(scenes[0].thermal).astype(int) - exact(scenes[0].thermal).astype(int)
+    )
     assert difference.mean() < 1.0
 
 
@@ -104,13 +116,18 @@ def test_it_says_what_it_sees(colorizer, scenes):
 
 
 def test_text_is_accepted_without_clip(colorizer, scenes):
-    colour = colorizer(scenes[1].thermal, text="a brick house, a hedge and a lawn under a cloudy sky")
+    colour = colorizer(
+        scenes[1].thermal, text="a brick house, a hedge and a lawn under a cloudy sky"
+    )
     assert colour.shape == scenes[1].visible.shape
 
 
 def test_night_is_dark_when_the_text_says_so(colorizer, scenes):
     for scene in scenes:
-        assert colorizer(scene.thermal, text="a street at night").mean() < 0.5 * colorizer(scene.thermal).mean()
+        assert (
+            colorizer(scene.thermal, text="a street at night").mean()
+            < 0.5 * colorizer(scene.thermal).mean()
+        )
 
 
 # --- the small model

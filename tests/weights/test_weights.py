@@ -1,4 +1,5 @@
-"""Model files: exact or within the storage's rounding, strict, never a pickle, never half a file."""
+"""Model files: exact or within the storage's rounding, strict, never a pickle, never half a
+file."""
 
 from __future__ import annotations
 
@@ -54,9 +55,13 @@ def test_float32_comes_back_bit_for_bit(saved):
     network, path = saved
     model = load_model(path)
     assert (
-        model.config == CONFIG and model.training == {"data": "none", "licence": "test only"} and model.name == "model"
+        model.config == CONFIG
+        and model.training == {"data": "none", "licence": "test only"}
+        and model.name == "model"
     )
-    assert not model.network.training and not any(p.requires_grad for p in model.network.parameters())
+    assert not model.network.training and not any(
+        p.requires_grad for p in model.network.parameters()
+    )
     for key, tensor in network.state_dict().items():
         assert torch.equal(model.network.state_dict()[key], tensor), key
 
@@ -67,21 +72,27 @@ def test_small_storages_come_back_as_float32_within_their_rounding(tmp_path, sto
     network = Fake()
     network.big.weight.data[3] = 0  # a channel without any scale of its own
     network.big.weight.data[4] *= 100  # and one that must not spoil the others
-    loaded = load_model(save_model(tmp_path / "m.safetensors", network, CONFIG, storage=storage)).network
+    loaded = load_model(
+        save_model(tmp_path / "m.safetensors", network, CONFIG, storage=storage)
+    ).network
     before, after = network.big.weight.data.flatten(1), loaded.big.weight.data.flatten(1)
     assert after.dtype == torch.float32
     bound = before.abs().amax(1, keepdim=True) * (0.501 / 127 if storage == "int8" else 2**-11)
     assert ((before - after).abs() <= bound + 1e-7).all()
     assert torch.equal(after[3], torch.zeros_like(after[3]))
     assert not torch.equal(before, after)  # it was in fact stored in fewer bits
-    torch.testing.assert_close(loaded.table, network.table, rtol=1e-3, atol=1e-3)  # small: never int8
+    torch.testing.assert_close(
+        loaded.table, network.table, rtol=1e-3, atol=1e-3
+    )  # small: never int8
     assert loaded.steps.item() == 7 and loaded.steps.dtype == torch.int64
 
 
 def test_int8_is_about_a_quarter_of_the_size_and_float16_half(tmp_path):
     network = Fake(width=400)
     sizes = {
-        storage: save_model(tmp_path / f"{storage}.safetensors", network, CONFIG, storage=storage).stat().st_size
+        storage: save_model(tmp_path / f"{storage}.safetensors", network, CONFIG, storage=storage)
+        .stat()
+        .st_size
         for storage in weights.STORAGES
     }
     assert sizes["float16"] < 0.51 * sizes["float32"]
@@ -100,9 +111,14 @@ def test_tied_weights_are_stored(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "storage", "message"),
-    [(float("nan"), "float32", "big.weight holds NaN"), (1e6, "float16", "big.weight holds values beyond float16")],
+    [
+        (float("nan"), "float32", "big.weight holds NaN"),
+        (1e6, "float16", "big.weight holds values beyond float16"),
+    ],
 )
-def test_values_that_cannot_be_stored_are_refused_before_anything_is_written(tmp_path, value, storage, message):
+def test_values_that_cannot_be_stored_are_refused_before_anything_is_written(
+    tmp_path, value, storage, message
+):
     network = Fake()
     network.big.weight.data[0, 0] = value
     with pytest.raises(ModelError, match=message):
@@ -111,7 +127,9 @@ def test_values_that_cannot_be_stored_are_refused_before_anything_is_written(tmp
 
 
 def test_wrong_storage_and_suffix_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"unknown storage 'int4'; choose one of float32, float16, int8"):
+    with pytest.raises(
+        ModelError, match=r"unknown storage 'int4'; choose one of float32, float16, int8"
+    ):
         save_model(tmp_path / "m.safetensors", Fake(), CONFIG, storage="int4")
     with pytest.raises(ModelError, match=r"name it m\.safetensors"):
         save_model(tmp_path / "m.pt", Fake(), CONFIG)
@@ -121,7 +139,9 @@ def test_wrong_storage_and_suffix_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_no_rubbish(saved, monkeypatch, disk_full_while_writing, step):
+def test_a_full_disk_leaves_the_old_file_and_no_rubbish(
+    saved, monkeypatch, disk_full_while_writing, step
+):
     _, path = saved
     before = path.read_bytes()
 
@@ -162,13 +182,22 @@ def test_an_extra_tensor_is_named(saved):
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(saved):
-    with pytest.raises(ModelError, match=r"1 misshapen: big\.bias is \(3,\), the network has \(80,\)"):
+    with pytest.raises(
+        ModelError, match=r"1 misshapen: big\.bias is \(3,\), the network has \(80,\)"
+    ):
         load_model(rewrite(saved[1], lambda tensors: tensors.update({"big.bias": torch.zeros(3)})))
 
 
 def test_integers_in_place_of_floats_are_refused(saved):
-    with pytest.raises(ModelError, match=r"big\.bias is torch\.int32, the network has torch\.float32"):
-        load_model(rewrite(saved[1], lambda tensors: tensors.update({"big.bias": torch.zeros(80, dtype=torch.int32)})))
+    with pytest.raises(
+        ModelError, match=r"big\.bias is torch\.int32, the network has torch\.float32"
+    ):
+        load_model(
+            rewrite(
+                saved[1],
+                lambda tensors: tensors.update({"big.bias": torch.zeros(80, dtype=torch.int32)}),
+            )
+        )
 
 
 def test_int8_without_its_scales_is_refused(tmp_path):
@@ -179,7 +208,11 @@ def test_int8_without_its_scales_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"method": "gone"}, "gone"), ({"method": "fake", "depth": 3}, "depth"), ({}, "names no method")],
+    [
+        ({"method": "gone"}, "gone"),
+        ({"method": "fake", "depth": 3}, "depth"),
+        ({}, "names no method"),
+    ],
 )
 def test_a_configuration_that_builds_nothing_is_refused(tmp_path, config, message):
     with pytest.raises(ModelError, match=message):
@@ -200,7 +233,13 @@ def test_a_truncated_file_is_refused(saved, keep):
 
 
 @pytest.mark.parametrize(
-    "junk", [b"\x00" * 64, b"\xff" * 64, b"hello, this is text\n" * 9, (9).to_bytes(8, "little") + b"[1, 2, 3]"]
+    "junk",
+    [
+        b"\x00" * 64,
+        b"\xff" * 64,
+        b"hello, this is text\n" * 9,
+        (9).to_bytes(8, "little") + b"[1, 2, 3]",
+    ],
 )
 def test_junk_is_refused(tmp_path, junk):
     (tmp_path / "m.safetensors").write_bytes(junk)
@@ -227,11 +266,16 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.pth", "m.ckpt", "m.bin", "m.safetensors"])
-@pytest.mark.parametrize("writer", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
+@pytest.mark.parametrize(
+    "writer", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))]
+)
 def test_a_pickle_is_refused_and_never_run(tmp_path, name, writer):
     mark = tmp_path / "ran"
     writer({"weight": Bomb(mark)}, tmp_path / name)
-    with pytest.raises(ModelError, match=r"is a pickle, and loading a pickle runs whatever code is in it.*save_model"):
+    with pytest.raises(
+        ModelError,
+        match=r"is a pickle, and loading a pickle runs whatever code is in it.*save_model",
+    ):
         load_model(tmp_path / name)
     assert not mark.exists()
 
@@ -251,9 +295,17 @@ def bundled(saved, tmp_path, monkeypatch):
 def test_a_known_name_loads_and_describes(bundled):
     assert load_model("street").name == "street"
     found = describe("street")
-    assert found["name"] == "street" and found["licence"] == "research only" and found["sha256"] == bundled.sha256
+    assert (
+        found["name"] == "street"
+        and found["licence"] == "research only"
+        and found["sha256"] == bundled.sha256
+    )
     assert found["parameters"] == sum(p.numel() for p in Fake().parameters())
-    assert found["storage"] == "float32" and found["training"]["data"] == "none" and found["method"] == "fake"
+    assert (
+        found["storage"] == "float32"
+        and found["training"]["data"] == "none"
+        and found["method"] == "fake"
+    )
 
 
 def test_a_changed_bundled_file_is_refused(bundled, tmp_path):
@@ -267,7 +319,9 @@ def test_a_changed_bundled_file_is_refused(bundled, tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_and_the_closest(bundled):
-    with pytest.raises(ModelError, match=r"unknown model 'stret'; did you mean 'street'\? Known: street, aerial"):
+    with pytest.raises(
+        ModelError, match=r"unknown model 'stret'; did you mean 'street'\? Known: street, aerial"
+    ):
         load_model("stret")
 
 
@@ -278,7 +332,9 @@ def test_a_path_that_is_not_there_is_called_a_path(name):
 
 
 def test_a_folder_points_at_the_file_inside(saved):
-    with pytest.raises(ModelError, match=r"is a folder; give the model file inside it: model\.safetensors"):
+    with pytest.raises(
+        ModelError, match=r"is a folder; give the model file inside it: model\.safetensors"
+    ):
         load_model(saved[1].parent)
 
 
@@ -293,8 +349,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.mark.parametrize("revision", ["", "@main", "@v1.0", "@0123456"])
 def test_the_hub_needs_a_pinned_commit_and_says_how(revision, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("must not be asked"))
-    with pytest.raises(ModelError, match=r"not pinned to a commit.*write hf:someone/street@.*40-digit"):
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("must not be asked")
+    )
+    with pytest.raises(
+        ModelError, match=r"not pinned to a commit.*write hf:someone/street@.*40-digit"
+    ):
         load_model(f"hf:someone/street{revision}")
 
 
@@ -323,13 +383,16 @@ def test_hub_pickles_malformed_names_and_failures_are_model_errors(monkeypatch):
         load_model(f"hf:someone/street@{COMMIT}/pytorch_model.bin")
     with pytest.raises(ModelError, match="not of the form hf:OWNER/REPO@COMMIT"):
         load_model("hf:street")
-    with pytest.raises(ModelError, match=r"the hub did not give model\.safetensors: no route to host"):
+    with pytest.raises(
+        ModelError, match=r"the hub did not give model\.safetensors: no route to host"
+    ):
         load_model(f"hf:someone/street@{COMMIT}")
 
 
 def test_describing_does_not_import_torch(saved):
     code = (
-        "import json, sys; from cmmfnet.weights.files import describe; found = describe(sys.argv[1]); "
+        "import json, sys; from cmmfnet.weights.files import describe; found = "
+        "describe(sys.argv[1]); "
         "print(json.dumps(found | {'torch': 'torch' in sys.modules}))"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(weights.__file__).parents[2])}

@@ -1,4 +1,5 @@
-"""``cmmfnet colorize``: pictures from a file, folder or glob into colour pictures, resumable and without surprises."""
+"""``cmmfnet colorize``: pictures from a file, folder or glob into colour pictures, resumable and
+without surprises."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ class Report:
     coloured: list[Path] = field(default_factory=list)  # the files written
     skipped: list[Path] = field(default_factory=list)  # the files that were there before
     failed: dict[Path, str] = field(default_factory=dict)  # input -> reason
-    seen: dict[Path, Seen] = field(default_factory=dict)  # input -> what the model sees, where that was asked for
+    seen: dict[Path, Seen] = field(
+        default_factory=dict
+    )  # input -> what the model sees, where that was asked for
     seconds: float = 0.0  # without loading the model
 
     @property
@@ -44,7 +47,10 @@ class Report:
     def __str__(self) -> str:
         parts = [f"coloured {len(self.coloured)}"]
         if self.skipped:
-            parts.append(f"skipped {len(self.skipped)} that were done before (--overwrite colours them again)")
+            parts.append(
+                f"skipped {len(self.skipped)} that were done before (--overwrite colours them "
+                "again)"
+            )
         if self.failed:
             parts.append(f"failed {len(self.failed)}")
         speed = f"; {self.seconds / len(self.coloured):.2f} s a frame" if self.coloured else ""
@@ -69,29 +75,35 @@ def colorize(
 ) -> Report:
     """Turn thermal pictures into colour. The colours are a plausible guess, not a measurement.
 
-    Results that are there already are kept, so a command that was interrupted goes on where it stopped.
+    Results that are there already are kept, so a command that was interrupted goes on where it
+    stopped.
 
     Args:
         source: a picture, a folder of pictures, or a glob in quotes ("set00/**/lwir/*.jpg")
         out: folder for the results (NAME.png each), or a picture file if the source is one picture
-        text: what is to be seen, e.g. "a road with two cars, trees and a brick house"; without it the model guesses.
-            "+snow -grass" corrects what the model sees by itself (--text="-grass" with the equals sign)
-        text_file: texts for each picture, which go before --text: a captions file (.jsonl, .csv, or NAME, a tab, TEXT), a
-            file of times (0:00-0:12 a street), or the word beside: NAME.txt beside NAME.png, _folder.txt for a folder
-        model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or what `cmmfnet export` wrote (.onnx)
+        text: what is to be seen, e.g. "a road with two cars, trees and a brick house"; without it
+            the model guesses. "+snow -grass" corrects what the model sees by itself
+            (--text="-grass" with the equals sign)
+        text_file: texts for each picture, which go before --text: a captions file (.jsonl, .csv, or
+            NAME, a tab, TEXT), a file of times (0:00-0:12 a street), or the word beside: NAME.txt
+            beside NAME.png, _folder.txt for a folder
+        model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or what
+            `cmmfnet export` wrote (.onnx)
         device: auto, cpu, cuda, cuda:1 or mps
-        span: LOW,HIGH in the pictures' own units (counts or degrees), the same for all; without it each frame is
-            stretched by itself, between its 1st and 99th percentile
+        span: LOW,HIGH in the pictures' own units (counts or degrees), the same for all; without it
+            each frame is stretched by itself, between its 1st and 99th percentile
         palette: false-colour palette the pictures were saved in, e.g. ironbow; auto finds it
         batch_size: frames of one size that are coloured together (default: 8 on a GPU, else 1)
         gallery: also write one HTML page FILE.html to compare input and result
         overwrite: replace results that are there already
-        show_tags: print what the model believes to see in each picture, and what it was told if that was corrected
-        guidance: how far a text moves the colours, 1 as trained, up to 4; other values than 1 take twice the time
+        show_tags: print what the model believes to see in each picture, and what it was told if
+            that was corrected
+        guidance: how far a text moves the colours, 1 as trained, up to 4; other values than 1 take
+            twice the time
 
     Raises:
-        UsageError, SourceError, PromptFileError, ModelError, DeviceError: nothing was written. FileExistsError: the one
-        result is there.
+        UsageError, SourceError, PromptFileError, ModelError, DeviceError: nothing was written.
+        FileExistsError: the one result is there.
     """
     _check(text, span, palette, batch_size, gallery)
     inputs = list_sources(source)
@@ -103,7 +115,11 @@ def colorize(
     report = Report(where=Path(out))
     if Path(source).is_file() and outputs[0].exists() and not overwrite:
         raise FileExistsError(f"{outputs[0]} is there already; --overwrite replaces it")
-    todo = [(file, result) for file, result in zip(inputs, outputs, strict=True) if overwrite or not result.exists()]
+    todo = [
+        (file, result)
+        for file, result in zip(inputs, outputs, strict=True)
+        if overwrite or not result.exists()
+    ]
     report.skipped = [result for result in outputs if result not in {result for _, result in todo}]
 
     if todo:
@@ -112,11 +128,16 @@ def colorize(
         if show_tags and not predicts:
             raise UsageError(f"model {model!r} predicts no tags; leave out --show-tags")
         _check_corrections(colorizer, [texts[file] for file, _ in todo])
-        notes = {"Comment": "colours guessed from a thermal picture by a model", "Model": colorizer.name}
+        notes = {
+            "Comment": "colours guessed from a thermal picture by a model",
+            "Model": colorizer.name,
+        }
         notes |= {"Span": span or "1st to 99th percentile of the frame"}
         started = time.perf_counter()
         tags = predicts and (
-            show_tags or gallery is not None or any(map(has_corrections, filter(None, texts.values())))
+            show_tags
+            or gallery is not None
+            or any(map(has_corrections, filter(None, texts.values())))
         )
         _run(colorizer, todo, report, notes, texts, span, palette, batch_size, tags=tags)
         report.seconds = time.perf_counter() - started
@@ -127,12 +148,19 @@ def colorize(
         from cmmfnet.colorizer.gallery import write_gallery
 
         pairs = [
-            pair for pair in zip(inputs, outputs, strict=True) if pair[1].exists() and pair[0] not in report.failed
+            pair
+            for pair in zip(inputs, outputs, strict=True)
+            if pair[1].exists() and pair[0] not in report.failed
         ]
         if pairs:
-            write_gallery(gallery, _items(pairs, report, texts, span, palette), title=f"{source} in colour")
+            write_gallery(
+                gallery, _items(pairs, report, texts, span, palette), title=f"{source} in colour"
+            )
     for file, reason in report.failed.items():
-        print(f"cmmfnet: failed: {reason if str(file) in reason else f'{file}: {reason}'}", file=sys.stderr)
+        print(
+            f"cmmfnet: failed: {reason if str(file) in reason else f'{file}: {reason}'}",
+            file=sys.stderr,
+        )
     if text_file is not None:
         print(found)
     print(report)
@@ -140,9 +168,12 @@ def colorize(
 
 
 def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColorizer:
-    """What colours with ``model``: ONNX Runtime, without torch, for NAME.onnx; PyTorch for any other."""
+    """What colours with ``model``: ONNX Runtime, without torch, for NAME.onnx; PyTorch for any
+    other."""
     if not 0 <= guidance <= 4:
-        raise UsageError(f"--guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained")
+        raise UsageError(
+            f"--guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained"
+        )
     if Path(model).suffix.lower() == ".onnx":
         if guidance != 1:
             raise UsageError("--guidance needs a model of PyTorch; leave it out for .onnx")
@@ -157,23 +188,36 @@ def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColor
 def _say(seen: Seen) -> str:
     """What a model sees, and what it was told because of that."""
     predicted = ", ".join(f"{name} {probability:.2f}" for name, probability in seen.predicted)
-    return predicted if seen.told is None else f"{predicted}; told: {', '.join(seen.told) or 'nothing'}"
+    return (
+        predicted
+        if seen.told is None
+        else f"{predicted}; told: {', '.join(seen.told) or 'nothing'}"
+    )
 
 
 def _check_corrections(colorizer: FrameColorizer, texts: list[str | None]) -> None:
-    """Texts that start from predicted tags need a model that predicts some and takes their names."""
+    """Texts that start from predicted tags need a model that predicts some and takes their
+    names."""
     network = colorizer.network
-    if getattr(network, "predicts_tags", False) and getattr(network, "text_source", "none") == "clip-tags":
+    if (
+        getattr(network, "predicts_tags", False)
+        and getattr(network, "text_source", "none") == "clip-tags"
+    ):
         return
     for text in dict.fromkeys(filter(None, texts)):
         if getattr(network, "text_source", "none") != "none" and read_prompt(text).needs_prediction:
             raise UsageError(
-                f"model {colorizer.name!r} predicts no tags, so {text!r} has nothing to start from; write what is to be seen"
+                f"model {colorizer.name!r} predicts no tags, so {text!r} has nothing to start "
+                "from; write what is to be seen"
             )
 
 
 def _check(
-    text: str | None, span: str | None, palette: str | None, batch_size: int | None, gallery: str | None
+    text: str | None,
+    span: str | None,
+    palette: str | None,
+    batch_size: int | None,
+    gallery: str | None,
 ) -> None:
     """What would be wrong for every picture is said once, before anything is done."""
     from cmmfnet.thermal.frame import parse_span
@@ -186,7 +230,9 @@ def _check(
     except ValueError as error:
         raise UsageError(str(error)) from error
     if palette is not None and palette not in ("auto", *PALETTES):
-        raise UsageError(f"unknown palette {palette!r}; choose auto or one of: {', '.join(PALETTES)}")
+        raise UsageError(
+            f"unknown palette {palette!r}; choose auto or one of: {', '.join(PALETTES)}"
+        )
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size is {batch_size}; expected 1 or more")
     if gallery is not None and Path(gallery).suffix.lower() not in (".html", ".htm"):
@@ -205,7 +251,8 @@ def _run(
     *,
     tags: bool,
 ) -> None:
-    """Colour ``todo`` in batches; while one is coloured, threads read the next and write the one before."""
+    """Colour ``todo`` in batches; while one is coloured, threads read the next and write the one
+    before."""
     from tqdm import tqdm
 
     from cmmfnet.thermal.frame import ThermalFileError, read_thermal
@@ -243,7 +290,9 @@ def _run(
                 told = [texts[file] for file, *_ in good]
                 frames = [thermal for *_, thermal in good]
                 if tags:
-                    colours, seen = colorizer(frames, text=told, span=span, batch_size=size, return_tags=True)
+                    colours, seen = colorizer(
+                        frames, text=told, span=span, batch_size=size, return_tags=True
+                    )
                     report.seen.update(zip([file for file, *_ in good], seen, strict=True))
                 else:
                     colours = colorizer(frames, text=told, span=span, batch_size=size)
@@ -253,7 +302,10 @@ def _run(
                         file,
                         result,
                         pool.submit(
-                            write_picture, result, rgb, notes | _text_notes(texts[file], report.seen.get(file))
+                            write_picture,
+                            result,
+                            rgb,
+                            notes | _text_notes(texts[file], report.seen.get(file)),
                         ),
                     )
                     for (file, result, _), rgb in zip(good, colours, strict=True)
@@ -262,7 +314,8 @@ def _run(
             finish_writes()
         except out_of_memory as error:
             raise UsageError(
-                f"the GPU has too little memory for {size} frames at a time; use --batch-size {max(1, size // 2)}"
+                f"the GPU has too little memory for {size} frames at a time; use --batch-size "
+                f"{max(1, size // 2)}"
                 + (" with smaller pictures, or --device cpu" if size == 1 else "")
             ) from error
         except BaseException:
@@ -271,7 +324,8 @@ def _run(
 
 
 def _text_notes(text: str | None, seen: Seen | None) -> dict[str, str]:
-    """What a picture notes of its text, and the names that it stands for where the text corrects predicted tags."""
+    """What a picture notes of its text, and the names that it stands for where the text corrects
+    predicted tags."""
     told = seen.told if seen is not None else None
     return {"Text": text or ""} | ({} if told is None else {"Tags": ", ".join(told)})
 
@@ -283,7 +337,8 @@ def _items(
     span: str | None,
     palette: str | None,
 ) -> Iterator[Item]:
-    """The pictures of a page, read again from disk: a page of thousands must not hold them all in memory."""
+    """The pictures of a page, read again from disk: a page of thousands must not hold them all in
+    memory."""
     import numpy as np
     from PIL import Image
 
@@ -291,7 +346,10 @@ def _items(
     from cmmfnet.thermal.frame import normalise, parse_span, read_thermal
 
     if len(pairs) > GALLERY_LIMIT:
-        print(f"cmmfnet: the page shows {GALLERY_LIMIT} of {len(pairs)} pictures, evenly spaced", file=sys.stderr)
+        print(
+            f"cmmfnet: the page shows {GALLERY_LIMIT} of {len(pairs)} pictures, evenly spaced",
+            file=sys.stderr,
+        )
         pairs = [pairs[i * len(pairs) // GALLERY_LIMIT] for i in range(GALLERY_LIMIT)]
     skipped = set(report.skipped)
     for file, result in pairs:
@@ -302,5 +360,9 @@ def _items(
         text = noted if result in skipped and noted is not None else texts[file]
         seen = report.seen.get(file)
         lines = [f"text: {text}"] if text else []
-        lines += [f"seen: {_say(seen)}"] if seen is not None and (not text or seen.told is not None) else []
+        lines += (
+            [f"seen: {_say(seen)}"]
+            if seen is not None and (not text or seen.told is not None)
+            else []
+        )
         yield Item(file.name, as_grey(thermal), rgb, "; ".join(lines))

@@ -1,4 +1,5 @@
-"""``cmmfnet demo``: rendered street scenes, coloured by the same function as everybody's own pictures."""
+"""``cmmfnet demo``: rendered street scenes, coloured by the same function as everybody's own
+pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ from PIL import Image
 from cmmfnet.colorizer.colorize import Report, colorize
 from cmmfnet.files.pictures import write_picture
 
-FRAMES = [("street", 1), ("house", 2), ("street", 3), ("park", 4), ("street", 5), ("house", 6)]  # kind and seed
+FRAMES = [
+    ("street", 1),
+    ("house", 2),
+    ("street", 3),
+    ("park", 4),
+    ("street", 5),
+    ("house", 6),
+]  # kind and seed
 
 
 def demo(*, out: str = "out/demo", model: str = "cmmfnet", device: str = "auto") -> Report:
@@ -19,8 +27,8 @@ def demo(*, out: str = "out/demo", model: str = "cmmfnet", device: str = "auto")
     The frames are computer graphics, so that everybody may have them.
 
     Args:
-        out: folder for the frames (thermal/), the results (colour/) and the page (gallery.html); earlier
-            ones are replaced
+        out: folder for the frames (thermal/), the results (colour/) and the page (gallery.html);
+            earlier ones are replaced
         model: a name of `cmmfnet models`, a .safetensors file, or hf:OWNER/REPO@COMMIT
         device: auto, cpu, cuda, cuda:1 or mps
     """
@@ -35,13 +43,24 @@ def demo(*, out: str = "out/demo", model: str = "cmmfnet", device: str = "auto")
         scenes[f"{kind}-{seed}.png"] = scene
         write_picture(folder / "thermal" / f"{kind}-{seed}.png", scene.thermal)
     report = colorize(
-        str(folder / "thermal" / "*.png"), out=str(folder / "colour"), model=model, device=device, overwrite=True
+        str(folder / "thermal" / "*.png"),
+        out=str(folder / "colour"),
+        model=model,
+        device=device,
+        overwrite=True,
     )
 
     items = []
     for name, scene in scenes.items():
         with Image.open(folder / "colour" / name) as picture:
-            items.append(Item(name, as_grey(normalise(scene.thermal)), np.asarray(picture), truth=scene.visible))
+            items.append(
+                Item(
+                    name,
+                    as_grey(normalise(scene.thermal)),
+                    np.asarray(picture),
+                    truth=scene.visible,
+                )
+            )
     page = write_gallery(folder / "gallery.html", items, title="cmmfnet: rendered frames in colour")
     print(f"thermal frames  {folder / 'thermal'}\ncolour          {folder / 'colour'}")
     print(f"to look at      {page.resolve().as_uri()}")

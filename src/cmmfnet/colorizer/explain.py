@@ -1,4 +1,5 @@
-"""``cmmfnet explain``: where in a frame each word of a text holds, as the model sees it, beside what it predicts itself."""
+"""``cmmfnet explain``: where in a frame each word of a text holds, as the model sees it, beside
+what it predicts itself."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ class ExplainError(ValueError):
 class Explanation:
     """One frame and text.
 
-    thermal (H,W) and the pictures plain (without text) and colour (with it) (H,W,3), all uint8. words: what was understood,
-    with its colour ("red car"). maps (L,H,W) float32 in [0,1]: where each word holds. tags: predicted names with their
-    probabilities, likeliest first. kind: "regions" (the maps that steer the colours), or "attention" (weights of the image
-    positions' cross-attention to the words, of a model without regions: they need not have any effect).
+    thermal (H,W) and the pictures plain (without text) and colour (with it) (H,W,3), all uint8.
+    words: what was understood, with its colour ("red car"). maps (L,H,W) float32 in [0,1]: where
+    each word holds. tags: predicted names with their probabilities, likeliest first. kind:
+    "regions" (the maps that steer the colours), or "attention" (weights of the image positions'
+    cross-attention to the words, of a model without regions: they need not have any effect).
     """
 
     thermal: np.ndarray
@@ -65,12 +67,16 @@ def explain(
 
     Args:
         source: a thermal picture
-        out: a page FILE.html, or a folder for colour.png, plain.png, a map WORD.png for each word and tags.txt
-        text: what is to be seen, e.g. "a red car on a road, trees"; without it the tags that the model predicts
-        box: WORD=LEFT,TOP,RIGHT,BOTTOM in pixels of the picture, where a word of the text is to hold; several with ";"
+        out: a page FILE.html, or a folder for colour.png, plain.png, a map WORD.png for each word
+            and tags.txt
+        text: what is to be seen, e.g. "a red car on a road, trees"; without it the tags that the
+            model predicts
+        box: WORD=LEFT,TOP,RIGHT,BOTTOM in pixels of the picture, where a word of the text is to
+            hold; several with ";"
         model: a name of `cmmfnet models`, a .safetensors file, or hf:OWNER/REPO@COMMIT
         device: auto, cpu, cuda, cuda:1 or mps
-        span: LOW,HIGH in the picture's own units; without it it is stretched between its 1st and 99th percentile
+        span: LOW,HIGH in the picture's own units; without it it is stretched between its 1st and
+            99th percentile
         palette: false-colour palette the picture was saved in, e.g. ironbow; auto finds it
 
     Raises:
@@ -81,7 +87,14 @@ def explain(
 
     if not Path(source).is_file():
         raise FileNotFoundError(f"no picture {source}; cmmfnet explain takes one picture")
-    found = look(Colorizer.from_pretrained(model, device=device), source, text, boxes=boxes, span=span, palette=palette)
+    found = look(
+        Colorizer.from_pretrained(model, device=device),
+        source,
+        text,
+        boxes=boxes,
+        span=span,
+        palette=palette,
+    )
     if Path(out).suffix.lower() in (".html", ".htm"):
         write_page(Path(out), found, f"{Path(source).name}: {text or 'as the model sees it'}")
     else:
@@ -91,17 +104,22 @@ def explain(
 
 
 def read_boxes(text: str) -> dict[str, Box]:
-    """ "car=10,20,200,180; tree=..." -> name -> (left, top, right, bottom) in pixels. Raises :class:`ExplainError`."""
+    """ "car=10,20,200,180; tree=..." -> name -> (left, top, right, bottom) in pixels. Raises
+    :class:`ExplainError`."""
     boxes: dict[str, Box] = {}
     for part in filter(None, (p.strip() for p in text.split(";"))):
         match = re.fullmatch(r"([^=]+)=\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)", part)
         if match is None:
-            raise ExplainError(f"--box is {part!r}; expected WORD=LEFT,TOP,RIGHT,BOTTOM, for example car=10,20,200,180")
+            raise ExplainError(
+                f"--box is {part!r}; expected WORD=LEFT,TOP,RIGHT,BOTTOM, for example "
+                "car=10,20,200,180"
+            )
         names = parse_tags(match[1]).tags
         left, top, right, bottom = (int(n) for n in match.groups()[1:])
         if len(names) != 1 or left >= right or top >= bottom:
             raise ExplainError(
-                f"--box is {part!r}; expected one known word, LEFT below RIGHT and TOP below BOTTOM, "
+                f"--box is {part!r}; expected one known word, LEFT below RIGHT and TOP below "
+                "BOTTOM, "
                 "for example car=10,20,200,180"
             )
         boxes[names[0]] = (left, top, right, bottom)
@@ -122,8 +140,8 @@ def look(
     Args:
         x: path, file contents, array (H, W), or Thermal.
         text: as for Colorizer; None takes the predicted tags.
-        boxes: name of the text -> (left, top, right, bottom) in pixels, where it is to hold; needs a model with regions.
-        span, palette: as for Colorizer.
+        boxes: name of the text -> (left, top, right, bottom) in pixels, where it is to hold; needs
+            a model with regions. span, palette: as for Colorizer.
 
     Raises:
         ExplainError: a model without words, or a box for a word that the text does not have.
@@ -135,22 +153,34 @@ def look(
 
     network = colorizer.network
     if getattr(network, "text_source", "none") != "clip-tags":
-        raise ExplainError(f"model {colorizer.name!r} does not take the names of things, so there is nothing to show")
+        raise ExplainError(
+            f"model {colorizer.name!r} does not take the names of things, so there is nothing to "
+            "show"
+        )
     frame = read_thermal(x, palette=palette)
-    full = np.ascontiguousarray(normalise(frame, parse_span(span) if span else None), dtype=np.float32)
-    tags = colorizer.tags(x, SHOWN_TAGS, span=span, palette=palette) if network.predicts_tags else []
+    full = np.ascontiguousarray(
+        normalise(frame, parse_span(span) if span else None), dtype=np.float32
+    )
+    tags = (
+        colorizer.tags(x, SHOWN_TAGS, span=span, palette=palette) if network.predicts_tags else []
+    )
     if text is None:
         names = [name for name, probability in tags if probability > network.tag_threshold]
         colours: list[str | None] = [None] * len(names)
     else:
         parsed = parse_tags(text, network.words)
         names = parsed.tags[:16]
-        colours = said_of(names, parsed.colours, text) if network.takes_colours else [None] * len(names)
+        colours = (
+            said_of(names, parsed.colours, text) if network.takes_colours else [None] * len(names)
+        )
     if boxes and not network.takes_colours:
-        raise ExplainError(f"model {colorizer.name!r} has no regions, so boxes have no effect; leave out --box")
+        raise ExplainError(
+            f"model {colorizer.name!r} has no regions, so boxes have no effect; leave out --box"
+        )
     if missing := set(boxes or ()) - set(names):
         raise ExplainError(
-            f"--box names {', '.join(sorted(missing))}, which the text does not have ({', '.join(names)})"
+            f"--box names {', '.join(sorted(missing))}, which the text does not have "
+            f"({', '.join(names)})"
         )
 
     low = colorizer._reduce(full)
@@ -163,33 +193,49 @@ def look(
             tokens, mask = colorizer._embed(names, colours if network.takes_colours else None)
             if network.takes_colours:
                 places = _places(names, boxes or {}, full.shape, low.shape, padded).to(thermal)
-                told, *_, levels = network(thermal, tokens[None], mask[None], heads=True, maps=True, places=places)
-                maps = network.regions.maps(levels[-1], network.said(tokens[None], mask[None], places))
+                told, *_, levels = network(
+                    thermal, tokens[None], mask[None], heads=True, maps=True, places=places
+                )
+                maps = network.regions.maps(
+                    levels[-1], network.said(tokens[None], mask[None], places)
+                )
             else:
                 told = network(thermal, tokens[None], mask[None])
                 maps = attention_maps(network, thermal, tokens[None], mask[None])
-        maps = torch.nn.functional.interpolate(maps.float(), padded, mode="bilinear", align_corners=False)
+        maps = torch.nn.functional.interpolate(
+            maps.float(), padded, mode="bilinear", align_corners=False
+        )
         maps = maps[:, :, : low.shape[0], : low.shape[1]]
-        maps = torch.nn.functional.interpolate(maps, full.shape, mode="bilinear", align_corners=False)[0]
+        maps = torch.nn.functional.interpolate(
+            maps, full.shape, mode="bilinear", align_corners=False
+        )[0]
         pictures = [
-            colorizer._finish(c[0, :, : low.shape[0], : low.shape[1]].float(), low, full) for c in (plain, told)
+            colorizer._finish(c[0, :, : low.shape[0], : low.shape[1]].float(), low, full)
+            for c in (plain, told)
         ]
-    words = [f"{colour} {name}" if colour else name for name, colour in zip(names, colours, strict=True)]
+    words = [
+        f"{colour} {name}" if colour else name for name, colour in zip(names, colours, strict=True)
+    ]
     kind = "regions" if network.takes_colours else "attention"
     return Explanation(as_grey(full), *pictures, words, maps.clamp(0, 1).cpu().numpy(), tags, kind)
 
 
 def attention_maps(network: CMMFNet, thermal: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-    """Weights of the frame's positions on each token in the last cross-attention, mean over heads: (B,L,grid,grid) in
-    [0,1], for ``ci="image_query"``. The learned token for "no text" has the rest.
+    """Weights of the frame's positions on each token in the last cross-attention, mean over heads:
+    (B,L,grid,grid) in [0,1], for ``ci="image_query"``. The learned token for "no text" has the
+    rest.
 
     Raises :class:`ExplainError` for another ``ci``, which has no such weights.
     """
     if network.interaction.mode != "image_query":
-        raise ExplainError(f"ci is {network.interaction.mode!r}; only image_query attends from positions to words")
+        raise ExplainError(
+            f"ci is {network.interaction.mode!r}; only image_query attends from positions to words"
+        )
     caught: list[tuple[Tensor, Tensor, Tensor | None]] = []
     attention = network.interaction.blocks[-1].attention
-    hook = attention.register_forward_pre_hook(lambda _, inputs: caught.append((inputs[0], inputs[1], inputs[3])))
+    hook = attention.register_forward_pre_hook(
+        lambda _, inputs: caught.append((inputs[0], inputs[1], inputs[3]))
+    )
     try:
         network(thermal, text, text_mask)
     finally:
@@ -220,7 +266,8 @@ def _places(names, boxes: Mapping[str, Box], full, low, padded):
 
 
 def heat(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """A map (H,W) in [0,1] over a picture (H,W) uint8: (H,W,3) uint8, orange where it is 1, the picture where it is 0."""
+    """A map (H,W) in [0,1] over a picture (H,W) uint8: (H,W,3) uint8, orange where it is 1, the
+    picture where it is 0."""
     grey = np.repeat(picture[..., None].astype(np.float32), 3, axis=2)
     orange = np.array([255, 120, 20], np.float32) * (0.35 + 0.65 * grey / 255)
     weight = share[..., None]
@@ -246,7 +293,11 @@ def write_page(path: Path, found: Explanation, title: str) -> None:
     """One self-contained page: the pictures, a map for each word, and the predicted tags."""
     from cmmfnet.colorizer.gallery import data_url
 
-    figures = [("thermal", found.thermal), ("without text", found.plain), ("with the text", found.colour)]
+    figures = [
+        ("thermal", found.thermal),
+        ("without text", found.plain),
+        ("with the text", found.colour),
+    ]
     figures += [
         (f"{word} ({share.mean():.0%} of the frame)", heat(found.thermal, share))
         for word, share in zip(found.words, found.maps, strict=True)
@@ -254,32 +305,42 @@ def write_page(path: Path, found: Explanation, title: str) -> None:
     note = (
         "Orange: where the model takes the word to hold; there it steers the colours."
         if found.kind == "regions"
-        else "Orange: attention of the frame's positions to the word. This model has no regions: attention need not have any "
+        else "Orange: attention of the frame's positions to the word. This model has no regions: "
+        "attention need not have any "
         "effect on the colours."
     )
     cards = "\n".join(
-        f'<figure><img src="{data_url(pixels)}" alt="{html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>'
+        f'<figure><img src="{data_url(pixels)}" '
+        f'alt="{html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>'
         for name, pixels in figures
     )
     rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{probability:.2f}<td><meter value='{probability:.3f}'></meter>"
+        f"<tr><td>{html.escape(name)}<td>{probability:.2f}<td><meter "
+        f"value='{probability:.3f}'></meter>"
         for name, probability in found.tags
     )
     with atomic_write(path, text=True, durable=False) as file:
-        file.write(_PAGE.format(title=html.escape(title), note=note, cards=cards, rows=rows, version=__version__))
+        file.write(
+            _PAGE.format(
+                title=html.escape(title), note=note, cards=cards, rows=rows, version=__version__
+            )
+        )
 
 
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
+  style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ margin: 0 auto; max-width: 1400px; padding: 2rem clamp(1rem, 4vw, 3rem); font: 16px/1.5 system-ui, sans-serif; }}
+body {{ margin: 0 auto; max-width: 1400px; padding: 2rem clamp(1rem, 4vw, 3rem);
+  font: 16px/1.5 system-ui, sans-serif; }}
 h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
-main {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }}
+main {{ display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }}
 figure {{ margin: 0; }} img {{ width: 100%; border-radius: 8px; display: block; }}
 figcaption {{ padding: .3rem 0; font-size: .9rem; }}
 td {{ padding: .1rem 1rem .1rem 0; font-variant-numeric: tabular-nums; }}

@@ -1,4 +1,5 @@
-"""One self-contained HTML page to compare thermal pictures with their colours, by a slider over each."""
+"""One self-contained HTML page to compare thermal pictures with their colours, by a slider over
+each."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def as_grey(thermal: np.ndarray) -> np.ndarray:
 
 
 def write_gallery(path: str | Path, items: Iterable[Item], title: str) -> Path:
-    """Write the page, completely or not at all. Nothing in it is loaded from anywhere else; the page forbids it.
+    """Write the page, completely or not at all. Nothing in it is loaded from anywhere else; the
+    page forbids it.
 
     Args:
         path: the .html file; pictures go into it as JPEG, at most 640 px wide and high.
@@ -59,9 +61,7 @@ def _card(item: Item) -> str:
     caption = f"<p>{html.escape(item.caption)}</p>" if item.caption else ""
     truth = ""
     if item.truth is not None:
-        truth = (
-            f'<figure><img src="{data_url(item.truth)}" alt="{name}, true colours" loading="lazy"><b>truth</b></figure>'
-        )
+        truth = f'<figure><img src="{data_url(item.truth)}" alt="{name}, true colours" loading="lazy"><b>truth</b></figure>'
     return f"""
 <article{' class="pair"' if truth else ""}>
   <div class="pictures">
@@ -69,7 +69,8 @@ def _card(item: Item) -> str:
       <img src="{data_url(item.colour)}" alt="{name}, coloured" loading="lazy">
       <img class="top" src="{data_url(item.thermal)}" alt="{name}, thermal" loading="lazy">
       <b>thermal</b><b class="right">colour</b>
-      <input type="range" min="0" max="100" value="50" step="any" aria-label="{name}: share of thermal shown">
+      <input type="range" min="0" max="100" value="50" step="any" aria-label="{name}: share of
+  thermal shown">
     </figure>
     {truth}
   </div>
@@ -79,7 +80,8 @@ def _card(item: Item) -> str:
 
 
 def data_url(pixels: np.ndarray, longest_side: int = LONGEST_SIDE, quality: int = 88) -> str:
-    """(H, W) or (H, W, 3) uint8 -> a JPEG inside of a page, reduced to ``longest_side`` where it is larger."""
+    """(H, W) or (H, W, 3) uint8 -> a JPEG inside of a page, reduced to ``longest_side`` where it is
+    larger."""
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -87,57 +89,69 @@ def data_url(pixels: np.ndarray, longest_side: int = LONGEST_SIDE, quality: int 
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-# An invisible range input holds the position, for keyboards and screen readers. Pointers are followed by hand, because
-# on iOS a range input moves only when its thumb itself is hit.
+# An invisible range input holds the position, for keyboards and screen readers. Pointers are
+# followed by hand, because on iOS a range input moves only when its thumb itself is hit.
 _HEAD = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
+  script-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1d1f; --soft: #63666b; --line: #e2e2de;
+:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1d1f; --soft: #63666b;
+  --line: #e2e2de;
   --accent: #d9480f; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #131416; --card: #1c1e21; --ink: #ececea; --soft: #9a9da3; --line: #2c2f33; --accent: #ff922b; }
+  :root { --page: #131416; --card: #1c1e21; --ink: #ececea; --soft: #9a9da3; --line: #2c2f33;
+  --accent: #ff922b; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1440px; padding: 2.5rem clamp(1rem, 4vw, 3rem);
   background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-h1 { margin: 0 0 .25rem; font-size: clamp(1.4rem, 3vw, 2rem); line-height: 1.2; letter-spacing: -.015em;
+h1 { margin: 0 0 .25rem; font-size: clamp(1.4rem, 3vw, 2rem); line-height: 1.2;
+  letter-spacing: -.015em;
   overflow-wrap: anywhere; }
 .note { margin: 0 0 2rem; max-width: 62ch; color: var(--soft); }
-main { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr));
+main { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr));
   align-items: start; }
-article { overflow: hidden; background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
+article { overflow: hidden; background: var(--card); border: 1px solid var(--line);
+  border-radius: 14px; }
 .pair { grid-column: span 2; }
 @media (max-width: 900px) { .pair { grid-column: auto; } }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 2px; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr));
+  gap: 2px; }
 figure { position: relative; margin: 0; min-width: 0; overflow: hidden; }
 figure img { display: block; width: 100%; height: 100%; object-fit: cover; }
 .compare .top { position: absolute; inset: 0; clip-path: inset(0 calc(100% - var(--at, 50%)) 0 0); }
 .compare { cursor: ew-resize; touch-action: pan-y; user-select: none; }
-.compare::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--at, 50%); width: 2px;
+.compare::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--at, 50%);
+  width: 2px;
   margin-left: -1px; background: #fff; box-shadow: 0 0 6px #0008; pointer-events: none; }
 .compare::before { content: "⇆"; position: absolute; z-index: 1; top: 50%; left: var(--at, 50%);
   width: 36px; height: 36px; margin: -18px; border-radius: 50%; background: #fff; color: #222;
   box-shadow: 0 1px 8px #0007; text-align: center;
   font: 18px/35px system-ui, sans-serif; pointer-events: none; }
 .compare:focus-within { outline: 3px solid var(--accent); outline-offset: -3px; }
-.compare input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; pointer-events: none; }
-figure b { position: absolute; bottom: .6rem; left: .6rem; padding: .1rem .5rem; border-radius: 99px; background: #000a;
+.compare input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0;
+  pointer-events: none; }
+figure b { position: absolute; bottom: .6rem; left: .6rem; padding: .1rem .5rem;
+  border-radius: 99px; background: #000a;
   color: #fff; font-size: .72rem; font-weight: 600; pointer-events: none; }
 figure b.right { left: auto; right: .6rem; }
-header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .75rem; padding: .8rem 1rem .9rem; }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .75rem;
+  padding: .8rem 1rem .9rem; }
 h2 { margin: 0; font-size: 1rem; font-weight: 600; overflow-wrap: anywhere; }
 header span, header p { color: var(--soft); font-size: .86rem; font-variant-numeric: tabular-nums; }
 header p { flex-basis: 100%; margin: .1rem 0 0; overflow-wrap: anywhere; }
 footer { margin-top: 2.5rem; color: var(--soft); font-size: .86rem; }
 </style>
 <h1>{title}</h1>
-<p class="note">The colours are a plausible guess by a model, not measured: a thermal camera does not see
+<p class="note">The colours are a plausible guess by a model, not measured: a thermal camera does
+  not see
 colour. Drag across a picture, or use the arrow keys, to compare.</p>
 <main>
 """

@@ -1,4 +1,5 @@
-"""OnnxColorizer: what ``cmmfnet export`` wrote, run by ONNX Runtime. No torch is imported, nor needed."""
+"""OnnxColorizer: what ``cmmfnet export`` wrote, run by ONNX Runtime. No torch is imported, nor
+needed."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Device:
 
 @dataclass(frozen=True)
 class OnnxNetwork:
-    """What the file says about its network, under the names that a network of ``cmmfnet.methods`` has."""
+    """What the file says about its network, under the names that a network of ``cmmfnet.methods``
+    has."""
 
     text_source: str
     words: list[str]
@@ -61,18 +63,23 @@ class OnnxColorizer(FrameColorizer):
         """
         Args:
             path: a file that ``cmmfnet export`` wrote.
-            device: ``cpu``; ``cuda``, with onnxruntime-gpu; ``auto``: CUDA where onnxruntime has it.
+            device: ``cpu``; ``cuda``, with onnxruntime-gpu; ``auto``: CUDA where onnxruntime has
+                it.
             threads: of one call on the CPU; None: as many as this process may use.
-            sentences: for a model that takes whole sentences: B texts -> tokens (B, L, D) and mask (B, L), such as
-                ``cmmfnet.text.sentences.SentenceEncoder()`` (which needs torch). Other models know their words by themselves.
+            sentences: for a model that takes whole sentences: B texts -> tokens (B, L, D) and mask
+                (B, L), such as ``cmmfnet.text.sentences.SentenceEncoder()`` (which needs torch).
+                Other models know their words by themselves.
 
         Raises:
-            ModelError: no such file, not an exported model, or no such device. ImportError: onnxruntime is missing.
+            ModelError: no such file, not an exported model, or no such device. ImportError:
+                onnxruntime is missing.
         """
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError("an .onnx model needs ONNX Runtime: pip install 'cmmfnet[onnx]'") from error
+            raise ImportError(
+                "an .onnx model needs ONNX Runtime: pip install 'cmmfnet[onnx]'"
+            ) from error
         path = Path(path)
         if not path.is_file():
             raise ModelError(f"no model file {path} (looked in {path.absolute().parent})")
@@ -90,19 +97,24 @@ class OnnxColorizer(FrameColorizer):
         except Exception as error:  # its exceptions have no common type but this
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
-            raise ModelError(f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from error
+            raise ModelError(
+                f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}"
+            ) from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         if metadata.get("format") != FORMAT:
             raise ModelError(
-                f"{path} is no graph of cmmfnet export: its metadata say format={metadata.get('format')!r}, expected {FORMAT!r}"
+                f"{path} is no graph of cmmfnet export: its metadata say "
+                f"format={metadata.get('format')!r}, expected {FORMAT!r}"
             )
         try:
             self.network = OnnxNetwork(
                 text_source=metadata["text_source"], default_text=metadata["default_text"],
                 **{key: json.loads(metadata[key]) for key in (
-                    "words", "multiple_of", "fixed_size", "least_size", "working_size", "predicts_tags", "tag_threshold",
+                    "words", "multiple_of", "fixed_size", "least_size", "working_size",
+                    "predicts_tags", "tag_threshold",
                 )},
-                takes_colours=json.loads(metadata.get("takes_colours", "false")),  # files from before have no such key
+                # files from before have no such key
+                takes_colours=json.loads(metadata.get("takes_colours", "false")),
             )  # fmt: skip
         except (KeyError, ValueError) as error:
             raise ModelError(
@@ -120,7 +132,9 @@ class OnnxColorizer(FrameColorizer):
 
     # --- what FrameColorizer leaves to the runtime
 
-    def _run(self, thermal: np.ndarray, texts: list[str | None], seen: Batch | None = None) -> np.ndarray:
+    def _run(
+        self, thermal: np.ndarray, texts: list[str | None], seen: Batch | None = None
+    ) -> np.ndarray:
         """(B, H, W) and B texts -> (B, 3, H, W) float32 in [-1, 1]. ``seen`` is filled in."""
         tokens = self._tokens(thermal, texts, seen)
         feed = {"thermal": thermal[:, None]}
@@ -138,7 +152,9 @@ class OnnxColorizer(FrameColorizer):
         else:
             (colour,) = self._session.run(["colour"], feed)
         if not np.isfinite(colour).all():
-            raise FloatingPointError(f"model {self.name!r} gave NaN or infinite colours; export it without --half")
+            raise FloatingPointError(
+                f"model {self.name!r} gave NaN or infinite colours; export it without --half"
+            )
         return colour
 
     def _predict(self, thermal: np.ndarray) -> np.ndarray:
@@ -149,14 +165,20 @@ class OnnxColorizer(FrameColorizer):
         if not names:
             return None
         ids = np.array([self.network.words.index(name) for name in names], dtype=np.int64)
-        said = () if colours is None else (np.stack([attribute_weights(colour) for colour in colours]),)
+        said = (
+            ()
+            if colours is None
+            else (np.stack([attribute_weights(colour) for colour in colours]),)
+        )
         return ids, np.ones(len(ids), dtype=bool), *said
 
     def _sentence(self, text: str) -> Token:
         if self._sentences is None:
             raise ModelError(
-                f"model {self.name!r} takes whole sentences, which a CLIP text encoder makes tokens of; give "
-                "OnnxColorizer(..., sentences=cmmfnet.text.sentences.SentenceEncoder()), or colour without text"
+                f"model {self.name!r} takes whole sentences, which a CLIP text encoder makes "
+                "tokens of; give "
+                "OnnxColorizer(..., sentences=cmmfnet.text.sentences.SentenceEncoder()), or "
+                "colour without text"
             )
         tokens, mask = self._sentences([text])
         return np.asarray(tokens, dtype=np.float32)[0], np.asarray(mask, dtype=bool)[0]

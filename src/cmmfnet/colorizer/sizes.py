@@ -1,4 +1,5 @@
-"""Sizes around a network, in numpy: padding, resizing, and colour brought back to the size of its thermal frame. No torch."""
+"""Sizes around a network, in numpy: padding, resizing, and colour brought back to the size of its
+thermal frame. No torch."""
 
 from __future__ import annotations
 
@@ -12,23 +13,29 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 
 
 def pad(frame: np.ndarray, multiple: int) -> np.ndarray:
-    """(H, W) -> the next multiples, at the right and bottom: mirrored as often as needed, a single pixel repeated."""
+    """(H, W) -> the next multiples, at the right and bottom: mirrored as often as needed, a single
+    pixel repeated."""
     height, width = frame.shape
     return np.pad(frame, ((0, -height % multiple), (0, -width % multiple)), mode="reflect")
 
 
 def resize(x: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
-    """(..., h, w) float32 -> (..., H, W): ``mode`` is "bilinear" or "bicubic", antialiased where it reduces.
+    """(..., h, w) float32 -> (..., H, W): ``mode`` is "bilinear" or "bicubic", antialiased where it
+    reduces.
 
-    The same filters as PyTorch's ``F.interpolate(..., antialias=True, align_corners=False)``, to 1e-6.
+    The same filters as PyTorch's ``F.interpolate(..., antialias=True, align_corners=False)``, to
+    1e-6.
     """
     planes = np.asarray(x, dtype=np.float32).reshape(-1, *x.shape[-2:])
-    resized = [np.asarray(Image.fromarray(p).resize((size[1], size[0]), _FILTERS[mode])) for p in planes]
+    resized = [
+        np.asarray(Image.fromarray(p).resize((size[1], size[0]), _FILTERS[mode])) for p in planes
+    ]
     return np.stack(resized).reshape(*x.shape[:-2], *size)
 
 
 def box_mean(x: np.ndarray, radius: int) -> np.ndarray:
-    """(..., h, w) -> the same shape: means over ``2 radius + 1`` px squares, the edge repeated outwards."""
+    """(..., h, w) -> the same shape: means over ``2 radius + 1`` px squares, the edge repeated
+    outwards."""
     count, (height, width) = 2 * radius + 1, x.shape[-2:]
     padded = np.pad(x, [(0, 0)] * (x.ndim - 2) + [(radius, radius)] * 2, mode="edge")
     rows = sum(padded[..., i : i + height, :] for i in range(count))
@@ -47,17 +54,20 @@ def guided_upsample(
 ) -> Any:
     """Bring colour up to the size of the thermal frame it came from, with that frame's fine edges.
 
-    As in the fast guided filter (He & Sun 2015, arXiv 1505.00996), each colour channel is locally a line over the
-    thermal value, fitted at low resolution in boxes of ``2 radius + 1`` px, its slope brought up bilinearly. Unlike
-    there, the line does not give the colour itself, only the detail that the reduction took away:
-    ``bicubic(colour) + slope * (full - bicubic(low))``. The filter proper keeps of the colour only what thermal
-    brightness explains, so a red car as warm as the road goes grey. Measured on 24 real daytime pairs, whose true
-    colours were reduced four times and brought back: the filter 19.4 dB, SSIM .46 (radius 4); plain bicubic 24.2, .70;
-    this 24.3, .70, with 1.3 times the gradient of bicubic and no halos to be seen. That was with a bicubic filter of a = -0.75;
-    of a = -0.5, as here, it is 0.1 dB less (29 pairs: 24.39 and 24.28), and equal in Pillow and PyTorch.
+    As in the fast guided filter (He & Sun 2015, arXiv 1505.00996), each colour channel is locally a
+    line over the thermal value, fitted at low resolution in boxes of ``2 radius + 1`` px, its slope
+    brought up bilinearly. Unlike there, the line does not give the colour itself, only the detail
+    that the reduction took away: ``bicubic(colour) + slope * (full - bicubic(low))``. The filter
+    proper keeps of the colour only what thermal brightness explains, so a red car as warm as the
+    road goes grey. Measured on 24 real daytime pairs, whose true colours were reduced four times
+    and brought back: the filter 19.4 dB, SSIM .46 (radius 4); plain bicubic 24.2, .70; this 24.3,
+    .70, with 1.3 times the gradient of bicubic and no halos to be seen. That was with a bicubic
+    filter of a = -0.75; of a = -0.5, as here, it is 0.1 dB less (29 pairs: 24.39 and 24.28), and
+    equal in Pillow and PyTorch.
 
     Args:
-        colour: (..., 3, h, w) in [-1, 1]: numpy arrays, or tensors with a ``resize`` and a ``box_mean`` for tensors.
+        colour: (..., 3, h, w) in [-1, 1]: numpy arrays, or tensors with a ``resize`` and a
+            ``box_mean`` for tensors.
         low: (..., 1, h, w), the thermal frame at that size.
         full: (..., 1, H, W), the thermal frame itself, in the same units.
 
@@ -70,7 +80,9 @@ def guided_upsample(
         box_mean(low * low, radius) - mean_low * mean_low + eps
     )
     detail = full - resize(low, size, "bicubic")
-    return resize(colour, size, "bicubic") + resize(box_mean(slope, radius), size, "bilinear") * detail
+    return (
+        resize(colour, size, "bicubic") + resize(box_mean(slope, radius), size, "bilinear") * detail
+    )
 
 
 def to_picture(colour: np.ndarray) -> np.ndarray:

@@ -1,1 +1,2 @@
-"""Data: the layout of pairs on disk, augmentation, pseudo-thermal simulation and rendered scenes."""
+"""Data: the layout of pairs on disk, augmentation, pseudo-thermal simulation and rendered
+scenes."""

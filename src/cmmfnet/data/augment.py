@@ -1,7 +1,8 @@
 """Augmentation of pairs: one geometry for both pictures, sensor effects on the thermal frame only.
 
-Drawing and applying are apart: numbers are drawn for every picture of a step's whole batch, from a generator that the caller
-seeds by (seed, step), and a process applies those of its own pictures. So a picture is the same on any number of processes.
+Drawing and applying are apart: numbers are drawn for every picture of a step's whole batch, from a
+generator that the caller seeds by (seed, step), and a process applies those of its own pictures. So
+a picture is the same on any number of processes.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of x (B,C,H,W), a sigma (B,) in pixels for each picture; window 13, replicated borders."""
+    """Gaussian blur of x (B,C,H,W), a sigma (B,) in pixels for each picture; window 13, replicated
+    borders."""
     radius = 6
     height, width = x.shape[-2:]
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=torch.float32)
     taps = torch.exp(-offsets.square() / (2 * sigma.clamp_min(1e-2)[:, None] ** 2))
     taps = (taps / taps.sum(dim=1, keepdim=True)).to(x.dtype)[:, :, None, None, None]
-    # Shifted sums: with a kernel of its own for every picture, a grouped convolution is slower by far.
+    # Shifted sums: with a kernel of its own for every picture, a grouped convolution is slower by
+    # far.
     y = F.pad(x, (radius, radius, 0, 0), mode="replicate")
     x = sum(y[..., k : k + width] * taps[:, k] for k in range(2 * radius + 1))
     y = F.pad(x, (0, 0, radius, radius), mode="replicate")
@@ -50,48 +53,71 @@ class Crop:
     flip: bool
 
     @staticmethod
-    def draw(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], aspect: float) -> Crop:
-        """A random crop: side ``scale`` times the short side of the picture, stretched up to ``aspect`` either way."""
+    def draw(
+        rng: np.random.Generator, height: int, width: int, scale: tuple[float, float], aspect: float
+    ) -> Crop:
+        """A random crop: side ``scale`` times the short side of the picture, stretched up to
+        ``aspect`` either way."""
         side = min(height, width) * rng.uniform(*scale)
         stretch = np.exp(rng.uniform(-np.log(aspect), np.log(aspect)) / 2)
         h, w = min(height, max(8, round(side / stretch))), min(width, max(8, round(side * stretch)))
-        return Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w, bool(rng.random() < 0.5))
+        return Crop(
+            int(rng.integers(height - h + 1)),
+            int(rng.integers(width - w + 1)),
+            h,
+            w,
+            bool(rng.random() < 0.5),
+        )
 
     def apply(self, picture: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
-        """picture (H,W) or (H,W,3) uint8 -> (size,size) or (size,size,3) uint8, antialiased; ``nearest`` for label maps.
+        """picture (H,W) or (H,W,3) uint8 -> (size,size) or (size,size,3) uint8, antialiased;
+        ``nearest`` for label maps.
 
         Resampled in whole numbers, so that the number of threads does not show in the bits.
         """
         part = picture[self.top : self.top + self.height, self.left : self.left + self.width]
         if nearest:
-            rows, columns = (((np.arange(size) + 0.5) * n // size).astype(np.intp) for n in part.shape[:2])
+            rows, columns = (
+                ((np.arange(size) + 0.5) * n // size).astype(np.intp) for n in part.shape[:2]
+            )
             return part[rows[:, None], columns[::-1] if self.flip else columns]
         # a copy of the crop: torch is twice as quick on what lies in one piece
-        planes = torch.from_numpy(part.copy()).view(1, self.height, self.width, -1).permute(0, 3, 1, 2)
-        planes = F.interpolate(planes, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        planes = (
+            torch.from_numpy(part.copy()).view(1, self.height, self.width, -1).permute(0, 3, 1, 2)
+        )
+        planes = F.interpolate(
+            planes, (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
         if self.flip:
             planes = planes.flip(3)
         return planes[0].permute(1, 2, 0).numpy().reshape(size, size, *part.shape[2:])
 
 
 def stretch(x: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
-    """(B,F,H,W) any range -> [-1,1] by the percentiles of each of the F frames, as ``thermal.normalise`` does."""
+    """(B,F,H,W) any range -> [-1,1] by the percentiles of each of the F frames, as
+    ``thermal.normalise`` does."""
     flat = x.flatten(2)
     step = max(1, flat.shape[2] // 16384)
     ordered = flat[..., ::step].sort(dim=2).values
     last = ordered.shape[2] - 1
 
-    # not torch.quantile: it wants its quantiles on the device, and to send them there makes the host wait
+    # not torch.quantile: it wants its quantiles on the device, and to send them there makes the
+    # host wait
     def bound(q: float) -> Tensor:
         below = int(q * last)
-        return torch.lerp(ordered[..., below], ordered[..., min(below + 1, last)], q * last - below)[..., None, None]
+        return torch.lerp(
+            ordered[..., below], ordered[..., min(below + 1, last)], q * last - below
+        )[..., None, None]
 
     bottom = bound(low)
     return ((x - bottom) / (bound(high) - bottom).clamp_min(1e-4) * 2 - 1).clamp(-1, 1)
 
 
-def sensor_draws(count: int, frames: int, height: int, width: int, generator: torch.Generator) -> Draws:
-    """What :func:`sensor` needs for ``count`` pictures of ``frames`` frames, on the generator's device."""
+def sensor_draws(
+    count: int, frames: int, height: int, width: int, generator: torch.Generator
+) -> Draws:
+    """What :func:`sensor` needs for ``count`` pictures of ``frames`` frames, on the generator's
+    device."""
 
     def one(low: float, high: float) -> Tensor:
         return uniform((count, 1, 1, 1), low, high, generator)
@@ -111,9 +137,10 @@ def sensor_draws(count: int, frames: int, height: int, width: int, generator: to
 def sensor(frame: Tensor, draws: Draws, strength: float = 1.0, invert: float = 0.1) -> Tensor:
     """Sensor effects on thermal frames (B,F,H,W) in about 0..1 -> stretched (B,F,H,W) in [-1,1].
 
-    Tone curve, polarity (``invert`` = share of black-hot pictures), blur, white noise, row and column noise, as uncooled
-    microbolometers show them; the stretch raises the noise of frames with little contrast. ``strength`` scales all but
-    polarity. The F frames of a picture share everything but white noise: they are moments of one camera.
+    Tone curve, polarity (``invert`` = share of black-hot pictures), blur, white noise, row and
+    column noise, as uncooled microbolometers show them; the stretch raises the noise of frames with
+    little contrast. ``strength`` scales all but polarity. The F frames of a picture share
+    everything but white noise: they are moments of one camera.
     """
     x = (stretch(frame, 0.002, 0.998) + 1) / 2
     x = torch.where(draws["polarity"] < invert, 1 - x, x)

@@ -1,7 +1,8 @@
 """Batches for training: decoded by worker processes (items.py), finished on the training device.
 
-A picture is a function of (seed, step, position in the step's whole batch): the number of processes and of workers and the
-step at which a run was resumed change nothing. The one thing to remember of a run's data is the number of its next step.
+A picture is a function of (seed, step, position in the step's whole batch): the number of processes
+and of workers and the step at which a run was resumed change nothing. The one thing to remember of
+a run's data is the number of its next step.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ from cmmfnet.training.recipe import GIVEN, givers
 __all__ = ["IGNORE", "Batch", "Batches", "Source"]
 
 PATIENCE = 900.0
-"""Seconds to wait for a batch: long enough to fetch a shard over a slow line, short enough to notice a disk that hangs."""
+"""Seconds to wait for a batch: long enough to fetch a shard over a slow line, short enough to
+notice a disk that hangs."""
 
 
 @dataclass
 class Batch:
-    """thermal (B,1,S,S) and visible (B,3,S,S) float32 in [-1,1]; label (B,S,S) long, 255 = none; tags: names per
-    picture; colours: (colour, name) of things per picture, and told: names that only the words tell, where a source
-    recolours; tagged (B,) bool: the tags are complete, so a missing one is absent; captions ("" = none); names; positions
-    of the pictures in the step's whole batch, for draws that must not depend on the number of processes; crops: where in its
-    file the colour picture was cut.
+    """thermal (B,1,S,S) and visible (B,3,S,S) float32 in [-1,1]; label (B,S,S) long, 255 = none;
+    tags: names per picture; colours: (colour, name) of things per picture, and told: names that
+    only the words tell, where a source recolours; tagged (B,) bool: the tags are complete, so a
+    missing one is absent; captions ("" = none); names; positions of the pictures in the step's
+    whole batch, for draws that must not depend on the number of processes; crops: where in its file
+    the colour picture was cut.
 
-    With three frames, thermal is (B,3,1,S,S) and visible (B,3,3,S,S), in the order of time; all else is the middle one's.
-    With unpaired colour, all but visible is the thermal frame's."""
+    With three frames, thermal is (B,3,1,S,S) and visible (B,3,3,S,S), in the order of time; all
+    else is the middle one's. With unpaired colour, all but visible is the thermal frame's."""
 
     thermal: Tensor
     visible: Tensor
@@ -58,26 +61,37 @@ class Batch:
         return len(self.names)
 
     def split(self, parts: int) -> list[Batch]:
-        """Micro-batches for gradient accumulation: contiguous, sizes differ by one at most. Raises ``ValueError``."""
+        """Micro-batches for gradient accumulation: contiguous, sizes differ by one at most. Raises
+        ``ValueError``."""
         if not 1 <= parts <= len(self):
-            raise ValueError(f"{parts} parts of a batch of {len(self)} pictures; expected 1 to {len(self)}")
+            raise ValueError(
+                f"{parts} parts of a batch of {len(self)} pictures; expected 1 to {len(self)}"
+            )
         ends = [len(self) * i // parts for i in range(parts + 1)]
-        return [Batch(**{f.name: getattr(self, f.name)[a:b] for f in fields(self)}) for a, b in pairwise(ends)]
+        return [
+            Batch(**{f.name: getattr(self, f.name)[a:b] for f in fields(self)})
+            for a, b in pairwise(ends)
+        ]
 
 
 class Batches:
-    """``Batches(sources, ...)[step]`` -> :class:`Batch`; iterate with :meth:`from_step`, which works ahead.
+    """``Batches(sources, ...)[step]`` -> :class:`Batch`; iterate with :meth:`from_step`, which
+    works ahead.
 
-    ``batch_size`` counts the pictures of all processes: the one with number ``rank`` of ``world`` takes the positions rank,
-    rank + world, ... ``workers`` processes decode; with 0 the training process does. ``unpaired``: the colour picture (with
-    a crop of its own) is drawn independently of the thermal frame, from the same mix (see ``Source.gives``). ``frames`` = 3:
-    three neighbours of a sequence (``Pairs.triplets``) with one crop, one set of sensor and simulation draws, white noise apart.
+    ``batch_size`` counts the pictures of all processes: the one with number ``rank`` of ``world``
+    takes the positions rank, rank + world, ... ``workers`` processes decode; with 0 the training
+    process does. ``unpaired``: the colour picture (with a crop of its own) is drawn independently
+    of the thermal frame, from the same mix (see ``Source.gives``). ``frames`` = 3: three neighbours
+    of a sequence (``Pairs.triplets``) with one crop, one set of sensor and simulation draws, white
+    noise apart.
 
     Raises ``ValueError`` for a request that makes no sense.
     """
 
-    def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int, seed: int = 0,
-                 device: str | torch.device = "cpu", rank: int = 0, world: int = 1, workers: int = 0,
+    def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int,
+                 seed: int = 0,
+                 device: str | torch.device = "cpu", rank: int = 0, world: int = 1,
+                 workers: int = 0,
                  unpaired: bool = False, frames: int = 1):  # fmt: skip
         if size % 8:
             raise ValueError(f"size is {size}; crops must be multiples of 8")
@@ -85,20 +99,23 @@ class Batches:
             raise ValueError(f"rank is {rank} of {world} processes; expected 0 to {world - 1}")
         if batch_size < world:
             raise ValueError(
-                f"batch_size is {batch_size} for {world} processes; expected at least {world}, one picture for each"
+                f"batch_size is {batch_size} for {world} processes; expected at least {world}, "
+                "one picture for each"
             )
         if frames not in (1, 3):
             raise ValueError(f"frames is {frames}; expected 1 or 3")
         parts = [givers(sources, kind) for kind in GIVEN]
         if any(s.order == "epoch" for s in sources) and max(map(len, parts)) > 1:
             raise ValueError(
-                f"order is epoch for one of {len(sources)} sources; it takes a single source, a mix scenes"
+                f"order is epoch for one of {len(sources)} sources; it takes a single source, a "
+                "mix scenes"
             )
         self.batch_size, self.size, self.steps, self.seed = batch_size, size, steps, seed
         self.device, self.workers, self.frames = torch.device(device), workers, frames
         self._own = slice(rank, None, world)
         self._items = Items(
-            sources, batch_size=batch_size, size=size, steps=steps, seed=seed, rank=rank, world=world,
+            sources, batch_size=batch_size, size=size, steps=steps, seed=seed, rank=rank,
+            world=world,
             unpaired=unpaired, frames=frames, workers=workers,
         )  # fmt: skip
 
@@ -106,11 +123,12 @@ class Batches:
         return self._finish(step, self._items[step])
 
     def from_step(self, start: int = 0) -> Iterator[tuple[int, Batch]]:
-        """(step, batch) from ``start`` to the last step. While one trains the next is finished, on a CUDA stream of its
-        own, and the workers decode later ones.
+        """(step, batch) from ``start`` to the last step. While one trains the next is finished, on
+        a CUDA stream of its own, and the workers decode later ones.
 
-        Close it (``contextlib.closing``) or drop it to end the workers. Raises :class:`PairsError` for pictures that cannot
-        be used, for a worker that died and where no batch came for ``PATIENCE`` seconds.
+        Close it (``contextlib.closing``) or drop it to end the workers. Raises :class:`PairsError`
+        for pictures that cannot be used, for a worker that died and where no batch came for
+        ``PATIENCE`` seconds.
         """
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         decoded = iter(self._loader(range(start, self.steps)))
@@ -119,7 +137,11 @@ class Batches:
             for step in range(start, self.steps):
                 items = self._next(decoded, step)
                 with torch.cuda.stream(stream):  # None: no effect
-                    following = step, self._finish(step, items), stream.record_event() if stream else None
+                    following = (
+                        step,
+                        self._finish(step, items),
+                        stream.record_event() if stream else None,
+                    )
                 if ready:
                     yield self._hand_over(*ready)
                 ready = following
@@ -135,13 +157,16 @@ class Batches:
                 "timeout": PATIENCE,
                 "prefetch_factor": 2,
                 "worker_init_fn": _start_worker,
-                # workers share the index with this process; where fork is not safe, each gets a copy
+                # workers share the index with this process; where fork is not safe, each gets a
+                # copy
                 "multiprocessing_context": "fork" if sys.platform == "linux" else "spawn",
             }
         return DataLoader(
-            self._items, batch_size=None, sampler=steps, num_workers=self.workers, collate_fn=_as_it_is,
+            self._items, batch_size=None, sampler=steps, num_workers=self.workers,
+            collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # of its own: else every start takes a number from the training's generator
+            # of its own: else every start takes a number from the training's generator
+            generator=torch.Generator(),
             **workers,
         )  # fmt: skip
 
@@ -149,19 +174,29 @@ class Batches:
         try:
             return next(decoded)
         except RuntimeError as error:  # so torch reports dead workers and timeouts
-            if not any(text in str(error) for text in ("timed out", "exited unexpectedly", "killed by signal")):
+            if not any(
+                text in str(error)
+                for text in ("timed out", "exited unexpectedly", "killed by signal")
+            ):
                 raise
             alive = {process.pid for process in multiprocessing.active_children()}
             at = [row for row in self._items.at.tolist() if row[0] > 0]
             dead = [row for row in at if row[0] not in alive] or at
             where = [self._items.sources[s].pairs for _, s, _ in dead]
-            names = [f"{p.root}, {p.entries[i]['name']}" for p, (_, _, i) in zip(where, dead, strict=True) if i >= 0]
+            names = [
+                f"{p.root}, {p.entries[i]['name']}"
+                for p, (_, _, i) in zip(where, dead, strict=True)
+                if i >= 0
+            ]
             raise PairsError(
-                f"step {step}: {str(error).strip()}. It was at {'; '.join(names) or 'no picture'}. A file that kills its decoder, "
+                f"step {step}: {str(error).strip()}. It was at "
+                f"{'; '.join(names) or 'no picture'}. A file that kills its decoder, "
                 "a disk that hangs or too little memory (then: fewer workers)"
             ) from error
 
-    def _hand_over(self, step: int, batch: Batch, made: torch.cuda.Event | None) -> tuple[int, Batch]:
+    def _hand_over(
+        self, step: int, batch: Batch, made: torch.cuda.Event | None
+    ) -> tuple[int, Batch]:
         if made is not None:
             training = torch.cuda.current_stream(self.device)
             training.wait_event(made)
@@ -173,13 +208,23 @@ class Batches:
         """Upload, simulation and sensor effects. Nothing here waits for the device."""
         if isinstance(items, PairsError):
             raise items
-        on = {k: v.to(self.device, non_blocking=True) for k, v in items.items() if isinstance(v, Tensor)}
+        on = {
+            k: v.to(self.device, non_blocking=True)
+            for k, v in items.items()
+            if isinstance(v, Tensor)
+        }
         visible = on["visible"].permute(0, 1, 4, 2, 3).contiguous().float() / 255
         frame, label = on["thermal"].float() / 255, on["label"].long()
         rows = on["simulated"]
         if len(rows):
-            photo = on["photo"].permute(0, 1, 4, 2, 3).contiguous().float() / 255 if "photo" in on else visible[rows]
-            frame[rows] = self._simulate(step, photo, torch.where(label == IGNORE, 0, label)[rows], rows)
+            photo = (
+                on["photo"].permute(0, 1, 4, 2, 3).contiguous().float() / 255
+                if "photo" in on
+                else visible[rows]
+            )
+            frame[rows] = self._simulate(
+                step, photo, torch.where(label == IGNORE, 0, label)[rows], rows
+            )
         plain = items["sensor"].logical_not()  # on the CPU, to be looked at without waiting
         if plain.all():
             mixed = stretch(frame)
@@ -198,7 +243,8 @@ class Batches:
         return Batch(mixed, visible * 2 - 1, label, items["tags"], on["tagged"], *lists)
 
     def _simulate(self, step: int, photo: Tensor, label: Tensor, rows: Tensor) -> Tensor:
-        """photo (K,F,3,S,S), label (K,F,S,S) of the pictures ``rows`` (K,) of this process -> frames (K,F,S,S)."""
+        """photo (K,F,3,S,S), label (K,F,S,S) of the pictures ``rows`` (K,) of this process ->
+        frames (K,F,S,S)."""
         draws = _of(self._draws(simulation_draws, step, 0), rows)
         made = [
             simulate_thermal(
@@ -211,19 +257,23 @@ class Batches:
         return torch.cat(made).view_as(label)
 
     def _draws(self, draw, step: int, stream: int, *shape: int) -> Draws:
-        """Random numbers for this process' pictures: those of the whole batch are drawn and the own ones taken.
+        """Random numbers for this process' pictures: those of the whole batch are drawn and the own
+        ones taken.
 
-        So they belong to positions; drawing the others' is a fraction of a millisecond on a GPU, and one generator a picture
-        would be a kernel a picture.
+        So they belong to positions; drawing the others' is a fraction of a millisecond on a GPU,
+        and one generator a picture would be a kernel a picture.
         """
         seed = np.random.SeedSequence([self.seed, step, stream]).generate_state(1, np.uint64)[0]
         generator = torch.Generator(self.device).manual_seed(int(seed) % 2**63)
         return _of(draw(self.batch_size, *shape, generator), self._own)
 
     def _parts(self, count: int) -> list[slice]:
-        """On the CPU one picture at a time: there the last bit can depend on where in a tensor a number stands (vector
-        instructions for most, scalar code for the rest). A GPU computes every element alike, and wants large tensors."""
-        return [slice(i, i + 1) for i in range(count)] if self.device.type == "cpu" else [slice(None)]
+        """On the CPU one picture at a time: there the last bit can depend on where in a tensor a
+        number stands (vector instructions for most, scalar code for the rest). A GPU computes every
+        element alike, and wants large tensors."""
+        return (
+            [slice(i, i + 1) for i in range(count)] if self.device.type == "cpu" else [slice(None)]
+        )
 
 
 def _of(draws: Draws, rows: slice | Tensor) -> Draws:
@@ -235,7 +285,8 @@ def _as_it_is(items: Any) -> Any:
 
 
 def _start_worker(number: int) -> None:
-    # A signal to the whole group (Ctrl-C, a scheduler's SIGTERM) is the training process' to answer: it saves, then ends us.
+    # A signal to the whole group (Ctrl-C, a scheduler's SIGTERM) is the training process' to
+    # answer: it saves, then ends us.
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     get_worker_info().dataset.at[number, 0] = os.getpid()

@@ -1,9 +1,9 @@
 """``cmmfnet captions``: write the captions of a data set, and check them.
 
-Training reads one place, the key ``caption`` of index.jsonl: a second file could say something else. So captions get there
-from a file, from a template or from tags, the other keys stay as they are, and the index before it is kept as
-index.jsonl.bak, since captions written by hand cannot be made again. A captions file is for people: ``--out`` writes one to
-edit, ``--file`` reads it.
+Training reads one place, the key ``caption`` of index.jsonl: a second file could say something
+else. So captions get there from a file, from a template or from tags, the other keys stay as they
+are, and the index before it is kept as index.jsonl.bak, since captions written by hand cannot be
+made again. A captions file is for people: ``--out`` writes one to edit, ``--file`` reads it.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ def captions(
 ) -> CaptionReport:
     """Write the captions of a data set into its index and check them; without options, only check.
 
-    Captions of the file come first, then those made of tags, then the template. Exit status of a check: 1 if there are
-    problems.
+    Captions of the file come first, then those made of tags, then the template. Exit status of a
+    check: 1 if there are problems.
 
     Args:
         data: a data set: a folder with index.jsonl
-        file: captions to take: .jsonl with name and caption, .csv with these columns, or text lines NAME, a tab, CAPTION
+        file: captions to take: .jsonl with name and caption, .csv with these columns, or text lines
+            NAME, a tab, CAPTION
         from_tags: make a sentence of tags or label map for frames that have no caption
-        template: one caption for all frames that have none: a text, or street-day for the one of docs/text.md
+        template: one caption for all frames that have none: a text, or street-day for the one of
+            docs/text.md
         overwrite: let --template and --from-tags replace captions that are there
         fill_tags: fill tags from captions where there are none
         out: also write a captions file, to edit and to read with --file; .jsonl, .csv or text
@@ -77,25 +79,34 @@ def captions(
     given, problems = (
         ({}, [])
         if file is None
-        else match_captions(read_captions(Path(file)), {entry["name"] for entry in entries}, Path(file))
+        else match_captions(
+            read_captions(Path(file)), {entry["name"] for entry in entries}, Path(file)
+        )
     )
     if problems and not check:
-        raise CaptionError(f"{problems[0]}. Put the names right or take these lines out; nothing was written")
+        raise CaptionError(
+            f"{problems[0]}. Put the names right or take these lines out; nothing was written"
+        )
     text = None if template is None else _template(template)
     for entry in entries:
         name, has = entry["name"], bool(_caption(entry)) and not overwrite
-        made = given.get(name) or (None if has else (sentence(data, entry) if from_tags else "") or text)
+        made = given.get(name) or (
+            None if has else (sentence(data, entry) if from_tags else "") or text
+        )
         if made:
             entry["caption"] = made
         if fill_tags and not entry.get("tags") and (caption := _caption(entry)):
             if len(caption) > MAX_PROMPT_CHARS:
                 raise CaptionError(
-                    f"the caption of {name} has {len(caption):,} characters; the most is {MAX_PROMPT_CHARS:,}"
+                    f"the caption of {name} has {len(caption):,} characters; the most is "
+                    f"{MAX_PROMPT_CHARS:,}"
                 )
             entry["tags"] = parse_tags(caption).tags
     report = check_captions(entries)
     report.problems[:0] = problems
-    report.checked_only = check or not (file or from_tags or template is not None or fill_tags or out)
+    report.checked_only = check or not (
+        file or from_tags or template is not None or fill_tags or out
+    )
     report.changed = sum(old != new for old, new in zip(before, entries, strict=True))
     if not report.checked_only and report.changed:
         _write_index(data, lines, before, entries)
@@ -106,22 +117,28 @@ def captions(
 
 
 def check_captions(entries: list[dict]) -> CaptionReport:
-    """Check the captions of index entries: missing, longer than CLIP reads, against ``lighting`` or ``sky``, with words that
-    the tags' vocabulary does not know, and whether they are all the same."""
+    """Check the captions of index entries: missing, longer than CLIP reads, against ``lighting`` or
+    ``sky``, with words that the tags' vocabulary does not know, and whether they are all the
+    same."""
     texts = {entry["name"]: _caption(entry) for entry in entries}
     missing = [name for name, text in texts.items() if not text]
     counts = Counter(text for text in texts.values() if text)
     report = CaptionReport(len(entries), len(entries) - len(missing), len(counts))
     if missing:
-        report.problems.append(f"{len(missing)} of {len(entries)} frames have no caption: {_some(missing)}")
+        report.problems.append(
+            f"{len(missing)} of {len(entries)} frames have no caption: {_some(missing)}"
+        )
     long, how = _too_long(counts)
     if long:
         names = [f"{name} ({long[text]})" for name, text in texts.items() if text in long]
         report.problems.append(
-            f"{len(names)} captions have more than CLIP's {CLIP_TOKENS} tokens ({how}): {_some(names)}"
+            f"{len(names)} captions have more than CLIP's {CLIP_TOKENS} tokens ({how}): "
+            f"{_some(names)}"
         )
     # a longer one is no sentence, and is among the problems by its tokens
-    parsed = {text: parse_tags(text) if len(text) <= MAX_PROMPT_CHARS else Parsed() for text in counts}
+    parsed = {
+        text: parse_tags(text) if len(text) <= MAX_PROMPT_CHARS else Parsed() for text in counts
+    }
     against = [
         f"{entry['name']} ({why})"
         for entry in entries
@@ -133,17 +150,20 @@ def check_captions(entries: list[dict]) -> CaptionReport:
         phrases = known_phrases()
         shown = [f"{word!r} ({n}{_nearest(word, phrases)})" for word, n in unknown.most_common(12)]
         report.notes.append(
-            f"{len(unknown)} words have no tag, so clip-tags models do not see them (clip-sentence models do): "
+            f"{len(unknown)} words have no tag, so clip-tags models do not see them "
+            "(clip-sentence models do): "
             f"{', '.join(shown)}{', ...' if len(unknown) > 12 else ''}"
         )
     if len(counts) == 1 and len(entries) > 1 and not missing:
         report.notes.append(
-            "all captions are the same, as in the CMMF-Net paper: text is then a constant, and a model learns nothing from it"
+            "all captions are the same, as in the CMMF-Net paper: text is then a constant, and a "
+            "model learns nothing from it"
         )
     return report
 
 
-# ---- checks ---------------------------------------------------------------------------------------------------------
+# ---- checks
+# --------------------------------------------------------------------------------------------------
 
 
 def _caption(entry: dict) -> str:
@@ -160,7 +180,9 @@ def _contradiction(text: str, parsed: Parsed, entry: dict) -> str:
     if entry.get("lighting") == "night":
         if sun := re.search(r"\b(sunny|sunlit|sunshine|sunlight|sun)\b", text.lower()):
             return f"says {sun[0]}, lighting is night"
-        if light := [sky for sky in skies if "blue" in sky and "dark" not in sky and "deep" not in sky]:
+        if light := [
+            sky for sky in skies if "blue" in sky and "dark" not in sky and "deep" not in sky
+        ]:
             return f"says {light[0]} sky, lighting is night"
     if entry.get("lighting") == "day" and "black" in skies:
         return "says black sky, lighting is day"
@@ -180,8 +202,9 @@ def _too_long(texts: Iterable[str]) -> tuple[dict[str, int], str]:
 def estimate_tokens(text: str) -> int:
     """About how many tokens CLIP makes of an English text, with the two for its start and end.
 
-    A word is one token for each 7 letters begun, a digit and a run of punctuation one each. Against CLIP's own tokenizer on
-    759 captions and lists of names (up to 61 tokens): 3 fewer to 5 more, .8 more on average.
+    A word is one token for each 7 letters begun, a digit and a run of punctuation one each. Against
+    CLIP's own tokenizer on 759 captions and lists of names (up to 61 tokens): 3 fewer to 5 more, .8
+    more on average.
     """
     count = 2
     for piece in re.findall(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|(?:[^\s\w]|_)+", text.lower()):
@@ -198,7 +221,9 @@ def _cached_tokenizer():
     from cmmfnet.text.sentences import CLIP_REVISIONS
 
     try:
-        return CLIPTokenizer.from_pretrained(_TOKENIZER, revision=CLIP_REVISIONS[_TOKENIZER], local_files_only=True)
+        return CLIPTokenizer.from_pretrained(
+            _TOKENIZER, revision=CLIP_REVISIONS[_TOKENIZER], local_files_only=True
+        )
     except OSError:  # transformers' word for "not in the cache"
         return None
 
@@ -214,16 +239,29 @@ def _some(items: list[str]) -> str:
 
 
 def _print(report: CaptionReport, data: Path, out: Path | None) -> None:
-    print(f"{data}: {report.captioned} of {report.frames} frames have a caption, {report.distinct} different")
+    print(
+        f"{data}: {report.captioned} of {report.frames} frames have a caption, {report.distinct} "
+        "different"
+    )
     for title, found in (("problem", report.problems), ("note", report.notes)):
         for line in found:
             print(f"{title}: {line}")
     if report.checked_only:
-        print(f"{report.changed} entries would change" if report.changed else "the index stays as it is")
+        print(
+            f"{report.changed} entries would change"
+            if report.changed
+            else "the index stays as it is"
+        )
     else:
-        print(f"{report.changed} entries changed{', the index before is index.jsonl.bak' if report.changed else ''}")
+        print(
+            f"{report.changed} entries "
+            f"changed{', the index before is index.jsonl.bak' if report.changed else ''}"
+        )
         if report.changed and (data / "shards" / "index.jsonl").is_file():
-            print(f"note: {data / 'shards'} still has the old captions; delete it and write it again (docs/shards.md)")
+            print(
+                f"note: {data / 'shards'} still has the old captions; delete it and write it "
+                "again (docs/shards.md)"
+            )
     if out is not None:
         print(f"captions file: {out}")
 
@@ -233,20 +271,28 @@ def _template(text: str) -> str:
 
     text = TEMPLATES_BY_DATASET.get(text.strip(), text.strip())
     if not text:
-        raise CaptionError(f"--template is empty; expected a sentence or one of {', '.join(TEMPLATES_BY_DATASET)}")
+        raise CaptionError(
+            f"--template is empty; expected a sentence or one of {', '.join(TEMPLATES_BY_DATASET)}"
+        )
     if re.fullmatch(r"[\w-]+-(day|dusk|night)", text):
-        raise CaptionError(f"no template {text!r}; there are {', '.join(TEMPLATES_BY_DATASET)}, or write a sentence")
+        raise CaptionError(
+            f"no template {text!r}; there are {', '.join(TEMPLATES_BY_DATASET)}, or write a "
+            "sentence"
+        )
     return text
 
 
-# ---- the index -------------------------------------------------------------------------------------------------------
+# ---- the index
+# --------------------------------------------------------------------------------------------------
 
 
 def _read_index(data: Path) -> tuple[list[str], list[dict]]:
     """The lines of the index and, for those that are not empty, what is in them."""
     index = data / "index.jsonl"
     if not index.is_file():
-        raise PairsError(f"{index} does not exist; a data set is a folder with index.jsonl (docs/data.md)")
+        raise PairsError(
+            f"{index} does not exist; a data set is a folder with index.jsonl (docs/data.md)"
+        )
     lines = [line for line in index.read_text(encoding="utf-8").split("\n") if line.strip()]
     entries = []
     for number, line in enumerate(lines, 1):
@@ -254,7 +300,9 @@ def _read_index(data: Path) -> tuple[list[str], list[dict]]:
             entries.append(json.loads(line))
             entries[-1]["name"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise PairsError(f'{index}, line {number}: expected a JSON object with "name"; {error!r}') from error
+            raise PairsError(
+                f'{index}, line {number}: expected a JSON object with "name"; {error!r}'
+            ) from error
     if not entries:
         raise PairsError(f"{index} has no entries")
     return lines, entries

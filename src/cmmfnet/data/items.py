@@ -1,7 +1,8 @@
-"""What data workers do: choose, decode, crop and resize the pictures of a step. NumPy in, uint8 tensors out.
+"""What data workers do: choose, decode, crop and resize the pictures of a step. NumPy in, uint8
+tensors out.
 
-Everything is a function of (seed, step, position in the step's whole batch). There is no state, so that it does not matter
-which worker of which process makes which step, nor where a run was resumed.
+Everything is a function of (seed, step, position in the step's whole batch). There is no state, so
+that it does not matter which worker of which process makes which step, nor where a run was resumed.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ IGNORE = 255  # label of pixels that have none
 
 @dataclass
 class Source:
-    """One data set in the mix. ``share`` = (first, last) part of a batch at the start and the end of training.
+    """One data set in the mix. ``share`` = (first, last) part of a batch at the start and the end
+    of training.
 
-    ``simulate``: the thermal frame is made from the photo and its label map. ``level``: photos are levelled first.
-    ``scale``: side of the random crop in parts of the short side; ``aspect``: its largest stretch either way, 1 = none.
-    ``sensor``: random sensor effects (augment.sensor); without them a frame is only stretched between its 1st and 99th
-    percentile. ``order``: "scenes" draws with replacement, each scene as often (Pairs.weights); "epoch" takes every picture
-    once a pass, in an order drawn anew for each pass, and goes with a single source only. ``gives``: "both", or what alone
-    an unpaired batch takes from it, "thermal" or "colour". ``text``: "own", "shuffled" or "empty" captions and tags.
-    ``recolour``: part of the labelled pictures whose colours are changed, with words that say so (recolour.py); more
-    than 0 also names the colours of things.
+    ``simulate``: the thermal frame is made from the photo and its label map. ``level``: photos are
+    levelled first. ``scale``: side of the random crop in parts of the short side; ``aspect``: its
+    largest stretch either way, 1 = none. ``sensor``: random sensor effects (augment.sensor);
+    without them a frame is only stretched between its 1st and 99th percentile. ``order``: "scenes"
+    draws with replacement, each scene as often (Pairs.weights); "epoch" takes every picture once a
+    pass, in an order drawn anew for each pass, and goes with a single source only. ``gives``:
+    "both", or what alone an unpaired batch takes from it, "thermal" or "colour". ``text``: "own",
+    "shuffled" or "empty" captions and tags. ``recolour``: part of the labelled pictures whose
+    colours are changed, with words that say so (recolour.py); more than 0 also names the colours of
+    things.
 
     Raises :class:`PairsError` where a thermal frame, or for ``simulate`` a label map, is missing.
     """
@@ -62,7 +66,9 @@ class Source:
         if self.order not in ("scenes", "epoch"):
             raise ValueError(f"order is {self.order!r}; expected scenes or epoch")
         if not self.aspect >= 1:
-            raise ValueError(f"aspect is {self.aspect}; expected 1 (no stretch) or more, 1.3 is usual")
+            raise ValueError(
+                f"aspect is {self.aspect}; expected 1 (no stretch) or more, 1.3 is usual"
+            )
 
 
 @lru_cache(maxsize=4)
@@ -71,27 +77,41 @@ def _order(seed: int, turn: int, stream: int, count: int) -> np.ndarray:
 
 
 class Items(Dataset):
-    """``Items(...)[step]`` -> the decoded pictures of one process in that step, or the :class:`PairsError` that stopped it.
+    """``Items(...)[step]`` -> the decoded pictures of one process in that step, or the
+    :class:`PairsError` that stopped it.
 
-    A dict of F = ``frames`` frames for each of B pictures: ``thermal`` (B,F,S,S) uint8 (zeros where it is simulated),
-    ``visible`` (B,F,S,S,3) uint8, ``label`` (B,F,S,S) uint8, ``photo`` (K,F,S,S,3) uint8 (what simulated frames are made
-    from; only where ``unpaired`` makes it another than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged``
-    (B,) bool; lists ``tags``, ``colours``, ``told``, ``captions``, ``names``, ``positions``, ``crops`` (of the colour picture).
+    A dict of F = ``frames`` frames for each of B pictures: ``thermal`` (B,F,S,S) uint8 (zeros where
+    it is simulated), ``visible`` (B,F,S,S,3) uint8, ``label`` (B,F,S,S) uint8, ``photo``
+    (K,F,S,S,3) uint8 (what simulated frames are made from; only where ``unpaired`` makes it another
+    than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged`` (B,) bool; lists
+    ``tags``, ``colours``, ``told``, ``captions``, ``names``, ``positions``, ``crops`` (of the
+    colour picture).
     """
 
-    def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int, seed: int, rank: int, world: int,
+    def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int,
+                 seed: int, rank: int, world: int,
                  unpaired: bool, frames: int, workers: int):  # fmt: skip
-        self.sources, self.batch_size, self.size, self.steps, self.seed = list(sources), batch_size, size, steps, seed
+        self.sources, self.batch_size, self.size, self.steps, self.seed = (
+            list(sources),
+            batch_size,
+            size,
+            steps,
+            seed,
+        )
         self.positions = range(rank, batch_size, world)
         self.unpaired, self.frames = unpaired, frames
         # searchsorted in these, not rng.choice(p=...), which adds up all weights for every draw
         self._cumulative = [np.cumsum(s.pairs.weights) for s in self.sources]
         self._triplets = [s.pairs.triplets() if frames == 3 else None for s in self.sources]
-        # for each worker its process, and the source and item it is at: names the picture that a worker died of
+        # for each worker its process, and the source and item it is at: names the picture that a
+        # worker died of
         self.at = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_()
 
-    def choose(self, step: int, position: int, stream: int = 0) -> tuple[int, int, np.random.Generator]:
-        """Source, item, and the generator for what else is drawn for it. ``stream`` 1: the unpaired colour picture."""
+    def choose(
+        self, step: int, position: int, stream: int = 0
+    ) -> tuple[int, int, np.random.Generator]:
+        """Source, item, and the generator for what else is drawn for it. ``stream`` 1: the unpaired
+        colour picture."""
         rng = np.random.default_rng([self.seed, step, position, stream])
         progress = min(1.0, step / max(1, self.steps - 1))
         shares = np.array([s.share[0] + (s.share[1] - s.share[0]) * progress for s in self.sources])
@@ -108,15 +128,29 @@ class Items(Dataset):
         try:
             return self._make(step)
         except PairsError as error:
-            return error  # not raised here: torch would put a traceback of this process into the message
+            # not raised here: torch would put a traceback of this process into the message
+            return error
 
     def _make(self, step: int) -> dict[str, Any]:
         shape = (len(self.positions), self.frames, self.size, self.size)
         thermal, visible = np.zeros(shape, np.uint8), np.empty((*shape, 3), np.uint8)
         label = np.full(shape, IGNORE, np.uint8)
-        simulated, photos, sensor, tags, tagged, captions, names, places = [], [], [], [], [], [], [], []
+        simulated, photos, sensor, tags, tagged, captions, names, places = (
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+        )
         colours, told = [], []
-        recolours = not self.unpaired and self.frames == 1 and any(source.recolour for source in self.sources)
+        recolours = (
+            not self.unpaired
+            and self.frames == 1
+            and any(source.recolour for source in self.sources)
+        )
         for row, position in enumerate(self.positions):
             source, index, rng = self.choose(step, position)
             spec = self.sources[source]
@@ -142,15 +176,22 @@ class Items(Dataset):
                 visible[row] = crops["visible"]
             meta = spec.pairs.entries[index]
             sensor.append(spec.sensor)
-            own = _tags(meta, label[row, self.frames // 2] if crops["label"] is not None else None), meta.get("caption")
+            own = (
+                _tags(meta, label[row, self.frames // 2] if crops["label"] is not None else None),
+                meta.get("caption"),
+            )
             words, caption = own if spec.text == "own" else self._other_text(spec, step, position)
             has_tags = spec.text == "own" and (crops["label"] is not None or bool(meta.get("tags")))
             said = Recoloured(visible[row, 0])
             if recolours and spec.recolour and spec.text == "own":
-                said = self._recoloured(spec, step, position, meta, visible[row, 0], crops["label"], words)
+                said = self._recoloured(
+                    spec, step, position, meta, visible[row, 0], crops["label"], words
+                )
             if said.told:  # the thermal frame does not show them: nothing for a tag head to learn
                 visible[row, 0], has_tags = said.photo, False
-                words = list(dict.fromkeys([*said.told, *(tag for tag in words if tag not in said.removed)]))
+                words = list(
+                    dict.fromkeys([*said.told, *(tag for tag in words if tag not in said.removed)])
+                )
             tags.append(words)
             colours.append(said.colours)
             told.append(said.told)
@@ -158,7 +199,12 @@ class Items(Dataset):
             captions.append(caption or "")
             names.append(meta["name"])
             places.append(crops["crop"])
-        arrays = {"thermal": thermal, "visible": visible, "label": label, "simulated": np.array(simulated, np.int64)}
+        arrays = {
+            "thermal": thermal,
+            "visible": visible,
+            "label": label,
+            "simulated": np.array(simulated, np.int64),
+        }
         if photos:
             arrays["photo"] = np.stack(photos)
         tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
@@ -183,8 +229,8 @@ class Items(Dataset):
         label: np.ndarray | None,
         tags: list[str],
     ) -> Recoloured:
-        """The picture with other colours (rendered so, or painted), or as it is; and the colours of what is in it, of which
-        some will be said."""
+        """The picture with other colours (rendered so, or painted), or as it is; and the colours of
+        what is in it, of which some will be said."""
         if label is None:
             return Recoloured(photo, colours=parse_tags(meta.get("colour_caption") or "").colours)
         rng = np.random.default_rng([self.seed, step, position, 3])
@@ -200,15 +246,19 @@ class Items(Dataset):
         return made
 
     def _other_text(self, spec: Source, step: int, position: int) -> tuple[list[str], str | None]:
-        """Tags and caption that do not belong to the picture: none, or those of any picture of the source."""
+        """Tags and caption that do not belong to the picture: none, or those of any picture of the
+        source."""
         if spec.text == "empty":
             return [], None
         index = int(np.random.default_rng([self.seed, step, position, 2]).integers(len(spec.pairs)))
         meta = spec.pairs.entries[index]
         return _tags(meta, spec.pairs.pictures(index, ("label",))["label"]), meta.get("caption")
 
-    def _crops(self, source: int, index: int, rng: np.random.Generator, kinds: Sequence[str]) -> dict[str, Any]:
-        """kind -> (F,S,S) or (F,S,S,3) uint8, one geometry for all; None for a label map that the item does not have."""
+    def _crops(
+        self, source: int, index: int, rng: np.random.Generator, kinds: Sequence[str]
+    ) -> dict[str, Any]:
+        """kind -> (F,S,S) or (F,S,S,3) uint8, one geometry for all; None for a label map that the
+        item does not have."""
         spec, crop, size = self.sources[source], None, None
         indices = [index] if self.frames == 1 else self._triplets[source][index].tolist()
         found: dict[int, dict[str, np.ndarray | None]] = {}
@@ -220,17 +270,25 @@ class Items(Dataset):
                 crop, size = Crop.draw(rng, *now, spec.scale, spec.aspect), now
             elif now != size:
                 raise PairsError(
-                    f"{spec.pairs.root}, {spec.pairs.entries[i]['name']}: its pictures are {now}, those of its neighbour in "
+                    f"{spec.pairs.root}, {spec.pairs.entries[i]['name']}: its pictures are {now}, "
+                    "those of its neighbour in "
                     f"the sequence {size} (height, width); the frames of a sequence have one size"
                 )
             if "label" in pictures:
-                _check_label(pictures["label"], f"{spec.pairs.root}, {spec.pairs.entries[i]['name']}")
+                _check_label(
+                    pictures["label"], f"{spec.pairs.root}, {spec.pairs.entries[i]['name']}"
+                )
             if spec.level and "visible" in pictures:
                 pictures["visible"] = level(pictures["visible"])
-            found[i] = {k: crop.apply(p, self.size, nearest=k == "label") for k, p in pictures.items()}
+            found[i] = {
+                k: crop.apply(p, self.size, nearest=k == "label") for k, p in pictures.items()
+            }
         self._note(source, -1)
         return {"crop": crop} | {
-            k: np.stack([found[i][k] for i in indices]) if all(k in f for f in found.values()) else None for k in kinds
+            k: np.stack([found[i][k] for i in indices])
+            if all(k in f for f in found.values())
+            else None
+            for k in kinds
         }
 
     def _note(self, source: int, index: int) -> None:
@@ -240,7 +298,11 @@ class Items(Dataset):
 
 def _place(cumulative: np.ndarray, rng: np.random.Generator) -> int:
     """A position, drawn with the weights that ``cumulative`` adds up."""
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right").clip(0, len(cumulative) - 1))
+    return int(
+        np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right").clip(
+            0, len(cumulative) - 1
+        )
+    )
 
 
 def _check_label(label: np.ndarray, what: str) -> None:
@@ -253,7 +315,8 @@ def _check_label(label: np.ndarray, what: str) -> None:
 
 
 def _tags(meta: dict, label: np.ndarray | None) -> list[str]:
-    """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture, lighting, sky.
+    """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture,
+    lighting, sky.
 
     A predicted label map (found_labels.py) does not see everything: what a person named is added.
     """
@@ -265,4 +328,6 @@ def _tags(meta: dict, label: np.ndarray | None) -> list[str]:
             names += meta.get("tags", ())
     else:
         names = list(meta.get("tags", ()))
-    return list(dict.fromkeys(names)) + [w for w in (meta.get("lighting"), meta.get("sky")) if w and w != "none"]
+    return list(dict.fromkeys(names)) + [
+        w for w in (meta.get("lighting"), meta.get("sky")) if w and w != "none"
+    ]

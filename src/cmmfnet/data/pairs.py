@@ -1,16 +1,19 @@
-"""Pairs: the project's one layout of thermal/colour pairs, in a folder of pictures or in tar shards (docs/shards.md).
+"""Pairs: the project's one layout of thermal/colour pairs, in a folder of pictures or in tar shards
+(docs/shards.md).
 
 A folder with
 
-- ``index.jsonl``: one JSON object a line. ``name`` is needed; ``split`` ("train", "val", "test"), ``source``,
-  ``sequence`` (frames of one camera position: never split, weighted as one scene), ``lighting`` ("day", "dusk",
-  "night"), ``sky``, ``caption``, ``colour_caption``, ``tags`` (COCO-Stuff names) are used where they are given.
+- ``index.jsonl``: one JSON object a line. ``name`` is needed; ``split`` ("train", "val", "test"),
+  ``source``, ``sequence`` (frames of one camera position: never split, weighted as one scene),
+  ``lighting`` ("day", "dusk", "night"), ``sky``, ``caption``, ``colour_caption``, ``tags``
+  (COCO-Stuff names) are used where they are given.
 - ``thermal/NAME.EXT``: one-channel pictures, 8 or 16 bit, anything that ``read_thermal`` takes.
 - ``visible/NAME.EXT``: 8-bit RGB pictures of the same size.
-- ``label/NAME.png`` (optional): uint8 class ids (``data.scenes.CLASSES``), for sources that have them.
+- ``label/NAME.png`` (optional): uint8 class ids (``data.scenes.CLASSES``), for sources that have
+  them.
 
-Labelled colour photos without thermal (for simulation) have the same layout with ``photo`` in place of ``visible`` and
-no ``thermal``.
+Labelled colour photos without thermal (for simulation) have the same layout with ``photo`` in place
+of ``visible`` and no ``thermal``.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ KINDS = ("thermal", "visible", "photo", "label")
 
 
 class PairsError(ValueError):
-    """A data set is not in the layout that this module documents, or a file of it cannot be used."""
+    """A data set is not in the layout that this module documents, or a file of it cannot be
+    used."""
 
 
 class Store(Protocol):
@@ -70,8 +74,8 @@ class Folder:
 
 @dataclass(frozen=True)
 class Pair:
-    """One decoded item: ``thermal`` (H,W) uint8 (stretched between its 1st and 99th percentile) or None, ``visible``
-    (H,W,3) uint8, ``label`` (H,W) uint8 or None, ``meta`` the index entry."""
+    """One decoded item: ``thermal`` (H,W) uint8 (stretched between its 1st and 99th percentile) or
+    None, ``visible`` (H,W,3) uint8, ``label`` (H,W) uint8 or None, ``meta`` the index entry."""
 
     name: str
     thermal: np.ndarray | None
@@ -84,9 +88,10 @@ class Pair:
 class Pairs:
     """A data set: ``Pairs(root, split="train", lighting=("day", "dusk"))[i]`` -> Pair.
 
-    ``root``: a folder of pictures, a folder of shards, or the URL of one (``s3://bucket/kaist``, ``https://...``).
-    Files are decoded on access. ``weights`` (N,) float64 sums to 1 and gives every scene the same weight: frames of one
-    sequence share one. Raises :class:`PairsError` that says what was found and expected.
+    ``root``: a folder of pictures, a folder of shards, or the URL of one (``s3://bucket/kaist``,
+    ``https://...``). Files are decoded on access. ``weights`` (N,) float64 sums to 1 and gives
+    every scene the same weight: frames of one sequence share one. Raises :class:`PairsError` that
+    says what was found and expected.
     """
 
     root: Path | str
@@ -106,13 +111,18 @@ class Pairs:
         ]
         if not self.entries:
             raise PairsError(
-                f"{self.root}/index.jsonl has no entry with split={self.split!r}, lighting={self.lighting}, sources={self.sources} "
-                f"(null or None takes all); it has {_values(read, 'split')}; {_values(read, 'lighting')}; "
+                f"{self.root}/index.jsonl has no entry with split={self.split!r}, "
+                f"lighting={self.lighting}, sources={self.sources} "
+                f"(null or None takes all); it has {_values(read, 'split')}; "
+                f"{_values(read, 'lighting')}; "
                 f"{_values(read, 'source')}"
             )
         self._weigh()
         colour = {*self._store.names("visible"), *self._store.names("photo")}
-        self._complain([e["name"] for e in self.entries if e["name"] not in colour], "visible/NAME or photo/NAME")
+        self._complain(
+            [e["name"] for e in self.entries if e["name"] not in colour],
+            "visible/NAME or photo/NAME",
+        )
         if self._store.names("thermal"):
             self.require("thermal")
 
@@ -123,7 +133,8 @@ class Pairs:
         self.weights = weights / weights.sum()
 
     def require(self, kind: str) -> Pairs:
-        """These pairs, if every entry has a file of ``kind`` ("thermal", "label"); else raises :class:`PairsError`."""
+        """These pairs, if every entry has a file of ``kind`` ("thermal", "label"); else raises
+        :class:`PairsError`."""
         names = self._store.names(kind)
         self._complain([e["name"] for e in self.entries if e["name"] not in names], f"{kind}/NAME")
         return self
@@ -131,12 +142,14 @@ class Pairs:
     def _complain(self, missing: list[str], what: str) -> None:
         if missing:
             raise PairsError(
-                f"{self.root}: {len(missing)} of {len(self.entries)} entries have no picture {what} "
+                f"{self.root}: {len(missing)} of {len(self.entries)} entries have no picture "
+                f"{what} "
                 f"({', '.join(SUFFIXES)}); the first is {missing[0]!r}"
             )
 
     def thinned(self, count: int) -> Pairs:
-        """At most ``count`` (1 or more) of these pairs, evenly spaced over the index; weighted among themselves."""
+        """At most ``count`` (1 or more) of these pairs, evenly spaced over the index; weighted
+        among themselves."""
         if len(self) <= count:
             return self
         fewer = copy.copy(self)
@@ -145,10 +158,11 @@ class Pairs:
         return fewer
 
     def triplets(self) -> np.ndarray:
-        """(N,3) int64: the positions of the frame before, the frame itself and the frame after it in its sequence.
+        """(N,3) int64: the positions of the frame before, the frame itself and the frame after it
+        in its sequence.
 
-        The order in a sequence is that of the names, numbers in them by their value. The first and the last frame of a
-        sequence, and an entry without one, stand three times for themselves.
+        The order in a sequence is that of the names, numbers in them by their value. The first and
+        the last frame of a sequence, and an entry without one, stand three times for themselves.
         """
         triplets = np.repeat(np.arange(len(self.entries))[:, None], 3, axis=1)
         sequences: dict[str, list[int]] = {}
@@ -169,16 +183,21 @@ class Pairs:
         found = self.pictures(i)
         return Pair(entry["name"], found["thermal"], found["visible"], found["label"], entry)
 
-    def pictures(self, i: int, kinds: Sequence[str] = ("visible", "thermal", "label")) -> dict[str, np.ndarray | None]:
-        """Item ``i``'s pictures of ``kinds``, decoded as in :class:`Pair`; None where the item has no such file.
+    def pictures(
+        self, i: int, kinds: Sequence[str] = ("visible", "thermal", "label")
+    ) -> dict[str, np.ndarray | None]:
+        """Item ``i``'s pictures of ``kinds``, decoded as in :class:`Pair`; None where the item has
+        no such file.
 
-        "visible" takes photos, too. Raises :class:`PairsError` that names the file for one that cannot be read or
-        decoded, and for sizes that differ.
+        "visible" takes photos, too. Raises :class:`PairsError` that names the file for one that
+        cannot be read or decoded, and for sizes that differ.
         """
         name = self.entries[i]["name"]
         found: dict[str, np.ndarray | None] = {}
         for kind in kinds:
-            stored = "photo" if kind == "visible" and name not in self._store.names("visible") else kind
+            stored = (
+                "photo" if kind == "visible" and name not in self._store.names("visible") else kind
+            )
             if name not in self._store.names(stored):
                 found[kind] = None
                 continue
@@ -187,7 +206,8 @@ class Pairs:
                 found[kind] = DECODERS[kind](source)
             except Exception as error:  # decoders raise almost anything on damaged bytes
                 raise PairsError(
-                    f"{self._store.where(stored, name)} cannot be used ({error}); copy it again, or take its line out of "
+                    f"{self._store.where(stored, name)} cannot be used ({error}); copy it again, "
+                    "or take its line out of "
                     "the index"
                 ) from error
         self._same_size(name, found)
@@ -200,7 +220,8 @@ class Pairs:
             if size != sizes[reference]:
                 raise PairsError(
                     f"{self.root}, {name}: {kind} is {size}, the "
-                    f"{'colour picture' if reference == 'visible' else reference} is {sizes[reference]} (height, "
+                    f"{'colour picture' if reference == 'visible' else reference} is "
+                    f"{sizes[reference]} (height, "
                     "width); pairs are aligned pixel by pixel, crop or resample them to one size"
                 )
 
@@ -210,7 +231,8 @@ def is_url(root: Path | str) -> bool:
 
 
 def inside(data: Path | str, folder: str) -> Path | str:
-    """``folder`` in the folder or URL ``data``; a URL keeps its two slashes, which ``Path`` would make one."""
+    """``folder`` in the folder or URL ``data``; a URL keeps its two slashes, which ``Path`` would
+    make one."""
     if is_url(folder):
         return folder
     if is_url(data):
@@ -219,23 +241,30 @@ def inside(data: Path | str, folder: str) -> Path | str:
 
 
 def find(data: Path | str, folder: str) -> Path | str:
-    """The data set that a recipe's ``folder`` means. ``pairs`` is DATA/pairs, or DATA itself where only that is a data set.
+    """The data set that a recipe's ``folder`` means. ``pairs`` is DATA/pairs, or DATA itself where
+    only that is a data set.
 
-    Raises :class:`PairsError` for a folder of this machine that is none, with what else could be given.
+    Raises :class:`PairsError` for a folder of this machine that is none, with what else could be
+    given.
     """
     root = inside(data, folder)
-    if _has_index(root) or (is_url(root) and folder != "pairs"):  # what is wrong with a URL, opening it says
+    if _has_index(root) or (
+        is_url(root) and folder != "pairs"
+    ):  # what is wrong with a URL, opening it says
         return root
     if folder not in ("pairs", ".", ""):
         raise PairsError(
-            f"{root}/index.jsonl does not exist; the recipe trains on {folder!r} as well (docs/training.md). Put that data set "
-            "there, or take a recipe that needs pairs alone, such as --config finetune or --recipe finetune"
+            f"{root}/index.jsonl does not exist; the recipe trains on {folder!r} as well "
+            "(docs/training.md). Put that data set "
+            "there, or take a recipe that needs pairs alone, such as --config finetune or "
+            "--recipe finetune"
         )
     if folder == "pairs" and _has_index(data):
         return data
     looked = " nor ".join(f"{place}/index.jsonl" for place in dict.fromkeys((root, data)))
     raise PairsError(
-        f"there is no {looked}; a data set is a folder with index.jsonl, thermal/ and visible/ (docs/data.md)"
+        f"there is no {looked}; a data set is a folder with index.jsonl, thermal/ and visible/ "
+        "(docs/data.md)"
     )
 
 
@@ -250,7 +279,8 @@ def _has_index(root: Path | str) -> bool:
 
 
 def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
-    """-> the root (a path for anything on this machine), the entries without what only the store needs, and the store."""
+    """-> the root (a path for anything on this machine), the entries without what only the store
+    needs, and the store."""
     if is_url(root):
         from cmmfnet.data.remote import Remote
 
@@ -261,7 +291,8 @@ def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
         root, index = opened, opened / "index.jsonl"
         if not index.is_file():
             raise PairsError(
-                f"{index} does not exist; a data set is a folder with index.jsonl, thermal/ and visible/ (docs/data.md)"
+                f"{index} does not exist; a data set is a folder with index.jsonl, thermal/ and "
+                "visible/ (docs/data.md)"
             )
         entries = _parse(index.read_text(encoding="utf-8"), str(index))
     else:
@@ -272,14 +303,17 @@ def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
         return root, entries, Shards(opened, entries)
     if not isinstance(opened, Path):
         raise PairsError(
-            f"{root}/index.jsonl names no shards; pictures at a URL have to be packed first (docs/shards.md)"
+            f"{root}/index.jsonl names no shards; pictures at a URL have to be packed first "
+            "(docs/shards.md)"
         )
     return root, entries, Folder(opened)
 
 
 def _parse(text: str, where: str) -> list[dict]:
     entries = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: captions may hold its other ends of lines
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # not splitlines: captions may hold its other ends of lines
         if not line.strip():
             continue
         try:
@@ -287,7 +321,9 @@ def _parse(text: str, where: str) -> list[dict]:
             if not isinstance(entry["name"], str):
                 raise TypeError(f"its name is {entry['name']!r}, no string")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise PairsError(f'{where}, line {number}: expected a JSON object with "name"; {error!r}') from error
+            raise PairsError(
+                f'{where}, line {number}: expected a JSON object with "name"; {error!r}'
+            ) from error
         entries.append(entry)
     return entries
 

@@ -15,12 +15,15 @@ from cmmfnet.files.atomic import atomic_write
 
 @dataclass(frozen=True)
 class Remote:
-    """A folder at any URL that fsspec knows. Shards are fetched whole, once for the machine, before they are read.
+    """A folder at any URL that fsspec knows. Shards are fetched whole, once for the machine, before
+    they are read.
 
-    Whole and not in blocks: pictures are drawn at random, so that soon every part of every shard is needed, and one long
-    request beats thousands of short ones. fsspec's own caches (filecache, simplecache, blockcache) write to the final name
-    and know no lock, so that data workers would read each other's half-written shards; hence a lock, a temporary name, the
-    SHA-256 and a rename. The cached file is named by that SHA-256: a data set that changed is never taken for the old one.
+    Whole and not in blocks: pictures are drawn at random, so that soon every part of every shard is
+    needed, and one long request beats thousands of short ones. fsspec's own caches (filecache,
+    simplecache, blockcache) write to the final name and know no lock, so that data workers would
+    read each other's half-written shards; hence a lock, a temporary name, the SHA-256 and a rename.
+    The cached file is named by that SHA-256: a data set that changed is never taken for the old
+    one.
     """
 
     url: str
@@ -44,7 +47,9 @@ class Remote:
         except ImportError as error:
             raise ImportError(f"{self.url}: {error}: pip install 'cmmfnet[shards]'") from error
         except ValueError as error:
-            raise PairsError(f"{self.url}: {error}; expected a URL such as s3://bucket/kaist") from error
+            raise PairsError(
+                f"{self.url}: {error}; expected a URL such as s3://bucket/kaist"
+            ) from error
 
     def text(self, name: str) -> str:
         system, path = self._system()
@@ -58,11 +63,14 @@ class Remote:
         system, path = self._system()
         try:
             return system.isfile(f"{path.rstrip('/')}/{name}")
-        except Exception:  # every file system has errors of its own; who reads the file is told what is wrong
+        except (
+            Exception
+        ):  # every file system has errors of its own; who reads the file is told what is wrong
             return False
 
     def fetch(self, name: str, size: int, sha256: str) -> Path:
-        """The file ``name`` in the cache, after a download where it is not there yet. Raises :class:`PairsError`."""
+        """The file ``name`` in the cache, after a download where it is not there yet. Raises
+        :class:`PairsError`."""
         cached = cache() / f"{sha256}.tar"
         if cached.is_file() and cached.stat().st_size == size:
             return cached
@@ -71,10 +79,14 @@ class Remote:
         cached.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(cached.with_suffix(".lock"), timeout=1800):
-                if not (cached.is_file() and cached.stat().st_size == size):  # or another process was quicker
+                if not (
+                    cached.is_file() and cached.stat().st_size == size
+                ):  # or another process was quicker
                     self._download(name, cached, size, sha256)
         except Timeout:
-            raise PairsError(f"{self.url}/{name}: another process has been fetching it for 30 minutes") from None
+            raise PairsError(
+                f"{self.url}/{name}: another process has been fetching it for 30 minutes"
+            ) from None
         return cached
 
     def _download(self, name: str, cached: Path, size: int, sha256: str) -> None:
@@ -83,12 +95,18 @@ class Remote:
             try:
                 system.get_file(f"{path.rstrip('/')}/{name}", file.name)
                 with Path(file.name).open("rb") as stream:
-                    found = os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+                    found = (
+                        os.fstat(stream.fileno()).st_size,
+                        hashlib.file_digest(stream, "sha256").hexdigest(),
+                    )
             except Exception as error:
-                raise PairsError(f"{self.url}/{name} cannot be fetched to {cached.parent} ({_short(error)})") from error
+                raise PairsError(
+                    f"{self.url}/{name} cannot be fetched to {cached.parent} ({_short(error)})"
+                ) from error
             if found != (size, sha256):
                 raise PairsError(
-                    f"{self.url}/{name}: fetched {found[0]} bytes with SHA-256 {found[1]}, expected {size} with {sha256} "
+                    f"{self.url}/{name}: fetched {found[0]} bytes with SHA-256 {found[1]}, "
+                    f"expected {size} with {sha256} "
                     "(shards.json); it is damaged or of another data set"
                 )
 

@@ -1,4 +1,5 @@
-"""Plain English sentences from COCO-Stuff names and label maps, for frames that nobody described."""
+"""Plain English sentences from COCO-Stuff names and label maps, for frames that nobody
+described."""
 
 from __future__ import annotations
 
@@ -10,19 +11,26 @@ from PIL import Image
 
 from cmmfnet.text.vocabulary import LIGHTINGS, SKIES
 
-_WHERE = ("road", "railroad", "river", "sea", "bridge", "pavement", "playingfield", "platform", "house", "building-other",
+_WHERE = ("road", "railroad", "river", "sea", "bridge", "pavement", "playingfield", "platform",
+          "house", "building-other",
           "skyscraper", "hill", "mountain", "grass")  # fmt: skip
 _PLURAL = {
-    "person": "people", "car": "cars", "tree": "trees", "building-other": "buildings", "bush": "bushes", "light": "street lamps",
-    "banner": "signs", "window-other": "windows", "flower": "flowers", "plant-other": "plants", "clouds": "clouds",
-    "leaves": "leaves", "stairs": "stairs", "waterdrops": "waterdrops", "traffic light": "traffic lights", "rock": "rocks",
-    "stone": "stones", "branch": "branches", "bicycle": "bicycles", "door-stuff": "doors", "curtain": "curtains",
+    "person": "people", "car": "cars", "tree": "trees", "building-other": "buildings",
+    "bush": "bushes", "light": "street lamps",
+    "banner": "signs", "window-other": "windows", "flower": "flowers", "plant-other": "plants",
+    "clouds": "clouds",
+    "leaves": "leaves", "stairs": "stairs", "waterdrops": "waterdrops",
+    "traffic light": "traffic lights", "rock": "rocks",
+    "stone": "stones", "branch": "branches", "bicycle": "bicycles", "door-stuff": "doors",
+    "curtain": "curtains",
     "window-blind": "window blinds", "playingfield": "a playing field", "railroad": "a railway",
     "ground-other": "bare ground", "sky-other": "sky", "skyscraper": "skyscrapers",
 }  # fmt: skip
 _MASS = frozenset((
-    "grass", "snow", "water-other", "sand", "dirt", "gravel", "fog", "mud", "moss", "straw", "pavement", "cloth", "clothes",
-    "food-other", "fruit", "furniture-other", "metal", "paper", "plastic", "wood", "broccoli", "cardboard", "scissors", "skis",
+    "grass", "snow", "water-other", "sand", "dirt", "gravel", "fog", "mud", "moss", "straw",
+    "pavement", "cloth", "clothes",
+    "food-other", "fruit", "furniture-other", "metal", "paper", "plastic", "wood", "broccoli",
+    "cardboard", "scissors", "skis",
     "salad", "textile-other",
 ))  # fmt: skip
 _NO_WORD = ("solid-other", "structural-other", "other")
@@ -41,7 +49,9 @@ def describe(tags: Iterable[str], lighting: str | None = None, sky: str | None =
     said = {name: _say(name) for name in names}
     if len(walls) == 1 and built:  # a house with a brick wall is a brick house
         material = walls[0].removeprefix("wall-").replace("wood", "wooden")
-        said[built] = f"{material} buildings" if built == "building-other" else f"a {material} house"
+        said[built] = (
+            f"{material} buildings" if built == "building-other" else f"a {material} house"
+        )
         names.remove(walls[0])
     when = {"day": " by day", "dusk": " at dusk", "night": " at night"}.get(lighting or "", "")
     if names == ["sky-other"]:
@@ -54,7 +64,11 @@ def describe(tags: Iterable[str], lighting: str | None = None, sky: str | None =
         return ""
     place = next((name for name in names if name in _WHERE), names[0])
     others = [said[name] for name in names if name != place][:8]
-    listed = f" with {', '.join(others[:-1])}{' and ' if others[1:] else ''}{others[-1]}" if others else ""
+    listed = (
+        f" with {', '.join(others[:-1])}{' and ' if others[1:] else ''}{others[-1]}"
+        if others
+        else ""
+    )
     return f"{said[place][0].upper()}{said[place][1:]}{listed}{when}{under}."
 
 
@@ -73,7 +87,8 @@ def _article(noun: str) -> str:
 
 
 def sentence(data: Path, entry: dict) -> str:
-    """From the entry's tags, or from its label map: what covers 1 % of it or more, as in training."""
+    """From the entry's tags, or from its label map: what covers 1 % of it or more, as in
+    training."""
     tags = entry.get("tags") or []
     label = data / "label" / f"{entry['name']}.png"
     if not tags and label.is_file():
@@ -82,5 +97,7 @@ def sentence(data: Path, entry: dict) -> str:
         with Image.open(label) as picture:
             area = np.bincount(np.asarray(picture).ravel(), minlength=len(CLASSES))[: len(CLASSES)]
         order = np.argsort(-area, kind="stable")
-        tags = [name for i in order if area[i] >= 0.01 * area.sum() and (name := COCOSTUFF[CLASSES[i]])]
+        tags = [
+            name for i in order if area[i] >= 0.01 * area.sum() and (name := COCOSTUFF[CLASSES[i]])
+        ]
     return describe(tags, entry.get("lighting"), entry.get("sky"))

@@ -1,9 +1,11 @@
-"""Tar shards: a data set in a few large files, for disks that are slow with small ones and for object stores.
+"""Tar shards: a data set in a few large files, for disks that are slow with small ones and for
+object stores.
 
-Every shard is an ordinary tar in the WebDataset convention: the files of a pair stand side by side and share their name up
-to the first dot (``NAME.thermal.jpg``, ``NAME.visible.jpg``, ``NAME.label.png``, ``NAME.json``). ``index.jsonl`` is the data
-set's own index, each entry with the place of its files, so that a picture is read with one seek; ``shards.json`` has the size
-and SHA-256 of each shard. docs/shards.md has the format in full.
+Every shard is an ordinary tar in the WebDataset convention: the files of a pair stand side by side
+and share their name up to the first dot (``NAME.thermal.jpg``, ``NAME.visible.jpg``,
+``NAME.label.png``, ``NAME.json``). ``index.jsonl`` is the data set's own index, each entry with the
+place of its files, so that a picture is read with one seek; ``shards.json`` has the size and
+SHA-256 of each shard. docs/shards.md has the format in full.
 """
 
 from __future__ import annotations
@@ -28,24 +30,29 @@ _BLOCK = 512  # of a tar file: a header takes one, and every file is padded to t
 _UNFINISHED = "UNFINISHED"
 
 
-# ---- writing --------------------------------------------------------------------------------------------------------
+# ---- writing
+# --------------------------------------------------------------------------------------------------
 
 
 def write_shards(folder: Path, out: Path, *, shard_mb: int = 256) -> Path:
-    """Pack the data set in ``folder`` into tar shards of at most ``shard_mb`` MB (2^20 bytes; a larger pair stands alone).
+    """Pack the data set in ``folder`` into tar shards of at most ``shard_mb`` MB (2^20 bytes; a
+    larger pair stands alone).
 
-    Pictures are copied byte for byte; equal data sets give equal shards. ``out`` is a new or empty folder. Each shard appears
-    whole or not at all, the index last; after an interruption the same command starts over.
+    Pictures are copied byte for byte; equal data sets give equal shards. ``out`` is a new or empty
+    folder. Each shard appears whole or not at all, the index last; after an interruption the same
+    command starts over.
 
-    Returns ``out``, which ``Pairs`` opens. Raises :class:`PairsError` where ``folder`` is no folder of pictures, ``out`` is in
-    use, or two entries have one name.
+    Returns ``out``, which ``Pairs`` opens. Raises :class:`PairsError` where ``folder`` is no folder
+    of pictures, ``out`` is in use, or two entries have one name.
     """
     if shard_mb < 1:
         raise PairsError(f"shards of {shard_mb} MB; expected 1 or more, 256 is usual")
     pairs, out = Pairs(folder), Path(out)
     store = pairs._store
     if not isinstance(store, Folder):
-        raise PairsError(f"{folder} is in shards already; to cut them anew, start from the folder of pictures")
+        raise PairsError(
+            f"{folder} is in shards already; to cut them anew, start from the folder of pictures"
+        )
     _check_names(pairs)
     _claim(out)
     lines, shards = [], []
@@ -58,12 +65,22 @@ def write_shards(folder: Path, out: Path, *, shard_mb: int = 256) -> Path:
             ):
                 for entry in group:
                     lines.append(
-                        json.dumps(entry | {"shard": _pack(tar, entry, store) | {"file": file}}, ensure_ascii=False)
+                        json.dumps(
+                            entry | {"shard": _pack(tar, entry, store) | {"file": file}},
+                            ensure_ascii=False,
+                        )
                     )
                     bar.update()
             with (out / file).open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            shards.append({"file": file, "size": (out / file).stat().st_size, "sha256": digest, "pairs": len(group)})
+            shards.append(
+                {
+                    "file": file,
+                    "size": (out / file).stat().st_size,
+                    "sha256": digest,
+                    "pairs": len(group),
+                }
+            )
     with atomic_write(out / "shards.json", text=True) as stream:
         json.dump(shards, stream, indent=1)
     with atomic_write(out / "index.jsonl", text=True) as stream:
@@ -73,7 +90,8 @@ def write_shards(folder: Path, out: Path, *, shard_mb: int = 256) -> Path:
 
 
 def key(name: str) -> str:
-    """A pair's name as its files in a shard have it: without the dots and slashes that would end WebDataset's key."""
+    """A pair's name as its files in a shard have it: without the dots and slashes that would end
+    WebDataset's key."""
     return quote(name, safe=" ").replace(".", "%2E")
 
 
@@ -82,7 +100,8 @@ def _check_names(pairs: Pairs) -> None:
     for entry in pairs.entries:
         if entry["name"] in seen:
             raise PairsError(
-                f"{pairs.root} has two entries {entry['name']!r}; in a shard every pair needs a name of its own"
+                f"{pairs.root} has two entries {entry['name']!r}; in a shard every pair needs a "
+                "name of its own"
             )
         seen.add(entry["name"])
 
@@ -96,8 +115,12 @@ def _claim(out: Path) -> None:
             if re.fullmatch(r"shard-\d{6}\.tar|\..*\.part|shards\.json|index\.jsonl", name):
                 (out / name).unlink()
     elif found:
-        raise PairsError(f"{out} is not empty (it has {', '.join(found[:4])}); shards go to a new folder")
-    (out / _UNFINISHED).write_text("write_shards is at work here, or was interrupted; the same command starts over\n")
+        raise PairsError(
+            f"{out} is not empty (it has {', '.join(found[:4])}); shards go to a new folder"
+        )
+    (out / _UNFINISHED).write_text(
+        "write_shards is at work here, or was interrupted; the same command starts over\n"
+    )
 
 
 def _groups(entries: list[dict], store: Folder, limit: int) -> Iterator[list[dict]]:
@@ -105,9 +128,16 @@ def _groups(entries: list[dict], store: Folder, limit: int) -> Iterator[list[dic
     group: list[dict] = []
     total = tarfile.RECORDSIZE  # a tar is padded to a multiple of it
     for entry in entries:
-        files = [store.source(kind, entry["name"]) for kind in KINDS if entry["name"] in store.names(kind)]
-        # a header of up to three blocks (long names) and the padding, for the pictures and the entry
-        size = sum(p.stat().st_size + 4 * _BLOCK for p in files) + len(json.dumps(entry)) + 4 * _BLOCK
+        files = [
+            store.source(kind, entry["name"])
+            for kind in KINDS
+            if entry["name"] in store.names(kind)
+        ]
+        # a header of up to three blocks (long names) and the padding, for the pictures and the
+        # entry
+        size = (
+            sum(p.stat().st_size + 4 * _BLOCK for p in files) + len(json.dumps(entry)) + 4 * _BLOCK
+        )
         if group and total + size > limit:
             yield group
             group, total = [], tarfile.RECORDSIZE
@@ -128,28 +158,33 @@ def _pack(tar: tarfile.TarFile, entry: dict, store: Folder) -> dict[str, list]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> list:
-    info = tarfile.TarInfo(name)  # of nobody, from 1970: nothing in it that differs between two runs
+    info = tarfile.TarInfo(
+        name
+    )  # of nobody, from 1970: nothing in it that differs between two runs
     info.size = len(content)
     offset = tar.offset + len(info.tobuf(tar.format, tar.encoding, tar.errors))
     tar.addfile(info, io.BytesIO(content))
     return [name, offset, len(content)]
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
+# ---- reading
+# --------------------------------------------------------------------------------------------------
 
 
 class Shards:
-    """A folder or URL of shards as a ``pairs.Store``. ``entries``: the parsed index, whose key ``shard`` is taken out.
+    """A folder or URL of shards as a ``pairs.Store``. ``entries``: the parsed index, whose key
+    ``shard`` is taken out.
 
-    Raises :class:`PairsError` for an index that does not fit its shards. A file is opened for each read, so that processes
-    share no position in it.
+    Raises :class:`PairsError` for an index that does not fit its shards. A file is opened for each
+    read, so that processes share no position in it.
     """
 
     def __init__(self, root: Path | Remote, entries: list[dict]):
         self._root = root
         self._shards = _read_table(root)
         number = {shard["file"]: i for i, shard in enumerate(self._shards)}
-        # arrays, not a dict for each entry: data workers would copy those, page by page, as reference counts change
+        # arrays, not a dict for each entry: data workers would copy those, page by page, as
+        # reference counts change
         self._place = np.full((len(entries), len(KINDS), 2), -1, np.int64)
         self._shard = np.empty(len(entries), np.int32)
         self._row: dict[str, int] = {}
@@ -159,7 +194,8 @@ class Shards:
             what = f"{self._root}/index.jsonl, {name}"
             if not isinstance(record, dict) or str(record.get("file")) not in number:
                 raise PairsError(
-                    f"{what}: shard {record!r:.200}; expected one of those in shards.json, by its file name"
+                    f"{what}: shard {record!r:.200}; expected one of those in shards.json, by its "
+                    "file name"
                 )
             if name in self._row:
                 raise PairsError(f"{what}: stands twice in the index")
@@ -167,7 +203,9 @@ class Shards:
             limit = self._shards[number[record["file"]]]["size"]
             for k, kind in enumerate(KINDS):
                 if kind in record:
-                    self._place[row, k] = _check_place(record[kind], limit, f"{what}, {kind} in {record['file']}")
+                    self._place[row, k] = _check_place(
+                        record[kind], limit, f"{what}, {kind} in {record['file']}"
+                    )
                     self._names[kind][name] = None
         if isinstance(root, Path):
             for i in np.unique(self._shard):
@@ -177,7 +215,9 @@ class Shards:
         return self._names[kind].keys()
 
     def where(self, kind: str, name: str) -> str:
-        return f"{kind} of {name} in {self._root}/{self._shards[self._shard[self._row[name]]]['file']}"
+        return (
+            f"{kind} of {name} in {self._root}/{self._shards[self._shard[self._row[name]]]['file']}"
+        )
 
     def source(self, kind: str, name: str) -> bytes:
         row = self._row[name]
@@ -187,17 +227,22 @@ class Shards:
             file.seek(offset - _BLOCK)
             content = file.read(_BLOCK + size)
         if len(content) < _BLOCK + size:
-            raise PairsError(f"{self.where(kind, name)}: the shard ends before it; copy the shard again")
+            raise PairsError(
+                f"{self.where(kind, name)}: the shard ends before it; copy the shard again"
+            )
         try:
             header = tarfile.TarInfo.frombuf(content[:_BLOCK], "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise PairsError(
                 f"{self.where(kind, name)}: no file starts at byte {offset} ({error}); {_REWRITE}"
             ) from None
-        expected = f"{key(name)}.{kind}."[:100]  # the header has room for so much; the rest stands in the one before
+        expected = f"{key(name)}.{kind}."[
+            :100
+        ]  # the header has room for so much; the rest stands in the one before
         if not header.name.startswith(expected) or header.size != size:
             raise PairsError(
-                f"{self.where(kind, name)}: found {header.name} of {header.size} bytes at byte {offset}, expected "
+                f"{self.where(kind, name)}: found {header.name} of {header.size} bytes at byte "
+                f"{offset}, expected "
                 f"{expected}* of {size}; {_REWRITE}"
             )
         return content[_BLOCK:]
@@ -211,10 +256,13 @@ class Shards:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise PairsError(f"{path} is missing ({error.strerror}); the index needs it: copy all shards") from None
+            raise PairsError(
+                f"{path} is missing ({error.strerror}); the index needs it: copy all shards"
+            ) from None
         if size != shard["size"]:
             raise PairsError(
-                f"{path} has {size} bytes, expected {shard['size']} (shards.json): truncated? Copy it again"
+                f"{path} has {size} bytes, expected {shard['size']} (shards.json): truncated? "
+                "Copy it again"
             )
         return path
 
@@ -225,7 +273,9 @@ _REWRITE = "index and shards do not belong together: copy them again, or write t
 def _read_table(root: Path | Remote) -> list[dict]:
     try:
         text = (
-            root.text("shards.json") if isinstance(root, Remote) else (root / "shards.json").read_text(encoding="utf-8")
+            root.text("shards.json")
+            if isinstance(root, Remote)
+            else (root / "shards.json").read_text(encoding="utf-8")
         )
         table = json.loads(text)
         for shard in table:
@@ -238,7 +288,8 @@ def _read_table(root: Path | Remote) -> list[dict]:
                 raise ValueError(f"size {shard['size']!r:.100} of {shard['file']}")
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise PairsError(
-            f"{root}/shards.json: {error!r}; expected a list of objects with file, size and sha256, as write_shards makes it"
+            f"{root}/shards.json: {error!r}; expected a list of objects with file, size and "
+            "sha256, as write_shards makes it"
         ) from error
     return table
 
@@ -246,10 +297,17 @@ def _read_table(root: Path | Remote) -> list[dict]:
 def _check_place(place: object, limit: int, what: str) -> tuple[int, int]:
     try:
         _, offset, size = place
-        if type(offset) is int and type(size) is int and offset >= _BLOCK and size >= 0 and offset + size <= limit:
+        if (
+            type(offset) is int
+            and type(size) is int
+            and offset >= _BLOCK
+            and size >= 0
+            and offset + size <= limit
+        ):
             return offset, size
     except (TypeError, ValueError):
         pass
     raise PairsError(
-        f"{what}: {place!r:.200}; expected [name, offset, size] inside the shard's {limit} bytes, after a header of {_BLOCK}"
+        f"{what}: {place!r:.200}; expected [name, offset, size] inside the shard's {limit} bytes, "
+        f"after a header of {_BLOCK}"
     )

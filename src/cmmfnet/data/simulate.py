@@ -1,10 +1,12 @@
-"""Pseudo-thermal frames from labelled colour photos, the lever that makes little real data enough (docs/data.md).
+"""Pseudo-thermal frames from labelled colour photos, the lever that makes little real data enough
+(docs/data.md).
 
-A thermal camera sees temperature and emissivity, which a photo does not tell; what carries over from photo to thermal
-frame is shape. So every class gets a random temperature, inside a class the photo's own variation comes back with a
-random sign and strength, and the sensor does the rest (augment.sensor). Half of the frames take temperatures from a
-weak physical prior (sky cold, people warm), half from none at all. Everything but ``level`` is batched tensor code and runs
-where the tensors are; as in augment.py, drawing and applying are apart.
+A thermal camera sees temperature and emissivity, which a photo does not tell; what carries over
+from photo to thermal frame is shape. So every class gets a random temperature, inside a class the
+photo's own variation comes back with a random sign and strength, and the sensor does the rest
+(augment.sensor). Half of the frames take temperatures from a weak physical prior (sky cold, people
+warm), half from none at all. Everything but ``level`` is batched tensor code and runs where the
+tensors are; as in augment.py, drawing and applying are apart.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from torch import Tensor
 from cmmfnet.data.augment import Draws, blur, normal, uniform
 from cmmfnet.data.decode import quantile
 
-# Class -> mean and deviation of its apparent temperature on a 0..1 scale, by day (ids: data.scenes.CLASSES).
+# Class -> mean and deviation of its apparent temperature on a 0..1 scale, by day (ids:
+# data.scenes.CLASSES).
 PRIOR: tuple[tuple[float, float], ...] = (
     (0.50, 0.25),  # unlabelled
     (0.05, 0.10),  # sky
@@ -51,7 +54,8 @@ _SKY = 1
 
 
 def level(photo: np.ndarray) -> np.ndarray:
-    """Levels of a photo (H,W,3) uint8: each channel's 0.5 % quantile to black, the largest 99.7 % quantile to white."""
+    """Levels of a photo (H,W,3) uint8: each channel's 0.5 % quantile to black, the largest 99.7 %
+    quantile to white."""
     sample = photo.reshape(-1, 3)[:: max(1, photo.size // 3 // 20000)]
     counts = [np.bincount(sample[:, c], minlength=256) for c in range(3)]
     low, high = [quantile(n, 0.005) for n in counts], max(quantile(n, 0.997) for n in counts)
@@ -64,16 +68,23 @@ def level(photo: np.ndarray) -> np.ndarray:
 
 def _class_mean(x: Tensor, label: Tensor, classes: int) -> Tensor:
     """Mean of x (B,C,H,W) over each class of label (B,H,W), back at every pixel: (B,C,H,W)."""
-    # As products with the one-hot map: adding 65,536 pixels to 25 sums by scatter would queue on 25 addresses.
+    # As products with the one-hot map: adding 65,536 pixels to 25 sums by scatter would queue on 25
+    # addresses.
     flat = label.flatten(1)
-    member = (flat.unsqueeze(1) == torch.arange(classes, device=label.device).view(1, -1, 1)).to(x.dtype)
-    mean = torch.einsum("bcn,bkn->bck", x.flatten(2), member) / member.sum(dim=2).clamp_min(1).unsqueeze(1)
+    member = (flat.unsqueeze(1) == torch.arange(classes, device=label.device).view(1, -1, 1)).to(
+        x.dtype
+    )
+    mean = torch.einsum("bcn,bkn->bck", x.flatten(2), member) / member.sum(dim=2).clamp_min(
+        1
+    ).unsqueeze(1)
     return mean.gather(2, flat.unsqueeze(1).expand(-1, x.shape[1], -1)).view_as(x)
 
 
 @lru_cache(maxsize=16)
 def _prior(device: torch.device) -> Tensor:
-    return torch.tensor(PRIOR, device=device)  # kept: to send it anew for every batch would make the host wait
+    return torch.tensor(
+        PRIOR, device=device
+    )  # kept: to send it anew for every batch would make the host wait
 
 
 def simulation_draws(count: int, generator: torch.Generator) -> Draws:
@@ -88,7 +99,9 @@ def simulation_draws(count: int, generator: torch.Generator) -> Draws:
 
     prior = _prior(generator.device)
     physical = prior[:, 0] + prior[:, 1] * normal((count, classes), generator)
-    temperature = torch.where(uniform((count, 1), 0, 1, generator) < 0.5, physical, per_class(0.0, 1.0))
+    temperature = torch.where(
+        uniform((count, 1), 0, 1, generator) < 0.5, physical, per_class(0.0, 1.0)
+    )
     # a random direction in RGB (materials differ)
     mix = normal((count, classes, 3), generator)
     material = per_class(0.0, 0.9)
@@ -111,7 +124,8 @@ def simulation_draws(count: int, generator: torch.Generator) -> Draws:
 
 
 def simulate_thermal(photo: Tensor, label: Tensor, draws: Draws) -> Tensor:
-    """photo (B,3,H,W) float in [0,1], label (B,H,W) long class ids -> raw pseudo-thermal (B,1,H,W) float, about 0..1.
+    """photo (B,3,H,W) float in [0,1], label (B,H,W) long class ids -> raw pseudo-thermal (B,1,H,W)
+    float, about 0..1.
 
     The frame still wants sensor effects and a stretch (augment.sensor).
     """
@@ -122,10 +136,12 @@ def simulate_thermal(photo: Tensor, label: Tensor, draws: Draws) -> Tensor:
         """(B,K) -> (B,1,H,W): each pixel takes its class' entry."""
         return table.gather(1, label.flatten(1)).view(batch, 1, height, width)
 
-    # real frames have as much contrast inside things as between them: classes are drawn together by up to 70 %
+    # real frames have as much contrast inside things as between them: classes are drawn together by
+    # up to 70 %
     frame = 0.5 + (at_pixels(draws["temperature"]) - 0.5) * draws["contrast"]
 
-    # inside a class: a mix of the colour channels and fine texture of the luminance, each with a random sign and strength
+    # inside a class: a mix of the colour channels and fine texture of the luminance, each with a
+    # random sign and strength
     deviation = photo - _class_mean(photo, label, len(PRIOR))
     weights = torch.cat([at_pixels(draws["mix"][..., c]) for c in range(3)], dim=1)
     frame = frame + (deviation * weights).sum(dim=1, keepdim=True) * at_pixels(draws["material"])
@@ -137,5 +153,7 @@ def simulate_thermal(photo: Tensor, label: Tensor, draws: Draws) -> Tensor:
     y = torch.linspace(-0.5, 0.5, height, device=device).view(1, 1, -1, 1)
     x = torch.linspace(-0.5, 0.5, width, device=device).view(1, 1, 1, -1)
     frame = frame + at_pixels(draws["vertical"]) * y + at_pixels(draws["horizontal"]) * x
-    frame = frame + F.interpolate(draws["field"], (height, width), mode="bicubic", align_corners=False)
+    frame = frame + F.interpolate(
+        draws["field"], (height, width), mode="bicubic", align_corners=False
+    )
     return blur(frame, draws["optics"].flatten())

@@ -1,4 +1,5 @@
-"""Trivial baselines: what needs no learning. A method that does not beat them has learned nothing of use."""
+"""Trivial baselines: what needs no learning. A method that does not beat them has learned nothing
+of use."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ def trivial_baselines(train: Pairs, geometry: str = DEFAULT_GEOMETRY) -> dict[st
 
     - grey replicate: the thermal frame as grey; what colour adds is measured against it
     - mean colour: one colour, the mean of all training pictures, each with the same weight
-    - mean picture: their mean at each place (for "whole", of pictures brought to 256x256, and back to the frame's size)
-    - mean colour of each level: of 64 equal thermal levels, a false-colour palette fitted to the truth; a level that no
-      training pixel has takes the nearest that one has
-    - nearest training picture: the true picture of the training frame whose thermal is nearest, by Euclidean distance
-      between 32x32 means scaled to mean 0 and deviation 1; frames of the same name or sequence are passed over
+    - mean picture: their mean at each place (for "whole", of pictures brought to 256x256, and back
+      to the frame's size)
+    - mean colour of each level: of 64 equal thermal levels, a false-colour palette fitted to the
+      truth; a level that no training pixel has takes the nearest that one has
+    - nearest training picture: the true picture of the training frame whose thermal is nearest, by
+      Euclidean distance between 32x32 means scaled to mean 0 and deviation 1; frames of the same
+      name or sequence are passed over
     """
     total, colour = np.zeros((SIZE, SIZE, 3)), np.zeros(3)
     levels, counts = np.zeros((LEVELS, 3)), np.zeros(LEVELS)
@@ -47,7 +50,9 @@ def trivial_baselines(train: Pairs, geometry: str = DEFAULT_GEOMETRY) -> dict[st
     def nearest(thermal: np.ndarray, meta: dict) -> np.ndarray:
         distances = np.square(thumbs - _thumb(thermal)).sum(axis=1)
         for i, entry in enumerate(train.entries):
-            if entry["name"] == meta["name"] or (entry.get("sequence") and entry["sequence"] == meta.get("sequence")):
+            if entry["name"] == meta["name"] or (
+                entry.get("sequence") and entry["sequence"] == meta.get("sequence")
+            ):
                 distances[i] = np.inf
         if not np.isfinite(distances).any():
             return _fit(mean, thermal.shape)  # a training set of nothing but this sequence
@@ -79,6 +84,8 @@ def _fit(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _thumb(thermal: np.ndarray) -> np.ndarray:
     """(h,w) -> (1024,) float32 with mean 0 and deviation 1 (all 0 for a flat frame)."""
-    small = np.asarray(Image.fromarray(thermal).resize((THUMB, THUMB), Image.Resampling.BOX), np.float64).ravel()
+    small = np.asarray(
+        Image.fromarray(thermal).resize((THUMB, THUMB), Image.Resampling.BOX), np.float64
+    ).ravel()
     small -= small.mean()
     return (small / max(small.std(), 1e-6)).astype(np.float32)

@@ -1,4 +1,5 @@
-"""``cmmfnet compare``: several methods under one protocol, with paired tests, in one table and one page."""
+"""``cmmfnet compare``: several methods under one protocol, with paired tests, in one table and one
+page."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class CompareError(ValueError):
 
 @dataclass
 class Contestant:
-    """One method that was asked for, with the result its rows are in and, where it can colour again, its predictor."""
+    """One method that was asked for, with the result its rows are in and, where it can colour
+    again, its predictor."""
 
     label: str
     what: str
@@ -64,14 +66,16 @@ def compare(
     seed: int = 0,
     device: str = "auto",
 ) -> dict:
-    """Compare models, runs, folders of predictions and results of `cmmfnet evaluate --json` under one protocol.
+    """Compare models, runs, folders of predictions and results of `cmmfnet evaluate --json` under
+    one protocol.
 
-    Differences to the reference are paired by picture; intervals and tests take whole sequences together. Results made
-    under different protocols are refused (docs/evaluation.md).
+    Differences to the reference are paired by picture; intervals and tests take whole sequences
+    together. Results made under different protocols are refused (docs/evaluation.md).
 
     Args:
-        what: two or more of: a name of `cmmfnet models`, a .safetensors or .onnx file, a run's folder, a folder of predictions,
-            a .json file of `cmmfnet evaluate`, which is not run again
+        what: two or more of: a name of `cmmfnet models`, a .safetensors or .onnx file, a run's
+            folder, a folder of predictions, a .json file of `cmmfnet evaluate`, which is not run
+            again
         data: a folder of pairs (docs/data.md); not needed where all are .json
         report: write one page FILE.html with table, differences, pictures, scenes and curves
         json: write the numbers to this file
@@ -79,27 +83,33 @@ def compare(
         split: train, val or test, as in its index
         lighting: only these, with commas between: day,dusk
         sources: only these, with commas between
-        geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b or whole (docs/evaluation.md)
+        geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b or whole
+            (docs/evaluation.md)
         text: what models are told: none, caption or tags, as the index has them
         metrics: as for `cmmfnet evaluate`
         ssim: window of SSIM: skimage-u7, gauss-11 or w3
         detector: a YOLOX detector as ONNX
-        pretrained: folder with the files for LPIPS (default: environment variable CMMFNET_PRETRAINED)
-        pictures: how many frames the page shows: those about which the methods disagree most, of every sequence one
-            before any second
+        pretrained: folder with the files for LPIPS (default: environment variable
+            CMMFNET_PRETRAINED)
+        pictures: how many frames the page shows: those about which the methods disagree most, of
+            every sequence one before any second
         seed: of bootstrap and permutations
         device: auto, cpu, cuda, cuda:1 or mps
 
     Returns:
-        What goes into ``json``: protocol; reference; methods, label -> what it is; scores, label -> metric -> mean, low,
-        high, over_sequences; paired, label -> metric -> difference, low, high, p, p_holm; groups, kind -> value -> label
-        -> metric -> mean; curves, label -> metric -> [[step, value]]; order, the frames by disagreement.
+        What goes into ``json``: protocol; reference; methods, label -> what it is; scores, label ->
+        metric -> mean, low, high, over_sequences; paired, label -> metric -> difference, low, high,
+        p, p_holm; groups, kind -> value -> label -> metric -> mean; curves, label -> metric ->
+        [[step, value]]; order, the frames by disagreement.
 
     Raises:
-        CompareError, and what :func:`cmmfnet.evaluation.evaluate.evaluate` raises: nothing was written.
+        CompareError, and what :func:`cmmfnet.evaluation.evaluate.evaluate` raises: nothing was
+        written.
     """
     if len(what) < 2:
-        raise CompareError(f"found {len(what)} to compare; give two or more, or use cmmfnet evaluate for one")
+        raise CompareError(
+            f"found {len(what)} to compare; give two or more, or use cmmfnet evaluate for one"
+        )
     if report is not None and Path(report).suffix.lower() not in (".html", ".htm"):
         raise CompareError(f"--report is one HTML page; name it {Path(report).stem}.html")
     if pictures < 0:
@@ -109,28 +119,52 @@ def compare(
     setting = None
     if fresh:
         if data is None:
-            raise CompareError(f"--data is needed to score {', '.join(fresh)}; only .json results are scored already")
+            raise CompareError(
+                f"--data is needed to score {', '.join(fresh)}; only .json results are scored "
+                "already"
+            )
         setting = Setting(
-            data=data, split=split, lighting=lighting, sources=sources, geometry=geometry, text=text, metrics=metrics,
+            data=data, split=split, lighting=lighting, sources=sources, geometry=geometry,
+            text=text, metrics=metrics,
             ssim=ssim, detector=detector, pretrained=pretrained, seed=seed, device=device,
         )  # fmt: skip
-        for each, result in stored.items():  # before anything is run: of the pictures themselves, it is known after
+        for (
+            each,
+            result,
+        ) in (
+            stored.items()
+        ):  # before anything is run: of the pictures themselves, it is known after
             _same_protocol(
-                "this command", setting.protocol(result["protocol"]["truth_sha256"]), each, result["protocol"]
+                "this command",
+                setting.protocol(result["protocol"]["truth_sha256"]),
+                each,
+                result["protocol"],
             )
     contestants = _contestants(what, stored, setting)
     results = list({id(c.result): c.result for c in contestants}.values())
     for each in contestants[1:]:
-        _same_protocol(contestants[0].what, contestants[0].result["protocol"], each.what, each.result["protocol"])
+        _same_protocol(
+            contestants[0].what,
+            contestants[0].result["protocol"],
+            each.what,
+            each.result["protocol"],
+        )
     chosen = _reference(contestants, reference)
 
-    names = [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
+    names = [
+        name
+        for name in results[0]["metrics"]
+        if all(name in result["metrics"] for result in results)
+    ]
     if not names:
         raise CompareError("these results share no metric; evaluate them with the same --metrics")
     rows, sets = _rows(contestants, results)
     labels = [c.label for c in contestants]
     scores = {
-        label: {"pairs": len(each), "sequences": len({row["sequence"] or row["name"] for row in each})}
+        label: {
+            "pairs": len(each),
+            "sequences": len({row["sequence"] or row["name"] for row in each}),
+        }
         | cells(each, names, seed, {k: v for k, v in sets[label].items() if k in names})
         for label, each in rows.items()
     }
@@ -146,7 +180,9 @@ def compare(
         "scores": scores,
         "paired": paired(rows, labels, chosen, names, seed),
         "groups": groups(rows, names),
-        "curves": {c.label: curve for c in contestants if (curve := read_curve(c.record.get("what")))},
+        "curves": {
+            c.label: curve for c in contestants if (curve := read_curve(c.record.get("what")))
+        },
         "order": by_disagreement({label: rows[label] for label in labels}, names),
     }
     print(describe(found["protocol"], setting.data if setting else results[0]["data"]))
@@ -171,15 +207,22 @@ def read_result(path: Path) -> dict:
         raise CompareError(f"{path} is no JSON: {error}") from error
     found = result.get("format") if isinstance(result, dict) else None
     if found != FORMAT:
-        raise CompareError(f"{path} has the format {found!r}, expected {FORMAT!r}: a file of cmmfnet evaluate --json")
+        raise CompareError(
+            f"{path} has the format {found!r}, expected {FORMAT!r}: a file of cmmfnet evaluate "
+            "--json"
+        )
     measured = {metric.values for metric in METRICS.values()}
     for rows in result["pictures"].values():
         for row in rows:
-            row.update({key: float(value) for key, value in row.items() if key in measured})  # "inf"
+            row.update(
+                {key: float(value) for key, value in row.items() if key in measured}
+            )  # "inf"
     return result
 
 
-def _contestants(what: Sequence[str], stored: dict[str, dict], setting: Setting | None) -> list[Contestant]:
+def _contestants(
+    what: Sequence[str], stored: dict[str, dict], setting: Setting | None
+) -> list[Contestant]:
     labels: list[str] = []
     found, opened = [], []
     for each in what:
@@ -188,13 +231,18 @@ def _contestants(what: Sequence[str], stored: dict[str, dict], setting: Setting 
         label = name if name not in labels else f"{name} ({Path(each).stem})"
         if label in labels:
             raise CompareError(
-                f"two of what is compared are called {label!r} ({each}); give each its own file or folder name"
+                f"two of what is compared are called {label!r} ({each}); give each its own file "
+                "or folder name"
             )
         labels.append(label)
         if predictor is not None:
             predictor = replace(predictor, name=label)
             opened.append(predictor)
-        found.append(Contestant(label, each, stored.get(each, {}), name if each in stored else label, predictor))
+        found.append(
+            Contestant(
+                label, each, stored.get(each, {}), name if each in stored else label, predictor
+            )
+        )
     if opened:
         result = setting.run(opened, {})
         for contestant in found:
@@ -207,7 +255,8 @@ def _same_protocol(one: str, protocol: dict, other: str, theirs: dict) -> None:
         protocol, theirs = protocol | {"detector": None}, theirs | {"detector": None}
     if different := differing(protocol, theirs):
         raise ProtocolError(
-            f"{one} and {other} were made under different protocols and cannot be compared: {'; '.join(different)}"
+            f"{one} and {other} were made under different protocols and cannot be compared: "
+            f"{'; '.join(different)}"
         )
 
 
@@ -215,15 +264,26 @@ def _reference(contestants: list[Contestant], reference: str | None) -> str:
     for each in contestants:
         if reference in (None, each.label, each.what):
             return each.label
-    raise CompareError(f"reference is {reference!r}; expected one of {', '.join(c.label for c in contestants)}")
+    raise CompareError(
+        f"reference is {reference!r}; expected one of {', '.join(c.label for c in contestants)}"
+    )
 
 
-def _rows(contestants: list[Contestant], results: list[dict]) -> tuple[dict[str, Rows], dict[str, dict]]:
-    """Label -> rows in one order of frames, and -> the metrics of whole sets: what was asked for, then baselines."""
-    order = {row["name"]: i for i, row in enumerate(contestants[0].result["pictures"][contestants[0].key])}
+def _rows(
+    contestants: list[Contestant], results: list[dict]
+) -> tuple[dict[str, Rows], dict[str, dict]]:
+    """Label -> rows in one order of frames, and -> the metrics of whole sets: what was asked for,
+    then baselines."""
+    order = {
+        row["name"]: i
+        for i, row in enumerate(contestants[0].result["pictures"][contestants[0].key])
+    }
     rows, sets = {}, {}
     baselines = [
-        (name, result, name) for result in results for name, r in result["methods"].items() if r["kind"] == "baseline"
+        (name, result, name)
+        for result in results
+        for name, r in result["methods"].items()
+        if r["kind"] == "baseline"
     ]
     for label, result, key in [(c.label, c.result, c.key) for c in contestants] + baselines:
         if label not in rows:
@@ -235,14 +295,26 @@ def _rows(contestants: list[Contestant], results: list[dict]) -> tuple[dict[str,
 def differences(found: dict) -> str:
     """The paired differences in lines."""
     lines = [
-        f"differences to {found['reference']}, paired by picture [95 % interval], p by sign flips of sequences, Holm"
+        f"differences to {found['reference']}, paired by picture [95 % interval], p by sign flips "
+        "of sequences, Holm"
     ]
     for label, each in found["paired"].items():
         for name, cell in each.items():
             digits = METRICS[name].decimals + 1
-            interval = f"[{cell['low']:+.{digits}f},{cell['high']:+.{digits}f}]" if cell["low"] is not None else ""
-            p = f"p {cell['p']:.4f}, corrected {cell['p_holm']:.4f}" if cell["p"] is not None else "no test"
-            lines.append(f"  {label:28}{METRICS[name].title:10}{cell['difference']:+9.{digits}f} {interval:22}{p}")
+            interval = (
+                f"[{cell['low']:+.{digits}f},{cell['high']:+.{digits}f}]"
+                if cell["low"] is not None
+                else ""
+            )
+            p = (
+                f"p {cell['p']:.4f}, corrected {cell['p_holm']:.4f}"
+                if cell["p"] is not None
+                else "no test"
+            )
+            lines.append(
+                f"  {label:28}{METRICS[name].title:10}{cell['difference']:+9.{digits}f} "
+                f"{interval:22}{p}"
+            )
     return "\n".join(lines)
 
 
@@ -250,10 +322,17 @@ def differences(found: dict) -> str:
 
 
 def _grid(
-    found: dict, contestants: list[Contestant], rows: dict[str, Rows], setting: Setting | None, limit: int
+    found: dict,
+    contestants: list[Contestant],
+    rows: dict[str, Rows],
+    setting: Setting | None,
+    limit: int,
 ) -> Iterator[GridRow]:
     """The frames about which the methods disagree most, each with what every method made of it."""
-    metric = next((name for name in ("lpips", "ssim", "psnr", *found["order"]) if found["order"].get(name)), None)
+    metric = next(
+        (name for name in ("lpips", "ssim", "psnr", *found["order"]) if found["order"].get(name)),
+        None,
+    )
     protocol = found["protocol"]
     pairs = setting.pairs if setting else _pairs_of(contestants[0].result)
     if metric is None or pairs is None:

@@ -1,4 +1,5 @@
-"""The numbers of a comparison: paired differences with tests, means by group, curves of training, disagreement.
+"""The numbers of a comparison: paired differences with tests, means by group, curves of training,
+disagreement.
 
 Rows are those of scoring.py; all lists of rows are of the same frames in the same order.
 """
@@ -19,9 +20,12 @@ from cmmfnet.evaluation.scoring import Rows, mean_of
 GROUPS = ("source", "lighting", "sequence")
 
 
-def paired(rows: dict[str, Rows], labels: Sequence[str], reference: str, names: Sequence[str], seed: int) -> dict:
-    """Label -> metric -> its mean less that of the reference on the pictures that both have, 95 % bootstrap interval of that
-    difference, p of the sign-flip test, and p after Holm's correction over all tests of this call, metrics included.
+def paired(
+    rows: dict[str, Rows], labels: Sequence[str], reference: str, names: Sequence[str], seed: int
+) -> dict:
+    """Label -> metric -> its mean less that of the reference on the pictures that both have, 95 %
+    bootstrap interval of that difference, p of the sign-flip test, and p after Holm's correction
+    over all tests of this call, metrics included.
 
     Metrics of whole sets and those without a better direction are not tested.
     """
@@ -29,13 +33,19 @@ def paired(rows: dict[str, Rows], labels: Sequence[str], reference: str, names: 
     tested = [n for n in names if METRICS[n].better in ("higher", "lower") and not METRICS[n].set]
     for label, name in itertools.product(found, tested):
         key, per = METRICS[name].values, METRICS[name].per
-        both = [(a, b) for a, b in zip(rows[label], rows[reference], strict=True) if key in a and key in b]
+        both = [
+            (a, b)
+            for a, b in zip(rows[label], rows[reference], strict=True)
+            if key in a and key in b
+        ]
         weights = [float(a[per]) if per else 1.0 for a, _ in both]
         if sum(weights) == 0:
             continue
         values, theirs = ([float(row[key]) for row in side] for side in zip(*both, strict=True))
         clusters = [str(a["sequence"] or a["name"]) for a, _ in both]
-        gaps = [0.0 if v == t else v - t for v, t in zip(values, theirs, strict=True)]  # inf - inf is no difference
+        gaps = [
+            0.0 if v == t else v - t for v, t in zip(values, theirs, strict=True)
+        ]  # inf - inf is no difference
         interval = intervals.mean_interval(gaps, weights, clusters, seed=seed)
         found[label][name] = {
             "difference": float(np.sum(gaps) / np.sum(weights)), "low": interval and interval[0],
@@ -54,10 +64,16 @@ def groups(rows: dict[str, Rows], names: Sequence[str]) -> dict[str, dict]:
     for kind in GROUPS:
         values = sorted({str(row[kind]) for row in next(iter(rows.values())) if row[kind]})
         for value in values:
-            of_value = {label: [row for row in each if row[kind] == value] for label, each in rows.items()}
+            of_value = {
+                label: [row for row in each if row[kind] == value] for label, each in rows.items()
+            }
             found.setdefault(kind, {})[value] = {
                 label: {"pairs": len(part)}
-                | {n: mean for n in names if not METRICS[n].set and (mean := mean_of(METRICS[n], part)) is not None}
+                | {
+                    n: mean
+                    for n in names
+                    if not METRICS[n].set and (mean := mean_of(METRICS[n], part)) is not None
+                }
                 for label, part in of_value.items()
             }
     return found
@@ -76,7 +92,9 @@ def read_curve(what: str | None) -> dict[str, list]:
             continue  # the last line of a run that was killed, or is being written
         for name, value in row.get("validation", {}).items():
             if isinstance(value, int | float):
-                curve.setdefault(name, {})[int(row["step"])] = float(value)  # a resumed run repeats steps
+                curve.setdefault(name, {})[int(row["step"])] = float(
+                    value
+                )  # a resumed run repeats steps
     return {name: sorted(map(list, points.items())) for name, points in curve.items()}
 
 
@@ -97,7 +115,8 @@ def by_disagreement(rows: dict[str, Rows], names: Sequence[str]) -> dict[str, li
 
 
 def varied(names: Sequence[str], sequences: dict[str, str]) -> list[str]:
-    """``names`` in their order, but of every sequence the first before any second: neighbours look alike."""
+    """``names`` in their order, but of every sequence the first before any second: neighbours look
+    alike."""
     seen: dict[str, int] = {}
     ranks = {}
     for name in names:

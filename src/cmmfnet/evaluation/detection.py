@@ -1,8 +1,10 @@
-"""Detection on coloured pictures: does a detector that was trained on colour photos find in them what it finds in the truth?
+"""Detection on coloured pictures: does a detector that was trained on colour photos find in them
+what it finds in the truth?
 
-The detector is an ONNX file with the layout of YOLOX (Ge et al., arXiv 2107.08430): input (1,3,S,S), BGR 0 to 255, the
-picture in the upper left corner, the rest 114; output (1,N,5+C) on strides 8, 16 and 32. Its findings on the true colour
-pictures stand for the truth, which makes sense by day only.
+The detector is an ONNX file with the layout of YOLOX (Ge et al., arXiv 2107.08430): input
+(1,3,S,S), BGR 0 to 255, the picture in the upper left corner, the rest 114; output (1,N,5+C) on
+strides 8, 16 and 32. Its findings on the true colour pictures stand for the truth, which makes
+sense by day only.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class DetectorError(ValueError):
 
 @dataclass(frozen=True)
 class Detections:
-    """``boxes`` (n,4) float32: left, top, right, bottom in pixels of the picture; ``scores`` (n,) in [0,1], descending;
-    ``classes`` (n,) int64."""
+    """``boxes`` (n,4) float32: left, top, right, bottom in pixels of the picture; ``scores`` (n,)
+    in [0,1], descending; ``classes`` (n,) int64."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -49,33 +51,48 @@ class Detections:
 class Detector:
     """A YOLOX detector from an ONNX file: ``detector(picture (H,W,3) uint8) -> Detections``.
 
-    Raises :class:`DetectorError` for another layout, ``FileNotFoundError``, and ``ImportError`` without onnxruntime.
+    Raises :class:`DetectorError` for another layout, ``FileNotFoundError``, and ``ImportError``
+    without onnxruntime.
     """
 
     def __init__(self, path: str | Path):
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError("a detector needs onnxruntime: pip install 'cmmfnet[onnx]'") from error
+            raise ImportError(
+                "a detector needs onnxruntime: pip install 'cmmfnet[onnx]'"
+            ) from error
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no detector file {path}; expected YOLOX as ONNX, for example yolox_nano.onnx")
+            raise FileNotFoundError(
+                f"no detector file {path}; expected YOLOX as ONNX, for example yolox_nano.onnx"
+            )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
-            self.session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exception types are its own C++ classes without a public base
-            raise DetectorError(f"{path} is no ONNX model that onnxruntime can run: {error}") from error
+            self.session = onnxruntime.InferenceSession(
+                path.read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except (
+            Exception
+        ) as error:  # its exception types are its own C++ classes without a public base
+            raise DetectorError(
+                f"{path} is no ONNX model that onnxruntime can run: {error}"
+            ) from error
         self.input = self.session.get_inputs()[0].name
         shape = self.session.get_inputs()[0].shape
         self.side = shape[2] if len(shape) == 4 and isinstance(shape[2], int) else 0
         want = sum((self.side // stride) ** 2 for stride in STRIDES)
         if not self.side or list(shape) != [1, 3, self.side, self.side] or self.side % 32:
-            raise DetectorError(f"{path} takes {shape}; expected [1, 3, S, S] with S a multiple of 32, as YOLOX has it")
+            raise DetectorError(
+                f"{path} takes {shape}; expected [1, 3, S, S] with S a multiple of 32, as YOLOX "
+                "has it"
+            )
         found = self._raw(np.zeros((3, self.side, self.side), np.float32)).shape
         if len(found) != 2 or found[0] != want or found[1] < 6:
             raise DetectorError(
-                f"{path} gives (1, {', '.join(map(str, found))}); expected YOLOX: (1, {want}, 5 + classes)"
+                f"{path} gives (1, {', '.join(map(str, found))}); expected YOLOX: (1, {want}, 5 + "
+                "classes)"
             )
         self.record = {
             "file": path.name,
@@ -84,7 +101,10 @@ class Detector:
             "objects": f"findings on the true picture from {TRUTH_SCORE}, lighting day",
             "recall": f"findings from {SCORE}, same class, IoU from {IOU}",
         }
-        steps = [(np.indices((self.side // s, self.side // s)).reshape(2, -1).T[:, ::-1], s) for s in STRIDES]
+        steps = [
+            (np.indices((self.side // s, self.side // s)).reshape(2, -1).T[:, ::-1], s)
+            for s in STRIDES
+        ]
         self.grid = np.concatenate([grid for grid, _ in steps]).astype(np.float32)
         self.stride = np.concatenate([np.full((len(grid), 1), s, np.float32) for grid, s in steps])
 
@@ -110,15 +130,21 @@ class Detector:
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes (n,4) and (m,4): (n,m); 0 for empty boxes."""
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    low, high = (
+        np.maximum(a[:, None, :2], b[None, :, :2]),
+        np.minimum(a[:, None, 2:], b[None, :, 2:]),
+    )
     shared = np.clip(high - low, 0, None).prod(axis=2)
     areas = [(x[:, 2:] - x[:, :2]).prod(axis=1) for x in (a, b)]
     union = areas[0][:, None] + areas[1][None] - shared
     return np.where(union > 0, shared / np.maximum(union, 1e-9), 0)
 
 
-def suppress(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, limit: float = NMS_IOU) -> Detections:
-    """Non-maximum suppression within each class: a box that overlaps a surer one by more than ``limit`` goes."""
+def suppress(
+    boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, limit: float = NMS_IOU
+) -> Detections:
+    """Non-maximum suppression within each class: a box that overlaps a surer one by more than
+    ``limit`` goes."""
     order = np.argsort(-scores, kind="stable")
     boxes, scores, classes = boxes[order], scores[order], classes[order]
     overlap = (iou(boxes, boxes) > limit) & (classes[:, None] == classes[None])
@@ -130,7 +156,8 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, limit: 
 
 
 def match(found: Detections, objects: Detections) -> np.ndarray:
-    """Which findings, surest first, hit an object of their class that none before them hit, at IoU from .5: (n,) bool."""
+    """Which findings, surest first, hit an object of their class that none before them hit, at IoU
+    from .5: (n,) bool."""
     hits, free = np.zeros(len(found), bool), np.ones(len(objects), bool)
     overlap = iou(found.boxes, objects.boxes)
     for i in range(len(found)):
@@ -159,7 +186,8 @@ class DetectionScore:
         return int(hits[found.scores >= SCORE].sum()), len(objects)
 
     def ap50(self) -> float | None:
-        """Mean over the classes that have objects of their average precision at IoU .5; None without any object."""
+        """Mean over the classes that have objects of their average precision at IoU .5; None
+        without any object."""
         if not self.objects or not (objects := np.concatenate(self.objects)).size:
             return None
         scores, hits, classes = (np.concatenate(x) for x in (self.scores, self.hits, self.classes))
@@ -171,7 +199,8 @@ class DetectionScore:
 
 
 def average_precision(scores: np.ndarray, hits: np.ndarray, objects: int) -> float:
-    """Area under the precision envelope over recall, all points (Everingham et al., VOC 2010 on)."""
+    """Area under the precision envelope over recall, all points (Everingham et al., VOC 2010
+    on)."""
     order = np.argsort(-scores, kind="stable")
     true = np.cumsum(hits[order])
     precision = true / np.arange(1, len(order) + 1)

@@ -1,7 +1,8 @@
 """Edge agreement between a thermal picture and what was made of it: APCE as PearlGAN defines it.
 
-Luo et al., IEEE TITS 2022 (PearlGAN): for 99 Canny thresholds, high = .01, .02, ... .99 and low = high / 2, the share of
-thermal edge pixels that are edge pixels of the grey translated picture, too; the mean over the thresholds.
+Luo et al., IEEE TITS 2022 (PearlGAN): for 99 Canny thresholds, high = .01, .02, ... .99 and low =
+high / 2, the share of thermal edge pixels that are edge pixels of the grey translated picture, too;
+the mean over the thresholds.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ def grey(picture: np.ndarray) -> np.ndarray:
 def edge_maps(picture: np.ndarray) -> np.ndarray:
     """Canny edges of (H,W) uint8 at the 99 thresholds: (99,H,W) bool.
 
-    Thresholds are shares of the picture's largest gradient, after a Gaussian of sigma sqrt(2). Gradient and suppression of
-    non-maxima do not depend on the threshold and are made once; only hysteresis is made 99 times.
+    Thresholds are shares of the picture's largest gradient, after a Gaussian of sigma sqrt(2).
+    Gradient and suppression of non-maxima do not depend on the threshold and are made once; only
+    hysteresis is made 99 times.
     """
     from scipy import ndimage
 
@@ -40,10 +42,11 @@ def edge_maps(picture: np.ndarray) -> np.ndarray:
 
 
 def gradient_maxima(picture: np.ndarray) -> np.ndarray:
-    """Gradient magnitude (Sobel on the smoothed picture in [0,1]) where it is largest across the edge, else 0.
+    """Gradient magnitude (Sobel on the smoothed picture in [0,1]) where it is largest across the
+    edge, else 0.
 
-    (H,W) uint8 -> (H,W) float64. The two neighbours along the gradient are interpolated; the outermost pixels are 0. The
-    largest value always belongs to an inner pixel.
+    (H,W) uint8 -> (H,W) float64. The two neighbours along the gradient are interpolated; the
+    outermost pixels are 0. The largest value always belongs to an inner pixel.
     """
     from scipy import ndimage
 
@@ -82,5 +85,6 @@ def agreement(thermal: np.ndarray, output: np.ndarray) -> float | None:
 
 
 def apce(thermal: np.ndarray, output: np.ndarray) -> float | None:
-    """APCE of (H,W) uint8 thermal and (H,W,3) uint8 output, in [0,1], higher is better; None for a flat thermal picture."""
+    """APCE of (H,W) uint8 thermal and (H,W,3) uint8 output, in [0,1], higher is better; None for a
+    flat thermal picture."""
     return agreement(edge_maps(thermal), edge_maps(grey(output)))

@@ -1,7 +1,8 @@
-"""``cmmfnet evaluate``: scores of a model, a run or a folder of predictions on pairs under one protocol.
+"""``cmmfnet evaluate``: scores of a model, a run or a folder of predictions on pairs under one
+protocol.
 
-PSNR and SSIM alone reward grey blur; read them with LPIPS, with the colourfulness of output and truth, and with the
-trivial baselines that are scored the same way (docs/evaluation.md).
+PSNR and SSIM alone reward grey blur; read them with LPIPS, with the colourfulness of output and
+truth, and with the trivial baselines that are scored the same way (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -47,7 +48,16 @@ from cmmfnet.thermal.frame import normalise
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["centre_crops", "evaluate", "score", "score_all", "score_network", "summary", "to_picture", "without_text"]
+__all__ = [
+    "centre_crops",
+    "evaluate",
+    "score",
+    "score_all",
+    "score_network",
+    "summary",
+    "to_picture",
+    "without_text",
+]
 
 FORMAT = "cmmfnet-evaluate-1"
 PROTOCOL = sentence(DEFAULT_GEOMETRY, next(iter(SSIM_PRESETS)))
@@ -59,15 +69,19 @@ PROTOCOL = sentence(DEFAULT_GEOMETRY, next(iter(SSIM_PRESETS)))
 def centre_crops(
     pairs: Pairs, size: int = SIZE, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
-    """thermal (size,size) float32 in [-1,1] (stretched after the crop), truth (size,size,3) uint8, the index entry."""
+    """thermal (size,size) float32 in [-1,1] (stretched after the crop), truth (size,size,3) uint8,
+    the index entry."""
     for i in range(min(len(pairs), limit or len(pairs))):
         pair = pairs[i]
         yield normalise(centre_crop(pair.thermal, size)), centre_crop(pair.visible, size), pair.meta
 
 
-def score_all(methods: dict[str, Colour], pairs: Pairs, pretrained: str | Path | None = None) -> dict[str, Rows]:
-    """Method -> one row a picture under the default protocol: name, source, lighting, sequence, psnr, ssim,
-    colourfulness, that of the truth, and lpips where its files are at hand. Every picture is decoded once.
+def score_all(
+    methods: dict[str, Colour], pairs: Pairs, pretrained: str | Path | None = None
+) -> dict[str, Rows]:
+    """Method -> one row a picture under the default protocol: name, source, lighting, sequence,
+    psnr, ssim, colourfulness, that of the truth, and lpips where its files are at hand. Every
+    picture is decoded once.
     """
     scorer = Scorer(default_metrics(pretrained), pretrained=pretrained)
     return measure([baseline(name, colour) for name, colour in methods.items()], pairs, scorer)[0]
@@ -79,8 +93,9 @@ def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) ->
 
 
 def without_text(network: torch.nn.Module) -> Colour:
-    """What ``network`` (evaluation mode, float32, on its device) makes of a square frame alone; a size that it does not
-    take is brought to one that it does, and back, as ``cmmfnet colorize`` does."""
+    """What ``network`` (evaluation mode, float32, on its device) makes of a square frame alone; a
+    size that it does not take is brought to one that it does, and back, as ``cmmfnet colorize``
+    does."""
     import torch
 
     device = next(network.parameters()).device
@@ -97,7 +112,9 @@ def without_text(network: torch.nn.Module) -> Colour:
     return colour
 
 
-def score_network(network: torch.nn.Module, pairs: Pairs, pretrained: str | Path | None = None) -> dict[str, float]:
+def score_network(
+    network: torch.nn.Module, pairs: Pairs, pretrained: str | Path | None = None
+) -> dict[str, float]:
     """Means over ``pairs`` for a network without text."""
     return summary(score(without_text(network), pairs, pretrained))
 
@@ -123,41 +140,48 @@ def evaluate(
     device: str = "auto",
     json: Path | None = None,
 ) -> dict:
-    """Score a model, a run or a folder of predictions on pairs, beside what needs no learning: means by source and in all.
+    """Score a model, a run or a folder of predictions on pairs, beside what needs no learning:
+    means by source and in all.
 
-    The protocol is printed with the numbers. The trivial baselines come from the split "train" of the same folder,
-    lighting and sources. Intervals are 95 % bootstrap intervals with whole sequences drawn (docs/evaluation.md).
+    The protocol is printed with the numbers. The trivial baselines come from the split "train" of
+    the same folder, lighting and sources. Intervals are 95 % bootstrap intervals with whole
+    sequences drawn (docs/evaluation.md).
 
     Args:
-        what: a name of `cmmfnet models`, a .safetensors or .onnx file, hf:OWNER/REPO@COMMIT, a run's folder, or a folder of
-            predictions with NAME.png for every frame
+        what: a name of `cmmfnet models`, a .safetensors or .onnx file, hf:OWNER/REPO@COMMIT, a
+            run's folder, or a folder of predictions with NAME.png for every frame
         data: a folder of pairs (docs/data.md)
         split: train, val or test, as in its index
         lighting: only these, with commas between: day,dusk
         sources: only these, with commas between
-        geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b or whole (docs/evaluation.md)
+        geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b or whole
+            (docs/evaluation.md)
         text: what models are told: none, caption or tags, as the index has them
-        metrics: with commas between, of psnr, ssim, lpips, lpips_vgg, delta_e, colourfulness, colour_share, apce,
-            flicker, frechet_vgg16 (default: psnr, ssim, lpips where its files are at hand, colour_share)
+        metrics: with commas between, of psnr, ssim, lpips, lpips_vgg, delta_e, colourfulness,
+            colour_share, apce, flicker, frechet_vgg16 (default: psnr, ssim, lpips where its files
+            are at hand, colour_share)
         ssim: window of SSIM: skimage-u7, gauss-11 or w3
-        detector: a YOLOX detector as ONNX; also says how many objects of the true pictures it finds in the outputs
-        pretrained: folder with the files for LPIPS (default: environment variable CMMFNET_PRETRAINED)
+        detector: a YOLOX detector as ONNX; also says how many objects of the true pictures it finds
+            in the outputs
+        pretrained: folder with the files for LPIPS (default: environment variable
+            CMMFNET_PRETRAINED)
         save: a new folder for the outputs as they are scored, NAME.png
         seed: of the bootstrap
         device: auto, cpu, cuda, cuda:1 or mps
         json: also write protocol, means, intervals and every picture's scores to this file
 
     Returns:
-        What goes into ``json``: protocol; method, the label of ``what``; methods, label -> what it is; scores, source
-        ("all" for all of them) -> label -> pairs, sequences, and metric -> mean, low, high, over_sequences; pictures,
-        label -> rows.
+        What goes into ``json``: protocol; method, the label of ``what``; methods, label -> what it
+        is; scores, source ("all" for all of them) -> label -> pairs, sequences, and metric -> mean,
+        low, high, over_sequences; pictures, label -> rows.
 
     Raises:
-        PairsError, ModelError, PredictionError, PretrainedError, ProtocolError, MetricError, DetectorError, DeviceError:
-            nothing was scored.
+        PairsError, ModelError, PredictionError, PretrainedError, ProtocolError, MetricError,
+            DetectorError, DeviceError: nothing was scored.
     """
     setting = Setting(
-        data=data, split=split, lighting=lighting, sources=sources, geometry=geometry, text=text, metrics=metrics,
+        data=data, split=split, lighting=lighting, sources=sources, geometry=geometry, text=text,
+        metrics=metrics,
         ssim=ssim, detector=detector, pretrained=pretrained, seed=seed, device=device,
     )  # fmt: skip
     if save is not None and Path(save).exists() and any(Path(save).iterdir()):
@@ -176,7 +200,8 @@ def evaluate(
 
 @dataclass
 class Setting:
-    """A protocol with its frames, ready to score methods; the fields are the options of :func:`evaluate`."""
+    """A protocol with its frames, ready to score methods; the fields are the options of
+    :func:`evaluate`."""
 
     data: str | Path
     split: str = "val"
@@ -208,12 +233,15 @@ class Setting:
             self.found_by = Detector(self.detector)
             if not any(entry.get("lighting", "day") == "day" for entry in self.pairs.entries):
                 raise MetricError(
-                    "a detector is asked about daylight pictures only, and none of these frames is by day"
+                    "a detector is asked about daylight pictures only, and none of these frames "
+                    "is by day"
                 )
 
     def protocol(self, truth_sha256: str) -> dict:
         detector = self.found_by.record if self.found_by else None
-        return make_protocol(self.pairs, truth_sha256, self.geometry, self.ssim, self.all_names(), detector)
+        return make_protocol(
+            self.pairs, truth_sha256, self.geometry, self.ssim, self.all_names(), detector
+        )
 
     def all_names(self) -> list[str]:
         return self.names + (["recall", "ap50"] if self.found_by else [])
@@ -225,33 +253,48 @@ class Setting:
         try:
             train = Pairs(self.data, "train", **self.chosen).require("thermal")
         except PairsError as error:
-            warnings.warn(f"without trivial baselines, which come from the split train: {error}", stacklevel=3)
+            warnings.warn(
+                f"without trivial baselines, which come from the split train: {error}", stacklevel=3
+            )
             return []
-        origin = {"kind": "baseline", "frames": len(train), "frames_sha256": frames_sha256(train.entries)}
+        origin = {
+            "kind": "baseline",
+            "frames": len(train),
+            "frames_sha256": frames_sha256(train.entries),
+        }
         made = trivial_baselines(train, self.geometry)
-        return [Predictor(name, baseline(name, colour).colour, origin) for name, colour in made.items()]
+        return [
+            Predictor(name, baseline(name, colour).colour, origin) for name, colour in made.items()
+        ]
 
     def run(self, predictors: Sequence[Predictor], save: dict[str, Path]) -> dict:
-        """Scores of ``predictors`` and of the trivial baselines, as :func:`evaluate` returns them."""
+        """Scores of ``predictors`` and of the trivial baselines, as :func:`evaluate` returns
+        them."""
         from cmmfnet.colorizer.torch import pick_device
 
         baselines = self.baselines()
         if taken := {p.name for p in predictors} & {p.name for p in baselines}:
-            raise ProtocolError(f"{', '.join(taken)} is the name of a trivial baseline; rename the folder or file")
+            raise ProtocolError(
+                f"{', '.join(taken)} is the name of a trivial baseline; rename the folder or file"
+            )
         everything = [*predictors, *baselines]
         scorer = Scorer(
-            self.names, ssim=self.ssim, pretrained=self.pretrained, device=str(pick_device(self.device)),
+            self.names, ssim=self.ssim, pretrained=self.pretrained,
+            device=str(pick_device(self.device)),
             detector=self.found_by,
         )  # fmt: skip
         rows, truth_sha256 = measure(everything, self.pairs, scorer, self.geometry, save)
         return {
             "format": FORMAT,
-            "data": str(self.pairs.root.resolve() if isinstance(self.pairs.root, Path) else self.pairs.root),
+            "data": str(
+                self.pairs.root.resolve() if isinstance(self.pairs.root, Path) else self.pairs.root
+            ),
             "protocol": self.protocol(truth_sha256),
             "metrics": self.all_names(),
             "seed": self.seed,
             "methods": {
-                p.name: p.record | ({"saved": str(save[p.name].resolve())} if p.name in save else {})
+                p.name: p.record
+                | ({"saved": str(save[p.name].resolve())} if p.name in save else {})
                 for p in everything
             },
             "sets": (sets := {name: scorer.of_the_set(name) for name in rows}),
@@ -260,7 +303,9 @@ class Setting:
         }
 
 
-def by_source(rows: dict[str, Rows], names: Sequence[str], seed: int, sets: dict[str, dict]) -> dict[str, dict]:
+def by_source(
+    rows: dict[str, Rows], names: Sequence[str], seed: int, sets: dict[str, dict]
+) -> dict[str, dict]:
     """Source, and "all" -> method -> pairs, sequences, metric -> cell."""
     found = sorted({str(row["source"]) for row in next(iter(rows.values()))})
     scores: dict[str, dict] = {}
@@ -268,13 +313,22 @@ def by_source(rows: dict[str, Rows], names: Sequence[str], seed: int, sets: dict
         scores[source] = {}
         for method, each in rows.items():
             part = [row for row in each if source in ("all", row["source"])]
-            counts = {"pairs": len(part), "sequences": len({row["sequence"] or row["name"] for row in part})}
-            scores[source][method] = counts | cells(part, names, seed, sets[method] if source == "all" else None)
+            counts = {
+                "pairs": len(part),
+                "sequences": len({row["sequence"] or row["name"] for row in part}),
+            }
+            scores[source][method] = counts | cells(
+                part, names, seed, sets[method] if source == "all" else None
+            )
     return scores
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text is not None else None
+    return (
+        tuple(name.strip() for name in text.split(",") if name.strip())
+        if text is not None
+        else None
+    )
 
 
 # --- in words and on disk
@@ -284,43 +338,69 @@ def describe(protocol: dict, data: str | Path) -> str:
     """The protocol in three lines."""
     versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
     return (
-        f"{data}, split {protocol['split']}: {sentence(protocol['geometry']['name'], protocol['ssim']['preset'])}\n"
-        f"{protocol['frames']} frames, sha256 of their list {protocol['frames_sha256'][:16]}, of the true pictures "
+        f"{data}, split {protocol['split']}: "
+        f"{sentence(protocol['geometry']['name'], protocol['ssim']['preset'])}\n"
+        f"{protocol['frames']} frames, sha256 of their list {protocol['frames_sha256'][:16]}, of "
+        "the true pictures "
         f"{protocol['truth_sha256'][:16]}\n{versions}"
     )
 
 
 def table(result: dict) -> str:
     """Means by source; for all, the 95 % interval under each, and the mean over sequences."""
-    shown = [name for name in METRICS if any(name in cell for cell in result["scores"]["all"].values())]
+    shown = [
+        name for name in METRICS if any(name in cell for cell in result["scores"]["all"].values())
+    ]
     width = max(14, *(len(METRICS[name].title) + 2 for name in shown))
-    lines = [f"{'source':16}{'pairs':>6}  {'':28}" + "".join(f"{METRICS[name].title:>{width}}" for name in shown)]
+    lines = [
+        f"{'source':16}{'pairs':>6}  {'':28}"
+        + "".join(f"{METRICS[name].title:>{width}}" for name in shown)
+    ]
 
     def line(source: str, count: str, method: str, values: Sequence[str]) -> None:
-        lines.append(f"{source:16}{count:>6}  {method:28}" + "".join(f"{value:>{width}}" for value in values))
+        lines.append(
+            f"{source:16}{count:>6}  {method:28}" + "".join(f"{value:>{width}}" for value in values)
+        )
 
     def number(name: str, cell: dict | None, key: str = "mean") -> str:
         return f"{cell[key]:.{METRICS[name].decimals}f}" if cell and cell[key] is not None else "-"
 
     def interval(name: str, cell: dict | None) -> str:
-        return f"[{number(name, cell, 'low')},{number(name, cell, 'high')}]" if cell and cell["low"] is not None else ""
+        return (
+            f"[{number(name, cell, 'low')},{number(name, cell, 'high')}]"
+            if cell and cell["low"] is not None
+            else ""
+        )
 
     for source, methods in result["scores"].items():
         for method, cell in methods.items():
-            line(source, str(cell["pairs"]), method, [number(name, cell.get(name)) for name in shown])
+            line(
+                source, str(cell["pairs"]), method, [number(name, cell.get(name)) for name in shown]
+            )
             if source == "all":
                 line("", "", "", [interval(name, cell.get(name)) for name in shown])
     sequences = next(iter(result["scores"]["all"].values()))["sequences"]
     for method, cell in result["scores"]["all"].items():
         if sequences == cell["pairs"]:
             break  # every picture is its own sequence: the same numbers again
-        line("by sequence", str(sequences), method, [number(name, cell.get(name), "over_sequences") for name in shown])
-    directions = ", ".join(f"{METRICS[n].title} {METRICS[n].better}" for n in shown if METRICS[n].better)
-    return "\n".join(text.rstrip() for text in [*lines, f"better is: {directions}; [95 % interval over sequences]"])
+        line(
+            "by sequence",
+            str(sequences),
+            method,
+            [number(name, cell.get(name), "over_sequences") for name in shown],
+        )
+    directions = ", ".join(
+        f"{METRICS[n].title} {METRICS[n].better}" for n in shown if METRICS[n].better
+    )
+    return "\n".join(
+        text.rstrip()
+        for text in [*lines, f"better is: {directions}; [95 % interval over sequences]"]
+    )
 
 
 def write_result(path: str | Path, result: dict) -> None:
-    """As JSON; numbers that JSON does not have (the PSNR of equal pictures) as the string "inf" or "nan"."""
+    """As JSON; numbers that JSON does not have (the PSNR of equal pictures) as the string "inf" or
+    "nan"."""
 
     def plain(value):
         if isinstance(value, dict):

@@ -1,7 +1,9 @@
-"""Picture metrics on (H,W,3) uint8 arrays, and the table of everything that is scored (``METRICS``).
+"""Picture metrics on (H,W,3) uint8 arrays, and the table of everything that is scored
+(``METRICS``).
 
-SSIM has named presets, because numbers of different windows and ranges cannot be compared. What needs a network stands
-in learned.py (LPIPS, Frechet distance) and detection.py; formulas, sources and how to read them in docs/evaluation.md.
+SSIM has named presets, because numbers of different windows and ranges cannot be compared. What
+needs a network stands in learned.py (LPIPS, Frechet distance) and detection.py; formulas, sources
+and how to read them in docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ import numpy as np
 
 
 class MetricError(ValueError):
-    """A metric that does not exist, or that cannot be had from these pictures; the message says what to choose instead."""
+    """A metric that does not exist, or that cannot be had from these pictures; the message says
+    what to choose instead."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """One column of a table.
 
-    ``better`` is "higher", "lower", "near 1" or "" (no direction: to be read beside others). The value over a set of
-    pictures is the sum of ``values`` over that of ``per`` in the pictures' rows, where "" counts pictures: a mean. A metric
-    of a whole ``set`` has no value of a single picture.
+    ``better`` is "higher", "lower", "near 1" or "" (no direction: to be read beside others). The
+    value over a set of pictures is the sum of ``values`` over that of ``per`` in the pictures'
+    rows, where "" counts pictures: a mean. A metric of a whole ``set`` has no value of a single
+    picture.
     """
 
     title: str
@@ -36,17 +40,55 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "psnr": Metric("PSNR", "higher", 2, "dB", "peak signal-to-noise ratio, peak 255", "psnr"),
-    "ssim": Metric("SSIM", "higher", 3, "", "structural similarity, preset in the protocol", "ssim"),
+    "ssim": Metric(
+        "SSIM", "higher", 3, "", "structural similarity, preset in the protocol", "ssim"
+    ),
     "lpips": Metric("LPIPS", "lower", 3, "", "LPIPS v0.1, AlexNet", "lpips"),
     "lpips_vgg": Metric("LPIPS VGG", "lower", 3, "", "LPIPS v0.1, VGG-16", "lpips_vgg"),
     "delta_e": Metric("Delta E", "lower", 2, "CIEDE2000", "mean colour difference", "delta_e"),
-    "colourfulness": Metric("colourf.", "", 1, "", "Hasler & Suesstrunk M3 of the output", "colourfulness"),
-    "colour_share": Metric("colour", "near 1", 2, "", "colourfulness over that of the truth", "colourfulness", "truth"),
-    "apce": Metric("APCE", "higher", 3, "", "share of thermal edges that the output has, 99 Canny thresholds", "apce"),
-    "flicker": Metric("flicker", "lower", 2, "levels", "change between frames where the truth stands still", "flicker"),
-    "frechet_vgg16": Metric("FD VGG-16", "lower", 1, "", "Frechet distance on VGG-16 relu5_3", "", set=True),
-    "recall": Metric("recall", "higher", 3, "", "objects of the true picture that are detected", "found", "objects"),
-    "ap50": Metric("AP50", "higher", 3, "", "average precision at IoU .5, objects of the true picture", "", set=True),
+    "colourfulness": Metric(
+        "colourf.", "", 1, "", "Hasler & Suesstrunk M3 of the output", "colourfulness"
+    ),
+    "colour_share": Metric(
+        "colour", "near 1", 2, "", "colourfulness over that of the truth", "colourfulness", "truth"
+    ),
+    "apce": Metric(
+        "APCE",
+        "higher",
+        3,
+        "",
+        "share of thermal edges that the output has, 99 Canny thresholds",
+        "apce",
+    ),
+    "flicker": Metric(
+        "flicker",
+        "lower",
+        2,
+        "levels",
+        "change between frames where the truth stands still",
+        "flicker",
+    ),
+    "frechet_vgg16": Metric(
+        "FD VGG-16", "lower", 1, "", "Frechet distance on VGG-16 relu5_3", "", set=True
+    ),
+    "recall": Metric(
+        "recall",
+        "higher",
+        3,
+        "",
+        "objects of the true picture that are detected",
+        "found",
+        "objects",
+    ),
+    "ap50": Metric(
+        "AP50",
+        "higher",
+        3,
+        "",
+        "average precision at IoU .5, objects of the true picture",
+        "",
+        set=True,
+    ),
 }
 
 
@@ -59,7 +101,8 @@ def _check(*pictures: np.ndarray) -> None:
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, peak 255, mean squared error over all channels; inf for equal pictures."""
+    """Peak signal-to-noise ratio in dB, peak 255, mean squared error over all channels; inf for
+    equal pictures."""
     _check(x, y)
     error = np.mean((x.astype(np.float64) - y.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
@@ -67,27 +110,36 @@ def psnr(x: np.ndarray, y: np.ndarray) -> float:
 
 SSIM_PRESETS: dict[str, dict] = {
     "skimage-u7": {"win_size": 7},  # scikit-image's default: 7x7 uniform window, per channel
-    "gauss-11": {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "win_size": 11},
+    "gauss-11": {
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+        "win_size": 11,
+    },
     "w3": {"win_size": 3},
 }
 
 
 def ssim(x: np.ndarray, y: np.ndarray, preset: str = "skimage-u7") -> float:
-    """Structural similarity by scikit-image on uint8 (range 255), per channel, in one of ``SSIM_PRESETS``.
+    """Structural similarity by scikit-image on uint8 (range 255), per channel, in one of
+    ``SSIM_PRESETS``.
 
-    Wang et al., IEEE TIP 2004, equation 13, at every place where the window fits. Raises :class:`MetricError` for another
-    preset.
+    Wang et al., IEEE TIP 2004, equation 13, at every place where the window fits. Raises
+    :class:`MetricError` for another preset.
     """
     from skimage.metrics import structural_similarity
 
     _check(x, y)
     if preset not in SSIM_PRESETS:
         raise MetricError(f"preset is {preset!r}; expected one of {', '.join(SSIM_PRESETS)}")
-    return float(structural_similarity(x, y, channel_axis=2, data_range=255, **SSIM_PRESETS[preset]))
+    return float(
+        structural_similarity(x, y, channel_axis=2, data_range=255, **SSIM_PRESETS[preset])
+    )
 
 
 def colourfulness(x: np.ndarray) -> float:
-    """Hasler & Suesstrunk 2003, M3: deviation + 0.3 mean of the opponent axes R-G and (R+G)/2-B, on 0..255."""
+    """Hasler & Suesstrunk 2003, M3: deviation + 0.3 mean of the opponent axes R-G and (R+G)/2-B, on
+    0..255."""
     _check(x)
     r, g, b = (x[..., i].astype(np.float64) for i in range(3))
     rg, yb = r - g, (r + g) / 2 - b
@@ -95,7 +147,8 @@ def colourfulness(x: np.ndarray) -> float:
 
 
 def delta_e(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean CIEDE2000 colour difference (Sharma et al. 2005) of sRGB pictures under D65; about 1 is just noticeable."""
+    """Mean CIEDE2000 colour difference (Sharma et al. 2005) of sRGB pictures under D65; about 1 is
+    just noticeable."""
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     _check(x, y)
@@ -103,18 +156,23 @@ def delta_e(x: np.ndarray, y: np.ndarray) -> float:
 
 
 STATIC = 10
-"""Grey levels by which a pixel may change from frame to frame, in any channel, and still counts as static."""
+"""Grey levels by which a pixel may change from frame to frame, in any channel, and still counts as
+static."""
 LEAST_STATIC = 0.01
 """Share of static pixels below which a pair of frames says nothing about flicker."""
 
 
-def flicker(x: np.ndarray, before: np.ndarray, truth: np.ndarray, truth_before: np.ndarray) -> float | None:
-    """Change of the output from one frame to the next that the truth does not have, where the truth stands still.
+def flicker(
+    x: np.ndarray, before: np.ndarray, truth: np.ndarray, truth_before: np.ndarray
+) -> float | None:
+    """Change of the output from one frame to the next that the truth does not have, where the truth
+    stands still.
 
-    Mean of ``|(x - before) - (truth - truth_before)|`` over channels and over the pixels whose true colour changes by at
-    most ``STATIC`` levels in every channel; in grey levels of 255, 0 for the truth itself. No motion is estimated: on a
-    fixed camera this is the scene's still part, on a moving one what happens to keep its colour. None where fewer than
-    ``LEAST_STATIC`` of the pixels are static.
+    Mean of ``|(x - before) - (truth - truth_before)|`` over channels and over the pixels whose true
+    colour changes by at most ``STATIC`` levels in every channel; in grey levels of 255, 0 for the
+    truth itself. No motion is estimated: on a fixed camera this is the scene's still part, on a
+    moving one what happens to keep its colour. None where fewer than ``LEAST_STATIC`` of the pixels
+    are static.
     """
     _check(x, before, truth, truth_before)
     change, true_change = (a.astype(np.int16) - b for a, b in ((x, before), (truth, truth_before)))

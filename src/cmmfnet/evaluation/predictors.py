@@ -1,4 +1,5 @@
-"""What is scored: a network (known name, file, run folder, exported graph) or a folder of predictions, behind one call."""
+"""What is scored: a network (known name, file, run folder, exported graph) or a folder of
+predictions, behind one call."""
 
 from __future__ import annotations
 
@@ -27,14 +28,17 @@ RUN_MODEL = "model.safetensors"
 
 
 class PredictionError(ValueError):
-    """A folder of predictions that does not fit the frames, or text that the index does not have."""
+    """A folder of predictions that does not fit the frames, or text that the index does not
+    have."""
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """``colour(thermals, metas)``: lists of (h,w) float32 in [-1,1] and of index entries -> list of (h,w,3) uint8.
+    """``colour(thermals, metas)``: lists of (h,w) float32 in [-1,1] and of index entries -> list of
+    (h,w,3) uint8.
 
-    ``record`` says what it is, JSON-able: what, kind ("model", "run", "predictions", "baseline"), sha256, text, training.
+    ``record`` says what it is, JSON-able: what, kind ("model", "run", "predictions", "baseline"),
+    sha256, text, training.
     """
 
     name: str
@@ -50,12 +54,17 @@ def to_picture(output: torch.Tensor) -> np.ndarray:
 
 def baseline(name: str, colour: Callable[[np.ndarray, dict], np.ndarray]) -> Predictor:
     return Predictor(
-        name, lambda thermals, metas: [colour(t, m) for t, m in zip(thermals, metas, strict=True)], {"kind": "baseline"}
+        name,
+        lambda thermals, metas: [colour(t, m) for t, m in zip(thermals, metas, strict=True)],
+        {"kind": "baseline"},
     )
 
 
-def open_predictor(what: str, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto") -> Predictor:
-    """What ``what`` names: a known model, a .safetensors file, an .onnx file, hf:..., a run folder, or a folder of predictions.
+def open_predictor(
+    what: str, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto"
+) -> Predictor:
+    """What ``what`` names: a known model, a .safetensors file, an .onnx file, hf:..., a run folder,
+    or a folder of predictions.
 
     Raises:
         ModelError, DeviceError, PredictionError: it is none of these, or does not fit ``pairs``.
@@ -77,10 +86,13 @@ def open_predictor(what: str, pairs: Pairs, geometry: str, *, text: str = "none"
     if name == Path(RUN_MODEL).stem and path.name == RUN_MODEL:  # every run calls its model that
         name = path.resolve().parent.name
     record = {
-        "what": what, "kind": kind, "method": loaded.config["method"], "sha256": described["sha256"],
+        "what": what, "kind": kind, "method": loaded.config["method"],
+        "sha256": described["sha256"],
         "parameters": described["parameters"], "training": loaded.training,
     }  # fmt: skip
-    return network_predictor(name, loaded.network, pairs, geometry, text=text, device=device, record=record)
+    return network_predictor(
+        name, loaded.network, pairs, geometry, text=text, device=device, record=record
+    )
 
 
 # --- networks
@@ -111,22 +123,30 @@ def network_predictor(
     return _colorizer_predictor(name, colorizer, pairs, geometry, text, record or {"kind": "model"})
 
 
-def graph_predictor(path: Path, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto") -> Predictor:
+def graph_predictor(
+    path: Path, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto"
+) -> Predictor:
     """What ``cmmfnet export`` wrote, by ONNX Runtime.
 
     Raises:
-        ModelError: no file, no such graph, or no such device. PredictionError: it takes whole sentences.
+        ModelError: no file, no such graph, or no such device. PredictionError: it takes whole
+            sentences.
     """
     from cmmfnet.colorizer.onnx import OnnxColorizer
 
     colorizer = OnnxColorizer(path, device=device)
     if text != "none" and colorizer.network.text_source == "clip-sentence":
         raise PredictionError(
-            f"{path} takes whole sentences, whose tokens PyTorch makes; use --text none, or the model it was exported from"
+            f"{path} takes whole sentences, whose tokens PyTorch makes; use --text none, or the "
+            "model it was exported from"
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    known = {key: colorizer.metadata[key] for key in ("model", "method", "precision") if key in colorizer.metadata}
+    known = {
+        key: colorizer.metadata[key]
+        for key in ("model", "method", "precision")
+        if key in colorizer.metadata
+    }
     record = {"what": str(path), "kind": "graph", "sha256": digest} | known
     return _colorizer_predictor(path.stem, colorizer, pairs, geometry, text, record)
 
@@ -134,7 +154,8 @@ def graph_predictor(path: Path, pairs: Pairs, geometry: str, *, text: str = "non
 def _colorizer_predictor(
     name: str, colorizer: FrameColorizer, pairs: Pairs, geometry: str, text: str, record: dict
 ) -> Predictor:
-    """As it is on 256x256, with its colorizer's sizes and padding on whole frames, and where it takes another size.
+    """As it is on 256x256, with its colorizer's sizes and padding on whole frames, and where it
+    takes another size.
 
     On CUDA eight frames at a time; a network must give each the same answer alone and in company.
     """
@@ -147,22 +168,29 @@ def _colorizer_predictor(
     def colour(thermals: Sequence[np.ndarray], metas: Sequence[dict]) -> list[np.ndarray]:
         words = [texts.get(meta["name"], "") for meta in metas]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="the model does not know and leaves out")  # docs/evaluation.md
+            warnings.filterwarnings(
+                "ignore", message="the model does not know and leaves out"
+            )  # docs/evaluation.md
             try:
                 if geometry == "whole" or not takes(network, SIZE):
                     return colorizer(list(thermals), span=(-1, 1), text=words, batch_size=batch)
                 with colorizer._inference():
                     colours = colorizer._run(colorizer._batch(list(thermals)), words)
-                    return [colorizer._finish(c, t, t) for c, t in zip(colours, thermals, strict=True)]
+                    return [
+                        colorizer._finish(c, t, t) for c, t in zip(colours, thermals, strict=True)
+                    ]
             except FloatingPointError as error:
-                raise PredictionError(f"{metas[0]['name']} or a frame beside it: {error}") from error
+                raise PredictionError(
+                    f"{metas[0]['name']} or a frame beside it: {error}"
+                ) from error
 
     batch = 8 if colorizer.device.type == "cuda" else 1
     return Predictor(name, colour, record, batch)
 
 
 def _texts(pairs: Pairs, text: str) -> dict[str, str]:
-    """Name -> caption, or tags with commas between. Raises :class:`PredictionError` where no entry has one."""
+    """Name -> caption, or tags with commas between. Raises :class:`PredictionError` where no entry
+    has one."""
     texts = {}
     for entry in pairs.entries:
         value = entry.get(text)
@@ -184,10 +212,12 @@ def _texts(pairs: Pairs, text: str) -> dict[str, str]:
 def folder_predictor(folder: Path, pairs: Pairs, geometry: str) -> Predictor:
     """The pictures of a folder, one for every frame, named like it (NAME.png, NAME.jpg, ...).
 
-    Each has the size of the true picture, and is cut like it, or the size that is scored, and is taken as it is.
+    Each has the size of the true picture, and is cut like it, or the size that is scored, and is
+    taken as it is.
 
     Raises:
-        PredictionError: missing, surplus or double names, with their number; or, when it is read, another size.
+        PredictionError: missing, surplus or double names, with their number; or, when it is read,
+            another size.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -195,26 +225,33 @@ def folder_predictor(folder: Path, pairs: Pairs, geometry: str) -> Predictor:
             continue
         if path.stem in files:
             raise PredictionError(
-                f"{folder} has two pictures of {path.stem!r}: {files[path.stem].name} and {path.name}"
+                f"{folder} has two pictures of {path.stem!r}: {files[path.stem].name} and "
+                f"{path.name}"
             )
         files[path.stem] = path
     if not files:
         raise PredictionError(
-            f"{folder} is neither a run (it has no {RUN_MODEL}) nor a folder of predictions (it has no picture); give a "
+            f"{folder} is neither a run (it has no {RUN_MODEL}) nor a folder of predictions (it "
+            "has no picture); give a "
             "model, a run, or a folder with NAME.png for every frame"
         )
     names = [entry["name"] for entry in pairs.entries]
-    known = {entry["name"] for entry in Pairs(pairs.root).entries}  # of other splits, too: a folder may have all
+    known = {
+        entry["name"] for entry in Pairs(pairs.root).entries
+    }  # of other splits, too: a folder may have all
     problems = []
     for what, found in (
         ("missing", [n for n in names if n not in files]),
         ("not in the index", sorted(files.keys() - known)),
     ):
         if found:
-            problems.append(f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})")
+            problems.append(
+                f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+            )
     if problems:
         raise PredictionError(
-            f"{folder}: its {len(files)} pictures are not those of the {len(names)} frames: {'; '.join(problems)}. Name each "
+            f"{folder}: its {len(files)} pictures are not those of the {len(names)} frames: "
+            f"{'; '.join(problems)}. Name each "
             f"like its frame in {pairs.root}/index.jsonl: {names[0]}.png"
         )
     digest = hashlib.sha256()
@@ -236,11 +273,18 @@ def folder_predictor(folder: Path, pairs: Pairs, geometry: str) -> Predictor:
             for thermal, name in zip(thermals, (meta["name"] for meta in metas), strict=True)
         ]
 
-    record = {"what": str(folder), "kind": "predictions", "sha256": digest.hexdigest(), "text": "not known"}
+    record = {
+        "what": str(folder),
+        "kind": "predictions",
+        "sha256": digest.hexdigest(),
+        "text": "not known",
+    }
     return Predictor(folder.resolve().name, colour, record)
 
 
-def _read(path: Path, name: str, scored: tuple[int, int], full: Callable[[], tuple], geometry: str) -> np.ndarray:
+def _read(
+    path: Path, name: str, scored: tuple[int, int], full: Callable[[], tuple], geometry: str
+) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
@@ -250,7 +294,10 @@ def _read(path: Path, name: str, scored: tuple[int, int], full: Callable[[], tup
         return pixels
     if pixels.shape[:2] == full():
         return cut(pixels, geometry, name)
-    found, whole, part = (f"{width}x{height}" for height, width in (pixels.shape[:2], full(), scored))
+    found, whole, part = (
+        f"{width}x{height}" for height, width in (pixels.shape[:2], full(), scored)
+    )
     raise PredictionError(
-        f"{path} is {found}; expected {whole} like the true picture, or {part} as it is scored by geometry {geometry}"
+        f"{path} is {found}; expected {whole} like the true picture, or {part} as it is scored by "
+        f"geometry {geometry}"
     )

@@ -1,6 +1,8 @@
-"""What is held equal when methods are compared: which frames, how they are cut, how they are scored.
+"""What is held equal when methods are compared: which frames, how they are cut, how they are
+scored.
 
-A protocol is data: it is printed and stored with every number, and results of different protocols are not compared.
+A protocol is data: it is printed and stored with every number, and results of different protocols
+are not compared.
 """
 
 from __future__ import annotations
@@ -28,12 +30,24 @@ GEOMETRIES: dict[str, str] = {
 DEFAULT_GEOMETRY = next(iter(GEOMETRIES))
 THERMAL = "stretched between the 1st and 99th percentile of what is left after cutting, to [-1, 1]"
 
-# What must be equal for two numbers to be comparable. Versions are recorded, too, but need not be equal.
-COMPARED = ("frames", "frames_sha256", "truth_sha256", "geometry", "thermal", "pictures", "psnr", "ssim", "detector")
+# What must be equal for two numbers to be comparable. Versions are recorded, too, but need not be
+# equal.
+COMPARED = (
+    "frames",
+    "frames_sha256",
+    "truth_sha256",
+    "geometry",
+    "thermal",
+    "pictures",
+    "psnr",
+    "ssim",
+    "detector",
+)
 
 
 class ProtocolError(ValueError):
-    """A protocol that does not exist, does not fit these frames, or differs between results that are to be compared."""
+    """A protocol that does not exist, does not fit these frames, or differs between results that
+    are to be compared."""
 
 
 def check_geometry(geometry: str) -> None:
@@ -46,7 +60,10 @@ def centre_crop(picture: np.ndarray, size: int) -> np.ndarray:
     image = Image.fromarray(picture)
     scale = size / min(image.size)
     return _centre(
-        image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC), size
+        image.resize(
+            (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+        ),
+        size,
     )
 
 
@@ -58,9 +75,9 @@ def _centre(image: Image.Image, size: int) -> np.ndarray:
 def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
     """(H,W) or (H,W,3) uint8 -> what of it is scored: 256x256, or all of it for "whole".
 
-    ``name`` is the frame's: for "kaist-b", row and column of the upper left corner are the first and the second draw of
-    ``numpy.random.default_rng(n).integers``, n the first 8 bytes, big-endian, of the name's sha256. Raises
-    :class:`ProtocolError` for a frame too small for that.
+    ``name`` is the frame's: for "kaist-b", row and column of the upper left corner are the first
+    and the second draw of ``numpy.random.default_rng(n).integers``, n the first 8 bytes,
+    big-endian, of the name's sha256. Raises :class:`ProtocolError` for a frame too small for that.
     """
     if geometry == "short-256-crop-256":
         return centre_crop(picture, SIZE)
@@ -71,15 +88,19 @@ def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
         return _centre(Image.fromarray(picture).resize((320, SIZE), Image.Resampling.BICUBIC), SIZE)
     if min(height, width) < SIZE:
         raise ProtocolError(
-            f"{name} is {width}x{height}; geometry kaist-b cuts {SIZE}x{SIZE} out of larger frames, use short-256-crop-256"
+            f"{name} is {width}x{height}; geometry kaist-b cuts {SIZE}x{SIZE} out of larger "
+            "frames, use short-256-crop-256"
         )
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
     top, left = int(rng.integers(height - SIZE + 1)), int(rng.integers(width - SIZE + 1))
     return picture[top : top + SIZE, left : left + SIZE]
 
 
-def frames(pairs: Pairs, geometry: str = DEFAULT_GEOMETRY) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
-    """thermal (h,w) float32 in [-1,1] (stretched after the cut), truth (h,w,3) uint8, the index entry."""
+def frames(
+    pairs: Pairs, geometry: str = DEFAULT_GEOMETRY
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
+    """thermal (h,w) float32 in [-1,1] (stretched after the cut), truth (h,w,3) uint8, the index
+    entry."""
     check_geometry(geometry)
     for i in range(len(pairs)):
         yield frame(pairs, i, geometry)
@@ -107,12 +128,17 @@ def versions() -> dict[str, str]:
 
 
 def make_protocol(
-    pairs: Pairs, truth_sha256: str, geometry: str, ssim_preset: str, metrics: list[str], detector: dict | None
+    pairs: Pairs,
+    truth_sha256: str,
+    geometry: str,
+    ssim_preset: str,
+    metrics: list[str],
+    detector: dict | None,
 ) -> dict:
     """The record of a protocol, JSON-able.
 
-    ``truth_sha256`` is over the true pictures as they were scored, in the order of the index: equal names do not make equal
-    pictures.
+    ``truth_sha256`` is over the true pictures as they were scored, in the order of the index: equal
+    names do not make equal pictures.
     """
     return {
         "split": pairs.split,
@@ -125,7 +151,8 @@ def make_protocol(
         "thermal": THERMAL,
         "pictures": "8-bit RGB, rounded, 0 to 255",
         "psnr": "per picture, mean squared error over all channels, peak 255; then the mean",
-        "ssim": {"preset": ssim_preset, "data_range": 255, "per channel": True} | SSIM_PRESETS[ssim_preset],
+        "ssim": {"preset": ssim_preset, "data_range": 255, "per channel": True}
+        | SSIM_PRESETS[ssim_preset],
         "metrics": {name: METRICS[name].meaning for name in metrics},
         "static pixels": f"change of at most {STATIC} levels (flicker)",
         "detector": detector,
@@ -140,4 +167,8 @@ def sentence(geometry: str, ssim_preset: str) -> str:
 
 def differing(one: dict, other: dict) -> list[str]:
     """The fields of ``COMPARED`` in which two records differ, with both values."""
-    return [f"{key}: {one.get(key)} and {other.get(key)}" for key in COMPARED if one.get(key) != other.get(key)]
+    return [
+        f"{key}: {one.get(key)} and {other.get(key)}"
+        for key in COMPARED
+        if one.get(key) != other.get(key)
+    ]

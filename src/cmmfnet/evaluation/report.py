@@ -1,4 +1,5 @@
-"""One self-contained HTML page of a comparison: scores, paired differences, curves, scenes, pictures, protocol."""
+"""One self-contained HTML page of a comparison: scores, paired differences, curves, scenes,
+pictures, protocol."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class GridRow:
-    """One frame: ``thermal`` (h,w) in [-1,1], ``truth`` and ``outputs`` by label (h,w,3) uint8, ``scores`` label -> metric
-    -> value."""
+    """One frame: ``thermal`` (h,w) in [-1,1], ``truth`` and ``outputs`` by label (h,w,3) uint8,
+    ``scores`` label -> metric -> value."""
 
     name: str
     meta: dict
@@ -35,7 +36,8 @@ class GridRow:
 
 
 def write_report(path: str | Path, found: dict, grid: Iterable[GridRow]) -> Path:
-    """Write the page of what ``cmmfnet.evaluation.compare.compare`` returns, completely or not at all.
+    """Write the page of what ``cmmfnet.evaluation.compare.compare`` returns, completely or not at
+    all.
 
     Nothing in it is loaded from anywhere else; the page forbids it. ``grid`` may be a generator.
     """
@@ -43,7 +45,9 @@ def write_report(path: str | Path, found: dict, grid: Iterable[GridRow]) -> Path
     title = f"Comparison: {', '.join(found['compared'])}"
     with atomic_write(path, text=True, durable=False) as file:
         file.write(HEAD.replace("{title}", html.escape(title)))
-        file.write(_intro(found) + _scores(found) + _paired(found) + _curves(found) + _groups(found))
+        file.write(
+            _intro(found) + _scores(found) + _paired(found) + _curves(found) + _groups(found)
+        )
         file.write(_grid_head(found))
         count = 0
         for row in grid:
@@ -75,7 +79,8 @@ def _shown(found: dict) -> list[str]:
 def _table(label: str, head: str, body: str) -> str:
     """In a box that scrolls sideways, by keyboard, too."""
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}"><table><thead>{head}</thead>'
+        '<div class="scroll" role="region" tabindex="0" '
+        f'aria-label="{html.escape(label)}"><table><thead>{head}</thead>'
         f"<tbody>{body}</tbody></table></div>\n"
     )
 
@@ -88,10 +93,16 @@ def _chip(found: dict, label: str) -> str:
 
 def _intro(found: dict) -> str:
     protocol, cells = found["protocol"], found["scores"][found["compared"][0]]
-    chosen = [f"split {protocol['split']}", *(protocol["lighting"] or []), *(protocol["sources"] or [])]
+    chosen = [
+        f"split {protocol['split']}",
+        *(protocol["lighting"] or []),
+        *(protocol["sources"] or []),
+    ]
     return (
-        f'<p class="note">{protocol["frames"]} frames in {cells["sequences"]} sequences ({html.escape(", ".join(chosen))}); '
-        f"{html.escape(protocol['geometry']['what'])}. Colours are a plausible guess by each method, not a measurement.</p>\n"
+        f'<p class="note">{protocol["frames"]} frames in {cells["sequences"]} sequences '
+        f"({html.escape(', '.join(chosen))}); "
+        f"{html.escape(protocol['geometry']['what'])}. Colours are a plausible guess by each "
+        "method, not a measurement.</p>\n"
     )
 
 
@@ -101,10 +112,16 @@ def _scores(found: dict) -> str:
     for name in shown:
         # as they are shown: of two that read the same, none is the better one
         of = {x: found["scores"][x] for x in found["compared"]}
-        values = {x: round(cells[name]["mean"], METRICS[name].decimals) for x, cells in of.items() if name in cells}
+        values = {
+            x: round(cells[name]["mean"], METRICS[name].decimals)
+            for x, cells in of.items()
+            if name in cells
+        }
         better = METRICS[name].better
         if better and len(values) > 1:
-            key = {"higher": lambda v: -v, "lower": lambda v: v, "near 1": lambda v: abs(v - 1)}[better]
+            key = {"higher": lambda v: -v, "lower": lambda v: v, "near 1": lambda v: abs(v - 1)}[
+                better
+            ]
             least = min(map(key, values.values()))
             best[name] = {x for x, value in values.items() if key(value) == least}
     body = ""
@@ -118,14 +135,20 @@ def _scores(found: dict) -> str:
             mean = number(name, cell["mean"])
             if label in best.get(name, ()):
                 mean = f"<strong>{mean}</strong>"
-            interval = f"{number(name, cell['low'])} to {number(name, cell['high'])}" if cell["low"] is not None else ""
+            interval = (
+                f"{number(name, cell['low'])} to {number(name, cell['high'])}"
+                if cell["low"] is not None
+                else ""
+            )
             row += f"<td>{mean}<small>{interval}</small></td>"
         kind = "" if label in found["compared"] else ' class="baseline"'
         body += f"<tr{kind}>{row}</tr>"
     head = "<tr><th></th>" + "".join(map(_header, shown)) + "</tr>"
     note = (
-        "Means over pictures with 95 % bootstrap intervals, whole sequences drawn together. Bold: best of what is compared. "
-        "Grey rows are trivial baselines, which need no network: a method that does not beat them has learned little of use."
+        "Means over pictures with 95 % bootstrap intervals, whole sequences drawn together. Bold: "
+        "best of what is compared. "
+        "Grey rows are trivial baselines, which need no network: a method that does not beat them "
+        "has learned little of use."
     )
     return f'<h2>Scores</h2><p class="note">{note}</p>' + _table("Scores", head, body)
 
@@ -155,10 +178,14 @@ def _paired(found: dict) -> str:
             row += f"<td{verdict}>{number(name, cell['difference'], True, 1)}<small>{interval}</small><small>{p}</small></td>"
         body += f"<tr>{row}</tr>"
     head = "<tr><th></th>" + "".join(map(_header, shown)) + "</tr>"
-    tests = sum(cell["p"] is not None for cells in found["paired"].values() for cell in cells.values())
+    tests = sum(
+        cell["p"] is not None for cells in found["paired"].values() for cell in cells.values()
+    )
     note = (
-        f"Mean less that of {html.escape(found['reference'])} on the same pictures, 95 % bootstrap interval by sequence. p: "
-        f"sign flips of whole sequences, two-sided, Holm's correction over all {tests} tests of this table; open: p of "
+        f"Mean less that of {html.escape(found['reference'])} on the same pictures, 95 % "
+        "bootstrap interval by sequence. p: "
+        f"sign flips of whole sequences, two-sided, Holm's correction over all {tests} tests of "
+        "this table; open: p of "
         f"{ALPHA} or more."
     )
     title = f"<h2>Differences to {html.escape(found['reference'])}</h2>"
@@ -175,15 +202,24 @@ def _curves(found: dict) -> str:
         return ""
     legend = " ".join(f"<span>{_chip(found, label)}</span>" for label in found["curves"])
     charts = "".join(
-        chart(name, {x: (found["compared"].index(x) % 8, c[name]) for x, c in found["curves"].items() if name in c})
+        chart(
+            name,
+            {
+                x: (found["compared"].index(x) % 8, c[name])
+                for x, c in found["curves"].items()
+                if name in c
+            },
+        )
         for name in metrics
     )
     note = (
-        "From the runs' log.jsonl: their own validation pictures under the default protocol without text, which need not be "
+        "From the runs' log.jsonl: their own validation pictures under the default protocol "
+        "without text, which need not be "
         "the pictures above. The last step counts, not the best one."
     )
     return (
-        f'<h2>Score by step of training</h2><p class="note">{note}</p><p class="legend">{legend}</p>'
+        f'<h2>Score by step of training</h2><p class="note">{note}</p><p '
+        f'class="legend">{legend}</p>'
         f'<div class="charts">{charts}</div>\n'
     )
 
@@ -204,7 +240,9 @@ def _groups(found: dict) -> str:
         )
         body = ""
         for value, cells in values.items():
-            body += f'<tr><th scope="row">{html.escape(value)}</th><td>{cells[labels[0]]["pairs"]}</td>'
+            body += (
+                f'<tr><th scope="row">{html.escape(value)}</th><td>{cells[labels[0]]["pairs"]}</td>'
+            )
             for label in labels:
                 spans = "".join(
                     f'<span data-metric="{name}"{" hidden" if i else ""}>{number(name, cells[label].get(name))}</span>'
@@ -218,16 +256,23 @@ def _groups(found: dict) -> str:
 
 def _grid_head(found: dict) -> str:
     sortable = [name for name in METRICS if found["order"].get(name)]
-    first = next((name for name in ("lpips", "ssim", "psnr") if name in sortable), sortable[0] if sortable else "")
+    first = next(
+        (name for name in ("lpips", "ssim", "psnr") if name in sortable),
+        sortable[0] if sortable else "",
+    )
     options = "".join(
-        f'<option value="{name}"{" selected" if name == first else ""}>range of {METRICS[name].title}</option>'
+        f'<option value="{name}"{" selected" if name == first else ""}>range of '
+        f"{METRICS[name].title}</option>"
         for name in sortable
     )
     return (
-        '<h2>Pictures</h2><p class="note">The frames about which the methods disagree most: those with the largest range of '
-        f"{METRICS[first].title if first else 'scores'} over the methods, and of every sequence one before any second. This "
+        '<h2>Pictures</h2><p class="note">The frames about which the methods disagree most: those '
+        "with the largest range of "
+        f"{METRICS[first].title if first else 'scores'} over the methods, and of every sequence "
+        "one before any second. This "
         "choice shows where methods differ, not how they look on average.</p>"
-        f'<label class="pick">Sort these by <select id="sort">{options}<option value="name">name</option></select></label>'
+        f'<label class="pick">Sort these by <select id="sort">{options}<option '
+        'value="name">name</option></select></label>'
         '<div id="grid">\n'
     )
 
@@ -242,9 +287,13 @@ def _row(found: dict, row: GridRow) -> str:
     figures = _figure(as_grey(row.thermal), f"{name}, thermal", "thermal", "")
     for label in found["compared"]:
         own = row.scores.get(label, {})
-        scores = ", ".join(f"{METRICS[m].title} {number(m, own[m])}" for m in _captioned(found) if m in own)
+        scores = ", ".join(
+            f"{METRICS[m].title} {number(m, own[m])}" for m in _captioned(found) if m in own
+        )
         if label in row.outputs:
-            figures += _figure(row.outputs[label], f"{name}, {html.escape(label)}", _chip(found, label), scores)
+            figures += _figure(
+                row.outputs[label], f"{name}, {html.escape(label)}", _chip(found, label), scores
+            )
         else:
             figures += (
                 '<figure><div class="none">no picture stored</div>'
@@ -252,7 +301,9 @@ def _row(found: dict, row: GridRow) -> str:
             )
     figures += _figure(row.truth, f"{name}, true colours", "truth", "")
     about = ", ".join(
-        html.escape(str(row.meta[key])) for key in ("source", "lighting", "sequence") if row.meta.get(key)
+        html.escape(str(row.meta[key]))
+        for key in ("source", "lighting", "sequence")
+        if row.meta.get(key)
     )
     data = html.escape(json.dumps(spread | {"name": row.name}))
     return f'<article data-scores="{data}"><h3>{name} <small>{about}</small></h3><div class="row">{figures}</div></article>\n'
@@ -265,7 +316,8 @@ def _captioned(found: dict) -> list[str]:
 
 def _figure(pixels: np.ndarray, alt: str, caption: str, scores: str) -> str:
     return (
-        f'<figure><img src="{data_url(pixels)}" alt="{alt}" loading="lazy"><figcaption>{caption}<small>{scores}</small>'
+        f'<figure><img src="{data_url(pixels)}" alt="{alt}" '
+        f'loading="lazy"><figcaption>{caption}<small>{scores}</small>'
         "</figcaption></figure>"
     )
 
@@ -283,14 +335,21 @@ def _protocol(found: dict) -> str:
 
     def block(entries: dict) -> str:
         return (
-            "<dl>" + "".join(f"<dt>{html.escape(str(k))}</dt><dd>{value(v)}</dd>" for k, v in entries.items()) + "</dl>"
+            "<dl>"
+            + "".join(
+                f"<dt>{html.escape(str(k))}</dt><dd>{value(v)}</dd>" for k, v in entries.items()
+            )
+            + "</dl>"
         )
 
     methods = "".join(
         f"<h3>{_chip(found, x)}</h3>{block({k: v for k, v in found['methods'][x].items() if k != 'training'})}"
         for x in found["compared"]
     )
-    resampling = {"bootstrap": "2,000 resamples of whole sequences, percentile 95 %", "seed": found["seed"]}
+    resampling = {
+        "bootstrap": "2,000 resamples of whole sequences, percentile 95 %",
+        "seed": found["seed"],
+    }
     return (
         f"<h2>Protocol</h2>{block({k: v for k, v in found['protocol'].items() if v is not None} | resampling)}"
         f"<h2>What was compared</h2>{methods}\n"

@@ -29,7 +29,12 @@ def chart(name: str, lines: dict[str, tuple[int, list[list[float]]]]) -> str:
         return ""
     low, high = min(ys), max(ys)
     margin = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
-    low, high, start, end = low - margin, high + margin, min(0, *xs) if len(xs) > 1 else 0, max(xs) or 1
+    low, high, start, end = (
+        low - margin,
+        high + margin,
+        min(0, *xs) if len(xs) > 1 else 0,
+        max(xs) or 1,
+    )
 
     def x(step: float) -> float:
         return LEFT + (step - start) / (end - start) * (WIDTH - LEFT - RIGHT)
@@ -39,32 +44,47 @@ def chart(name: str, lines: dict[str, tuple[int, list[list[float]]]]) -> str:
 
     metric = METRICS[name]
     parts = [
-        f'<text class="title" x="{LEFT}" y="16">{metric.title} ({metric.better or "no direction"} is better)</text>'
+        f'<text class="title" x="{LEFT}" y="16">{metric.title} ({metric.better or "no direction"} '
+        "is better)</text>"
     ]
     marks = ticks(low, high)
-    digits = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9)) if len(marks) > 1 else metric.decimals
+    digits = (
+        max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
+        if len(marks) > 1
+        else metric.decimals
+    )
     if len(marks) > 1 and round(marks[1] - marks[0], digits) != round(marks[1] - marks[0], 12):
         digits += 1  # steps of 2.5
     for mark in marks:
         parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark):.1f}" y2="{y(mark):.1f}"/>'
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark):.1f}" '
+            f'y2="{y(mark):.1f}"/>'
             f'<text x="{LEFT - 6}" y="{y(mark) + 4:.1f}" text-anchor="end">{mark:.{digits}f}</text>'
         )
     for mark in ticks(start, end, 5):
         text = f"{mark / 1000:g}k" if mark >= 1000 else f"{mark:g}"
-        parts.append(f'<text x="{x(mark):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
+        parts.append(
+            f'<text x="{x(mark):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>'
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">step</text>'
+    )
     for label, (colour, line) in lines.items():
         finite = [point for point in line if math.isfinite(point[1])]
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in finite)
         dots = "".join(
-            f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="3"><title>{html.escape(label)}, step {s:g}: '
+            f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="3"><title>{html.escape(label)}, step '
+            f"{s:g}: "
             f"{v:.{metric.decimals}f}</title></circle>"
             for s, v in finite
         )
         parts.append(f'<g class="m{colour}"><polyline points="{path}"/>{dots}</g>')
-    last = "; ".join(f"{html.escape(label)} {line[-1][1]:.{metric.decimals}f}" for label, (_, line) in lines.items())
+    last = "; ".join(
+        f"{html.escape(label)} {line[-1][1]:.{metric.decimals}f}"
+        for label, (_, line) in lines.items()
+    )
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{metric.title} by step; last: {last}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{metric.title} by step; '
+        f'last: {last}">'
         f"{''.join(parts)}</svg>"
     )

@@ -27,22 +27,30 @@ def default_metrics(pretrained: str | Path | None = None) -> list[str]:
 
 
 def check_metrics(names: Sequence[str], pairs: Pairs, geometry: str) -> None:
-    """Raises :class:`MetricError` for a metric that does not exist or that these frames cannot give."""
+    """Raises :class:`MetricError` for a metric that does not exist or that these frames cannot
+    give."""
     if unknown := [name for name in names if name not in SELECTABLE]:
         also = "; recall and ap50 come with --detector" if set(unknown) & {"recall", "ap50"} else ""
-        raise MetricError(f"unknown metric {', '.join(unknown)}; choose some of {', '.join(SELECTABLE)}{also}")
+        raise MetricError(
+            f"unknown metric {', '.join(unknown)}; choose some of {', '.join(SELECTABLE)}{also}"
+        )
     if "flicker" in names:
         if geometry == "kaist-b":
-            raise MetricError("flicker compares frames pixel by pixel, and geometry kaist-b cuts each elsewhere")
+            raise MetricError(
+                "flicker compares frames pixel by pixel, and geometry kaist-b cuts each elsewhere"
+            )
         sequences = [entry["sequence"] for entry in pairs.entries if entry.get("sequence")]
         if len(sequences) == len(set(sequences)):
-            raise MetricError(f"flicker needs sequences of two frames or more; {pairs.root}/index.jsonl has none")
+            raise MetricError(
+                f"flicker needs sequences of two frames or more; {pairs.root}/index.jsonl has none"
+            )
     if "frechet_vgg16" in names and len(pairs) < 2:
         raise MetricError("a Frechet distance needs two pictures or more; found 1")
 
 
 class Scorer:
-    """Scores outputs of methods, frame by frame: :meth:`begin` a frame, then :meth:`row` for each method's output.
+    """Scores outputs of methods, frame by frame: :meth:`begin` a frame, then :meth:`row` for each
+    method's output.
 
     Raises :class:`PretrainedError` where a metric's files are missing.
     """
@@ -57,7 +65,9 @@ class Scorer:
         detector=None,
     ):
         if ssim not in metrics.SSIM_PRESETS:
-            raise MetricError(f"ssim is {ssim!r}; expected one of {', '.join(metrics.SSIM_PRESETS)}")
+            raise MetricError(
+                f"ssim is {ssim!r}; expected one of {', '.join(metrics.SSIM_PRESETS)}"
+            )
         self.names, self.ssim, self.detector = tuple(names), ssim, detector
         self.lpips = {
             name: Lpips(pretrained, network, device)
@@ -65,8 +75,12 @@ class Scorer:
             if name in names
         }
         self.features = VggFeatures(pretrained, device) if "frechet_vgg16" in names else None
-        self.seen: dict[str, list[np.ndarray]] = {}  # method -> features of its pictures; "" -> of the truth
-        self.before: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}  # method, sequence -> output, truth
+        self.seen: dict[
+            str, list[np.ndarray]
+        ] = {}  # method -> features of its pictures; "" -> of the truth
+        self.before: dict[
+            tuple[str, str], tuple[np.ndarray, np.ndarray]
+        ] = {}  # method, sequence -> output, truth
         self.detections: dict = {}
 
     def begin(self, thermal: np.ndarray, truth: np.ndarray, meta: dict) -> None:
@@ -101,7 +115,9 @@ class Scorer:
             row["apce"] = edges.agreement(self.thermal_edges, edges.edge_maps(edges.grey(out)))
         if "flicker" in names and row["sequence"]:
             before = self.before.get((method, row["sequence"]))
-            row["flicker"] = metrics.flicker(out, before[0], truth, before[1]) if before is not None else None
+            row["flicker"] = (
+                metrics.flicker(out, before[0], truth, before[1]) if before is not None else None
+            )
             self.before[method, row["sequence"]] = out, truth
         if self.features:
             self.seen.setdefault(method, []).append(self.features(out))
@@ -116,7 +132,9 @@ class Scorer:
         """The metrics that belong to all of a method's pictures together."""
         values = {}
         if self.features:
-            values["frechet_vgg16"] = frechet_distance(np.stack(self.seen[method]), np.stack(self.seen[""]))
+            values["frechet_vgg16"] = frechet_distance(
+                np.stack(self.seen[method]), np.stack(self.seen[""])
+            )
         if method in self.detections and (ap50 := self.detections[method].ap50()) is not None:
             values["ap50"] = ap50
         return values
@@ -129,7 +147,8 @@ def measure(
     geometry: str = DEFAULT_GEOMETRY,
     save: dict[str, Path] | None = None,
 ) -> tuple[dict[str, Rows], str]:
-    """Rows of each method, and the sha256 of the true pictures as they were scored. Every picture is decoded once.
+    """Rows of each method, and the sha256 of the true pictures as they were scored. Every picture
+    is decoded once.
 
     ``save``: method -> folder for its pictures, NAME.png.
     """
@@ -151,12 +170,16 @@ def measure(
                 for name, colours in outputs.items():
                     rows[name].append(scorer.row(name, colours[i]))
                     if save and name in save:
-                        write_picture(save[name] / f"{meta['name']}.png", colours[i], {"Model": name})
+                        write_picture(
+                            save[name] / f"{meta['name']}.png", colours[i], {"Model": name}
+                        )
             bar.update(len(chunk))
     return rows, digest.hexdigest()
 
 
-def colour_all(predictor: Predictor, thermals: list[np.ndarray], metas: list[dict]) -> list[np.ndarray]:
+def colour_all(
+    predictor: Predictor, thermals: list[np.ndarray], metas: list[dict]
+) -> list[np.ndarray]:
     """The predictor's pictures, its ``batch`` frames of one size at a time."""
     pictures: list = [None] * len(thermals)
     groups: dict[tuple, list[int]] = {}
@@ -191,14 +214,20 @@ def mean_of(metric: Metric, rows: Rows) -> float | None:
     return float(np.sum(values) / np.sum(weights)) if np.sum(weights) > 0 else None
 
 
-def summary(rows: Rows, names: Sequence[str] = ("psnr", "ssim", "lpips", "colour_share")) -> dict[str, float]:
-    """Means over pictures; ``colour_share`` = mean colourfulness of the outputs over that of the truth."""
+def summary(
+    rows: Rows, names: Sequence[str] = ("psnr", "ssim", "lpips", "colour_share")
+) -> dict[str, float]:
+    """Means over pictures; ``colour_share`` = mean colourfulness of the outputs over that of the
+    truth."""
     return {name: mean for name in names if (mean := mean_of(METRICS[name], rows)) is not None}
 
 
-def cells(rows: Rows, names: Sequence[str], seed: int, sets: dict[str, float] | None = None) -> dict[str, dict]:
-    """Metric -> mean per picture, low and high (95 %, sequences drawn together; None where it cannot be had),
-    over_sequences (the mean where each sequence counts once). Metrics of the whole set have a mean only."""
+def cells(
+    rows: Rows, names: Sequence[str], seed: int, sets: dict[str, float] | None = None
+) -> dict[str, dict]:
+    """Metric -> mean per picture, low and high (95 %, sequences drawn together; None where it
+    cannot be had), over_sequences (the mean where each sequence counts once). Metrics of the whole
+    set have a mean only."""
     found: dict[str, dict] = {}
     for name in names:
         values, weights, clusters = columns(METRICS[name], rows)

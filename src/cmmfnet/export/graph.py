@@ -1,4 +1,5 @@
-"""A network as an ONNX graph: conversion by PyTorch, float16, text that may be left out, metadata. For export.py."""
+"""A network as an ONNX graph: conversion by PyTorch, float16, text that may be left out, metadata.
+For export.py."""
 
 from __future__ import annotations
 
@@ -37,11 +38,13 @@ FLOAT32_OPERATORS = (
 
 
 class ExportError(ValueError):
-    """The model has no ONNX form, or its graph does not give the network's colours; nothing was written."""
+    """The model has no ONNX form, or its graph does not give the network's colours; nothing was
+    written."""
 
 
 class Graph(nn.Module):
-    """What becomes the graph: thermal, and text where the network takes some -> colour, and tags where it predicts some."""
+    """What becomes the graph: thermal, and text where the network takes some -> colour, and tags
+    where it predicts some."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -74,19 +77,25 @@ class Graph(nn.Module):
 
 
 def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
-    """The network as a float32 graph with dynamic batch, height and width (one size where it has a ``fixed_size``).
+    """The network as a float32 graph with dynamic batch, height and width (one size where it has a
+    ``fixed_size``).
 
-    Inputs ``thermal`` (B,1,H,W) and, where the network takes text, ``text`` and ``text_mask`` (B,L) bool: ``text`` is (B,L) int64,
-    indices into ``words``, for clip-tags, and (B,L,D) float32 for clip-sentence; where the network knows colours also
-    ``text_colours`` (B,L,A) float32, weights over cmmfnet.text.attributes.ATTRIBUTES. Outputs ``colour`` (B,3,H,W) and, where the
-    network predicts tags, ``tags`` (B,words), probabilities.
+    Inputs ``thermal`` (B,1,H,W) and, where the network takes text, ``text`` and ``text_mask`` (B,L)
+    bool: ``text`` is (B,L) int64, indices into ``words``, for clip-tags, and (B,L,D) float32 for
+    clip-sentence; where the network knows colours also ``text_colours`` (B,L,A) float32, weights
+    over cmmfnet.text.attributes.ATTRIBUTES. Outputs ``colour`` (B,3,H,W) and, where the network
+    predicts tags, ``tags`` (B,words), probabilities.
 
     Raises:
         ExportError: PyTorch cannot express it; the message has its reason.
     """
     wrapped = Graph(network.float().cpu().eval())
     dim = torch.export.Dim
-    batch, multiple, fixed = dim("batch"), getattr(network, "multiple_of", 8), getattr(network, "fixed_size", None)
+    batch, multiple, fixed = (
+        dim("batch"),
+        getattr(network, "multiple_of", 8),
+        getattr(network, "fixed_size", None),
+    )
     steps = max(
         2, math.ceil(64 / multiple)
     )  # two or more, and not as many in both: nothing may be taken for equal or for 1
@@ -101,18 +110,25 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
     try:
         with _quiet():
             program = torch.onnx.export(
-                wrapped, tuple(inputs.values()), input_names=list(inputs), dynamic_shapes=shapes, opset_version=OPSET,
-                output_names=["colour", "tags"] if wrapped.tags else ["colour"], dynamo=True, verbose=False,
+                wrapped, tuple(inputs.values()), input_names=list(inputs), dynamic_shapes=shapes,
+                opset_version=OPSET,
+                output_names=["colour", "tags"] if wrapped.tags else ["colour"], dynamo=True,
+                verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"{name} cannot be exported by torch {torch.__version__}: {_reason(error)}") from error
+        raise ExportError(
+            f"{name} cannot be exported by torch {torch.__version__}: {_reason(error)}"
+        ) from error
     graph = program.model_proto
     for given, dims in zip(graph.graph.input, shapes.values(), strict=True):
-        for i in dims:  # the exporter falls back on the example's own size where the code leaves no other
+        for i in (
+            dims
+        ):  # the exporter falls back on the example's own size where the code leaves no other
             found = given.type.tensor_type.shape.dim[i]
             if not found.dim_param:
                 raise ExportError(
-                    f"{name} cannot be exported: its code fixes dimension {i} of {given.name!r} to {found.dim_value}"
+                    f"{name} cannot be exported: its code fixes dimension {i} of {given.name!r} "
+                    f"to {found.dim_value}"
                 )
     return graph
 
@@ -129,7 +145,8 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its stages and its own deprecations; a user can do nothing about either."""
+    """The exporter reports its stages and its own deprecations; a user can do nothing about
+    either."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -142,7 +159,8 @@ def _quiet() -> Iterator[None]:
 
 
 def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in float16, but for ``FLOAT32_OPERATORS``; inputs and outputs stay float32."""
+    """Weights and arithmetic in float16, but for ``FLOAT32_OPERATORS``; inputs and outputs stay
+    float32."""
     from onnxruntime.transformers import float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -154,13 +172,18 @@ def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_round_trips(graph: onnx.GraphProto) -> None:
-    """Between two operators in float32 the converter casts to float16 and back, which rounds just what must not be."""
+    """Between two operators in float32 the converter casts to float16 and back, which rounds just
+    what must not be."""
     from onnx import TensorProto
 
     def target(node: onnx.NodeProto) -> int | None:
-        return next(a.i for a in node.attribute if a.name == "to") if node.op_type == "Cast" else None
+        return (
+            next(a.i for a in node.attribute if a.name == "to") if node.op_type == "Cast" else None
+        )
 
-    down = {node.output[0]: node.input[0] for node in graph.node if target(node) == TensorProto.FLOAT16}
+    down = {
+        node.output[0]: node.input[0] for node in graph.node if target(node) == TensorProto.FLOAT16
+    }
     instead = {
         node.output[0]: down[node.input[0]]
         for node in graph.node
@@ -176,10 +199,11 @@ def _without_round_trips(graph: onnx.GraphProto) -> None:
 
 
 def optional_text(graph: onnx.ModelProto) -> None:
-    """Make the inputs of text ones with a default, which is no text, and let one text serve a whole batch.
+    """Make the inputs of text ones with a default, which is no text, and let one text serve a whole
+    batch.
 
-    An initializer with the name of an input is that input's default (ONNX IR, "Graphs"), so that a program which gives
-    ``thermal`` alone gets what the network gives without text.
+    An initializer with the name of an input is that input's default (ONNX IR, "Graphs"), so that a
+    program which gives ``thermal`` alone gets what the network gives without text.
     """
     from onnx import helper, numpy_helper
 
@@ -201,7 +225,8 @@ def optional_text(graph: onnx.ModelProto) -> None:
             helper.make_node("Expand", [name, f"{name}_shape"], [f"{name}_each"]),
         ]
         default = np.zeros(
-            [d if isinstance(d, int) else 1 for d in dims], helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            [d if isinstance(d, int) else 1 for d in dims],
+            helper.tensor_dtype_to_np_dtype(kind.elem_type),
         )
         graph.graph.initializer.append(numpy_helper.from_array(default, name))
         kind.shape.dim[0].dim_param = "texts"  # 1, or as many as frames
@@ -223,7 +248,9 @@ def describe_network(network: nn.Module) -> dict[str, str]:
         "default_text": getattr(network, "default_text", "none"),
         "tag_threshold": getattr(network, "tag_threshold", 0.5),
     }
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
+    }
 
 
 def set_metadata(graph: onnx.ModelProto, metadata: dict[str, str]) -> None:
@@ -234,16 +261,20 @@ def set_metadata(graph: onnx.ModelProto, metadata: dict[str, str]) -> None:
 
 
 def frames(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth regions with edges and noise, (B,1,H,W) float32 in [-1,1]: as unlike from place to place as a thermal frame."""
+    """Smooth regions with edges and noise, (B,1,H,W) float32 in [-1,1]: as unlike from place to
+    place as a thermal frame."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 1, 6, 7, generator=generator) * 2 - 1
-    smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    smooth = nn.functional.interpolate(
+        coarse, (height, width), mode="bilinear", align_corners=False
+    )
     noise = torch.randn(batch, 1, height, width, generator=generator)
     return (smooth + 0.5 * (smooth > 0.2) + 0.05 * noise).clamp(-1, 1)
 
 
 def some_text(network: nn.Module, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """The graph's inputs of text (``TEXT_INPUTS``), of which the first frame's last token is not valid."""
+    """The graph's inputs of text (``TEXT_INPUTS``), of which the first frame's last token is not
+    valid."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(batch, length, dtype=torch.bool)
     mask[0, -1] = length == 1

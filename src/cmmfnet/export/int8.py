@@ -1,9 +1,10 @@
-"""int8 for an exported graph: its convolutions in 8 bits, static, calibrated on thermal frames. No torch.
+"""int8 for an exported graph: its convolutions in 8 bits, static, calibrated on thermal frames. No
+torch.
 
-Weights are int8 with a scale for each output channel, activations uint8 with one scale a tensor, from the smallest and largest
-value that the calibration frames gave. What stays in float32: norms, attention, depthwise convolutions (no 8-bit kernel is
-faster), and convolutions with few channels on one side, which cost little and where a rounding error goes straight into
-the picture.
+Weights are int8 with a scale for each output channel, activations uint8 with one scale a tensor,
+from the smallest and largest value that the calibration frames gave. What stays in float32: norms,
+attention, depthwise convolutions (no 8-bit kernel is faster), and convolutions with few channels on
+one side, which cost little and where a rounding error goes straight into the picture.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ FRAMES = 48  # of a folder with more, evenly spaced: ranges hardly move after th
 LEAST = 8  # fewer frames do not show what values come up
 FEW_CHANNELS = 8
 SHORT_SIDE = 256
-# mean absolute difference from float32 of colours in [-1, 1], on frames that calibration did not see; about 4 grey levels
+# mean absolute difference from float32 of colours in [-1, 1], on frames that calibration did not
+# see; about 4 grey levels
 WORST = 0.03
 
 
 class CalibrationError(ValueError):
-    """Frames that cannot calibrate a graph, or a graph that 8 bits are too few for; nothing was written."""
+    """Frames that cannot calibrate a graph, or a graph that 8 bits are too few for; nothing was
+    written."""
 
 
 def calibration_frames(source: str) -> list[np.ndarray]:
@@ -42,7 +45,8 @@ def calibration_frames(source: str) -> list[np.ndarray]:
         source: a picture, a folder, a glob, or scenes:COUNT for rendered scenes.
 
     Raises:
-        SourceError: nothing there. CalibrationError: fewer than 8 frames. ThermalFileError: one cannot be read.
+        SourceError: nothing there. CalibrationError: fewer than 8 frames. ThermalFileError: one
+            cannot be read.
     """
     if match := re.fullmatch(r"scenes:(\d+)", source):
         from cmmfnet.data.scenes.scenes import render
@@ -54,7 +58,8 @@ def calibration_frames(source: str) -> list[np.ndarray]:
         values = [read_thermal(file) for file in files[::step][:FRAMES]]
     if len(values) < LEAST:
         raise CalibrationError(
-            f"{source!r} gives {len(values)} frames; int8 needs {LEAST} or more, as different as those to be coloured"
+            f"{source!r} gives {len(values)} frames; int8 needs {LEAST} or more, as different as "
+            "those to be coloured"
         )
     return [normalise(each) for each in values]
 
@@ -65,18 +70,22 @@ def quantise(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, str]
     Every fourth frame is kept back from calibration and measures that.
 
     Raises:
-        SourceError, CalibrationError, ThermalFileError: see :func:`calibration_frames`; or the colours differ too much.
+        SourceError, CalibrationError, ThermalFileError: see :func:`calibration_frames`; or the
+        colours differ too much.
     """
     import onnx
     import onnxruntime
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    onnxruntime.set_default_logger_severity(3)  # it warns that inputs with a default are no constants
+    onnxruntime.set_default_logger_severity(
+        3
+    )  # it warns that inputs with a default are no constants
     multiple = {each.key: each.value for each in graph.metadata_props}["multiple_of"]
     fixed = {each.key: each.value for each in graph.metadata_props}["fixed_size"]
     feeds = [
-        _feed(frame, int(multiple), None if fixed == "null" else int(fixed)) for frame in calibration_frames(source)
+        _feed(frame, int(multiple), None if fixed == "null" else int(fixed))
+        for frame in calibration_frames(source)
     ]
     kept = feeds[3::4]
 
@@ -88,11 +97,14 @@ def quantise(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, str]
             return next(self.feeds, None)
 
     with tempfile.TemporaryDirectory() as folder:
-        plain, prepared, done = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
+        plain, prepared, done = (
+            Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx")
+        )
         onnx.save(graph, plain)
         quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
-            str(prepared), str(done), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            str(prepared), str(done), Reader(), quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
             activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=["Conv"], nodes_to_exclude=_left_in_float(onnx.load(prepared)),
         )  # fmt: skip
@@ -100,21 +112,27 @@ def quantise(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, str]
     del small.metadata_props[:]
     small.metadata_props.extend(graph.metadata_props)
     off = np.mean(
-        [np.abs(one - other).mean() for one, other in zip(_colours(graph, kept), _colours(small, kept), strict=True)]
+        [
+            np.abs(one - other).mean()
+            for one, other in zip(_colours(graph, kept), _colours(small, kept), strict=True)
+        ]
     )
     sentence = (
-        f"int8, calibrated on {len(feeds) - len(kept)} frames of {source}: on {len(kept)} others the mean difference from float32 "
+        f"int8, calibrated on {len(feeds) - len(kept)} frames of {source}: on {len(kept)} others "
+        "the mean difference from float32 "
         f"is {off * 127.5:.1f} grey levels"
     )
     if not off <= WORST:
         raise CalibrationError(
-            f"{sentence}, more than {WORST * 127.5:.1f}: this network does not stand 8 bits; export it without"
+            f"{sentence}, more than {WORST * 127.5:.1f}: this network does not stand 8 bits; "
+            "export it without"
         )
     return small, sentence
 
 
 def _feed(frame: np.ndarray, multiple: int, fixed: int | None) -> dict[str, np.ndarray]:
-    """A frame as the graph takes it, its short side at most SHORT_SIDE, so that calibration stays quick."""
+    """A frame as the graph takes it, its short side at most SHORT_SIDE, so that calibration stays
+    quick."""
     scale = min(1.0, SHORT_SIDE / min(frame.shape))
     size = (fixed, fixed) if fixed else tuple(max(1, round(side * scale)) for side in frame.shape)
     reduced = frame if size == frame.shape else resize(frame, size)
@@ -128,7 +146,9 @@ def _left_in_float(graph: onnx.ModelProto) -> list[str]:
         if node.op_type != "Conv":
             continue
         outputs, inputs_a_group = weights[node.input[1]][:2]
-        if min(outputs, inputs_a_group) <= FEW_CHANNELS:  # a depthwise convolution has one input a group
+        if (
+            min(outputs, inputs_a_group) <= FEW_CHANNELS
+        ):  # a depthwise convolution has one input a group
             names.append(node.name)
     return names
 
@@ -138,7 +158,9 @@ def _colours(graph: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> Iter
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     for feed in feeds:
         yield session.run(["colour"], feed)[0]
 

@@ -12,11 +12,13 @@ from typing import IO
 
 @contextmanager
 def atomic_write(path: Path, *, text: bool = False, durable: bool = True) -> Iterator[IO]:
-    """A file object whose content becomes ``path`` when the block ends well; after an error ``path`` is as it was.
+    """A file object whose content becomes ``path`` when the block ends well; after an error
+    ``path`` is as it was.
 
-    It is written beside its target and renamed, so that a crash, a full disk or Ctrl-C never leaves half a file under the
-    name that others read. ``durable`` also flushes file and folder to the disk, against a power cut: for what cannot be made
-    again. The folder is created where it is missing; the file gets the permissions that any new file gets.
+    It is written beside its target and renamed, so that a crash, a full disk or Ctrl-C never leaves
+    half a file under the name that others read. ``durable`` also flushes file and folder to the
+    disk, against a power cut: for what cannot be made again. The folder is created where it is
+    missing; the file gets the permissions that any new file gets.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")

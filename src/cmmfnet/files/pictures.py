@@ -37,15 +37,16 @@ _EXIF_SOFTWARE, _EXIF_DESCRIPTION = 0x0131, 0x010E
 
 
 class SourceError(ValueError):
-    """Pictures that were asked for are not there, or their results have nowhere to go; the message says which."""
+    """Pictures that were asked for are not there, or their results have nowhere to go; the message
+    says which."""
 
 
 def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list[Path]:
     """The picture files that ``source`` names, in natural order (frame2 before frame10).
 
     Args:
-        source: a file (taken whatever its suffix), a folder (its own files, not those of its sub-folders), or a glob
-            such as ``"set00/**/lwir/*.jpg"`` (``**`` enters sub-folders).
+        source: a file (taken whatever its suffix), a folder (its own files, not those of its
+            sub-folders), or a glob such as ``"set00/**/lwir/*.jpg"`` (``**`` enters sub-folders).
         patterns: suffixes that count as pictures in a folder or glob, in lower case, with the dot.
 
     Raises:
@@ -82,30 +83,38 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sort key under which runs of digits compare as numbers: frame2 < frame10."""
     parts = re.split(r"([0-9]+)", str(path))
-    # The text itself breaks ties (frame01 and frame1, A and a), so that the order never depends on the file system.
+    # The text itself breaks ties (frame01 and frame1, A and a), so that the order never depends on
+    # the file system.
     key = [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
     return [*key, (2, 0, str(path))]
 
 
-def write_picture(path: str | Path, rgb: np.ndarray, notes: Mapping[str, str] | None = None) -> Path:
-    """Write an (H, W, 3) uint8 RGB or (H, W) uint8 or uint16 grey picture, completely or not at all.
+def write_picture(
+    path: str | Path, rgb: np.ndarray, notes: Mapping[str, str] | None = None
+) -> Path:
+    """Write an (H, W, 3) uint8 RGB or (H, W) uint8 or uint16 grey picture, completely or not at
+    all.
 
-    The format follows the suffix: png, jpg, jpeg, webp, tif, tiff or bmp; uint16 goes into PNG and TIFF only.
+    The format follows the suffix: png, jpg, jpeg, webp, tif, tiff or bmp; uint16 goes into PNG and
+    TIFF only.
 
     Args:
         path: an older file of that name is replaced.
         rgb: the pixels.
-        notes: written into the file beside ``Software``: text chunks in PNG, the EXIF description of JPEG, WebP and
-            TIFF. BMP has no place for them.
+        notes: written into the file beside ``Software``: text chunks in PNG, the EXIF description
+            of JPEG, WebP and TIFF. BMP has no place for them.
 
     Raises:
         SourceError: a suffix that cannot be written.
-        OSError: the disk is full, the folder cannot be written to, the picture is too large for the format.
+        OSError: the disk is full, the folder cannot be written to, the picture is too large for the
+            format.
     """
     path = Path(path)
     form = _FORMATS.get(path.suffix.lower())
     if form is None:
-        raise SourceError(f"cannot write {path.name!r}; choose a name that ends in {' '.join(sorted(_FORMATS))}")
+        raise SourceError(
+            f"cannot write {path.name!r}; choose a name that ends in {' '.join(sorted(_FORMATS))}"
+        )
     options = dict(_OPTIONS[form])
     notes = {"Software": f"cmmfnet {__version__}", **(notes or {})}
     if form == "PNG":
@@ -115,14 +124,16 @@ def write_picture(path: str | Path, rgb: np.ndarray, notes: Mapping[str, str] | 
     elif form != "BMP":
         exif = Image.Exif()
         exif[_EXIF_SOFTWARE] = notes["Software"]
-        exif[_EXIF_DESCRIPTION] = "; ".join(f"{k}: {v}" for k, v in notes.items() if k != "Software").encode(
-            "ascii", "replace"
-        )
+        exif[_EXIF_DESCRIPTION] = "; ".join(
+            f"{k}: {v}" for k, v in notes.items() if k != "Software"
+        ).encode("ascii", "replace")
         options["exif"] = exif
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, format=form, **options)
 
-    with atomic_write(path, durable=False) as file:  # a picture can be made again; waiting for the disk costs more
+    with atomic_write(
+        path, durable=False
+    ) as file:  # a picture can be made again; waiting for the disk costs more
         file.write(buffer.getbuffer())
     return path
 
@@ -130,21 +141,27 @@ def write_picture(path: str | Path, rgb: np.ndarray, notes: Mapping[str, str] | 
 def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) -> list[Path]:
     """The file that each input's result goes to.
 
-    One explicit input file and an ``out`` that ends in a picture suffix: that file. Otherwise ``out`` is a folder and
-    results are named NAME.png after their input; inputs of a glob keep the sub-folders in which they differ. Inputs of
-    one folder that differ in their suffix alone keep it in the name: a.png and a.jpg become a-png.png and a-jpg.png.
+    One explicit input file and an ``out`` that ends in a picture suffix: that file. Otherwise
+    ``out`` is a folder and results are named NAME.png after their input; inputs of a glob keep the
+    sub-folders in which they differ. Inputs of one folder that differ in their suffix alone keep it
+    in the name: a.png and a.jpg become a-png.png and a-jpg.png.
 
     Raises:
-        SourceError: a result would replace one of the inputs, or two results would have the same name.
+        SourceError: a result would replace one of the inputs, or two results would have the same
+            name.
     """
     out = Path(out)
     if not out.is_dir() and out.suffix.lower() in _FORMATS:
         if not Path(source).is_file():
-            raise SourceError(f"{out} names one picture, but {source} can be many; give a folder, such as {out.stem}")
+            raise SourceError(
+                f"{out} names one picture, but {source} can be many; give a folder, such as "
+                f"{out.stem}"
+            )
         outputs = [out]
     elif out.is_file():
         raise SourceError(
-            f"{out} is a file; results go into a folder, or into a file that ends in {' '.join(_FORMATS)}"
+            f"{out} is a file; results go into a folder, or into a file that ends in "
+            f"{' '.join(_FORMATS)}"
         )
     else:
         root = Path(os.path.commonpath([file.parent for file in inputs]))
@@ -152,7 +169,11 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
         shared = Counter(str(stem).lower() for stem in stems)  # a file system may ignore case
         outputs = []
         for file, stem in zip(inputs, stems, strict=True):
-            name = stem.name if shared[str(stem).lower()] == 1 else f"{stem.name}-{file.suffix.lstrip('.')}"
+            name = (
+                stem.name
+                if shared[str(stem).lower()] == 1
+                else f"{stem.name}-{file.suffix.lstrip('.')}"
+            )
             outputs.append(out / stem.with_name(f"{name}.png"))
     taken: dict[Path, Path] = {}
     originals = {file.resolve(): file for file in inputs}
@@ -160,9 +181,12 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
         resolved = output.resolve()
         if resolved in originals:
             raise SourceError(
-                f"the result of {file} would replace the input {originals[resolved]}; choose another output"
+                f"the result of {file} would replace the input {originals[resolved]}; choose "
+                "another output"
             )
         other = taken.setdefault(Path(str(resolved).lower()), file)
         if other is not file:
-            raise SourceError(f"{other} and {file} would both become {output}; colour them into two folders")
+            raise SourceError(
+                f"{other} and {file} would both become {output}; colour them into two folders"
+            )
     return outputs

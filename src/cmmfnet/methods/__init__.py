@@ -1,4 +1,5 @@
-"""One file a paper, CMMF-Net's three. The registry is a dict literal: name -> "module:class" of a Method (method.py)."""
+"""One file a paper, CMMF-Net's three. The registry is a dict literal: name -> "module:class" of a
+Method (method.py)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ METHODS: dict[str, str] = {
 
 
 def method_class(name: str):
-    """The :class:`~cmmfnet.methods.method.Method` of a name. Raises ``ValueError`` for an unknown one."""
+    """The :class:`~cmmfnet.methods.method.Method` of a name. Raises ``ValueError`` for an unknown
+    one."""
     if name not in METHODS:
         raise ValueError(f"method is {name!r}; expected one of {', '.join(sorted(METHODS))}")
     module, cls = METHODS[name].split(":")
@@ -30,7 +32,8 @@ def method_class(name: str):
 
 
 def build_network(config: dict):
-    """The network that ``config`` describes: {"method": name, ...constructor keywords}. A fresh ``torch.nn.Module``.
+    """The network that ``config`` describes: {"method": name, ...constructor keywords}. A fresh
+    ``torch.nn.Module``.
 
     Raises ``ValueError`` for an unknown method or keyword.
     """

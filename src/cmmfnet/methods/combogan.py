@@ -1,15 +1,19 @@
-"""What ToDayGAN and PearlGAN share: encoder and decoder of a domain, three-headed discriminator, relativistic GAN, the step.
+"""What ToDayGAN and PearlGAN share: encoder and decoder of a domain, three-headed discriminator,
+relativistic GAN, the step.
 
-Anoosheh et al., *ComboGAN: Unrestrained scalability for image domain translation*, CVPR workshops 2018 (encoders and decoders
-that belong to domains); Anoosheh et al., ICRA 2019 (ToDayGAN: discriminator); Jolicoeur-Martineau, ICLR 2019 (relativistic
-GAN); Miyato et al., ICLR 2018 (spectral norm).
+Anoosheh et al., *ComboGAN: Unrestrained scalability for image domain translation*, CVPR workshops
+2018 (encoders and decoders that belong to domains); Anoosheh et al., ICRA 2019 (ToDayGAN:
+discriminator); Jolicoeur-Martineau, ICLR 2019 (relativistic GAN); Miyato et al., ICLR 2018
+(spectral norm).
 
-Every domain has an encoder and a decoder; a translator is the encoder of one domain and the decoder of the other. Since
-neither paper trains an encoder with the decoder of its own domain, two translators are all there is: "generator" (thermal
-to visible) and "inverse". A domain's sizes are thus those of a translator.
+Every domain has an encoder and a decoder; a translator is the encoder of one domain and the decoder
+of the other. Since neither paper trains an encoder with the decoder of its own domain, two
+translators are all there is: "generator" (thermal to visible) and "inverse". A domain's sizes are
+thus those of a translator.
 
-The known sizes confirm every layer. What they cannot is from memory of ComboGAN's code, unchecked: the padding of the
-discriminators, the weights of a head's answers, the order of the step, and smooth L1 for ToDayGAN's cycle.
+The known sizes confirm every layer. What they cannot is from memory of ComboGAN's code, unchecked:
+the padding of the discriminators, the weights of a head's answers, the order of the step, and
+smooth L1 for ToDayGAN's cycle.
 """
 
 from __future__ import annotations
@@ -31,12 +35,14 @@ if TYPE_CHECKING:
 
 
 class ResidualBlock(nn.Module):
-    """x + IN(conv(PReLU(IN(conv(x))))): 3x3, reflect padding. ``forward(x (B,C,H,W)) -> (B,C,H,W)``; H and W are 2 at least."""
+    """x + IN(conv(PReLU(IN(conv(x))))): 3x3, reflect padding. ``forward(x (B,C,H,W)) ->
+    (B,C,H,W)``; H and W are 2 at least."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), InstanceNorm(channels), nn.PReLU(),
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), InstanceNorm(channels),
+            nn.PReLU(),
             nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), InstanceNorm(channels),
         )  # fmt: skip
 
@@ -45,18 +51,24 @@ class ResidualBlock(nn.Module):
 
 
 def encoding_layers(inputs: int, width: int) -> list[nn.Module]:
-    """7x7 to ``width``, then two 3x3 of stride 2 that double it; IN and PReLU behind each. (B,inputs,H,W) -> (B,4w,H/4,W/4)."""
+    """7x7 to ``width``, then two 3x3 of stride 2 that double it; IN and PReLU behind each.
+    (B,inputs,H,W) -> (B,4w,H/4,W/4)."""
     return [
         nn.ReflectionPad2d(3), nn.Conv2d(inputs, width, 7), InstanceNorm(width), nn.PReLU(),
         nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), InstanceNorm(2 * width), nn.PReLU(),
-        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1), InstanceNorm(4 * width), nn.PReLU(),
+        nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1), InstanceNorm(4 * width),
+        nn.PReLU(),
     ]  # fmt: skip
 
 
-def decoding_layers(width: int, outputs: int, norm: type[nn.Module] = InstanceNorm) -> list[nn.Module]:
-    """Two 4x4 transposed convolutions of stride 2, each with ``norm(channels)`` and PReLU; 7x7, tanh. The inverse shape."""
+def decoding_layers(
+    width: int, outputs: int, norm: type[nn.Module] = InstanceNorm
+) -> list[nn.Module]:
+    """Two 4x4 transposed convolutions of stride 2, each with ``norm(channels)`` and PReLU; 7x7,
+    tanh. The inverse shape."""
     return [
-        nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1), norm(2 * width), nn.PReLU(),
+        nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1), norm(2 * width),
+        nn.PReLU(),
         nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1), norm(width), nn.PReLU(),
         *leave(width, outputs),
     ]  # fmt: skip
@@ -65,8 +77,9 @@ def decoding_layers(width: int, outputs: int, norm: type[nn.Module] = InstanceNo
 class Head(nn.Module):
     """Patch discriminator that answers at several depths: 4x4 convolutions, spectral norm, PReLU.
 
-    ``forward(x (B,C,H,W)) -> [(B,h,w), ...]``, one map of logits for each of ``layers`` depths, the deepest last. A layer
-    in the middle has a channel more than the next one takes: that channel is its answer. Padding is 2.
+    ``forward(x (B,C,H,W)) -> [(B,h,w), ...]``, one map of logits for each of ``layers`` depths, the
+    deepest last. A layer in the middle has a channel more than the next one takes: that channel is
+    its answer. Padding is 2.
     """
 
     def __init__(self, inputs: int, width: int, layers: int):
@@ -80,7 +93,9 @@ class Head(nn.Module):
 
         sizes = [width * min(2**i, 8) for i in range(layers + 1)]
         self.enter = nn.Sequential(conv(inputs, width, 2), nn.PReLU())
-        self.middle = nn.ModuleList(nn.Sequential(conv(a, b + 1, 2), nn.PReLU()) for a, b in pairwise(sizes[:-1]))
+        self.middle = nn.ModuleList(
+            nn.Sequential(conv(a, b + 1, 2), nn.PReLU()) for a, b in pairwise(sizes[:-1])
+        )
         self.leave = nn.Sequential(conv(sizes[-2], sizes[-1], 1), nn.PReLU(), conv(sizes[-1], 1, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -94,14 +109,18 @@ class Head(nn.Module):
 
 def luma(picture: Tensor) -> Tensor:
     """(B,3,H,W) -> (B,1,H,W): ITU-R 601."""
-    return (picture * picture.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    return (picture * picture.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(
+        dim=1, keepdim=True
+    )
 
 
 class ThreeHeadedDiscriminator(nn.Module):
-    """Colour, texture and gradient are judged apart (ToDayGAN, section III-B): blurred colours (5x5 Gaussian, sigma 3), grey,
-    and the two central differences of grey at half size (every second pixel). 16,698,201 parameters at the paper's width.
+    """Colour, texture and gradient are judged apart (ToDayGAN, section III-B): blurred colours (5x5
+    Gaussian, sigma 3), grey, and the two central differences of grey at half size (every second
+    pixel). 16,698,201 parameters at the paper's width.
 
-    ``forward(picture (B,3,H,W) in [-1,1]) -> three lists`` of logits (B,h,w), see :class:`Head`. H and W are 16 at least.
+    ``forward(picture (B,3,H,W) in [-1,1]) -> three lists`` of logits (B,h,w), see :class:`Head`. H
+    and W are 16 at least.
     """
 
     def __init__(self, width: int = 64, layers: int = 4):
@@ -112,7 +131,9 @@ class ThreeHeadedDiscriminator(nn.Module):
         offsets = torch.arange(-2.0, 3.0)
         line = torch.exp(-offsets.square() / (2 * 3**2))
         self.register_buffer(
-            "blur", (line[:, None] * line / line.sum() ** 2).expand(3, 1, 5, 5).clone(), persistent=False
+            "blur",
+            (line[:, None] * line / line.sum() ** 2).expand(3, 1, 5, 5).clone(),
+            persistent=False,
         )
 
     def forward(self, picture: Tensor) -> list[list[Tensor]]:
@@ -121,15 +142,19 @@ class ThreeHeadedDiscriminator(nn.Module):
         half = grey[:, :, ::2, ::2]
         across = half[:, :, 1:-1, 2:] - half[:, :, 1:-1, :-2]
         down = half[:, :, 2:, 1:-1] - half[:, :, :-2, 1:-1]
-        return [self.colour(blurred), self.grey(grey), self.gradient(torch.cat([across, down], dim=1))]
+        return [
+            self.colour(blurred),
+            self.grey(grey),
+            self.gradient(torch.cat([across, down], dim=1)),
+        ]
 
 
 def relativistic_loss(real: list[list[Tensor]], fake: list[list[Tensor]], judge: bool) -> Tensor:
-    """Least squares on how much more real the real picture is than the fake one: mean of (real - fake - 1)^2 for the
-    discriminator (``judge``), of (fake - real - 1)^2 for the generator.
+    """Least squares on how much more real the real picture is than the fake one: mean of (real -
+    fake - 1)^2 for the discriminator (``judge``), of (fake - real - 1)^2 for the generator.
 
-    A head's answers weigh 1, 2, ... with depth, and the deepest one more; their weighted mean is divided by their number. The
-    mean over the heads is returned.
+    A head's answers weigh 1, 2, ... with depth, and the deepest one more; their weighted mean is
+    divided by their number. The mean over the heads is returned.
     """
     heads = []
     for real_head, fake_head in zip(real, fake, strict=True):
@@ -144,9 +169,9 @@ def relativistic_loss(real: list[list[Tensor]], fake: list[list[Tensor]], judge:
 
 
 class DomainTranslation(Method):
-    """The step that ToDayGAN and PearlGAN share: both translators, then both discriminators, which see fakes out of a pool of
-    50. ``losses``: ``adversarial`` (relativistic, both domains) and ``cycle`` (smooth L1, both directions); a subclass adds
-    its own in :meth:`more`."""
+    """The step that ToDayGAN and PearlGAN share: both translators, then both discriminators, which
+    see fakes out of a pool of 50. ``losses``: ``adversarial`` (relativistic, both domains) and
+    ``cycle`` (smooth L1, both directions); a subclass adds its own in :meth:`more`."""
 
     paired = False
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -167,19 +192,23 @@ class DomainTranslation(Method):
         self.networks["inverse"] = type(network)(**network.keywords)
         if "adversarial" in self.weights:
             for kind in ("visible", "thermal"):
-                self.networks[f"discriminator_{kind}"] = ThreeHeadedDiscriminator(discriminator_width)
+                self.networks[f"discriminator_{kind}"] = ThreeHeadedDiscriminator(
+                    discriminator_width
+                )
                 self.pools[kind] = ImagePool()
         else:
             self.optimisers = {"generator": ("generator", "inverse")}
 
     def translate(self, name: str, picture: Tensor) -> tuple[Tensor, object]:
-        """The picture that the translator ``name`` makes, and what else of it :meth:`more` wants to see."""
+        """The picture that the translator ``name`` makes, and what else of it :meth:`more` wants to
+        see."""
         return self.networks[name](picture), None
 
     def more(self, real: dict, fake: dict, back: dict, seen: dict, moment: Moment) -> Losses:
-        """Losses of a subclass, without weights. ``real``, ``fake``, ``back`` (empty where no loss needs it): domain ->
-        picture (B,3,H,W), ``back`` being what both translators made of ``real``. ``seen``: (translator, "real" or "fake")
-        -> the second result of :meth:`translate` for that input."""
+        """Losses of a subclass, without weights. ``real``, ``fake``, ``back`` (empty where no loss
+        needs it): domain -> picture (B,3,H,W), ``back`` being what both translators made of
+        ``real``. ``seen``: (translator, "real" or "fake") -> the second result of :meth:`translate`
+        for that input."""
         return {}
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
@@ -199,9 +228,13 @@ class DomainTranslation(Method):
                     with torch.no_grad():
                         truth = in_full_precision(judge, real[kind])
                     answer = in_full_precision(judge, fake[kind])
-                    losses["adversarial"] = losses["adversarial"] + relativistic_loss(truth, answer, judge=False)
+                    losses["adversarial"] = losses["adversarial"] + relativistic_loss(
+                        truth, answer, judge=False
+                    )
         if "cycle" in self.weights:
-            losses["cycle"] = sum(F.smooth_l1_loss(back[kind].float(), real[kind].float()) for kind in real)
+            losses["cycle"] = sum(
+                F.smooth_l1_loss(back[kind].float(), real[kind].float()) for kind in real
+            )
         losses |= self.more(real, fake, back, seen, moment)
         yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}
         if "adversarial" in self.weights:

@@ -1,11 +1,13 @@
 """CycleGAN: two residual generators, there and back, from unpaired pictures.
 
-Zhu et al., *Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks*, ICCV 2017, in the form of the
-authors' PyTorch code. 11,378,179 parameters a generator, 2,764,737 a discriminator, with the thermal frame read as three equal
-channels; only the generator from thermal to visible is kept in a model.
+Zhu et al., *Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial Networks*, ICCV
+2017, in the form of the authors' PyTorch code. 11,378,179 parameters a generator, 2,764,737 a
+discriminator, with the thermal frame read as three equal channels; only the generator from thermal
+to visible is kept in a model.
 
-The CMMF-Net paper's row "CycleGAN" cites Recycle-GAN's reference; this is CycleGAN. There was nothing to fix: its norms keep no
-running statistics and there is no dropout, so evaluation is training without gradients.
+The CMMF-Net paper's row "CycleGAN" cites Recycle-GAN's reference; this is CycleGAN. There was
+nothing to fix: its norms keep no running statistics and there is no dropout, so evaluation is
+training without gradients.
 """
 
 from __future__ import annotations
@@ -35,14 +37,16 @@ if TYPE_CHECKING:
 
 
 class ResnetGenerator(nn.Module):
-    """Two convolutions of stride 2, ``blocks`` residual blocks at H/4, two transposed convolutions (appendix), tanh.
+    """Two convolutions of stride 2, ``blocks`` residual blocks at H/4, two transposed convolutions
+    (appendix), tanh.
 
-    ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,outputs,H,W) in [-1,1]``; H and W are multiples of 8. A picture with ``inputs``
-    channels is taken as it is. ``layers`` counts as the original does: 0 pads, 1 to 9 are the three convolutions with norm
-    and ReLU, 10 is the first residual block.
+    ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,outputs,H,W) in [-1,1]``; H and W are multiples of
+    8. A picture with ``inputs`` channels is taken as it is. ``layers`` counts as the original does:
+    0 pads, 1 to 9 are the three convolutions with norm and ReLU, 10 is the first residual block.
     """
 
-    multiple_of = 8  # 4 for the strides; 8 so that the smallest map has the two pixels that reflect padding needs
+    # 4 for the strides; 8 so that the smallest map has the two pixels that reflect padding needs
+    multiple_of = 8
 
     def __init__(self, inputs: int = 3, outputs: int = 3, width: int = 64, blocks: int = 9):
         super().__init__()
@@ -58,14 +62,17 @@ class ResnetGenerator(nn.Module):
         )
         init_normal(self)
 
-    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         return self.layers(as_channels(thermal, self.inputs, self.multiple_of))
 
 
 class CycleGAN(Method):
-    """``losses``: ``adversarial`` (least squares, both directions), ``cycle`` (L1, both directions, eq. 2), ``identity`` (L1 of
-    what each generator makes of a picture that is of its target's kind already, section 5.2; the original's 0.5 is
-    relative to the cycle's 10, so 5 here). Both generators make one step together, then both discriminators."""
+    """``losses``: ``adversarial`` (least squares, both directions), ``cycle`` (L1, both directions,
+    eq. 2), ``identity`` (L1 of what each generator makes of a picture that is of its target's kind
+    already, section 5.2; the original's 0.5 is relative to the cycle's 10, so 5 here). Both
+    generators make one step together, then both discriminators."""
 
     Network = ResnetGenerator
     title = "CycleGAN"
@@ -77,15 +84,24 @@ class CycleGAN(Method):
         "discriminator": ("discriminator_visible", "discriminator_thermal"),
     }
 
-    def __init__(self, network: ResnetGenerator, losses: dict[str, float], *, pretrained: str | Path | None = None):
+    def __init__(
+        self,
+        network: ResnetGenerator,
+        losses: dict[str, float],
+        *,
+        pretrained: str | Path | None = None,
+    ):
         super().__init__(network, losses, pretrained=pretrained)
         if "identity" in self.weights and network.inputs != network.outputs:
             raise ValueError(
-                f"inputs is {network.inputs}, outputs is {network.outputs}; the identity loss shows each generator the "
+                f"inputs is {network.inputs}, outputs is {network.outputs}; the identity loss "
+                "shows each generator the "
                 "other's pictures: set inputs to the same number, or identity to 0"
             )
         self.inputs = network.inputs
-        self.networks["inverse"] = ResnetGenerator(network.outputs, network.inputs, network.width, network.blocks)
+        self.networks["inverse"] = ResnetGenerator(
+            network.outputs, network.inputs, network.width, network.blocks
+        )
         if "adversarial" in self.weights:
             self.networks["discriminator_visible"] = PatchGAN(network.outputs, norm="instance")
             self.networks["discriminator_thermal"] = PatchGAN(network.inputs, norm="instance")
@@ -108,7 +124,9 @@ class CycleGAN(Method):
                         in_full_precision(judge, fake), True, "lsgan"
                     )
         if "cycle" in self.weights:
-            losses["cycle"] = l1(back(fakes["visible"]), thermal) + l1(forth(fakes["thermal"]), visible)
+            losses["cycle"] = l1(back(fakes["visible"]), thermal) + l1(
+                forth(fakes["thermal"]), visible
+            )
         if "identity" in self.weights:
             losses["identity"] = l1(forth(visible), visible) + l1(back(thermal), thermal)
         yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}

@@ -1,20 +1,23 @@
 """I2V-GAN: unpaired infrared to visible video, from triplets of neighbouring frames.
 
-Li et al., I2V-GAN: Unpaired Infrared-to-Visible Video Translation, ACM MM 2021, doi 10.1145/3474085.3475445, in the form of the
-official code (MIT): CycleGAN's two generators (6 blocks, 7,837,699 parameters each) and patch discriminators (2,764,737 each),
-Recycle-GAN's two next-frame predictors (U-Nets of 7 levels on two frames, 41,828,739 each), and similarity of patches.
-The thermal frame is read as three equal channels. A model keeps the generator from thermal to visible, which colours frame
-by frame; predictors, the way back and discriminators serve training.
+Li et al., I2V-GAN: Unpaired Infrared-to-Visible Video Translation, ACM MM 2021, doi
+10.1145/3474085.3475445, in the form of the official code (MIT): CycleGAN's two generators (6
+blocks, 7,837,699 parameters each) and patch discriminators (2,764,737 each), Recycle-GAN's two
+next-frame predictors (U-Nets of 7 levels on two frames, 41,828,739 each), and similarity of
+patches. The thermal frame is read as three equal channels. A model keeps the generator from thermal
+to visible, which colours frame by frame; predictors, the way back and discriminators serve
+training.
 
-As in the code: the generators go up by bilinear interpolation and a 3x3 convolution, their residual blocks have dropout 0.5 in
-training; the predictors are as wide as the generators (its option for their width is ignored); where its options say nothing
-it takes 9 blocks and 8 levels, the published sizes are those of 6 and 7; the third frame's translation is predicted from the
-first two's; the patches come from the generator's layers 0, 4, 8, 12 and 16, of which 0 is the padded
-picture. Style is a mean square, where the paper's family usually takes L1.
-Fixed: the head that projects the patches learns (the code clears its gradient before its step), and the loss network sees
-pictures on ImageNet's scale (the code feeds it [-1,1]); ``faithful`` undoes both. Gram matrices, negatives and motion are a
-picture's own, so that larger batches mean the same. Fewer draws than in the code: a frame is encoded once a step for both
-similarities, at one set of places for its triplet.
+As in the code: the generators go up by bilinear interpolation and a 3x3 convolution, their residual
+blocks have dropout 0.5 in training; the predictors are as wide as the generators (its option for
+their width is ignored); where its options say nothing it takes 9 blocks and 8 levels, the published
+sizes are those of 6 and 7; the third frame's translation is predicted from the first two's; the
+patches come from the generator's layers 0, 4, 8, 12 and 16, of which 0 is the padded picture. Style
+is a mean square, where the paper's family usually takes L1. Fixed: the head that projects the
+patches learns (the code clears its gradient before its step), and the loss network sees pictures on
+ImageNet's scale (the code feeds it [-1,1]); ``faithful`` undoes both. Gram matrices, negatives and
+motion are a picture's own, so that larger batches mean the same. Fewer draws than in the code: a
+frame is encoded once a step for both similarities, at one set of places for its triplet.
 """
 
 from __future__ import annotations
@@ -62,7 +65,8 @@ if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
 
 LAYERS = (0, 4, 8, 12, 16)
-"""Where patches are compared: the padded picture, H/2, H/4, after the third of six blocks, back at H/2."""
+"""Where patches are compared: the padded picture, H/2, H/4, after the third of six blocks, back at
+H/2."""
 
 
 class DroppedBlock(ResidualBlock):
@@ -74,14 +78,15 @@ class DroppedBlock(ResidualBlock):
 
 
 def smooth_up(inputs: int, outputs: int) -> list[nn.Module]:
-    """Bilinear interpolation (the code's fixed filter 1, 3, 3, 1), 3x3 convolution, IN, ReLU: doubles H and W."""
+    """Bilinear interpolation (the code's fixed filter 1, 3, 3, 1), 3x3 convolution, IN, ReLU:
+    doubles H and W."""
     double = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
     return [double, nn.Conv2d(inputs, outputs, 3, padding=1), InstanceNorm(outputs), nn.ReLU()]
 
 
 class I2VGenerator(nn.Module):
-    """``forward(thermal (B,1,H,W) in [-1,1]) -> (B,3,H,W) in [-1,1]``; H and W are multiples of 8. A picture with three channels
-    is taken as it is."""
+    """``forward(thermal (B,1,H,W) in [-1,1]) -> (B,3,H,W) in [-1,1]``; H and W are multiples of 8.
+    A picture with three channels is taken as it is."""
 
     multiple_of = 8
 
@@ -99,7 +104,9 @@ class I2VGenerator(nn.Module):
         )
         init_normal(self)
 
-    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         return self.layers(as_channels(thermal, 3, self.multiple_of))
 
     def encode(self, pictures: Tensor) -> list[Tensor]:
@@ -113,24 +120,29 @@ class I2VGenerator(nn.Module):
 
 
 class I2VGAN(Method):
-    """``losses``, each over both directions: ``adversarial`` (least squares, three frames), ``cycle`` (two frames), ``recycle``
-    (the predicted third translation, back), ``prediction`` (the third real frame), ``identity`` (L1 of what a generator makes of
-    a picture that is of its target's kind, two frames; the code's 0.5 is relative to the cycle's 10), ``external`` (PatchNCE,
-    three frames), ``internal`` (motion). Both generators, predictors and heads make one step together, then both
-    discriminators on three translations and the prediction.
+    """``losses``, each over both directions: ``adversarial`` (least squares, three frames),
+    ``cycle`` (two frames), ``recycle`` (the predicted third translation, back), ``prediction`` (the
+    third real frame), ``identity`` (L1 of what a generator makes of a picture that is of its
+    target's kind, two frames; the code's 0.5 is relative to the cycle's 10), ``external``
+    (PatchNCE, three frames), ``internal`` (motion). Both generators, predictors and heads make one
+    step together, then both discriminators on three translations and the prediction.
 
-    ``perceptual``: loss network of cycle, recycle and prediction: "vgg19" (the paper), "vgg16", or "none" for pixels alone, as in
-    Recycle-GAN. ``predictor_levels``: halvings in the predictors; crops are multiples of 2 to that power, 128.
-    ``patches``: how many places of a layer are compared.
+    ``perceptual``: loss network of cycle, recycle and prediction: "vgg19" (the paper), "vgg16", or
+    "none" for pixels alone, as in Recycle-GAN. ``predictor_levels``: halvings in the predictors;
+    crops are multiples of 2 to that power, 128. ``patches``: how many places of a layer are
+    compared.
     """
 
     Network: ClassVar[type[nn.Module]] = I2VGenerator
     title: ClassVar[str] = "I2V-GAN"
-    paper: ClassVar[str] = "Li et al., I2V-GAN: Unpaired infrared-to-visible video translation, ACM MM 2021"
+    paper: ClassVar[str] = (
+        "Li et al., I2V-GAN: Unpaired infrared-to-visible video translation, ACM MM 2021"
+    )
     paired: ClassVar[bool] = False
     frames: ClassVar[int] = 3
     LOSSES: ClassVar[dict[str, float]] = {
-        "adversarial": 1.0, "cycle": 10.0, "recycle": 10.0, "prediction": 10.0, "identity": 5.0, "external": 0.1,
+        "adversarial": 1.0, "cycle": 10.0, "recycle": 10.0, "prediction": 10.0, "identity": 5.0,
+        "external": 0.1,
         "internal": 40.0,
     }  # fmt: skip
 
@@ -147,15 +159,21 @@ class I2VGAN(Method):
     ):
         super().__init__(network, losses, pretrained=pretrained)
         if set(self.weights) <= {"prediction"}:
-            raise ValueError(f"losses are {losses}; the generators need at least one besides prediction")
+            raise ValueError(
+                f"losses are {losses}; the generators need at least one besides prediction"
+            )
         self.predictor_levels, self.patches = predictor_levels, patches
         self.distance = pixel_l1
         if perceptual != "none" and self._has("cycle", "recycle", "prediction"):
             self.distance = ContentAndStyle(perceptual, pretrained, normalised=not faithful)
-        self.networks["inverse"] = I2VGenerator(width=network.width, blocks=network.blocks, dropout=network.dropout)
+        self.networks["inverse"] = I2VGenerator(
+            width=network.width, blocks=network.blocks, dropout=network.dropout
+        )
         if self._has("adversarial", "recycle", "prediction", "external", "internal"):
             for kind in ("visible", "thermal"):
-                self.networks[f"predictor_{kind}"] = UNetGenerator(6, 3, predictor_levels, network.width, affine=False)
+                self.networks[f"predictor_{kind}"] = UNetGenerator(
+                    6, 3, predictor_levels, network.width, affine=False
+                )
         self.heads: dict[str, ProjectionHead] = {}  # those that do not learn
         if self._has("external", "internal"):
             self._add_heads(faithful)
@@ -163,7 +181,8 @@ class I2VGAN(Method):
         if self._has("adversarial"):
             for kind in ("visible", "thermal"):
                 self.networks[f"discriminator_{kind}"] = PatchGAN(3, network.width, norm="instance")
-                # four pictures an entry: as long a memory as the original's, of 50 pictures, to which a step adds four
+                # four pictures an entry: as long a memory as the original's, of 50 pictures, to
+                # which a step adds four
                 self.pools[kind] = ImagePool(12)
             self.optimisers["discriminator"] = ("discriminator_visible", "discriminator_thermal")
 
@@ -176,10 +195,15 @@ class I2VGAN(Method):
             maps = encoder.encode(next(encoder.parameters()).new_zeros(1, 3, 16, 16))
         channels = [x.shape[1] for x in maps]
         if not faithful:
-            self.networks |= {"head_visible": ProjectionHead(channels), "head_thermal": ProjectionHead(channels)}
+            self.networks |= {
+                "head_visible": ProjectionHead(channels),
+                "head_thermal": ProjectionHead(channels),
+            }
             return
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # no checkpoint has them: a resumed run must find the same
+            torch.default_generator.manual_seed(
+                0
+            )  # no checkpoint has them: a resumed run must find the same
             for kind in ("visible", "thermal"):
                 self.heads[f"head_{kind}"] = ProjectionHead(channels).requires_grad_(False)
 
@@ -192,7 +216,8 @@ class I2VGAN(Method):
         side, multiple = batch.thermal.shape[-1], 2**self.predictor_levels
         if "predictor_visible" in self.networks and side % multiple:
             raise ValueError(
-                f"crops are {side} pixels; I2V-GAN's predictors take multiples of {multiple}: change size, or make "
+                f"crops are {side} pixels; I2V-GAN's predictors take multiples of {multiple}: "
+                "change size, or make "
                 f"predictor_levels (options) less than {self.predictor_levels}"
             )
         real = {"thermal": batch.thermal.expand(-1, -1, 3, -1, -1), "visible": batch.visible}
@@ -216,10 +241,15 @@ class I2VGAN(Method):
             yield "discriminator", halves
 
     def _direction(
-        self, real: Tensor, source: str, target: str, fakes: dict[str, list[Tensor]], rngs: list[np.random.Generator]
+        self,
+        real: Tensor,
+        source: str,
+        target: str,
+        fakes: dict[str, list[Tensor]],
+        rngs: list[np.random.Generator],
     ) -> Losses:
-        """Losses of one direction, summed over frames, from real (B,3,3,H,W). Adds to ``fakes`` what the discriminators
-        are to see, by kind: (B,n,3,H,W)."""
+        """Losses of one direction, summed over frames, from real (B,3,3,H,W). Adds to ``fakes``
+        what the discriminators are to see, by kind: (B,n,3,H,W)."""
         there, back = ("generator", "inverse") if target == "visible" else ("inverse", "generator")
         first, third = real[:, :2], real[:, 2]
         losses: Losses = {}
@@ -230,7 +260,9 @@ class I2VGAN(Method):
         if "adversarial" in self.weights:
             fakes[target].insert(0, fake)
             with frozen(self.networks[f"discriminator_{target}"]) as judge:
-                losses["adversarial"] = 3 * gan_loss(in_full_precision(judge, fake.flatten(0, 1)), True, "lsgan")
+                losses["adversarial"] = 3 * gan_loss(
+                    in_full_precision(judge, fake.flatten(0, 1)), True, "lsgan"
+                )
         if "cycle" in self.weights:
             again = self._each(self.networks[back], fake[:, :2])
             losses["cycle"] = 2 * self.distance(again.flatten(0, 1), first.flatten(0, 1)).mean()
@@ -246,8 +278,11 @@ class I2VGAN(Method):
             losses |= self._similarity(real, fake, there, target, rngs)
         return losses
 
-    def _similarity(self, real: Tensor, fake: Tensor, there: str, target: str, rngs: list) -> Losses:
-        """Patches of both videos through the encoder of the generator between them (CUT); only the fake's learn."""
+    def _similarity(
+        self, real: Tensor, fake: Tensor, there: str, target: str, rngs: list
+    ) -> Losses:
+        """Patches of both videos through the encoder of the generator between them (CUT); only the
+        fake's learn."""
         encoder = unwrapped(self.networks[there])
         head = (self.heads or self.networks)[f"head_{target}"]
         with torch.no_grad():

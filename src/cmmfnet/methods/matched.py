@@ -1,7 +1,9 @@
-"""Matched: the released recipe's losses for the network of any method, so that architecture and recipe can be told apart.
+"""Matched: the released recipe's losses for the network of any method, so that architecture and
+recipe can be told apart.
 
-No paper: L1, a perceptual distance, SSIM, TV and a light hinge PatchGAN, as configs/cmmfnet.yaml weighs them. CMMF-Net's
-own training (cmmfnet_training.py) adds text and its auxiliary heads to the same step.
+No paper: L1, a perceptual distance, SSIM, TV and a light hinge PatchGAN, as configs/cmmfnet.yaml
+weighs them. CMMF-Net's own training (cmmfnet_training.py) adds text and its auxiliary heads to the
+same step.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
 
 
 class Against(nn.Module):
-    """The losses of colour pictures against their truth, (B,3,H,W) each, those of ``names``: float32 scalars without weights.
+    """The losses of colour pictures against their truth, (B,3,H,W) each, those of ``names``:
+    float32 scalars without weights.
 
-    ``perceptual``: distance of pictures, or None. It sees ``part`` and ``of_truth``, (B,3,h,w) each, where they are given.
+    ``perceptual``: distance of pictures, or None. It sees ``part`` and ``of_truth``, (B,3,h,w)
+    each, where they are given.
     """
 
     def __init__(self, names: Collection[str], perceptual: nn.Module | None):
@@ -36,7 +40,11 @@ class Against(nn.Module):
         self.names, self.perceptual = names, perceptual
 
     def forward(
-        self, colour: Tensor, truth: Tensor, part: Tensor | None = None, of_truth: Tensor | None = None
+        self,
+        colour: Tensor,
+        truth: Tensor,
+        part: Tensor | None = None,
+        of_truth: Tensor | None = None,
     ) -> Losses:
         losses, pixelwise = {}, {"l1", "tv", "ssim"}.intersection(self.names)
         if "perceptual" in self.names:
@@ -57,8 +65,9 @@ class Against(nn.Module):
 
 
 class Matched(Method):
-    """``adversarial_start``: part of the training before the discriminator's loss reaches the generator; it learns from
-    the start. ``perceptual``, ``perceptual_mode``: network and distance of the perceptual loss (perceptual.Perceptual)."""
+    """``adversarial_start``: part of the training before the discriminator's loss reaches the
+    generator; it learns from the start. ``perceptual``, ``perceptual_mode``: network and distance
+    of the perceptual loss (perceptual.Perceptual)."""
 
     title: ClassVar[str] = "matched"
     paper: ClassVar[str] = "the losses of configs/cmmfnet.yaml"
@@ -94,9 +103,12 @@ class Matched(Method):
             self.perceptual.to(device)
 
     def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
-        """Weight decay on the generator's matrices only; the discriminator has Adam's moments of the GAN papers."""
+        """Weight decay on the generator's matrices only; the discriminator has Adam's moments of
+        the GAN papers."""
         if optimiser == "discriminator":
-            return [{"params": list(self.networks["discriminator"].parameters()), "betas": (0.5, 0.999)}]
+            return [
+                {"params": list(self.networks["discriminator"].parameters()), "betas": (0.5, 0.999)}
+            ]
         parameters = [p for p in self.networks["generator"].parameters() if p.requires_grad]
         return [
             {"params": [p for p in parameters if p.ndim > 1]},
@@ -108,7 +120,8 @@ class Matched(Method):
         return self.generate(batch.thermal), {}
 
     def generate(self, *inputs: Tensor | None, **options: bool) -> Any:
-        """The generator's output, by CUDA graphs where ``graphs`` allows; once a step, with the same options."""
+        """The generator's output, by CUDA graphs where ``graphs`` allows; once a step, with the
+        same options."""
         network = self.networks["generator"]
         if not self.graphs or not getattr(network, "capturable", True):
             return network(*inputs, **options)
@@ -117,7 +130,8 @@ class Matched(Method):
         return self._graphed(*inputs)
 
     def against(self, colour: Tensor, truth: Tensor) -> Losses:
-        """The losses of pictures against their truth, by CUDA graphs where ``graphs`` allows; once a step."""
+        """The losses of pictures against their truth, by CUDA graphs where ``graphs`` allows; once
+        a step."""
         cropped = isinstance(self.perceptual, Cropped)
         if self._against is None:
             names = self.weights.keys() & {"l1", "perceptual", "tv", "ssim"}
@@ -134,7 +148,9 @@ class Matched(Method):
         losses |= self.against(colour, truth)
         if "adversarial" in self.weights and moment.progress >= self.adversarial_start:
             with frozen(self.networks["discriminator"]) as judge:
-                losses["adversarial"] = hinge_generator(in_full_precision(judge, batch.thermal, colour))
+                losses["adversarial"] = hinge_generator(
+                    in_full_precision(judge, batch.thermal, colour)
+                )
         yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}
         if "adversarial" in self.weights:
             judge = self.networks["discriminator"]

@@ -1,4 +1,5 @@
-"""Method: what a paper is to the training loop. Networks, losses and one step; each paper's file subclasses it once."""
+"""Method: what a paper is to the training loop. Networks, losses and one step; each paper's file
+subclasses it once."""
 
 from __future__ import annotations
 
@@ -23,9 +24,9 @@ Losses = dict[str, Tensor]
 class Moment:
     """When in training a step is, and the draws that belong to it.
 
-    A draw is a function of (seed, step, position of the picture in the whole batch), so that neither resuming nor the
-    number of processes changes it. What modules draw themselves (dropout) comes from torch's generator, which the loop
-    seeds by (seed, step, process).
+    A draw is a function of (seed, step, position of the picture in the whole batch), so that
+    neither resuming nor the number of processes changes it. What modules draw themselves (dropout)
+    comes from torch's generator, which the loop seeds by (seed, step, process).
     """
 
     seed: int
@@ -46,21 +47,25 @@ class Method:
     """Networks, losses and one training step of a paper.
 
     Attributes of the class:
-        Network: the generator. Its constructor's keywords are ``model`` in a recipe and the configuration in a model file.
-            ``forward(thermal (B,1,H,W) in [-1,1], text=None, text_mask=None) -> (B,3,H,W) in [-1,1]``. It may have
-            ``multiple_of`` (H and W must be multiples; 8 where it says nothing), ``fixed_size`` (the one side it takes),
-            ``takes_float32`` (frames in float32 whatever its weights are in) and ``capturable`` (False: it asks the host for
-            something on its way, so that no CUDA graph is tried).
+        Network: the generator. Its constructor's keywords are ``model`` in a recipe and the
+            configuration in a model file. ``forward(thermal (B,1,H,W) in [-1,1], text=None,
+            text_mask=None) -> (B,3,H,W) in [-1,1]``. It may have ``multiple_of`` (H and W must be
+            multiples; 8 where it says nothing), ``fixed_size`` (the one side it takes),
+            ``takes_float32`` (frames in float32 whatever its weights are in) and ``capturable``
+            (False: it asks the host for something on its way, so that no CUDA graph is tried).
         title, paper: as tables and `cmmfnet models` print them
-        paired: whether it learns from aligned pairs; otherwise ``Batch.visible`` shows other scenes than ``Batch.thermal``
-        frames: 1, or 3: ``Batch.thermal`` is (B,3,1,H,W), ``Batch.visible`` (B,3,3,H,W), neighbours in time
-        LOSSES: the paper's losses and their weights; a recipe may choose others of these names
+        paired: whether it learns from aligned pairs; otherwise ``Batch.visible`` shows other scenes
+            than ``Batch.thermal``
+        frames: 1, or 3: ``Batch.thermal`` is (B,3,1,H,W), ``Batch.visible`` (B,3,3,H,W), neighbours
+            in time LOSSES: the paper's losses and their weights; a recipe may choose others of
+            these names
         optimisers: optimiser -> the networks it trains
         captured: the networks that a step runs as CUDA graphs, where it may
 
-    ``networks`` holds every trained network by name, "generator" among them. The loop puts a DistributedDataParallel in
-    the place of each that is not captured where there are several processes, so a step takes its networks from there when
-    it runs. All parameters of a network must reach the losses of its optimiser (DDP waits for each of them).
+    ``networks`` holds every trained network by name, "generator" among them. The loop puts a
+    DistributedDataParallel in the place of each that is not captured where there are several
+    processes, so a step takes its networks from there when it runs. All parameters of a network
+    must reach the losses of its optimiser (DDP waits for each of them).
     """
 
     Network: ClassVar[type[nn.Module]]
@@ -72,19 +77,27 @@ class Method:
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {"generator": ("generator",)}
     captured: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, network: nn.Module, losses: dict[str, float], *, pretrained: str | Path | None = None):
-        """``losses``: name -> weight; a weight of 0 leaves a loss, and what only it needs, out. ``pretrained``: folder of
-        loss networks (perceptual.py). A subclass adds keywords of its own: they are ``options`` in a recipe.
+    def __init__(
+        self, network: nn.Module, losses: dict[str, float], *, pretrained: str | Path | None = None
+    ):
+        """``losses``: name -> weight; a weight of 0 leaves a loss, and what only it needs, out.
+        ``pretrained``: folder of loss networks (perceptual.py). A subclass adds keywords of its
+        own: they are ``options`` in a recipe.
 
         Raises ``ValueError`` for an unknown loss.
         """
         if unknown := set(losses) - set(self.LOSSES):
-            raise ValueError(f"unknown loss {', '.join(sorted(unknown))}; expected some of {', '.join(self.LOSSES)}")
+            raise ValueError(
+                f"unknown loss {', '.join(sorted(unknown))}; expected some of "
+                f"{', '.join(self.LOSSES)}"
+            )
         self.weights = {name: weight for name, weight in losses.items() if weight}
         self.pretrained = pretrained
         self.networks: dict[str, nn.Module] = {"generator": network}
         self.pools: dict[str, ImagePool] = {}
-        self.graphs = False  # whether a step may capture its networks as CUDA graphs; the loop says so
+        self.graphs = (
+            False  # whether a step may capture its networks as CUDA graphs; the loop says so
+        )
 
     @classmethod
     def configuration(cls, model: dict) -> dict:
@@ -93,7 +106,8 @@ class Method:
 
     @classmethod
     def extended(cls, network: nn.Module, config: dict, model: dict) -> tuple[nn.Module, dict]:
-        """A trained network and its configuration, with what a recipe's ``model`` adds to them; nothing, here."""
+        """A trained network and its configuration, with what a recipe's ``model`` adds to them;
+        nothing, here."""
         return network, config
 
     @classmethod
@@ -102,36 +116,42 @@ class Method:
         return sum(p.numel() for p in network.parameters())
 
     def start(self) -> None:
-        """Put pre-trained parts of a fresh network in place; not called for one that was trained before."""
+        """Put pre-trained parts of a fresh network in place; not called for one that was trained
+        before."""
 
     def to(self, device: torch.device) -> None:
         """Move what is not in ``networks`` (frozen loss networks) to the device."""
 
     def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
-        """Groups for Adam or AdamW: "params" and, where they differ from the recipe's, "factor" (on the learning rate),
-        "betas", "weight_decay"."""
+        """Groups for Adam or AdamW: "params" and, where they differ from the recipe's, "factor" (on
+        the learning rate), "betas", "weight_decay"."""
         networks = [self.networks[name] for name in self.optimisers[optimiser]]
-        return [{"params": [p for network in networks for p in network.parameters() if p.requires_grad]}]
+        return [
+            {"params": [p for network in networks for p in network.parameters() if p.requires_grad]}
+        ]
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
-        """One step, as a generator: every ``yield optimiser, losses`` hands the losses over; when it goes on, that
-        optimiser has made its step. What a later part needs of an earlier one stays in local variables:
+        """One step, as a generator: every ``yield optimiser, losses`` hands the losses over; when
+        it goes on, that optimiser has made its step. What a later part needs of an earlier one
+        stays in local variables:
 
             fake = self.networks["generator"](batch.thermal)
             yield "generator", {"l1": ..., "adversarial": ...}
             yield "discriminator", {"discriminator": ...}
 
-        Every call must yield the same optimisers in the same order, each with at least one loss that has a gradient.
-        Runs under the recipe's mixed precision; discriminators belong in :func:`in_full_precision`.
+        Every call must yield the same optimisers in the same order, each with at least one loss
+        that has a gradient. Runs under the recipe's mixed precision; discriminators belong in
+        :func:`in_full_precision`.
         """
         raise NotImplementedError
 
 
 class frozen:
-    """``with frozen(network) as judge``: gradients pass through ``judge`` to its inputs, none stay in its weights.
+    """``with frozen(network) as judge``: gradients pass through ``judge`` to its inputs, none stay
+    in its weights.
 
-    For a generator's loss through a discriminator. Inside stands the network without its DistributedDataParallel, which
-    would wait for gradients that never come.
+    For a generator's loss through a discriminator. Inside stands the network without its
+    DistributedDataParallel, which would wait for gradients that never come.
     """
 
     def __init__(self, network: nn.Module):
@@ -149,7 +169,8 @@ class frozen:
 
 
 def with_factors(groups: list[dict], factors: dict[int, float]) -> list[dict]:
-    """Parameter groups, split by the factor on their learning rate: ``factors`` has it by ``id`` of a parameter, else it is 1."""
+    """Parameter groups, split by the factor on their learning rate: ``factors`` has it by ``id`` of
+    a parameter, else it is 1."""
     parts = []
     for group in groups:
         for factor in dict.fromkeys((1.0, *factors.values())):
@@ -164,21 +185,29 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def in_full_precision(network: nn.Module, *inputs: Tensor):
-    """``network(*inputs)`` in float32 whatever the mixed precision around it: half precision turns GANs black."""
+    """``network(*inputs)`` in float32 whatever the mixed precision around it: half precision turns
+    GANs black."""
     with torch.autocast(inputs[0].device.type, enabled=False):
         return network(*(x.float() for x in inputs))
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` on the device, by way of pinned memory: from any other the host would wait for all that the device has to do yet."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
+    """``x`` on the device, by way of pinned memory: from any other the host would wait for all that
+    the device has to do yet."""
+    return (
+        x.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda" and not x.is_cuda
+        else x.to(device)
+    )
 
 
 class ImagePool:
-    """The last pictures of a generator, for its discriminator (Shrivastava et al., CVPR 2017, section 2.3).
+    """The last pictures of a generator, for its discriminator (Shrivastava et al., CVPR 2017,
+    section 2.3).
 
-    Until ``size`` pictures are in it, it returns what it is given; then, for every picture with probability 1/2, one that
-    it had, which the new one replaces. It belongs to a run's state: ``pictures`` is saved and restored, for each process.
+    Until ``size`` pictures are in it, it returns what it is given; then, for every picture with
+    probability 1/2, one that it had, which the new one replaces. It belongs to a run's state:
+    ``pictures`` is saved and restored, for each process.
     """
 
     def __init__(self, size: int = 50):

@@ -1,22 +1,27 @@
-"""Palette: conditional diffusion, the colour picture is denoised step by step beside the thermal frame.
+"""Palette: conditional diffusion, the colour picture is denoised step by step beside the thermal
+frame.
 
-Saharia et al., Palette: Image-to-Image Diffusion Models, SIGGRAPH 2022, doi 10.1145/3528233.3530757; there is no official
-code. Network and numbers are those of the community's port (Janspiry/Palette-Image-to-Image-Diffusion-Models, its colorization
-configuration): the U-Net of guided-diffusion (Dhariwal & Nichol, NeurIPS 2021) with width 64, multipliers 1, 2, 4, 8, two
-residual blocks a level, 32 channels a head, dropout 0.2, conditioned on the noise level gamma itself (WaveGrad, SR3).
+Saharia et al., Palette: Image-to-Image Diffusion Models, SIGGRAPH 2022, doi
+10.1145/3528233.3530757; there is no official code. Network and numbers are those of the community's
+port (Janspiry/Palette-Image-to-Image-Diffusion-Models, its colorization configuration): the U-Net
+of guided-diffusion (Dhariwal & Nichol, NeurIPS 2021) with width 64, multipliers 1, 2, 4, 8, two
+residual blocks a level, 32 channels a head, dropout 0.2, conditioned on the noise level gamma
+itself (WaveGrad, SR3).
 
-As in the port: training levels, noise, mean squared error, sampling schedule. `attention` names the levels whose blocks attend
-by their downsampling; the port says 16, which four levels never reach, so that only the middle block attends (32x32 positions
-for 256 pixels). That stays; (8,) gives it to the lowest level's blocks too.
-Not as in the port: the frame is one channel, not three equal ones (4 inputs, 62,640,195 parameters; 62,641,347 with 6). The
-last convolution of every block starts at zero as in guided-diffusion, where the port's Kaiming initialisation undoes that.
-The level is embedded times 1000, like guided-diffusion's time steps: the port's sines of at most gamma itself can hardly tell
-the noisy levels apart, which decide on the colours (``faithful`` does as the port).
+As in the port: training levels, noise, mean squared error, sampling schedule. `attention` names the
+levels whose blocks attend by their downsampling; the port says 16, which four levels never reach,
+so that only the middle block attends (32x32 positions for 256 pixels). That stays; (8,) gives it to
+the lowest level's blocks too. Not as in the port: the frame is one channel, not three equal ones (4
+inputs, 62,640,195 parameters; 62,641,347 with 6). The last convolution of every block starts at
+zero as in guided-diffusion, where the port's Kaiming initialisation undoes that. The level is
+embedded times 1000, like guided-diffusion's time steps: the port's sines of at most gamma itself
+can hardly tell the noisy levels apart, which decide on the colours (``faithful`` does as the port).
 
-Colouring is deterministic: the first noise, and ancestral sampling's later ones, come from one fixed seed and depend on the
-frame's size alone. The default sampler is DDIM (Song et al., ICLR 2021) in 20 steps along the training schedule: a fiftieth of
-the paper's 1000, and no draws on the way that would change colours from frame to frame. What it starts from has no low
-frequencies, which DDIM would keep as the tint of every frame. ``sampler="ancestral"`` is the paper's.
+Colouring is deterministic: the first noise, and ancestral sampling's later ones, come from one
+fixed seed and depend on the frame's size alone. The default sampler is DDIM (Song et al., ICLR
+2021) in 20 steps along the training schedule: a fiftieth of the paper's 1000, and no draws on the
+way that would change colours from frame to frame. What it starts from has no low frequencies, which
+DDIM would keep as the tint of every frame. ``sampler="ancestral"`` is the paper's.
 """
 
 from __future__ import annotations
@@ -42,21 +47,24 @@ SAMPLING = (1e-4, 0.09, 1000)
 
 
 def noise_levels(first: float, last: float, steps: int) -> np.ndarray:
-    """gamma_t = product of (1 - beta) up to t: (steps,) float64, falling from almost 1. A picture at level gamma is
-    sqrt(gamma) * picture + sqrt(1 - gamma) * noise."""
+    """gamma_t = product of (1 - beta) up to t: (steps,) float64, falling from almost 1. A picture
+    at level gamma is sqrt(gamma) * picture + sqrt(1 - gamma) * noise."""
     return np.cumprod(1 - np.linspace(first, last, steps))
 
 
 def embed_level(level: Tensor, width: int) -> Tensor:
     """(B,) -> (B,width): cosines and sines of the level times frequencies from 1 down to 1e-4."""
     half = width // 2
-    frequencies = torch.exp(-math.log(1e4) / half * torch.arange(half, device=level.device, dtype=torch.float32))
+    frequencies = torch.exp(
+        -math.log(1e4) / half * torch.arange(half, device=level.device, dtype=torch.float32)
+    )
     angles = level.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def without_low_frequencies(noise: Tensor, cell: int) -> Tensor:
-    """(B,C,H,W) less the mean of every ``cell`` x ``cell`` pixels; H and W are multiples of ``cell``."""
+    """(B,C,H,W) less the mean of every ``cell`` x ``cell`` pixels; H and W are multiples of
+    ``cell``."""
     means = F.avg_pool2d(noise, cell)
     return noise - means.repeat_interleave(cell, dim=2).repeat_interleave(cell, dim=3)
 
@@ -73,10 +81,11 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """GN, SiLU, (resampling,) 3x3; GN, scaled and shifted by the level; SiLU, dropout, 3x3; plus the input.
+    """GN, SiLU, (resampling,) 3x3; GN, scaled and shifted by the level; SiLU, dropout, 3x3; plus
+    the input.
 
-    ``forward(x (B,inputs,H,W), embedding (B,E)) -> (B,outputs,H',W')``; ``scale`` 2 or 0.5 doubles or halves H and W (nearest
-    neighbour, mean of four), and the residual's with them.
+    ``forward(x (B,inputs,H,W), embedding (B,E)) -> (B,outputs,H',W')``; ``scale`` 2 or 0.5 doubles
+    or halves H and W (nearest neighbour, mean of four), and the residual's with them.
     """
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, scale: float = 1):
@@ -101,19 +110,28 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """GN, self-attention over all positions, plus the input. ``forward(x (B,C,H,W)) -> (B,C,H,W)``."""
+    """GN, self-attention over all positions, plus the input. ``forward(x (B,C,H,W)) ->
+    (B,C,H,W)``."""
 
     def __init__(self, channels: int, head_channels: int):
         super().__init__()
         if channels % head_channels:
-            raise ValueError(f"{channels} channels attend in heads of {head_channels}; expected a multiple")
+            raise ValueError(
+                f"{channels} channels attend in heads of {head_channels}; expected a multiple"
+            )
         self.heads = channels // head_channels
         self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         # (B,3C,H,W) -> query, key, value, each (B,heads,H*W,C/heads)
-        parts = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(3, 4).unbind(1)
+        parts = (
+            self.qkv(self.norm(x))
+            .flatten(2)
+            .unflatten(1, (3, self.heads, -1))
+            .transpose(3, 4)
+            .unbind(1)
+        )
         y = F.scaled_dot_product_attention(*parts)
         return x + self.out(y.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[2:]))
 
@@ -128,13 +146,16 @@ class Stage(nn.ModuleList):
 
 
 class PaletteNetwork(nn.Module):
-    """``forward(thermal (B,1,H,W))`` samples colour (B,3,H,W) in [-1,1], without gradient, in evaluation mode only.
+    """``forward(thermal (B,1,H,W))`` samples colour (B,3,H,W) in [-1,1], without gradient, in
+    evaluation mode only.
 
-    ``forward(thermal, noisy=(B,3,H,W), level=(B,))`` is the denoiser: the noise (B,3,H,W) in ``noisy``, which is a picture at
-    noise level ``level`` (gamma, in [0,1]). H and W are multiples of ``multiple_of``. ``text`` is not used.
+    ``forward(thermal, noisy=(B,3,H,W), level=(B,))`` is the denoiser: the noise (B,3,H,W) in
+    ``noisy``, which is a picture at noise level ``level`` (gamma, in [0,1]). H and W are multiples
+    of ``multiple_of``. ``text`` is not used.
 
-    ``sampler``: "ddim" or "ancestral"; ``steps``: how often a picture is denoised, null = 20 and 1000. Fewer ancestral steps
-    are evenly spaced among the 1000. Raises ``ValueError`` for values out of range, and for a call that makes no sense.
+    ``sampler``: "ddim" or "ancestral"; ``steps``: how often a picture is denoised, null = 20 and
+    1000. Fewer ancestral steps are evenly spaced among the 1000. Raises ``ValueError`` for values
+    out of range, and for a call that makes no sense.
     """
 
     multiple_of = 8
@@ -163,7 +184,9 @@ class PaletteNetwork(nn.Module):
         self.width, self.multiple_of = width, 2 ** (len(multipliers) - 1)
         self.level_scale = 1.0 if faithful else 1000.0
         embedding = 4 * width
-        self.embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = nn.Sequential(
+            nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
 
         def stage(inputs: int, outputs: int, factor: int) -> Stage:
             attends = [AttentionBlock(outputs, head_channels)] if factor in attention else []
@@ -179,7 +202,9 @@ class PaletteNetwork(nn.Module):
                 channels = multiplier * width
                 skips.append(channels)
             if level < len(multipliers) - 1:
-                self.encoder.append(Stage([ResidualBlock(channels, channels, embedding, dropout, scale=0.5)]))
+                self.encoder.append(
+                    Stage([ResidualBlock(channels, channels, embedding, dropout, scale=0.5)])
+                )
                 skips.append(channels)
         self.middle = Stage([
             ResidualBlock(channels, channels, embedding, dropout),
@@ -191,8 +216,12 @@ class PaletteNetwork(nn.Module):
                 self.decoder.append(stage(channels + skips.pop(), multiplier * width, 2**level))
                 channels = multiplier * width
             if level:
-                self.decoder[-1].append(ResidualBlock(channels, channels, embedding, dropout, scale=2))
-        self.leave = nn.Sequential(group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 3, 3, padding=1)))
+                self.decoder[-1].append(
+                    ResidualBlock(channels, channels, embedding, dropout, scale=2)
+                )
+        self.leave = nn.Sequential(
+            group_norm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 3, 3, padding=1))
+        )
 
     def forward(
         self,
@@ -204,16 +233,23 @@ class PaletteNetwork(nn.Module):
         level: Tensor | None = None,
     ) -> Tensor:
         sides = thermal.shape[2:]
-        if thermal.ndim != 4 or thermal.shape[1] != 1 or any(side % self.multiple_of for side in sides):
+        if (
+            thermal.ndim != 4
+            or thermal.shape[1] != 1
+            or any(side % self.multiple_of for side in sides)
+        ):
             expected = f"expected (B,1,H,W) with H and W multiples of {self.multiple_of}"
             raise ValueError(f"thermal is {tuple(thermal.shape)}; {expected}")
         if (noisy is None) != (level is None):
-            raise ValueError("the denoiser takes both noisy and level; without them, pictures are sampled")
+            raise ValueError(
+                "the denoiser takes both noisy and level; without them, pictures are sampled"
+            )
         if noisy is not None:
             return self._denoise(thermal, noisy, level)
         if self.training:
             raise ValueError(
-                "Palette's pictures are sampled, which passes no gradient: it learns from its own loss, noise (configs/"
+                "Palette's pictures are sampled, which passes no gradient: it learns from its own "
+                "loss, noise (configs/"
                 "palette.yaml), and colours in evaluation mode"
             )
         return self.sample(thermal)
@@ -231,10 +267,11 @@ class PaletteNetwork(nn.Module):
         return self.leave(x)
 
     def sampling_levels(self) -> list[float]:
-        """The noise levels at which a picture is denoised, rising to the 1 that it ends with: ``steps`` + 1 numbers.
+        """The noise levels at which a picture is denoised, rising to the 1 that it ends with:
+        ``steps`` + 1 numbers.
 
-        DDIM's are levels of training, so that it never asks for one that was not learned; ancestral sampling's are the
-        paper's own, shorter schedule.
+        DDIM's are levels of training, so that it never asks for one that was not learned; ancestral
+        sampling's are the paper's own, shorter schedule.
         """
         levels = noise_levels(*(TRAINING if self.sampler == "ddim" else SAMPLING))
         places = np.linspace(len(levels), 0, self.steps + 1).round().astype(int)[:-1] - 1
@@ -242,13 +279,15 @@ class PaletteNetwork(nn.Module):
 
     @torch.no_grad()
     def sample(self, thermal: Tensor) -> Tensor:
-        """thermal (B,1,H,W) in [-1,1] -> colour (B,3,H,W) in [-1,1]: the same for the same frame, whatever is beside it."""
+        """thermal (B,1,H,W) in [-1,1] -> colour (B,3,H,W) in [-1,1]: the same for the same frame,
+        whatever is beside it."""
         generator = torch.Generator().manual_seed(0)
 
         def noise() -> Tensor:
             return torch.randn(1, 3, *thermal.shape[2:], generator=generator).to(thermal.device)
 
-        # float32 throughout: at the first levels the noise is taken from the picture times 1 / sqrt(gamma)
+        # float32 throughout: at the first levels the noise is taken from the picture times 1 /
+        # sqrt(gamma)
         x = noise()
         if self.sampler == "ddim":
             x = without_low_frequencies(x, min(4, self.multiple_of))
@@ -259,18 +298,23 @@ class PaletteNetwork(nn.Module):
             if self.sampler == "ddim":  # on with the noise that belongs to the clamped picture
                 left = (x - math.sqrt(now) * picture) / math.sqrt(1 - now)
                 x = math.sqrt(after) * picture + math.sqrt(1 - after) * left
-            else:  # Palette, section 2: posterior of the picture one step less noisy; kept is its alpha
+            # Palette, section 2: posterior of the picture one step less noisy; kept is its alpha
+            else:
                 kept = now / after
-                x = (math.sqrt(after) * (1 - kept) * picture + math.sqrt(kept) * (1 - after) * x) / (1 - now)
+                x = (
+                    math.sqrt(after) * (1 - kept) * picture + math.sqrt(kept) * (1 - after) * x
+                ) / (1 - now)
                 if after < 1:
                     x = x + math.sqrt((1 - kept) * (1 - after) / (1 - now)) * noise()
         return x.clamp(-1, 1).to(thermal.dtype)
 
 
 class Palette(Method):
-    """One loss, ``noise``: mean squared error of the predicted noise at a random level (Palette, eq. 1 with p = 2).
+    """One loss, ``noise``: mean squared error of the predicted noise at a random level (Palette,
+    eq. 1 with p = 2).
 
-    The level lies evenly between two neighbours of the training schedule, which are drawn evenly (the port; WaveGrad).
+    The level lies evenly between two neighbours of the training schedule, which are drawn evenly
+    (the port; WaveGrad).
     """
 
     Network: ClassVar[type[nn.Module]] = PaletteNetwork

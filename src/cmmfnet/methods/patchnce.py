@@ -1,7 +1,8 @@
-"""The losses of I2V-GAN that no other method has: PatchNCE, similarity of motion, and a distance of content and style.
+"""The losses of I2V-GAN that no other method has: PatchNCE, similarity of motion, and a distance of
+content and style.
 
-PatchNCE: Park et al., Contrastive Learning for Unpaired Image-to-Image Translation, ECCV 2020 (CUT). Gram matrices: Gatys et
-al., CVPR 2016. Their use here: Li et al., I2V-GAN, ACM MM 2021.
+PatchNCE: Park et al., Contrastive Learning for Unpaired Image-to-Image Translation, ECCV 2020
+    (CUT). Gram matrices: Gatys et al., CVPR 2016. Their use here: Li et al., I2V-GAN, ACM MM 2021.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ STYLE_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1.0, 1.0)
 
 
 class ProjectionHead(nn.Module):
-    """A two-layer MLP for every layer of an encoder, from its channels to unit vectors of ``width`` (CUT, section 3.2).
+    """A two-layer MLP for every layer of an encoder, from its channels to unit vectors of ``width``
+    (CUT, section 3.2).
 
     ``forward(*patches (...,Ci)) -> [(...,width), ...]``.
     """
@@ -38,11 +40,17 @@ class ProjectionHead(nn.Module):
         init_normal(self)
 
     def forward(self, *patches: Tensor) -> list[Tensor]:
-        return [F.normalize(mlp(x), dim=-1, eps=1e-7) for mlp, x in zip(self.layers, patches, strict=True)]
+        return [
+            F.normalize(mlp(x), dim=-1, eps=1e-7)
+            for mlp, x in zip(self.layers, patches, strict=True)
+        ]
 
 
-def draw_places(features: Sequence[Tensor], rngs: Sequence[np.random.Generator], count: int) -> list[Tensor]:
-    """For every layer's map (...,H,W) ``count`` different places in it, or all, for each picture: (B,N) long, y * W + x."""
+def draw_places(
+    features: Sequence[Tensor], rngs: Sequence[np.random.Generator], count: int
+) -> list[Tensor]:
+    """For every layer's map (...,H,W) ``count`` different places in it, or all, for each picture:
+    (B,N) long, y * W + x."""
     drawn = []
     for x in features:
         size = x.shape[-2] * x.shape[-1]
@@ -52,7 +60,8 @@ def draw_places(features: Sequence[Tensor], rngs: Sequence[np.random.Generator],
 
 
 def take(features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-    """What stands at the places (B,N): (B*frames,C,H,W), a picture's frames in a row -> (B,frames,N,C), for every layer."""
+    """What stands at the places (B,N): (B*frames,C,H,W), a picture's frames in a row ->
+    (B,frames,N,C), for every layer."""
     taken = []
     for x, at in zip(features, places, strict=True):
         x = x.unflatten(0, (len(at), -1)).flatten(3)
@@ -61,9 +70,11 @@ def take(features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
 
 
 def patch_nce(query: Tensor, key: Tensor) -> Tensor:
-    """PatchNCE (CUT, eq. 3): which of a picture's keys (B,N,C) belongs to each query (B,N,C)? Unit vectors; (B,) float32.
+    """PatchNCE (CUT, eq. 3): which of a picture's keys (B,N,C) belongs to each query (B,N,C)? Unit
+    vectors; (B,) float32.
 
-    The cross-entropy of query . key / 0.07 over the N keys, mean over the queries. No gradient reaches the keys.
+    The cross-entropy of query . key / 0.07 over the N keys, mean over the queries. No gradient
+    reaches the keys.
     """
     with torch.autocast(query.device.type, enabled=False):
         logits = query.float() @ key.detach().float().transpose(1, 2) / TEMPERATURE
@@ -72,7 +83,8 @@ def patch_nce(query: Tensor, key: Tensor) -> Tensor:
 
 
 def external_similarity(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """PatchNCE between each frame and its translation, mean over layers, sum over frames, mean over pictures.
+    """PatchNCE between each frame and its translation, mean over layers, sum over frames, mean over
+    pictures.
 
     Both are a layer's projected patches (B,frames,N,C), for every layer.
     """
@@ -81,28 +93,36 @@ def external_similarity(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tenso
 
 
 def motion(patches: Sequence[Tensor]) -> Tensor:
-    """How unlike the next frame each frame is, second pair over first: (B,3,N,C) for every layer -> (B,layers)."""
+    """How unlike the next frame each frame is, second pair over first: (B,3,N,C) for every layer ->
+    (B,layers)."""
     # equal frames may have a PatchNCE of 0
     pairs = [[patch_nce(x[:, i], x[:, i + 1]).clamp_min(1e-6) for i in (0, 1)] for x in patches]
     return torch.stack([second / first for first, second in pairs], dim=1)
 
 
 def internal_similarity(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """1 - cosine, over layers, of the motion in the real frames (no gradient) and in the translated ones; mean over pictures."""
+    """1 - cosine, over layers, of the motion in the real frames (no gradient) and in the translated
+    ones; mean over pictures."""
     return (1 - F.cosine_similarity(motion(real).detach(), motion(fake), dim=1)).mean()
 
 
 class ContentAndStyle(Perceptual):
-    """L1 of the pixels + L1 of the fourth level + 100 * sum of weights * mean square difference of Gram matrices.
+    """L1 of the pixels + L1 of the fourth level + 100 * sum of weights * mean square difference of
+    Gram matrices.
 
-    ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``; no gradient reaches ``y``. ``network``: "vgg16" or "vgg19".
-    ``normalised``: features of pictures on ImageNet's scale; otherwise [-1,1] goes in as it is, as in the official code.
-    Raises what :class:`~cmmfnet.nn.perceptual.Perceptual` raises, and ``ValueError`` for another network.
+    ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``; no gradient reaches ``y``. ``network``: "vgg16"
+    or "vgg19". ``normalised``: features of pictures on ImageNet's scale; otherwise [-1,1] goes in
+    as it is, as in the official code. Raises what :class:`~cmmfnet.nn.perceptual.Perceptual`
+    raises, and ``ValueError`` for another network.
     """
 
-    def __init__(self, network: str = "vgg19", folder: str | Path | None = None, normalised: bool = True):
+    def __init__(
+        self, network: str = "vgg19", folder: str | Path | None = None, normalised: bool = True
+    ):
         if network not in STYLE_TAPS:
-            raise ValueError(f"perceptual is {network!r}; expected one of {', '.join(STYLE_TAPS)}, or none")
+            raise ValueError(
+                f"perceptual is {network!r}; expected one of {', '.join(STYLE_TAPS)}, or none"
+            )
         super().__init__(network, "l1", folder)
         self.taps = STYLE_TAPS[network]
         if not normalised:

@@ -1,15 +1,16 @@
 """pix2pix: a U-Net, a conditional patch discriminator and L1.
 
-Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*, CVPR 2017, in the form of the authors' PyTorch
-code. Generator 54,413,955 parameters (thermal frame read as three equal channels) or 54,411,907 (``inputs: 1``);
-discriminator 2,768,705 with three.
+Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*, CVPR 2017, in the
+form of the authors' PyTorch code. Generator 54,413,955 parameters (thermal frame read as three
+equal channels) or 54,411,907 (``inputs: 1``); discriminator 2,768,705 with three.
 
-Batch normalisation. The original trains with a batch of one, where it normalises every picture by that picture's own
-statistics, and its test script leaves it, and dropout, in training mode, so that this stays so and the output is random;
-switched to evaluation mode the running statistics give visibly other pictures. Here every picture is normalised by its own
-statistics, with the learned scale and shift, in training and in evaluation, for any size of batch: what the network was
-trained with at batch one, exactly, and one answer per picture whatever else is in the batch. Dropout acts in training only.
-The discriminator keeps batch statistics: it is only ever used in training.
+Batch normalisation. The original trains with a batch of one, where it normalises every picture by
+that picture's own statistics, and its test script leaves it, and dropout, in training mode, so that
+this stays so and the output is random; switched to evaluation mode the running statistics give
+visibly other pictures. Here every picture is normalised by its own statistics, with the learned
+scale and shift, in training and in evaluation, for any size of batch: what the network was trained
+with at batch one, exactly, and one answer per picture whatever else is in the batch. Dropout acts
+in training only. The discriminator keeps batch statistics: it is only ever used in training.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
 
 
 class UNetGenerator(nn.Module):
-    """U-Net of ``levels`` 4x4 convolutions of stride 2, as many transposed ones, skips by concatenation, tanh.
+    """U-Net of ``levels`` 4x4 convolutions of stride 2, as many transposed ones, skips by
+    concatenation, tanh.
 
-    ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,outputs,H,W) in [-1,1]``; H and W are multiples of 2^levels. A picture with
-    ``inputs`` channels is taken as it is. Widths are ``width`` x 1, 2, 4, 8, 8, ... LeakyReLU 0.2 on the way down, ReLU on the
-    way up; norms but at the first, at the innermost and at the last convolution; dropout on the way up between levels of
-    width 8 x ``width``, but not at the innermost.
+    ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,outputs,H,W) in [-1,1]``; H and W are multiples of
+    2^levels. A picture with ``inputs`` channels is taken as it is. Widths are ``width`` x 1, 2, 4,
+    8, 8, ... LeakyReLU 0.2 on the way down, ReLU on the way up; norms but at the first, at the
+    innermost and at the last convolution; dropout on the way up between levels of width 8 x
+    ``width``, but not at the innermost.
 
-    ``affine``: norms with learned scale and shift, convolutions without biases (pix2pix's batch normalisation, see above);
-    otherwise instance norms without, and biases (the CycleGAN code's U-Net).
+    ``affine``: norms with learned scale and shift, convolutions without biases (pix2pix's batch
+    normalisation, see above); otherwise instance norms without, and biases (the CycleGAN code's
+    U-Net).
     """
 
     multiple_of = 256
@@ -67,7 +71,12 @@ class UNetGenerator(nn.Module):
         for i in reversed(range(levels)):
             inside = widths[i] * (1 if i == innermost else 2)
             outside = widths[i - 1] if i else outputs
-            up = [nn.ReLU(), nn.ConvTranspose2d(inside, outside, 4, stride=2, padding=1, bias=not affine or i == 0)]
+            up = [
+                nn.ReLU(),
+                nn.ConvTranspose2d(
+                    inside, outside, 4, stride=2, padding=1, bias=not affine or i == 0
+                ),
+            ]
             if i:
                 up.append(InstanceNorm(outside, affine))
             if dropout and 4 <= i < innermost:
@@ -75,7 +84,9 @@ class UNetGenerator(nn.Module):
             self.ups.append(nn.Sequential(*up))
         init_normal(self)
 
-    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         x = as_channels(thermal, self.inputs, self.multiple_of)
         skips = []
         for down in self.downs:
@@ -88,18 +99,27 @@ class UNetGenerator(nn.Module):
 
 
 class Pix2Pix(Method):
-    """``losses``: ``adversarial`` (binary cross-entropy, eq. 1), ``l1`` (eq. 3). The discriminator makes its step first, on
-    half the sum of its two losses (section 3.3), and the generator meets the one that has learned."""
+    """``losses``: ``adversarial`` (binary cross-entropy, eq. 1), ``l1`` (eq. 3). The discriminator
+    makes its step first, on half the sum of its two losses (section 3.3), and the generator meets
+    the one that has learned."""
 
     Network = UNetGenerator
     title = "pix2pix"
-    paper = "Isola et al., Image-to-image translation with conditional adversarial networks, CVPR 2017"
+    paper = (
+        "Isola et al., Image-to-image translation with conditional adversarial networks, CVPR 2017"
+    )
     LOSSES: ClassVar[dict[str, float]] = {"adversarial": 1.0, "l1": 100.0}
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {
         "discriminator": ("discriminator",), "generator": ("generator",),
     }  # fmt: skip
 
-    def __init__(self, network: UNetGenerator, losses: dict[str, float], *, pretrained: str | Path | None = None):
+    def __init__(
+        self,
+        network: UNetGenerator,
+        losses: dict[str, float],
+        *,
+        pretrained: str | Path | None = None,
+    ):
         super().__init__(network, losses, pretrained=pretrained)
         self.inputs = network.inputs
         if "adversarial" in self.weights:
@@ -117,7 +137,9 @@ class Pix2Pix(Method):
             real = gan_loss(in_full_precision(judge, thermal, truth), True, "bce")
             yield "discriminator", {"discriminator": (fake + real) / 2}
             with frozen(self.networks["discriminator"]) as judge:
-                losses["adversarial"] = gan_loss(in_full_precision(judge, thermal, colour), True, "bce")
+                losses["adversarial"] = gan_loss(
+                    in_full_precision(judge, thermal, colour), True, "bce"
+                )
         if "l1" in self.weights:
             losses["l1"] = l1(colour, truth)
         yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}

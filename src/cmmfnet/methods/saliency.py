@@ -24,26 +24,33 @@ class SaliencyError(ValueError):
 
 @torch.no_grad()
 def frequency_tuned(colour: Tensor) -> Tensor:
-    """Saliency by the frequency-tuned method (Achanta et al., CVPR 2009, eq. 1): how far a pixel's colour, a little blurred,
-    is from the picture's mean colour in CIELAB. (B,3,H,W) in [-1,1] -> (B,1,H,W) in [0,1], 1 at each picture's maximum (if it
-    can be seen: at least one unit of CIELAB)."""
+    """Saliency by the frequency-tuned method (Achanta et al., CVPR 2009, eq. 1): how far a pixel's
+    colour, a little blurred, is from the picture's mean colour in CIELAB. (B,3,H,W) in [-1,1] ->
+    (B,1,H,W) in [0,1], 1 at each picture's maximum (if it can be seen: at least one unit of
+    CIELAB)."""
     picture = rgb_to_lab(colour)
     soft = blur(picture, picture.new_ones(picture.shape[0]))
-    distance = torch.linalg.vector_norm(soft - picture.mean(dim=(2, 3), keepdim=True), dim=1, keepdim=True)
+    distance = torch.linalg.vector_norm(
+        soft - picture.mean(dim=(2, 3), keepdim=True), dim=1, keepdim=True
+    )
     return distance / distance.amax(dim=(2, 3), keepdim=True).clamp_min(1.0)
 
 
 class SaliencyMaps:
-    """Maps out of ``folder``, NAME.png (or another picture) for the frame NAME: 8-bit grey, of the frame's size.
+    """Maps out of ``folder``, NAME.png (or another picture) for the frame NAME: 8-bit grey, of the
+    frame's size.
 
-    ``maps(batch) -> (B,1,S,S) float32 in [0,1]``, cropped and mirrored as the batch's pictures (``Batch.crops``). Raises
-    :class:`SaliencyError`.
+    ``maps(batch) -> (B,1,S,S) float32 in [0,1]``, cropped and mirrored as the batch's pictures
+    (``Batch.crops``). Raises :class:`SaliencyError`.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise SaliencyError(f"{folder} is no folder; it should have a saliency map NAME.png for every frame NAME")
+            raise SaliencyError(
+                f"{folder} is no folder; it should have a saliency map NAME.png for every frame "
+                "NAME"
+            )
         self.files = {p.stem: p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES}
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -51,12 +58,16 @@ class SaliencyMaps:
         maps = []
         for name, crop in zip(batch.names, batch.crops, strict=True):
             if name not in self.files:
-                raise SaliencyError(f"{self.folder} has no map for the frame {name}; expected {name}.png, 8-bit grey")
+                raise SaliencyError(
+                    f"{self.folder} has no map for the frame {name}; expected {name}.png, 8-bit "
+                    "grey"
+                )
             with Image.open(self.files[name]) as picture:
                 whole = np.asarray(picture.convert("L"))
             if whole.shape[0] < crop.top + crop.height or whole.shape[1] < crop.left + crop.width:
                 raise SaliencyError(
-                    f"{self.files[name]} is {whole.shape} (height, width), smaller than its frame; save the maps at the size "
+                    f"{self.files[name]} is {whole.shape} (height, width), smaller than its "
+                    "frame; save the maps at the size "
                     "of the frames"
                 )
             maps.append(torch.from_numpy(np.ascontiguousarray(crop.apply(whole, size))))

@@ -1,13 +1,15 @@
 """TIC-CGAN: a coarse-to-fine generator, a light conditional GAN and a content loss.
 
-Kuang et al., *Thermal infrared colorization via conditional generative adversarial network*, Infrared Physics & Technology
-2020, arXiv 1810.05399, in the form of the authors' code. Generator 45,851,907 parameters and discriminator 695,777, with the
-thermal frame read as three equal channels.
+Kuang et al., *Thermal infrared colorization via conditional generative adversarial network*,
+Infrared Physics & Technology 2020, arXiv 1810.05399, in the form of the authors' code. Generator
+45,851,907 parameters and discriminator 695,777, with the thermal frame read as three equal
+channels.
 
-Fixed: the original's instance norms collect running statistics, which evaluation mode would use in place of a picture's own;
-here there are none, so that a picture gets what it got in training. Its VGG-16 is fed pictures in [-1,1], but was trained on
-ImageNet-normalised ones, and its total variation grows with the batch: ``faithful`` of the method brings both back (at the
-paper's batch of one only the first makes a difference).
+Fixed: the original's instance norms collect running statistics, which evaluation mode would use in
+    place of a picture's own; here there are none, so that a picture gets what it got in training.
+    Its VGG-16 is fed pictures in [-1,1], but was trained on ImageNet-normalised ones, and its total
+    variation grows with the batch: ``faithful`` of the method brings both back (at the paper's
+    batch of one only the first makes a difference).
 """
 
 from __future__ import annotations
@@ -40,16 +42,20 @@ if TYPE_CHECKING:
 
 
 class CoarseToFineGenerator(nn.Module):
-    """A global network on the frame at half size, whose last map is added into a local network at full size (pix2pixHD's
-    generator with one enhancer, Wang et al., CVPR 2018).
+    """A global network on the frame at half size, whose last map is added into a local network at
+    full size (pix2pixHD's generator with one enhancer, Wang et al., CVPR 2018).
 
-    ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,3,H,W) in [-1,1]``; H and W are multiples of 32. ``width`` is that of the local
-    network; the global one starts at twice that and has 16 times that at its smallest, at H/16.
+    ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,3,H,W) in [-1,1]``; H and W are multiples of 32.
+    ``width`` is that of the local network; the global one starts at twice that and has 16 times
+    that at its smallest, at H/16.
     """
 
-    multiple_of = 32  # 16 for the strides; 32 so that the smallest map has the two pixels that reflect padding needs
+    # 16 for the strides; 32 so that the smallest map has the two pixels that reflect padding needs
+    multiple_of = 32
 
-    def __init__(self, inputs: int = 3, width: int = 32, global_blocks: int = 9, local_blocks: int = 3):
+    def __init__(
+        self, inputs: int = 3, width: int = 32, global_blocks: int = 9, local_blocks: int = 3
+    ):
         super().__init__()
         self.inputs = inputs
         w = 2 * width
@@ -64,27 +70,35 @@ class CoarseToFineGenerator(nn.Module):
         )  # fmt: skip
         init_normal(self)
 
-    def forward(self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, thermal: Tensor, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
         x = as_channels(thermal, self.inputs, self.multiple_of)
         half = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
         return self.fine_out(self.fine_in(x) + self.coarse(half))
 
 
 class TICCGAN(Method):
-    """``losses``: ``adversarial`` (least squares), ``l1`` (content), ``perceptual`` (L1 of VGG-16's relu1_2, 2_2, 3_3 and 4_3,
-    summed), ``tv``. The discriminator makes its step first, as in the pix2pix code that the original grew from, against
-    pairs out of a pool of 50.
+    """``losses``: ``adversarial`` (least squares), ``l1`` (content), ``perceptual`` (L1 of VGG-16's
+    relu1_2, 2_2, 3_3 and 4_3, summed), ``tv``. The discriminator makes its step first, as in the
+    pix2pix code that the original grew from, against pairs out of a pool of 50.
 
-    ``faithful``: VGG-16 is fed pictures in [-1,1] as they are, and ``tv`` is summed over the batch (see above).
+    ``faithful``: VGG-16 is fed pictures in [-1,1] as they are, and ``tv`` is summed over the batch
+    (see above).
 
-    What MUGAN and LKAT-GAN have otherwise: ``gan``, the kind of the adversarial loss (patchgan.gan_loss), and the
-    discriminator's width; ``ssim`` where their losses have it.
+    What MUGAN and LKAT-GAN have otherwise: ``gan``, the kind of the adversarial loss
+    (patchgan.gan_loss), and the discriminator's width; ``ssim`` where their losses have it.
     """
 
     Network: ClassVar[type[nn.Module]] = CoarseToFineGenerator
     title = "TIC-CGAN"
     paper = "Kuang et al., Thermal infrared colorization via conditional GAN, Infrared Physics & Technology 2020"
-    LOSSES: ClassVar[dict[str, float]] = {"adversarial": 0.03, "l1": 1.0, "perceptual": 1.0, "tv": 1.0}
+    LOSSES: ClassVar[dict[str, float]] = {
+        "adversarial": 0.03,
+        "l1": 1.0,
+        "perceptual": 1.0,
+        "tv": 1.0,
+    }
     gan: ClassVar[str] = "lsgan"
     discriminator_width: ClassVar[int] = 32
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -101,7 +115,9 @@ class TICCGAN(Method):
     ):
         super().__init__(network, losses, pretrained=pretrained)
         self.inputs, self.faithful = network.inputs, faithful
-        self.perceptual = Perceptual("vgg16", "l1", pretrained) if "perceptual" in self.weights else None
+        self.perceptual = (
+            Perceptual("vgg16", "l1", pretrained) if "perceptual" in self.weights else None
+        )
         if self.perceptual is not None and faithful:
             self.perceptual.shift.zero_()
             self.perceptual.scale.fill_(1.0)
@@ -128,7 +144,9 @@ class TICCGAN(Method):
             real = gan_loss(in_full_precision(judge, thermal, truth), True, self.gan)
             yield "discriminator", {"discriminator": (fake + real) / 2}
             with frozen(self.networks["discriminator"]) as judge:
-                losses["adversarial"] = gan_loss(in_full_precision(judge, thermal, colour), True, self.gan)
+                losses["adversarial"] = gan_loss(
+                    in_full_precision(judge, thermal, colour), True, self.gan
+                )
         if "l1" in self.weights:
             losses["l1"] = l1(colour, truth)
         if self.perceptual is not None:

@@ -1,7 +1,8 @@
-"""Losses that two methods or more share. Pictures are (B,C,H,W) float in [-1,1]; every loss returns a float32 scalar.
+"""Losses that two methods or more share. Pictures are (B,C,H,W) float in [-1,1]; every loss returns
+a float32 scalar.
 
-The CMMF-Net paper (section 3.5) sums four of them with weight 1: L1, perceptual (perceptual.Perceptual, mode "l1"), total
-variation and SSIM.
+The CMMF-Net paper (section 3.5) sums four of them with weight 1: L1, perceptual
+(perceptual.Perceptual, mode "l1"), total variation and SSIM.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
 def total_variation(x: Tensor, legacy: bool = False) -> Tensor:
     """Total variation: sum over C, H, W of |x[h+1,w] - x[h,w]| and |x[h,w+1] - x[h,w]|, divided by W*H, mean over B.
 
-    ``legacy`` sums over the batch as the family's code does, so that its weight grows with the batch (notes 15, row 13).
+    ``legacy`` sums over the batch as the family's code does, so that its weight grows with the
+    batch (notes 15, row 13).
     """
     x = x.float()
     down = (x[:, :, 1:] - x[:, :, :-1]).abs().sum(dim=(1, 2, 3))
@@ -35,14 +37,16 @@ def _gaussian(window: int, sigma: float, device: torch.device) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
-    """Mean structural similarity on [0,1] copies, Gaussian window, per channel (Wang et al., 2004; C1 = .01^2, C2 = .03^2).
+    """Mean structural similarity on [0,1] copies, Gaussian window, per channel (Wang et al., 2004;
+    C1 = .01^2, C2 = .03^2).
 
-    Local statistics, not the single-window formula as printed (notes 15, row 14). Borders where the window does not fit
-    are left out. Pictures smaller than the window raise ``ValueError``.
+    Local statistics, not the single-window formula as printed (notes 15, row 14). Borders where the
+    window does not fit are left out. Pictures smaller than the window raise ``ValueError``.
     """
     if min(x.shape[-2:]) < window:
         raise ValueError(
-            f"pictures are {tuple(x.shape[-2:])}; SSIM with an {window}-pixel window needs at least that size"
+            f"pictures are {tuple(x.shape[-2:])}; SSIM with an {window}-pixel window needs at "
+            "least that size"
         )
     x, y = x.float() * 0.5 + 0.5, y.float() * 0.5 + 0.5
     channels = x.shape[1]

@@ -1,7 +1,9 @@
-"""What the pix2pix family shares: patch discriminator, its losses, initialisation, blocks of the residual generators.
+"""What the pix2pix family shares: patch discriminator, its losses, initialisation, blocks of the
+residual generators.
 
-Isola et al., CVPR 2017 (patch discriminator, section 3.2.2); Mao et al., ICCV 2017 (least squares); Johnson et al., ECCV 2016
-(residual generator). pix2pix, CycleGAN, TIC-CGAN, MUGAN, LKAT-GAN and I2V-GAN are built of these.
+Isola et al., CVPR 2017 (patch discriminator, section 3.2.2); Mao et al., ICCV 2017 (least squares);
+Johnson et al., ECCV 2016 (residual generator). pix2pix, CycleGAN, TIC-CGAN, MUGAN, LKAT-GAN and
+I2V-GAN are built of these.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from cmmfnet.nn.fast import instance_norm
 
 
 class InstanceNorm(nn.Module):
-    """Every plane (picture, channel) by its own mean and deviation, in training and in evaluation; ``affine`` then scales
-    and shifts every channel. Biases of a convolution before it would vanish, but have a gradient (of 0).
+    """Every plane (picture, channel) by its own mean and deviation, in training and in evaluation;
+    ``affine`` then scales and shifts every channel. Biases of a convolution before it would vanish,
+    but have a gradient (of 0).
 
-    ``forward(x (B,C,H,W)) -> (B,C,H,W)`` in x's dtype. With ``affine`` it is batch normalisation of a batch of one.
+    ``forward(x (B,C,H,W)) -> (B,C,H,W)`` in x's dtype. With ``affine`` it is batch normalisation of
+    a batch of one.
     """
 
     def __init__(self, channels: int, affine: bool = False):
@@ -31,16 +35,21 @@ class InstanceNorm(nn.Module):
         y = instance_norm(x)
         if self.weight is None:
             return y
-        return torch.addcmul(self.bias.to(y.dtype).view(-1, 1, 1), y, self.weight.to(y.dtype).view(-1, 1, 1))
+        return torch.addcmul(
+            self.bias.to(y.dtype).view(-1, 1, 1), y, self.weight.to(y.dtype).view(-1, 1, 1)
+        )
 
 
 def init_normal(module: nn.Module, std: float = 0.02) -> None:
-    """The family's initialisation of every layer inside ``module``: convolutions and linear layers N(0, std), affine norms
-    N(1, std), biases 0. Call it at the end of a constructor."""
+    """The family's initialisation of every layer inside ``module``: convolutions and linear layers
+    N(0, std), affine norms N(1, std), biases 0. Call it at the end of a constructor."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(layer.weight, 0.0, std)
-        elif isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d | InstanceNorm) and layer.weight is not None:
+        elif (
+            isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d | InstanceNorm)
+            and layer.weight is not None
+        ):
             nn.init.normal_(layer.weight, 1.0, std)
         else:
             continue
@@ -49,14 +58,16 @@ def init_normal(module: nn.Module, std: float = 0.02) -> None:
 
 
 class PatchGAN(nn.Module):
-    """N-layer patch discriminator: 4x4 convolutions, strides 2 (``layers`` times), 1, 1, LeakyReLU 0.2; 70x70 for 3 layers.
+    """N-layer patch discriminator: 4x4 convolutions, strides 2 (``layers`` times), 1, 1, LeakyReLU
+    0.2; 70x70 for 3 layers.
 
-    ``forward(*pictures (B,Ci,H,W)) -> (B,1,h,w)`` logits, one a patch; the pictures are joined along their channels,
-    ``inputs`` in all, so a conditional discriminator is called as ``D(thermal, colour)``. For 3 layers H and W are 24 at
-    least.
+    ``forward(*pictures (B,Ci,H,W)) -> (B,1,h,w)`` logits, one a patch; the pictures are joined
+    along their channels, ``inputs`` in all, so a conditional discriminator is called as
+    ``D(thermal, colour)``. For 3 layers H and W are 24 at least.
 
-    ``norm`` after every convolution but the first and the last: "batch" (affine; no biases in these convolutions, and none
-    of the running statistics, which nothing would read), "instance" (not affine) or "none".
+    ``norm`` after every convolution but the first and the last: "batch" (affine; no biases in these
+    convolutions, and none of the running statistics, which nothing would read), "instance" (not
+    affine) or "none".
     """
 
     def __init__(self, inputs: int, width: int = 64, layers: int = 3, norm: str = "batch"):
@@ -64,9 +75,14 @@ class PatchGAN(nn.Module):
         if norm not in ("batch", "instance", "none"):
             raise ValueError(f"norm is {norm!r}; expected 'batch', 'instance' or 'none'")
         sizes = [width * min(2**i, 8) for i in range(layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(inputs, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        parts: list[nn.Module] = [
+            nn.Conv2d(inputs, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         for i, (a, b) in enumerate(pairwise(sizes), start=1):
-            parts.append(nn.Conv2d(a, b, 4, stride=2 if i < layers else 1, padding=1, bias=norm != "batch"))
+            parts.append(
+                nn.Conv2d(a, b, 4, stride=2 if i < layers else 1, padding=1, bias=norm != "batch")
+            )
             if norm == "batch":
                 parts.append(nn.BatchNorm2d(b, track_running_stats=False))
             elif norm == "instance":
@@ -81,10 +97,12 @@ class PatchGAN(nn.Module):
 
 
 def gan_loss(logits: Tensor, real: bool, mode: str) -> Tensor:
-    """How far ``logits`` (any shape) are from the answer "real" or "not real": mean over all patches, float32.
+    """How far ``logits`` (any shape) are from the answer "real" or "not real": mean over all
+    patches, float32.
 
-    ``mode``: "bce" = binary cross-entropy, -log sigmoid(x) or -log(1 - sigmoid(x)) (Isola et al., eq. 1; the generator asks
-    for "real" instead of minimising log(1 - D)); "lsgan" = squared distance to 1 or 0 (Mao et al., eq. 2).
+    ``mode``: "bce" = binary cross-entropy, -log sigmoid(x) or -log(1 - sigmoid(x)) (Isola et al.,
+    eq. 1; the generator asks for "real" instead of minimising log(1 - D)); "lsgan" = squared
+    distance to 1 or 0 (Mao et al., eq. 2).
     """
     logits = logits.float()
     if mode == "bce":
@@ -103,7 +121,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), InstanceNorm(channels), nn.ReLU(),
+            nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), InstanceNorm(channels),
+            nn.ReLU(),
             nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), InstanceNorm(channels),
         )  # fmt: skip
 
@@ -133,11 +152,19 @@ def leave(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def as_channels(frame: Tensor, channels: int, multiple_of: int) -> Tensor:
-    """(B,1,H,W) -> (B,channels,H,W), equal channels, as the family's loaders read a thermal frame: as an RGB file.
+    """(B,1,H,W) -> (B,channels,H,W), equal channels, as the family's loaders read a thermal frame:
+    as an RGB file.
 
-    A picture that has ``channels`` already passes. Raises ``ValueError`` for another shape, or for H or W that are no
-    multiples of ``multiple_of``.
+    A picture that has ``channels`` already passes. Raises ``ValueError`` for another shape, or for
+    H or W that are no multiples of ``multiple_of``.
     """
-    if frame.ndim != 4 or frame.shape[1] not in (1, channels) or any(n % multiple_of for n in frame.shape[2:]):
-        raise ValueError(f"thermal is {tuple(frame.shape)}; expected (B,1,H,W) with H and W multiples of {multiple_of}")
+    if (
+        frame.ndim != 4
+        or frame.shape[1] not in (1, channels)
+        or any(n % multiple_of for n in frame.shape[2:])
+    ):
+        raise ValueError(
+            f"thermal is {tuple(frame.shape)}; expected (B,1,H,W) with H and W multiples of "
+            f"{multiple_of}"
+        )
     return frame.expand(-1, channels, -1, -1)

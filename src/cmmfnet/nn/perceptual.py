@@ -1,7 +1,9 @@
-"""Loss networks: VGG-16, VGG-19 and AlexNet convolutions, perceptual distances on their features, LPIPS.
+"""Loss networks: VGG-16, VGG-19 and AlexNet convolutions, perceptual distances on their features,
+LPIPS.
 
-The pre-trained files come from a local folder (``CMMFNET_PRETRAINED`` or an explicit path) or from the usual download
-address; both are checked by sha256. VGG-16/19: Simonyan & Zisserman, 2015; LPIPS: Zhang et al., CVPR 2018.
+The pre-trained files come from a local folder (``CMMFNET_PRETRAINED`` or an explicit path) or from
+the usual download address; both are checked by sha256. VGG-16/19: Simonyan & Zisserman, 2015;
+LPIPS: Zhang et al., CVPR 2018.
 """
 
 from __future__ import annotations
@@ -21,34 +23,68 @@ from cmmfnet.files.atomic import atomic_write
 from cmmfnet.nn.fast import convolve
 from cmmfnet.nn.fast.distance import Convolutions, FeatureDistance, serves_distance
 
-# Layer tables: number = 3x3 convolution with that many channels, "M" = 2x2 max pooling (torchvision's numbering of modules).
+# Layer tables: number = 3x3 convolution with that many channels, "M" = 2x2 max pooling
+# (torchvision's numbering of modules).
 _VGG = {
     "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512],
-    "vgg19": [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512],
+    "vgg19": [
+        64,
+        64,
+        "M",
+        128,
+        128,
+        "M",
+        256,
+        256,
+        256,
+        256,
+        "M",
+        512,
+        512,
+        512,
+        512,
+        "M",
+        512,
+        512,
+        512,
+        512,
+    ],
 }
-# Taps after the ReLUs: LPIPS takes the last ReLU of each level; the paper family sums four of them (notes 15, row 11).
+# Taps after the ReLUs: LPIPS takes the last ReLU of each level; the paper family sums four of them
+# (notes 15, row 11).
 TAPS = {
     "vgg16": {"lpips": (3, 8, 15, 22, 29), "family": (3, 8, 15, 22)},
     "vgg19": {"lpips": (3, 8, 17, 26, 35), "family": (3, 8, 17, 26)},
     "alex": {"lpips": (1, 4, 7, 9, 11), "family": (1, 4, 7, 9)},
 }
-# name -> (local file names in order of preference with their sha256, download address of the original with its sha256)
+# name -> (local file names in order of preference with their sha256, download address of the
+# original with its sha256)
 FILES: dict[str, tuple[dict[str, str], str, str]] = {
     "vgg16": (
-        {"vgg16-features-fp16.safetensors": "302ac2487aa735ba4f7f426f111a3dfc80ae4f4f35559a4e507641aac9ddb84a"},
+        {
+            "vgg16-features-fp16.safetensors": "302ac2487aa735ba4f7f426f111a3dfc80ae4f4f35559a4e507641aac9ddb84a"
+        },
         "https://download.pytorch.org/models/vgg16-397923af.pth",
         "397923af",
     ),
     "vgg19": ({}, "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d"),
     "alex": (
-        {"alexnet-features-fp16.safetensors": "62f5c7727927418bc887f2478580aeef35e2c84032869f2c0f3cb82fe42c4007"},
+        {
+            "alexnet-features-fp16.safetensors": "62f5c7727927418bc887f2478580aeef35e2c84032869f2c0f3cb82fe42c4007"
+        },
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
         "7be5be79",
     ),
 }
 HEADS = {
-    "vgg16": ("lpips-v0.1-vgg-linear.safetensors", "61f275f169341672e38949c908473e2079207da7c2e17a378734a4409fb5b090"),
-    "alex": ("lpips-v0.1-alex-linear.safetensors", "b2eb412ca050d6762cf9e5c851f7a0a326eeffc4ff14d11c6b5a16a245e13bf7"),
+    "vgg16": (
+        "lpips-v0.1-vgg-linear.safetensors",
+        "61f275f169341672e38949c908473e2079207da7c2e17a378734a4409fb5b090",
+    ),
+    "alex": (
+        "lpips-v0.1-alex-linear.safetensors",
+        "b2eb412ca050d6762cf9e5c851f7a0a326eeffc4ff14d11c6b5a16a245e13bf7",
+    ),
 }
 
 
@@ -57,7 +93,8 @@ class PretrainedError(FileNotFoundError):
 
 
 def feature_layers(name: str) -> nn.Sequential:
-    """The convolutions of ``name`` ("vgg16", "vgg19", "alex") with torchvision's module numbers, randomly initialised."""
+    """The convolutions of ``name`` ("vgg16", "vgg19", "alex") with torchvision's module numbers,
+    randomly initialised."""
     if name == "alex":
         return nn.Sequential(
             nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
@@ -78,7 +115,8 @@ def feature_layers(name: str) -> nn.Sequential:
 
 
 def tapped(layers: nn.Sequential, x: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
-    """``layers(x)`` of :func:`feature_layers`, and what comes out of those numbered ``taps`` on the way."""
+    """``layers(x)`` of :func:`feature_layers`, and what comes out of those numbered ``taps`` on the
+    way."""
     found, fused = [], False
     for i, layer in enumerate(layers):
         if fused:  # the ReLU behind a convolution, which is in x already
@@ -96,15 +134,18 @@ def _checked(path: Path, expected: str) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if not found.startswith(expected):
         raise PretrainedError(
-            f"{path} has sha256 {found[:16]}..., expected {expected[:16]}...; delete it and fetch it anew"
+            f"{path} has sha256 {found[:16]}..., expected {expected[:16]}...; delete it and fetch "
+            "it anew"
         )
     return path
 
 
 def find_weights(name: str, folder: str | Path | None = None) -> Path:
-    """Path of the checked pre-trained file of ``name``: local folder first, then the cache, then the download address.
+    """Path of the checked pre-trained file of ``name``: local folder first, then the cache, then
+    the download address.
 
-    ``folder`` defaults to the environment variable ``CMMFNET_PRETRAINED``. Raises :class:`PretrainedError`.
+    ``folder`` defaults to the environment variable ``CMMFNET_PRETRAINED``. Raises
+    :class:`PretrainedError`.
     """
     local, url, digest = FILES[name]
     folder = folder or os.environ.get("CMMFNET_PRETRAINED")
@@ -123,8 +164,10 @@ def find_weights(name: str, folder: str | Path | None = None) -> Path:
             _checked(Path(file.name), digest)
     except OSError as error:
         raise PretrainedError(
-            f"the loss network {name} was not found in {folder or 'CMMFNET_PRETRAINED (not set)'} (looked for "
-            f"{', '.join([*local, original])}) and {url} gave: {error}. Put the file there, or choose another perceptual network"
+            f"the loss network {name} was not found in {folder or 'CMMFNET_PRETRAINED (not set)'} "
+            "(looked for "
+            f"{', '.join([*local, original])}) and {url} gave: {error}. Put the file there, or "
+            "choose another perceptual network"
         ) from error
     return cache / original
 
@@ -133,7 +176,9 @@ def load_features(name: str, folder: str | Path | None = None) -> nn.Sequential:
     """The pre-trained, frozen convolutions of ``name`` in evaluation mode, float32."""
     path = find_weights(name, folder)
     state = (
-        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        load_file(path)
+        if path.suffix == ".safetensors"
+        else torch.load(path, map_location="cpu", weights_only=True)
     )
     prefix = "features."
     layers = feature_layers(name)
@@ -145,27 +190,34 @@ def load_features(name: str, folder: str | Path | None = None) -> nn.Sequential:
 class Perceptual(nn.Module):
     """Distance between two pictures on features of a frozen network; 0 for equal pictures.
 
-    ``mode``: "lpips" = unit-normalised features, squared difference weighted by the learned LPIPS heads (Zhang et al., eq. 1);
-    "unit" = the same without learned heads (squared differences summed over channels, mean over positions and levels);
-    "l1" = plain mean absolute difference summed over levels (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net).
-    ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)``; no gradient reaches ``y``. Raises ``ValueError`` for an unknown network
-    or mode and for LPIPS on a network that has no heads, :class:`PretrainedError` for a file that is not there.
+    ``mode``: "lpips" = unit-normalised features, squared difference weighted by the learned LPIPS
+    heads (Zhang et al., eq. 1); "unit" = the same without learned heads (squared differences summed
+    over channels, mean over positions and levels); "l1" = plain mean absolute difference summed
+    over levels (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net). ``forward(x, y (B,3,H,W) in [-1,1])
+    -> (B,)``; no gradient reaches ``y``. Raises ``ValueError`` for an unknown network or mode and
+    for LPIPS on a network that has no heads, :class:`PretrainedError` for a file that is not there.
     """
 
-    def __init__(self, network: str = "vgg16", mode: str = "lpips", folder: str | Path | None = None):
+    def __init__(
+        self, network: str = "vgg16", mode: str = "lpips", folder: str | Path | None = None
+    ):
         super().__init__()
         if network not in TAPS or mode not in ("lpips", "unit", "l1"):
             expected = f"one of {', '.join(TAPS)}, with mode 'lpips', 'unit' or 'l1'"
             raise ValueError(f"network is {network!r}, mode is {mode!r}; expected {expected}")
         if mode == "lpips" and network not in HEADS:
-            raise ValueError(f"LPIPS has no heads for {network}; use one of {', '.join(HEADS)}, or mode 'unit' or 'l1'")
+            raise ValueError(
+                f"LPIPS has no heads for {network}; use one of {', '.join(HEADS)}, or mode 'unit' "
+                "or 'l1'"
+            )
         if mode == "lpips":  # first: small, and in no place to download from
             folder = folder or os.environ.get("CMMFNET_PRETRAINED")
             file, digest = HEADS[network]
             path = Path(folder or ".") / file
             if not path.is_file():
                 raise PretrainedError(
-                    f"LPIPS heads not found: {path}; they are the linear layers of LPIPS v0.1 ({network})"
+                    f"LPIPS heads not found: {path}; they are the linear layers of LPIPS v0.1 "
+                    f"({network})"
                 )
             heads = load_file(_checked(path, digest))
             for i, key in enumerate(sorted(heads)):
@@ -185,7 +237,9 @@ class Perceptual(nn.Module):
 
     def _convolutions(self, dtype: torch.dtype, device: torch.device) -> Convolutions:
         if (dtype, device) not in self._cast:
-            self._cast[dtype, device] = Convolutions(self.layers, self.taps, self.shift, self.scale, dtype)
+            self._cast[dtype, device] = Convolutions(
+                self.layers, self.taps, self.shift, self.scale, dtype
+            )
         return self._cast[dtype, device]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -208,10 +262,11 @@ class Perceptual(nn.Module):
 
 
 def unit_distance(a: Tensor, b: Tensor, head: Tensor | None) -> Tensor:
-    """Squared distance of features (B,C,H,W) scaled to unit length over C, weighted by ``head`` (1,C,1,1): (B,) float32.
+    """Squared distance of features (B,C,H,W) scaled to unit length over C, weighted by ``head``
+    (1,C,1,1): (B,) float32.
 
-    The arithmetic stays in the features' dtype (float32 in evaluation, bfloat16 in mixed-precision training, where the maps
-    are what costs); norms and sums are accumulated in float32.
+    The arithmetic stays in the features' dtype (float32 in evaluation, bfloat16 in mixed-precision
+    training, where the maps are what costs); norms and sums are accumulated in float32.
     """
     with torch.autocast(a.device.type, enabled=False):
         difference = _unit(a) - _unit(b)
@@ -227,7 +282,8 @@ def _unit(x: Tensor) -> Tensor:
 
 
 class Cropped(nn.Module):
-    """A distance of pictures on one random square of ``size`` pixels, the same for the whole batch."""
+    """A distance of pictures on one random square of ``size`` pixels, the same for the whole
+    batch."""
 
     def __init__(self, distance: nn.Module, size: int):
         super().__init__()

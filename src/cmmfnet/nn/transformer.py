@@ -1,7 +1,9 @@
-"""Transformer blocks: the pre-norm block of ViT (Dosovitskiy et al., 2021), and the attention and MLP that it is made of.
+"""Transformer blocks: the pre-norm block of ViT (Dosovitskiy et al., 2021), and the attention and
+MLP that it is made of.
 
-In training in 16 bits on CUDA what surrounds the products - additions, norms, GELU, biases and their gradients - is done by
-kernels (ops/token_norm.py, ops/token_linear.py), which join what PyTorch does one after the other.
+In training in 16 bits on CUDA what surrounds the products - additions, norms, GELU, biases and
+their gradients - is done by kernels (ops/token_norm.py, ops/token_linear.py), which join what
+PyTorch does one after the other.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def projected(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def normed(layer: nn.LayerNorm, x: Tensor) -> Tensor:
-    """``layer(x)`` of tokens x (...,D) for a linear layer; where kernels serve, at once in the dtype of its product."""
+    """``layer(x)`` of tokens x (...,D) for a linear layer; where kernels serve, at once in the
+    dtype of its product."""
     return layer_norm(x, layer.weight, layer.bias, layer.eps) if serves_tokens(x) else layer(x)
 
 
@@ -49,10 +52,14 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         return projected(self.out, self._mixed(query, key, value, mask))
 
-    def before_bias(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def before_bias(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """What ``forward`` gives less the bias of ``out``."""
         return F.linear(self._mixed(query, key, value, mask), self.out.weight)
 
@@ -62,7 +69,9 @@ class Attention(nn.Module):
 
         layers = self.query, self.key, self.value
         if query is key is value and serves_tokens(query):
-            given = linear_of_three(query, tuple(m.weight for m in layers), tuple(m.bias for m in layers))
+            given = linear_of_three(
+                query, tuple(m.weight for m in layers), tuple(m.bias for m in layers)
+            )
         else:
             given = [projected(m, x) for m, x in zip(layers, (query, key, value), strict=True)]
         allowed = None if mask is None else mask[:, None, None, :]
@@ -72,7 +81,9 @@ class Attention(nn.Module):
 
 class MLP(nn.Sequential):
     def __init__(self, width: int, expansion: int = 4):
-        super().__init__(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
+        super().__init__(
+            nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return projected(self[2], self._wide(x)) if serves_tokens(x) else super().forward(x)
@@ -102,21 +113,22 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def attended(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Where ``serves_tokens``: x and y, its first norm -> x + attention, and the second norm of that."""
+        """Where ``serves_tokens``: x and y, its first norm -> x + attention, and the second norm of
+        that."""
         return added(x, self.attention.before_bias(y, y, y), self.attention.out, self.norm2)
 
 
 def added(
     x: Tensor, branch: Tensor, last: nn.Linear, norm: nn.LayerNorm, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Where ``serves_tokens``: x + branch, which is still without the bias of its ``last`` layer, and the norm of that (in
-    ``dtype``, else that of products)."""
+    """Where ``serves_tokens``: x + branch, which is still without the bias of its ``last`` layer,
+    and the norm of that (in ``dtype``, else that of products)."""
     return add_layer_norm(x, branch, last.bias, norm.weight, norm.bias, norm.eps, dtype)
 
 
 def transformed(blocks: Sequence[TransformerBlock], norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """x (B,N,D) through the blocks and the norm. Where kernels serve, an addition goes together with the norm behind it, if that
-    is the next block's, too."""
+    """x (B,N,D) through the blocks and the norm. Where kernels serve, an addition goes together
+    with the norm behind it, if that is the next block's, too."""
     if not (len(blocks) and serves_tokens(x)):
         for block in blocks:
             x = block(x)

@@ -20,7 +20,8 @@ _BARE = re.compile(
 
 
 def attribute_weights(colour: str | None) -> np.ndarray:
-    """A colour phrase of `prompts.Parsed` ("red", "dark blue-grey", or "bare") -> weights over ATTRIBUTES, (A,) float32."""
+    """A colour phrase of `prompts.Parsed` ("red", "dark blue-grey", or "bare") -> weights over
+    ATTRIBUTES, (A,) float32."""
     weights = np.zeros(len(ATTRIBUTES), np.float32)
     if colour:
         shade, _, rest = colour.rpartition(" ")
@@ -32,16 +33,20 @@ def attribute_weights(colour: str | None) -> np.ndarray:
     return weights
 
 
-def said_of(names: Iterable[str], colours: Iterable[tuple[str, str]], text: str = "") -> list[str | None]:
+def said_of(
+    names: Iterable[str], colours: Iterable[tuple[str, str]], text: str = ""
+) -> list[str | None]:
     """The colour phrase that a text says of each name, or None.
 
     Args:
         names: tags of the text.
-        colours: (colour, name), as in `prompts.Parsed`; of several colours of one name the first counts.
+        colours: (colour, name), as in `prompts.Parsed`; of several colours of one name the first
+            counts.
         text: the text itself, which says whether trees are bare.
 
-    Leaves are green where nothing else is said of them, and so is the tree that has them: "a tree with leaves" alone moves a
-    picture a fifth of the way to green, since most trees of the training had leaves that nobody named; "green" three fifths.
+    Leaves are green where nothing else is said of them, and so is the tree that has them: "a tree
+    with leaves" alone moves a picture a fifth of the way to green, since most trees of the training
+    had leaves that nobody named; "green" three fifths.
     """
     names = list(names)
     first: dict[str, str] = {}

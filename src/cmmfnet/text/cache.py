@@ -1,9 +1,10 @@
-"""What a CLIP text encoder made of a text, kept on disk, so that it need not be loaded for a text seen before.
+"""What a CLIP text encoder made of a text, kept on disk, so that it need not be loaded for a text
+seen before.
 
-One file for each text in ``$CMMFNET_CACHE/text/MODEL/`` (``~/.cache/cmmfnet/text/MODEL/``), named by the SHA-256 of the
-text: the text itself is not stored. A file is a SHA-256 digest and arrays in numpy's npz format; one that is damaged counts
-as missing and is written anew. Files are written whole or not at all, so any number of processes may share the folder. It
-may be deleted at any time.
+One file for each text in ``$CMMFNET_CACHE/text/MODEL/`` (``~/.cache/cmmfnet/text/MODEL/``), named
+by the SHA-256 of the text: the text itself is not stored. A file is a SHA-256 digest and arrays in
+numpy's npz format; one that is damaged counts as missing and is written anew. Files are written
+whole or not at all, so any number of processes may share the folder. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 
 from cmmfnet.files.atomic import atomic_write
 
-MOST_TEXTS = 20_000  # of one model: about 0.8 GB of hidden states; later texts are encoded anew each time
+MOST_TEXTS = (
+    20_000  # of one model: about 0.8 GB of hidden states; later texts are encoded anew each time
+)
 _DIGEST = 32
 
 
@@ -32,7 +35,8 @@ class TextCache:
     """Named arrays by text, for one model.
 
     Args:
-        model: says exactly which weights at which revision, and what is kept of them; part of the folder's name.
+        model: says exactly which weights at which revision, and what is kept of them; part of the
+            folder's name.
     """
 
     def __init__(self, model: str) -> None:
@@ -67,10 +71,14 @@ class TextCache:
         except OSError as error:
             self._room = 0
             warnings.warn(
-                f"encoded texts cannot be kept in {self.folder} ({error}); set CMMFNET_CACHE to a folder that can be "
+                f"encoded texts cannot be kept in {self.folder} ({error}); set CMMFNET_CACHE to a "
+                "folder that can be "
                 "written to, or go on without",
                 stacklevel=2,
             )
 
     def _path(self, text: str) -> Path:
-        return self.folder / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.tokens"
+        return (
+            self.folder
+            / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.tokens"
+        )

@@ -1,7 +1,8 @@
-"""What the words for colours mean in training: a CIELAB for each, and the range about it that a word covers.
+"""What the words for colours mean in training: a CIELAB for each, and the range about it that a
+word covers.
 
-Photos are painted with these (recolour.py), and rendered scenes get them as albedo (repainted.py), so that the renderer's
-light makes of them what it makes of any paint.
+Photos are painted with these (recolour.py), and rendered scenes get them as albedo (repainted.py),
+so that the renderer's light makes of them what it makes of any paint.
 """
 
 from __future__ import annotations
@@ -10,22 +11,51 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# CIELAB of the basic colours (values of words.COLOURS) as vehicles and painted doors have them, D65.
+# CIELAB of the basic colours (values of words.COLOURS) as vehicles and painted doors have them,
+# D65.
 PAINT: dict[str, tuple[float, float, float]] = {
-    "black": (13, 0, -1), "white": (88, -1, 2), "grey": (50, 0, -1), "silver": (70, -1, -2), "red": (38, 50, 32),
+    "black": (13, 0, -1), "white": (88, -1, 2), "grey": (50, 0, -1), "silver": (70, -1, -2),
+    "red": (38, 50, 32),
     "orange": (58, 36, 50), "yellow": (78, 3, 60), "green": (40, -30, 20), "cyan": (58, -26, -13),
-    "blue": (34, 5, -40), "purple": (32, 32, -32), "pink": (70, 28, 4), "brown": (34, 13, 18), "beige": (76, 3, 15),
+    "blue": (34, 5, -40), "purple": (32, 32, -32), "pink": (70, 28, 4), "brown": (34, 13, 18),
+    "beige": (76, 3, 15),
 }  # fmt: skip
 # Render, brick, wood and roof tiles are duller.
 MASONRY: dict[str, tuple[float, float, float]] = PAINT | {
-    "black": (22, 0, 0), "white": (86, 0, 3), "grey": (56, 0, 1), "red": (44, 26, 20), "orange": (58, 22, 30),
-    "yellow": (78, 3, 32), "green": (52, -14, 12), "cyan": (62, -13, -8), "blue": (52, -3, -20), "pink": (70, 17, 9),
+    "black": (22, 0, 0), "white": (86, 0, 3), "grey": (56, 0, 1), "red": (44, 26, 20),
+    "orange": (58, 22, 30),
+    "yellow": (78, 3, 32), "green": (52, -14, 12), "cyan": (62, -13, -8), "blue": (52, -3, -20),
+    "pink": (70, 17, 9),
     "brown": (42, 10, 17), "beige": (76, 2, 14),
 }  # fmt: skip
-CAR_COLOURS = ("red", "blue", "white", "black", "silver", "grey", "green", "yellow", "orange", "brown", "beige")
-WALL_COLOURS = ("white", "grey", "red", "yellow", "beige", "brown", "pink", "blue", "green", "orange")
+CAR_COLOURS = (
+    "red",
+    "blue",
+    "white",
+    "black",
+    "silver",
+    "grey",
+    "green",
+    "yellow",
+    "orange",
+    "brown",
+    "beige",
+)
+WALL_COLOURS = (
+    "white",
+    "grey",
+    "red",
+    "yellow",
+    "beige",
+    "brown",
+    "pink",
+    "blue",
+    "green",
+    "orange",
+)
 FOLIAGE = {
-    "green": (40, -17, 25), "brown": (42, 9, 24), "orange": (52, 24, 46), "yellow": (66, 3, 52), "red": (40, 34, 30),
+    "green": (40, -17, 25), "brown": (42, 9, 24), "orange": (52, 24, 46), "yellow": (66, 3, 52),
+    "red": (40, 34, 30),
     "bare": (44, 2, 6),
 }  # fmt: skip
 SNOW, SOIL, LAWN = (86, -1, -4), (46, 7, 17), (46, -13, 26)

@@ -1,4 +1,5 @@
-"""The words of a prompt, and the phrases that `cmmfnet.text.parser.parse_tags` knows, out of the tables of `cmmfnet.text.vocabulary`."""
+"""The words of a prompt, and the phrases that `cmmfnet.text.parser.parse_tags` knows, out of the
+tables of `cmmfnet.text.vocabulary`."""
 
 from __future__ import annotations
 
@@ -28,10 +29,16 @@ class Token:
 
 
 def tokenise(prompt: str) -> list[Token]:
-    """Words and punctuation of a prompt, in lower case, without accents; contractions written out."""
+    """Words and punctuation of a prompt, in lower case, without accents; contractions written
+    out."""
     plain = prompt.lower().replace("’", "'").replace("‑", "-").replace("‐", "-")
     plain = "".join(c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
-    for short, full in (("can't", "can not"), ("won't", "will not"), ("n't", " not"), ("&", " and ")):
+    for short, full in (
+        ("can't", "can not"),
+        ("won't", "will not"),
+        ("n't", " not"),
+        ("&", " and "),
+    ):
         plain = plain.replace(short, full)
     out: list[Token] = []
     glued = False
@@ -67,7 +74,9 @@ class Entry(NamedTuple):
     """What a phrase stands for."""
 
     tags: tuple[str, ...]
-    is_part: bool = False  # a part, whose colour is not that of the whole: a white crosswalk is no white road
+    is_part: bool = (
+        False  # a part, whose colour is not that of the whole: a white crosswalk is no white road
+    )
 
 
 NO_ENTRY = Entry(())
@@ -75,12 +84,17 @@ NO_ENTRY = Entry(())
 
 @lru_cache(maxsize=16)
 def lexicon_of(words: tuple[str, ...]) -> dict[tuple[str, ...], Entry]:
-    """Phrase (words in the singular) -> entry; a phrase that holds for one form only is "!" and that form."""
+    """Phrase (words in the singular) -> entry; a phrase that holds for one form only is "!" and
+    that form."""
     known = {*words, NOTHING, NO_CLASS}
     found: dict[tuple[str, ...], Entry] = {}
 
     def add(phrase: str, tags: Sequence[str]) -> None:
-        key = ("!", *(t.text for t in tokenise(phrase[1:]))) if phrase.startswith("!") else _key(phrase)
+        key = (
+            ("!", *(t.text for t in tokenise(phrase[1:])))
+            if phrase.startswith("!")
+            else _key(phrase)
+        )
         kept = tuple(tag.removesuffix(_PART) for tag in tags if tag.removesuffix(_PART) in known)
         if kept:
             found.setdefault(key, Entry(kept, tags[0].endswith(_PART)))
@@ -93,14 +107,26 @@ def lexicon_of(words: tuple[str, ...]) -> dict[tuple[str, ...], Entry]:
             add(phrase, tags.split("+"))
     for wall, materials in table.WALLS.items():
         for m in materials.split():
-            for form in ("{} wall", "wall of {}", "wall made of {}", "wall in {}", "{} facade", "{} clad"):
+            for form in (
+                "{} wall",
+                "wall of {}",
+                "wall made of {}",
+                "wall in {}",
+                "{} facade",
+                "{} clad",
+            ):
                 add(form.format(m), [wall])
             for kind in table.WALL_KINDS:
                 add(f"{m} {kind} wall", [wall])
             if wall in table.BUILT_OF:
                 for key, entry in list(found.items()):
                     if len(key) == 1 and entry.tags in (("house",), ("building-other",)):
-                        for form in ("{m} {built}", "{built} of {m}", "{built} made of {m}", "{built} built of {m}"):
+                        for form in (
+                            "{m} {built}",
+                            "{built} of {m}",
+                            "{built} made of {m}",
+                            "{built} built of {m}",
+                        ):
                             add(form.format(m=m, built=key[0]), [*entry.tags, wall])
     for floor, materials in table.FLOORS.items():
         for m in materials.split():

@@ -1,4 +1,5 @@
-"""`parse_tags`: the known names in a prompt, by longest-match look-up. No grammar, no network, no torch."""
+"""`parse_tags`: the known names in a prompt, by longest-match look-up. No grammar, no network, no
+torch."""
 
 from __future__ import annotations
 
@@ -29,11 +30,13 @@ class Parsed:
 
     Attributes:
         tags: names out of the vocabulary.
-        unknown: content words in lower case that have no name, so that the model cannot use them (see
-            `warn_unknown`).
-        negated: names that the text rules out ("no cars"); in `tags` only if the text also names them elsewhere.
-        colours: (colour, tag) where a colour stands with a noun. The colour is a basic one (a value of `COLOURS`) or
-            several with hyphens ("blue-grey"), after an optional shade ("dark green").
+        unknown: content words in lower case that have no name, so that the model cannot use them
+            (see `warn_unknown`).
+        negated: names that the text rules out ("no cars"); in `tags` only if the text also names
+            them elsewhere.
+        colours: (colour, tag) where a colour stands with a noun. The colour is a basic one (a value
+            of `COLOURS`) or several with hyphens ("blue-grey"), after an optional shade ("dark
+            green").
     """
 
     tags: list[str] = field(default_factory=list)
@@ -43,24 +46,31 @@ class Parsed:
 
 
 def parse_tags(prompt: str, words: Sequence[str] = WORDS) -> Parsed:
-    """Find the names of `words` in a prompt: a list ("car, wall-brick") or sentences ("two cars by a brick wall").
+    """Find the names of `words` in a prompt: a list ("car, wall-brick") or sentences ("two cars by
+    a brick wall").
 
-    Understands plurals, compounds ("wall of bricks"), everyday synonyms (cmmfnet/words.py) and simple negation ("no
-    cars or people", "without trees"). The longest phrase wins. It does not understand grammar: see docs/text.md.
+    Understands plurals, compounds ("wall of bricks"), everyday synonyms (cmmfnet/words.py) and
+    simple negation ("no cars or people", "without trees"). The longest phrase wins. It does not
+    understand grammar: see docs/text.md.
 
     Args:
         prompt: up to 2,000 characters, English; may be empty.
-        words: the vocabulary; other tags are not returned. Names that are not in `WORDS` match as they are written.
+        words: the vocabulary; other tags are not returned. Names that are not in `WORDS` match as
+            they are written.
 
     Raises:
         TypeError: the prompt is not a string.
         ValueError: the prompt is too long.
     """
     if not isinstance(prompt, str):
-        raise TypeError(f"a prompt is one string, got {type(prompt).__name__}; for several prompts call once for each")
+        raise TypeError(
+            f"a prompt is one string, got {type(prompt).__name__}; for several prompts call once "
+            "for each"
+        )
     if len(prompt) > MAX_PROMPT_CHARS:
         raise ValueError(
-            f"the prompt has {len(prompt):,} characters, the most is {MAX_PROMPT_CHARS:,}: name what is in the picture "
+            f"the prompt has {len(prompt):,} characters, the most is {MAX_PROMPT_CHARS:,}: name "
+            "what is in the picture "
             "in a sentence or two, or as a list such as 'car, road, tree, sky'"
         )
     return _Scan(tokenise(prompt), lexicon_of(tuple(words))).run()
@@ -70,13 +80,19 @@ def known_phrases(words: Sequence[str] = WORDS) -> dict[str, tuple[str, ...]]:
     """Every phrase (words in the singular) that `parse_tags` knows -> its tags."""
     entries = lexicon_of(tuple(words)).items()
     marks = {(NOTHING,), (NO_CLASS,)}
-    return {" ".join(key).removeprefix("! "): entry.tags for key, entry in entries if entry.tags not in marks}
+    return {
+        " ".join(key).removeprefix("! "): entry.tags
+        for key, entry in entries
+        if entry.tags not in marks
+    }
 
 
 def warn_unknown(parsed: Parsed, words: Sequence[str] = WORDS, stacklevel: int = 2) -> None:
-    """Warn once (UserWarning) about all words of a prompt that the model does not know, with the nearest known names.
+    """Warn once (UserWarning) about all words of a prompt that the model does not know, with the
+    nearest known names.
 
-    Silent where every word is known. `stacklevel` is that of `warnings.warn`: 2 points at the caller.
+    Silent where every word is known. `stacklevel` is that of `warnings.warn`: 2 points at the
+    caller.
     """
     if not parsed.unknown:
         return
@@ -102,13 +118,16 @@ def _is_verb(word: str) -> bool:
         stem = word.removesuffix(ending)
         if stem != word and (stem in table.VERBS or stem + "e" in table.VERBS):
             return True
-        if ending != "s" and len(stem) > 3 and stem[-1] == stem[-2] and stem[:-1] in table.VERBS:  # stopped, running
+        if (
+            ending != "s" and len(stem) > 3 and stem[-1] == stem[-2] and stem[:-1] in table.VERBS
+        ):  # stopped, running
             return True
     return False
 
 
 class _Scan:
-    """One pass over the tokens. State: the colours that wait for a noun, and whether a negation is open."""
+    """One pass over the tokens. State: the colours that wait for a noun, and whether a negation is
+    open."""
 
     def __init__(self, tokens: list[Token], lexicon: dict[tuple[str, ...], Entry]) -> None:
         self.tokens, self.lexicon = tokens, lexicon
@@ -117,7 +136,9 @@ class _Scan:
         self.waiting: list[str] = []  # colours before their noun
         self.last_tag: str | None = None
         self.last_end = -1  # the index after the noun of `last_tag`
-        self.link = False  # "the car is ...", "a man in ...": a colour now belongs to the noun before
+        self.link = (
+            False  # "the car is ...", "a man in ...": a colour now belongs to the noun before
+        )
         self.negated_from: int | None = None
         self.negated_any = False
 
@@ -145,9 +166,14 @@ class _Scan:
         return 0, NO_ENTRY
 
     def respaced(self, texts: list[str]) -> Entry | None:
-        """The entry of two words that are one in the table ("side walks"), or of one that is two ("trafficlights")."""
+        """The entry of two words that are one in the table ("side walks"), or of one that is two
+        ("trafficlights")."""
         if len(texts) == 2:
-            if min(map(len, texts)) < 3 or texts[0] in table.PREPOSITIONS or texts[0] in table.ARTICLES:
+            if (
+                min(map(len, texts)) < 3
+                or texts[0] in table.PREPOSITIONS
+                or texts[0] in table.ARTICLES
+            ):
                 return None
             return self.lexicon.get((singular("".join(texts)),))
         word = singular(texts[0])
@@ -164,8 +190,12 @@ class _Scan:
             if tuple(self.word(i + k) for k in range(len(phrase))) == phrase:
                 return self.negate(i, len(phrase))
         n, entry = self.match(i)
-        if n == 1 and self.word(i + 1) in ("free", "less") and self.tokens[i + 1].glued:  # "car-free"
-            self.put(self.out.negated, [tag for tag in entry.tags if tag not in (NOTHING, NO_CLASS)])
+        if (
+            n == 1 and self.word(i + 1) in ("free", "less") and self.tokens[i + 1].glued
+        ):  # "car-free"
+            self.put(
+                self.out.negated, [tag for tag in entry.tags if tag not in (NOTHING, NO_CLASS)]
+            )
             return i + 2
         if n > 1:
             return self.noun(i, n, entry)
@@ -200,12 +230,14 @@ class _Scan:
         return i + n
 
     def describes(self, i: int) -> bool:
-        """Whether a material at token i only describes the noun after it: "stone railing", but not "plastic by day"."""
+        """Whether a material at token i only describes the noun after it: "stone railing", but not
+        "plastic by day"."""
         tags = self.match(i + 1)[1].tags
         return bool(tags) and tags != (NOTHING,) and tags[0] not in EXTRA_WORDS
 
     def is_noun(self, i: int) -> bool:
-        """Whether a single known word is meant as the thing: not "cars park here", not "a square white house"."""
+        """Whether a single known word is meant as the thing: not "cars park here", not "a square
+        white house"."""
         word = self.word(i)
         if word in table.ADJECTIVES_TOO:
             return self.word(i + 1) not in COLOURS
@@ -214,7 +246,11 @@ class _Scan:
         if len(self.tokens) == 1 or not (self.is_text(i - 1) or self.is_text(i + 1)):
             return True
         before = i - 1
-        while self.word(before) in COLOURS or self.word(before) in table.SHADES or self.word(before) in table.SIZES:
+        while (
+            self.word(before) in COLOURS
+            or self.word(before) in table.SHADES
+            or self.word(before) in table.SIZES
+        ):
             before -= 1
         return self.word(before) in table.ARTICLES
 
@@ -222,7 +258,8 @@ class _Scan:
         return self.word(i) not in ",."
 
     def colour(self, i: int) -> int:
-        """Take a colour at token i ("dark blue-grey"): how many tokens it has, 0 where there is none."""
+        """Take a colour at token i ("dark blue-grey"): how many tokens it has, 0 where there is
+        none."""
         j = i + (self.word(i) in table.SHADES and self.word(i + 1) in COLOURS)
         if self.word(j) not in COLOURS or (self.match(j)[0] == 1 and self.is_fruit(j)):
             return 0
@@ -237,23 +274,33 @@ class _Scan:
         return end - i
 
     def is_fruit(self, i: int) -> bool:
-        """A colour word that is a class too: "an orange on a table" and the list item "orange", not "an orange car"."""
+        """A colour word that is a class too: "an orange on a table" and the list item "orange", not
+        "an orange car"."""
         around = {self.word(k) for k in (i - 1, i + 1)} | {self.word(i - 2), self.word(i + 2)}
         after, before = self.word(i + 1), self.word(i - 1)
         alone = not self.is_text(i + 1) or after in table.PREPOSITIONS
-        return alone and (before in table.ARTICLES or not self.is_text(i - 1)) and not around & COLOURS.keys()
+        return (
+            alone
+            and (before in table.ARTICLES or not self.is_text(i - 1))
+            and not around & COLOURS.keys()
+        )
 
     def other(self, i: int) -> int:
-        """A word that is no name: it may end a group of colours or a negation, and is unknown if in no table."""
+        """A word that is no name: it may end a group of colours or a negation, and is unknown if in
+        no table."""
         word = self.word(i)
         if word == "and":
-            if self.negated_any and not self.match(i + 1)[0]:  # "no cars and a tree", but "no cars and people"
+            if (
+                self.negated_any and not self.match(i + 1)[0]
+            ):  # "no cars and a tree", but "no cars and people"
                 self.end_of_negation()
         elif word in table.SOFT or not word.isalpha() or (len(word) == 1 and word not in "ai"):
             pass
         elif word in table.ARTICLES:
             colour_next = self.word(i + 1) in COLOURS or self.word(i + 1) in table.SHADES
-            if self.link or not (self.word(i - 1) in ("and", "or", ",") and colour_next):  # "a black and a red car"
+            if self.link or not (
+                self.word(i - 1) in ("and", "or", ",") and colour_next
+            ):  # "a black and a red car"
                 self.end_of_group()
             if self.negated_any:
                 self.end_of_negation()
@@ -263,12 +310,19 @@ class _Scan:
                 return i + 1
             self.end_of_group()
             self.link = self.last_tag is not None and (
-                word in ("is", "are", "was", "were", "be") or (word == "in" and self.last_tag == "person")
+                word in ("is", "are", "was", "were", "be")
+                or (word == "in" and self.last_tag == "person")
             )
-            if self.negated_from is not None and (self.negated_any or (preposition and i > self.negated_from)):
+            if self.negated_from is not None and (
+                self.negated_any or (preposition and i > self.negated_from)
+            ):
                 self.end_of_negation()
-        elif word.endswith("less") and (entry := self.lexicon.get((singular(word[:-4]),))):  # "treeless"
-            self.put(self.out.negated, [tag for tag in entry.tags if tag not in (NOTHING, NO_CLASS)])
+        elif word.endswith("less") and (
+            entry := self.lexicon.get((singular(word[:-4]),))
+        ):  # "treeless"
+            self.put(
+                self.out.negated, [tag for tag in entry.tags if tag not in (NOTHING, NO_CLASS)]
+            )
         elif self.negated_from is not None:
             self.negated_any = True
         else:
@@ -283,12 +337,18 @@ class _Scan:
             self.end_of_negation()
 
     def or_follows(self, i: int) -> bool:
-        """Whether "..., people or trees" follows, so that "no cars, people or trees" rules out all three."""
+        """Whether "..., people or trees" follows, so that "no cars, people or trees" rules out all
+        three."""
         while i < len(self.tokens) and self.word(i) != ".":
             word = self.word(i)
             if word in ("or", "nor"):
                 return True
-            if word == "and" or word in table.PREPOSITIONS or word in table.NEGATORS or _is_verb(word):
+            if (
+                word == "and"
+                or word in table.PREPOSITIONS
+                or word in table.NEGATORS
+                or _is_verb(word)
+            ):
                 return False
             i += 1
         return False
@@ -302,7 +362,8 @@ class _Scan:
         self.negated_from, self.negated_any = None, False
 
     def end_of_group(self) -> None:
-        """Colours with no noun after them belong to the one before ("the car is red", "a man in black"), or to none."""
+        """Colours with no noun after them belong to the one before ("the car is red", "a man in
+        black"), or to none."""
         if self.link and self.last_tag is not None:
             self.put(self.out.colours, [(colour, self.last_tag) for colour in self.waiting])
         self.waiting.clear()

@@ -1,8 +1,10 @@
-"""Texts that correct what the model predicts: "+snow -grass" is the predicted things, with snow and without grass.
+"""Texts that correct what the model predicts: "+snow -grass" is the predicted things, with snow and
+without grass.
 
-A sign counts where it stands at the start or after a space or comma and touches the letter behind it, so "a car-free
-street", "grass + trees" and "- a car" are plain text. It holds for everything up to the next sign. Plain text before the first
-sign that names something takes the place of the prediction: "a street at night +snow" is street, night and snow. No torch.
+A sign counts where it stands at the start or after a space or comma and touches the letter behind
+it, so "a car-free street", "grass + trees" and "- a car" are plain text. It holds for everything up
+to the next sign. Plain text before the first sign that names something takes the place of the
+prediction: "a street at night +snow" is street, night and snow. No torch.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _SIGN = re.compile(r"(?:^|(?<=[\s,;.]))([+−-])(?=[^\W\d_])")
 
 
 class CorrectionError(ValueError):
-    """A text of corrections that cannot be meant as it is written; the message says what to write."""
+    """A text of corrections that cannot be meant as it is written; the message says what to
+    write."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Prompt:
     Attributes:
         plain: names of the text before the first sign, or of the whole text where it has no sign.
         steps: (names added, names removed) for each sign, in the order of the text.
-        unknown: words without a name that should be there, in the order of the text, as in `Parsed`.
+        unknown: words without a name that should be there, in the order of the text, as in
+            `Parsed`.
         unknown_removed: those that should not.
         colours: (colour, name), as in `Parsed`, without those of names that a later sign removes.
     """
@@ -47,11 +51,13 @@ class Prompt:
         return bool(self.steps) and not self.plain
 
     def tags(self, predicted: Iterable[str] = ()) -> list[str]:
-        """The names that the model is told, without repeats: added names first, since a network reads only the first few.
+        """The names that the model is told, without repeats: added names first, since a network
+        reads only the first few.
 
         Args:
-            predicted: names predicted for the frame, likeliest first; used only where `needs_prediction`. Light and sky are
-                left out: a quarter of them is wrong, and "night" for day turns the whole picture (docs/text.md).
+            predicted: names predicted for the frame, likeliest first; used only where
+                `needs_prediction`. Light and sky are left out: a quarter of them is wrong, and
+                "night" for day turns the whole picture (docs/text.md).
         """
         names = list(self.plain)
         if self.needs_prediction:
@@ -71,14 +77,15 @@ def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
         words: the vocabulary.
 
     Raises:
-        TypeError: the text is not a string. CorrectionError: a sign stands alone at the start ("+ snow").
-        ValueError: the text is too long.
+        TypeError: the text is not a string. CorrectionError: a sign stands alone at the start ("+
+            snow"). ValueError: the text is too long.
     """
     if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
         parse_tags(text)  # raises what fits
     if alone := re.match(r"\s*\+\s+(\S+)", text):
         raise CorrectionError(
-            f"{text.strip()[:60]!r} starts with a sign that stands alone; write it next to its word: '+{alone[1]}'"
+            f"{text.strip()[:60]!r} starts with a sign that stands alone; write it next to its "
+            f"word: '+{alone[1]}'"
         )
     pieces = _SIGN.split(text)  # plain, sign, words, sign, words, ...
     plain = parse_tags(pieces[0], words)
@@ -86,13 +93,23 @@ def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
     for sign, said in zip(pieces[1::2], pieces[2::2], strict=True):
         each = parse_tags(said, words)
         # "+no cars" removes; "-no cars" can only be meant to remove, too
-        added, removed = (each.tags, each.negated) if sign == "+" else ([], [*each.tags, *each.negated])
+        added, removed = (
+            (each.tags, each.negated) if sign == "+" else ([], [*each.tags, *each.negated])
+        )
         steps.append((added, removed))
         (unknown if sign == "+" else unknown_removed).extend(each.unknown)
-        colours = [pair for pair in colours if pair[1] not in {*added, *removed}] + each.colours * (sign == "+")
+        colours = [pair for pair in colours if pair[1] not in {*added, *removed}] + each.colours * (
+            sign == "+"
+        )
     if steps and plain.negated and not plain.tags:  # "no cars +snow"
         steps.insert(0, ([], plain.negated))
-    return Prompt(plain.tags, steps, list(dict.fromkeys(unknown)), list(dict.fromkeys(unknown_removed)), colours)
+    return Prompt(
+        plain.tags,
+        steps,
+        list(dict.fromkeys(unknown)),
+        list(dict.fromkeys(unknown_removed)),
+        colours,
+    )
 
 
 def has_corrections(text: str) -> bool:

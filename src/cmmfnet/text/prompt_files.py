@@ -1,15 +1,18 @@
-"""Texts for each picture: from a captions file, from text files beside the pictures, or by time. No torch.
+"""Texts for each picture: from a captions file, from text files beside the pictures, or by time. No
+torch.
 
 ``--text-file`` takes
 
-* a captions file, as `cmmfnet captions` reads and writes it: .jsonl with name and caption, .csv with these columns, or
-  lines NAME, a tab, CAPTION. A name is a picture (with or without its suffix, with folders where they are needed) or a
-  folder, for all pictures in it;
-* a text file of times (`cmmfnet.text.timeline`), for the frames of one folder: a picture's frame number is its place in it;
-* the word ``beside``: NAME.txt beside NAME.png, and _folder.txt for all pictures of its folder and the folders in it.
+* a captions file, as `cmmfnet captions` reads and writes it: .jsonl with name and caption, .csv
+  with these columns, or lines NAME, a tab, CAPTION. A name is a picture (with or without its
+  suffix, with folders where they are needed) or a folder, for all pictures in it;
+* a text file of times (`cmmfnet.text.timeline`), for the frames of one folder: a picture's frame
+  number is its place in it;
+* the word ``beside``: NAME.txt beside NAME.png, and _folder.txt for all pictures of its folder and
+  the folders in it.
 
-A picture's own text goes before that of its folder (the nearest one), and that before ``--text``. An empty text is none.
-All is read and checked before the first picture is coloured.
+A picture's own text goes before that of its folder (the nearest one), and that before ``--text``.
+An empty text is none. All is read and checked before the first picture is coloured.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ OWN, FOLDER, COMMON, NONE = "their own", "their folder's", "--text", "none"
 
 
 class PromptFileError(ValueError):
-    """A file of texts cannot be used; the message names the file and the line. Nothing was coloured."""
+    """A file of texts cannot be used; the message names the file and the line. Nothing was
+    coloured."""
 
 
 @dataclass
@@ -57,18 +61,24 @@ class PictureTexts:
 
 
 def picture_texts(
-    source: str | Path, inputs: Sequence[Path], *, text: str | None = None, text_file: str | Path | None = None
+    source: str | Path,
+    inputs: Sequence[Path],
+    *,
+    text: str | None = None,
+    text_file: str | Path | None = None,
 ) -> PictureTexts:
     """Find the text of each picture.
 
     Args:
-        source: what the pictures were listed from: a picture, a folder or a glob; names in files are relative to it.
+        source: what the pictures were listed from: a picture, a folder or a glob; names in files
+            are relative to it.
         inputs: the pictures, as ``list_sources`` gives them.
         text: for pictures that have no other.
         text_file: see above; None: ``text`` for all.
 
     Raises:
-        PromptFileError: the file is not there, is no such file, or a line or text in it is wrong; nothing fits.
+        PromptFileError: the file is not there, is no such file, or a line or text in it is wrong;
+            nothing fits.
     """
     found: dict[Path, tuple[str, str]] = {}
     unused: list[str] = []
@@ -91,7 +101,9 @@ def picture_texts(
 
 def check_prompt(text: str) -> None:
     """Raise ValueError for a text that no model can be given or no picture can note."""
-    if bad := next((c for c in text if (ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000), None):
+    if bad := next(
+        (c for c in text if (ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000), None
+    ):
         raise ValueError(f"the text has the character {bad!a}, which is no text; take it out")
     read_prompt(text)
 
@@ -101,7 +113,9 @@ def read_text(path: Path, limit: int) -> str:
     if not path.exists():
         raise PromptFileError(f"no file of texts {path} (looked in {path.absolute().parent})")
     if not path.is_file():
-        hint = f"; write {BESIDE} to read the text files beside the pictures" if path.is_dir() else ""
+        hint = (
+            f"; write {BESIDE} to read the text files beside the pictures" if path.is_dir() else ""
+        )
         what = "a folder" if path.is_dir() else "no ordinary file"
         raise PromptFileError(f"{path} is {what}, not a file of texts{hint}")
     with path.open("rb") as file:
@@ -121,8 +135,12 @@ def read_text(path: Path, limit: int) -> str:
         raise PromptFileError(
             f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#x}); save it as UTF-8"
         ) from error
-    if long := next((n for n, line in enumerate(text.split("\n"), 1) if len(line) > MAX_LINE), None):
-        raise PromptFileError(f"{path}, line {long}: over {MAX_LINE:,} characters; a text has at most 2,000")
+    if long := next(
+        (n for n, line in enumerate(text.split("\n"), 1) if len(line) > MAX_LINE), None
+    ):
+        raise PromptFileError(
+            f"{path}, line {long}: over {MAX_LINE:,} characters; a text has at most 2,000"
+        )
     return text
 
 
@@ -134,7 +152,9 @@ def _captions(path: Path) -> list[tuple[int, str, str]]:
         raise PromptFileError(str(error)) from error
     for number, name, caption in rows:
         if not name:
-            raise PromptFileError(f"{path}, line {number}: an empty name; expected that of a picture")
+            raise PromptFileError(
+                f"{path}, line {number}: an empty name; expected that of a picture"
+            )
         try:
             check_prompt(caption)
         except ValueError as error:
@@ -149,13 +169,23 @@ def _captions(path: Path) -> list[tuple[int, str, str]]:
 
 def _root(source: str | Path, inputs: Sequence[Path]) -> Path:
     """The folder that names in files are relative to."""
-    return Path(source) if Path(source).is_dir() else Path(os.path.commonpath([file.parent for file in inputs]))
+    return (
+        Path(source)
+        if Path(source).is_dir()
+        else Path(os.path.commonpath([file.parent for file in inputs]))
+    )
 
 
 def _names(file: Path, root: Path) -> tuple[str, ...]:
     """What a picture may be called, the most exact first."""
     inside = file.relative_to(root)
-    return inside.as_posix(), file.as_posix(), inside.with_suffix("").as_posix(), file.name, file.stem
+    return (
+        inside.as_posix(),
+        file.as_posix(),
+        inside.with_suffix("").as_posix(),
+        file.name,
+        file.stem,
+    )
 
 
 def _by_name(
@@ -178,13 +208,18 @@ def _by_name(
         folder = name.rstrip("/") or "."
         if len(files) > 1:
             some = ", ".join(file.relative_to(root).as_posix() for file in files[:3])
-            raise PromptFileError(f"{path}, line {number}: {written!r} may be {some}; write its folder and suffix, too")
+            raise PromptFileError(
+                f"{path}, line {number}: {written!r} may be {some}; write its folder and suffix, "
+                "too"
+            )
         if not files and folder not in folders:
             lost.append((number, written))
             continue
         key: Path | str = files[0] if files else folder
         if key in lines:
-            raise PromptFileError(f"{path}: {written!r} is there twice, in lines {lines[key]} and {number}; keep one")
+            raise PromptFileError(
+                f"{path}: {written!r} is there twice, in lines {lines[key]} and {number}; keep one"
+            )
         lines[key] = number
         if files and caption:
             own[files[0]] = caption
@@ -193,10 +228,16 @@ def _by_name(
     near = [name for level in (pictures[0], pictures[-1]) for name in level]
     near = near[:20_000]  # a hint is not worth minutes
     if not lines:
-        raise PromptFileError(f"{path}: none of its {len(rows)} names is a picture of {root}: {_some(lost, near)}")
+        raise PromptFileError(
+            f"{path}: none of its {len(rows)} names is a picture of {root}: {_some(lost, near)}"
+        )
     found: dict[Path, tuple[str, str]] = {}
-    for folder, caption in sorted(of_folder, key=lambda item: 0 if item[0] == "." else len(Path(item[0]).parts)):
-        found.update((file, (caption, FOLDER)) for file in folders[folder])  # the nearest comes last
+    for folder, caption in sorted(
+        of_folder, key=lambda item: 0 if item[0] == "." else len(Path(item[0]).parts)
+    ):
+        found.update(
+            (file, (caption, FOLDER)) for file in folders[folder]
+        )  # the nearest comes last
     found.update((file, (caption, OWN)) for file, caption in own.items())
     return found, [
         f"{path}: {len(lost)} of its names are no picture of this command: {_some(lost, near)}"
@@ -207,20 +248,27 @@ def _some(lost: list[tuple[int, str]], known: list[str]) -> str:
     shown = []
     for number, written in lost[:5]:
         near = difflib.get_close_matches(written, known, n=1)
-        shown.append(f"{written[:60]!r} (line {number}{f', did you mean {near[0]}?' if near else ''})")
+        shown.append(
+            f"{written[:60]!r} (line {number}{f', did you mean {near[0]}?' if near else ''})"
+        )
     return "; ".join(shown) + ("; ..." if len(lost) > 5 else "")
 
 
-def _by_time(path: Path, content: str, inputs: Sequence[Path]) -> tuple[dict[Path, tuple[str, str]], list[str]]:
+def _by_time(
+    path: Path, content: str, inputs: Sequence[Path]
+) -> tuple[dict[Path, tuple[str, str]], list[str]]:
     try:
         timeline = read_timeline(content, check_prompt)
         folders = sorted({file.parent for file in inputs})
         if len(folders) > 1:
             raise TimelineError(
-                f"a file of times is for the frames of one folder, and these pictures are in {len(folders)}: "
+                "a file of times is for the frames of one folder, and these pictures are in "
+                f"{len(folders)}: "
                 f"{', '.join(map(str, folders[:3]))}; colour them one by one"
             )
-        every = list_sources(folders[0])  # also of a part of the folder, the frame number is the place in all of it
+        every = list_sources(
+            folders[0]
+        )  # also of a part of the folder, the frame number is the place in all of it
         places = {file.name: place for place, file in enumerate(every)}
         spans = {file: span for file in inputs if (span := timeline.at(places.get(file.name, 0)))}
         reached = {span for place in range(len(every)) if (span := timeline.at(place))}
@@ -229,14 +277,15 @@ def _by_time(path: Path, content: str, inputs: Sequence[Path]) -> tuple[dict[Pat
     unused = [span for span in timeline.spans if span not in reached]
     if len(unused) == len(timeline.spans):
         raise PromptFileError(
-            f"{path}: none of its spans is reached by the {len(every)} pictures of {folders[0]} (frames 0 to {len(every) - 1})"
+            f"{path}: none of its spans is reached by the {len(every)} pictures of {folders[0]} "
+            f"(frames 0 to {len(every) - 1})"
         )
     notes = []
     if unused:
         some = "; ".join(f"{span.text[:30]!r} (line {span.line})" for span in unused[:5])
         notes.append(
-            f"{path}: {len(unused)} of its spans hold none of the {len(every)} pictures of {folders[0]}: {some}"
-            + ("; ..." if len(unused) > 5 else "")
+            f"{path}: {len(unused)} of its spans hold none of the {len(every)} pictures of "
+            f"{folders[0]}: {some}" + ("; ..." if len(unused) > 5 else "")
         )
     return {file: (span.text, OWN) for file, span in spans.items()}, notes
 
@@ -277,7 +326,8 @@ def _beside(root: Path, inputs: Sequence[Path]) -> tuple[dict[Path, tuple[str, s
             found[file] = (text, FOLDER)
     if not found:
         raise PromptFileError(
-            f"no texts beside the {len(inputs)} pictures of {root}: expected {inputs[0].stem}.txt beside "
+            f"no texts beside the {len(inputs)} pictures of {root}: expected {inputs[0].stem}.txt "
+            "beside "
             f"{inputs[0].name}, or {FOLDER_FILE} in its folder"
         )
     notes = []

@@ -1,12 +1,16 @@
-"""Prompts into text tokens: names found in a prompt, their CLIP vectors, and CLIP's hidden states of a whole sentence.
+"""Prompts into text tokens: names found in a prompt, their CLIP vectors, and CLIP's hidden states
+of a whole sentence.
 
 Two sources of text tokens, and the network does not care which:
 
-* ``clip-tags``: `parse_tags` finds known names in the prompt, `tag_ids` makes indices of them, and a table of one
-  vector per name (`load_tag_vectors`, `clip_tag_vectors`) makes tokens. The released model needs only the first two.
-* ``clip-sentence``: `SentenceEncoder`, frozen CLIP ViT-B/32 hidden states of the sentence, as in the CMMF-Net paper.
+* ``clip-tags``: `parse_tags` finds known names in the prompt, `tag_ids` makes indices of them, and
+  a table of one vector per name (`load_tag_vectors`, `clip_tag_vectors`) makes tokens. The released
+  model needs only the first two.
+* ``clip-sentence``: `SentenceEncoder`, frozen CLIP ViT-B/32 hidden states of the sentence, as in
+  the CMMF-Net paper.
 
-transformers is imported only when a CLIP text encoder (clip_text.py) is needed: ``pip install 'cmmfnet[clip]'``.
+transformers is imported only when a CLIP text encoder (clip_text.py) is needed: ``pip install
+'cmmfnet[clip]'``.
 """
 
 from __future__ import annotations
@@ -58,8 +62,10 @@ __all__ = [
 # The paper feeds one fixed description per data set and does not print it; this one is ours.
 TEMPLATES_BY_DATASET: dict[str, str] = {
     "street-day": (
-        "A street in the daytime: a grey asphalt road with white lane markings, cars, buses and bicycles, people on "
-        "the pavement, green trees, buildings with windows, traffic lights and street lamps under a bright sky."
+        "A street in the daytime: a grey asphalt road with white lane markings, cars, buses and "
+        "bicycles, people on "
+        "the pavement, green trees, buildings with windows, traffic lights and street lamps under "
+        "a bright sky."
     ),
 }
 DEFAULT_PROMPT = TEMPLATES_BY_DATASET["street-day"]
@@ -71,7 +77,8 @@ def tag_ids(
     """Indices into `words` for a batch of tag lists, padded to the longest list (at least 1).
 
     Args:
-        batch: B lists of names; a list may be empty, and of a longer one the first `max_tags` are kept.
+        batch: B lists of names; a list may be empty, and of a longer one the first `max_tags` are
+            kept.
         words: the vocabulary, in the order of the table that the indices go into.
         max_tags: the most tags per picture, at least 1.
 
@@ -79,7 +86,8 @@ def tag_ids(
         ids: (B, L) int64, 0 where padded. mask: (B, L) bool, True = valid.
 
     Raises:
-        TypeError: a list of tags is a string. ValueError: a tag is not in `words`, or `max_tags` < 1.
+        TypeError: a list of tags is a string. ValueError: a tag is not in `words`, or `max_tags` <
+            1.
     """
     if max_tags < 1:
         raise ValueError(f"max_tags is {max_tags}, it must be at least 1")
@@ -87,13 +95,17 @@ def tag_ids(
     rows: list[list[int]] = []
     for tags in [batch] if isinstance(batch, str) else batch:
         if isinstance(tags, str):
-            raise TypeError(f"tag_ids takes lists of tags, got the string {tags!r}: use [parse_tags({tags!r}).tags]")
+            raise TypeError(
+                f"tag_ids takes lists of tags, got the string {tags!r}: use "
+                f"[parse_tags({tags!r}).tags]"
+            )
         for tag in tags:
             if tag not in index:
                 near = difflib.get_close_matches(str(tag), list(words), n=3)
                 hint = f" (nearest: {', '.join(near)})" if near else ""
                 raise ValueError(
-                    f"{tag!r} is not one of the {len(words)} known names{hint}; parse_tags finds them in text"
+                    f"{tag!r} is not one of the {len(words)} known names{hint}; parse_tags finds "
+                    "them in text"
                 )
         rows.append([index[tag] for tag in tags[:max_tags]])
     length = max([1, *map(len, rows)])
@@ -106,13 +118,16 @@ def tag_ids(
 
 
 def load_tag_vectors(path: str | Path) -> tuple[tuple[str, ...], torch.Tensor]:
-    """Read a table of tag vectors: a safetensors file with `vectors` (N, D) and, in its metadata, `names` in JSON.
+    """Read a table of tag vectors: a safetensors file with `vectors` (N, D) and, in its metadata,
+    `names` in JSON.
 
     Returns:
-        names: N names. vectors: (N, D) float32, as stored (unit length in CLIP tables; D is 512 for ViT-B).
+        names: N names. vectors: (N, D) float32, as stored (unit length in CLIP tables; D is 512 for
+            ViT-B).
 
     Raises:
-        FileNotFoundError: no such file. ValueError: the file is no such table; the text says what is wrong with it.
+        FileNotFoundError: no such file. ValueError: the file is no such table; the text says what
+            is wrong with it.
     """
     path = Path(path)
     if not path.is_file():
@@ -124,10 +139,13 @@ def load_tag_vectors(path: str | Path) -> tuple[tuple[str, ...], torch.Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if vectors is None:
-        raise ValueError(f"{path} has no tensor 'vectors', only {keys}: it is not a table of tag vectors")
+        raise ValueError(
+            f"{path} has no tensor 'vectors', only {keys}: it is not a table of tag vectors"
+        )
     if "names" not in metadata:
         raise ValueError(
-            f"{path} has no 'names' in its metadata (found {sorted(metadata)}): a JSON list, one per vector"
+            f"{path} has no 'names' in its metadata (found {sorted(metadata)}): a JSON list, one "
+            "per vector"
         )
     try:
         names = json.loads(metadata["names"])
@@ -139,7 +157,8 @@ def load_tag_vectors(path: str | Path) -> tuple[tuple[str, ...], torch.Tensor]:
         raise ValueError(f"{path}: 'names' in the metadata is not a list of strings")
     if vectors.ndim != 2 or len(vectors) != len(names) or not vectors.is_floating_point():
         raise ValueError(
-            f"{path}: 'vectors' is {vectors.dtype} of shape {tuple(vectors.shape)}, expected floats of shape "
+            f"{path}: 'vectors' is {vectors.dtype} of shape {tuple(vectors.shape)}, expected "
+            "floats of shape "
             f"({len(names)}, D) for its {len(names)} names"
         )
     vectors = vectors.float()
@@ -149,27 +168,33 @@ def load_tag_vectors(path: str | Path) -> tuple[tuple[str, ...], torch.Tensor]:
 
 
 class SentenceEncoder:
-    """Frozen CLIP text encoder: one token per piece of the sentence, the text source of the CMMF-Net paper.
+    """Frozen CLIP text encoder: one token per piece of the sentence, the text source of the
+    CMMF-Net paper.
 
-    Texts are cached in memory and, by model, revision and text, on disk (`cmmfnet.text.cache`), so that a run with
-    nothing but known texts never loads the encoder. Deliberately no `torch.nn.Module`: its 63 M frozen weights must not
-    get into the network's checkpoint or optimiser.
+    Texts are cached in memory and, by model, revision and text, on disk (`cmmfnet.text.cache`), so
+    that a run with nothing but known texts never loads the encoder. Deliberately no
+    `torch.nn.Module`: its 63 M frozen weights must not get into the network's checkpoint or
+    optimiser.
 
     Args:
         model: hub name (downloaded once), or a folder in the form of transformers; by default what
             CMMFNET_TEXT_ENCODER names, else OpenAI's ViT-B/32 (clip_text.py).
-        revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed there the newest.
+        revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed
+            there the newest.
         device: where the encoder runs and the tokens are.
 
     Raises:
-        OSError: no such folder, or no model in it. When the first text is encoded: the model cannot be loaded;
-        ImportError: transformers is missing.
+        OSError: no such folder, or no model in it. When the first text is encoded: the model cannot
+            be loaded; ImportError: transformers is missing.
     """
 
     CACHED_TEXTS = 1024  # in memory; about 40 kB per sentence of 20 tokens
 
     def __init__(
-        self, model: str | Path | None = None, revision: str | None = None, device: str | torch.device = "cpu"
+        self,
+        model: str | Path | None = None,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
         self._encoder = ClipEncoder("CLIPTextModel", model, revision, SENTENCE_MODEL, device)
         self.device = self._encoder.device
@@ -205,18 +230,23 @@ class SentenceEncoder:
         return TextCache(f"sentences-{identity}") if identity else None
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Encode B texts; known ones come from the caches. A text longer than 77 tokens is cut, with a warning.
+        """Encode B texts; known ones come from the caches. A text longer than 77 tokens is cut,
+        with a warning.
 
         Returns:
-            tokens: (B, 77, 512) float32, output of the final layer norm, before the projection; 0 where padded.
+            tokens: (B, 77, 512) float32, output of the final layer norm, before the projection; 0
+                where padded.
             mask: (B, 77) bool, True = valid, start and end of text included.
 
         Raises:
-            TypeError: `texts` is a string or has an element that is none. ImportError, OSError: the encoder is needed
-            and cannot be loaded.
+            TypeError: `texts` is a string or has an element that is none. ImportError, OSError: the
+                encoder is needed and cannot be loaded.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("SentenceEncoder takes a list of strings, one per picture: encoder(['a street at night'])")
+            raise TypeError(
+                "SentenceEncoder takes a list of strings, one per picture: encoder(['a street at "
+                "night'])"
+            )
         fresh: dict[str, Tensor] = {}
         new = []
         for text in dict.fromkeys(texts):
@@ -264,15 +294,24 @@ class SentenceEncoder:
         for text, count in zip(texts, counts, strict=True):
             self._warn_if_cut(text, count)
         batch = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
         ).to(self.device)
         with torch.no_grad():
-            hidden = self.network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            hidden = self.network(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask
+            ).last_hidden_state
         valid = batch.attention_mask.sum(1).tolist()
         # clone: a view would keep the padded rows of the whole batch in memory
         found = {text: hidden[i, : valid[i]].clone() for i, text in enumerate(texts)}
         if self._disk:
             for text, count in zip(texts, counts, strict=True):
-                arrays = {"tokens": found[text].cpu().numpy(), "counts": np.array([count, self.length])}
+                arrays = {
+                    "tokens": found[text].cpu().numpy(),
+                    "counts": np.array([count, self.length]),
+                }
                 self._disk.put(text, arrays)
         return found

@@ -5,9 +5,10 @@
     0:00-0:12 a street; 0:12-0:40.5 a wood
     0:40.5- a street at night
 
-Times have a colon (minutes:seconds or hours:minutes:seconds, with decimals); a span holds from its first time up to, but
-not at, its second. Numbers without a colon are frames, counted from 0, and both ends are in: ``0-299 a street``. Without
-a second number a span has no end. One file has times or frames, not both. A line that starts with # is a comment.
+Times have a colon (minutes:seconds or hours:minutes:seconds, with decimals); a span holds from its
+first time up to, but not at, its second. Numbers without a colon are frames, counted from 0, and
+both ends are in: ``0-299 a street``. Without a second number a span has no end. One file has times
+or frames, not both. A line that starts with # is a comment.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Timeline:
 
         Args:
             frame: counted from 0.
-            fps: frames a second of the sequence; goes before that of the file. A video knows its own.
+            fps: frames a second of the sequence; goes before that of the file. A video knows its
+                own.
 
         Raises:
             TimelineError: the spans are in seconds and nothing says how many frames a second has.
@@ -68,7 +70,8 @@ class Timeline:
             rate = fps or self.fps
             if rate is None:
                 raise TimelineError(
-                    "its spans are times, and pictures have none: write a line such as 'fps: 30' at its start, or frames "
+                    "its spans are times, and pictures have none: write a line such as 'fps: 30' "
+                    "at its start, or frames "
                     "in place of times (0-299 a street)"
                 )
             place = (frame + 1e-6) / rate  # frame 360 at 29.97 is at 12.012, not before
@@ -109,15 +112,20 @@ def read_timeline(text: str, check: Callable[[str], None] = lambda text: None) -
             spans.append(span)
     if len(units) == 2:
         raise TimelineError(
-            f"line {units[False]} has times (with a colon), line {units[True]} has frames; use one of them"
+            f"line {units[False]} has times (with a colon), line {units[True]} has frames; use "
+            "one of them"
         )
     if not spans:
-        raise TimelineError("it has no spans; expected lines such as '0:00-0:12 a street' or '0-299 a street'")
+        raise TimelineError(
+            "it has no spans; expected lines such as '0:00-0:12 a street' or '0-299 a street'"
+        )
     spans.sort(key=lambda span: span.start)
     for one, other in itertools.pairwise(spans):
         if other.start < one.end:
             first, second = sorted((one.line, other.line))
-            raise TimelineError(f"the spans of line {first} and line {second} overlap; each frame has one text")
+            raise TimelineError(
+                f"the spans of line {first} and line {second} overlap; each frame has one text"
+            )
     return Timeline(spans, True in units, fps)
 
 
@@ -129,16 +137,24 @@ def _lines(text: str) -> list[tuple[int, str]]:
 def _span(piece: str, line: int) -> tuple[Span, bool]:
     match = _SPAN.match(piece)
     if match is None:
-        raise TimelineError(f"line {line}: {piece[:60]!r}; expected a span and its text, such as '0:00-0:12 a street'")
+        raise TimelineError(
+            f"line {line}: {piece[:60]!r}; expected a span and its text, such as '0:00-0:12 a "
+            "street'"
+        )
     start, end = match[1], match[2]
     text = piece[match.end() :].strip()
     if not text:
-        raise TimelineError(f"line {line}: no text after {match[0]!r}; leave the line out where no text holds")
+        raise TimelineError(
+            f"line {line}: no text after {match[0]!r}; leave the line out where no text holds"
+        )
     in_frames = ":" not in start
     if end is None:
         return Span(_place(start, line), math.inf, text, line), in_frames
     if in_frames != (":" not in end):
-        raise TimelineError(f"line {line}: {match[0]!r} mixes a time (with a colon) and a frame; use two of one kind")
+        raise TimelineError(
+            f"line {line}: {match[0]!r} mixes a time (with a colon) and a frame; use two of one "
+            "kind"
+        )
     first, last = _place(start, line), _place(end, line)
     if last < first or (last == first and not in_frames):
         raise TimelineError(f"line {line}: {match[0]!r} ends before it starts")
@@ -150,7 +166,9 @@ def _place(written: str, line: int) -> float:
         raise TimelineError(f"line {line}: {written[:20]}... is too long for a time or a frame")
     parts = written.split(":")
     if len(parts) > 1 and any(float(part) >= 60 for part in parts[1:]):
-        raise TimelineError(f"line {line}: {written!r} is no time; minutes and seconds after a colon are below 60")
+        raise TimelineError(
+            f"line {line}: {written!r} is no time; minutes and seconds after a colon are below 60"
+        )
     seconds = 0.0
     for part in parts:
         seconds = 60 * seconds + float(part)
@@ -163,5 +181,7 @@ def _rate(written: str, line: int) -> float:
     except ValueError:
         rate = math.nan
     if not 0 < rate <= 100_000:
-        raise TimelineError(f"line {line}: fps is {written[:20]!r}; expected frames a second, such as 'fps: 30'")
+        raise TimelineError(
+            f"line {line}: fps is {written[:20]!r}; expected frames a second, such as 'fps: 30'"
+        )
     return rate

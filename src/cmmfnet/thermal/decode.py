@@ -1,7 +1,9 @@
-"""Picture files into pixels, for thermal.py: the only place in the package that decodes thermal files.
+"""Picture files into pixels, for thermal.py: the only place in the package that decodes thermal
+files.
 
-Pictures come from strangers: the formats are a short list, the size is taken from the header before anything is
-decoded, and whatever a decoder does with a damaged file ends in one exception type, ``ThermalFileError``.
+Pictures come from strangers: the formats are a short list, the size is taken from the header before
+anything is decoded, and whatever a decoder does with a damaged file ends in one exception type,
+``ThermalFileError``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImag
 
 
 class ThermalFileError(ValueError):
-    """The picture cannot be used. The message says what was found, what was expected and what to do."""
+    """The picture cannot be used. The message says what was found, what was expected and what to
+    do."""
 
 
 _SIGNATURES = (
@@ -37,8 +40,9 @@ _SIGNATURES = (
     (b"\x1aE\xdf\xa3", "a Matroska video"),
 )
 
-# The plug-ins' own openers, not Image.open(formats=...): that one compares the size with the process-wide
-# Image.MAX_IMAGE_PIXELS first, so that max_pixels could not be raised above it, and warns where we refuse.
+# The plug-ins' own openers, not Image.open(formats=...): that one compares the size with the
+# process-wide Image.MAX_IMAGE_PIXELS first, so that max_pixels could not be raised above it, and
+# warns where we refuse.
 _OPENERS = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.jpeg_factory,
@@ -59,9 +63,13 @@ def read_file(name: str, max_pixels: int) -> tuple[np.ndarray, str]:
     except ThermalFileError:
         raise
     except FileNotFoundError:
-        raise ThermalFileError(f"{name!r}: no such file; check the path and the working folder") from None
+        raise ThermalFileError(
+            f"{name!r}: no such file; check the path and the working folder"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise ThermalFileError(f"{name!r}: cannot be opened ({error}); expected a readable picture file") from error
+        raise ThermalFileError(
+            f"{name!r}: cannot be opened ({error}); expected a readable picture file"
+        ) from error
 
 
 def _identify(head: bytes) -> str:
@@ -73,7 +81,9 @@ def _identify(head: bytes) -> str:
     if head[4:8] == b"ftyp":
         brand = head[8:12].decode("latin-1")
         return (
-            f"a HEIC or AVIF picture ({brand})" if brand[:3] in ("hei", "hev", "mif", "avi") else f"a video ({brand})"
+            f"a HEIC or AVIF picture ({brand})"
+            if brand[:3] in ("hei", "hev", "mif", "avi")
+            else f"a video ({brand})"
         )
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "text"
@@ -87,24 +97,38 @@ def decode(stream: BinaryIO, name: str, size: int, max_pixels: int) -> tuple[np.
     kind = _identify(head)
     if kind != "TIFF" and kind not in _OPENERS:
         raise ThermalFileError(
-            f"{name}: found {kind}, which is not a supported picture; expected PNG, TIFF, JPEG, BMP or WebP. "
+            f"{name}: found {kind}, which is not a supported picture; expected PNG, TIFF, JPEG, "
+            "BMP or WebP. "
             "Export the frame as 16-bit TIFF or PNG"
         )
     # Pillow and libpng read such files whole; no honest picture takes 16 bytes a pixel
     if kind != "TIFF" and size > max(16 * max_pixels, 1 << 26):
-        raise ThermalFileError(f"{name}: {kind} file of {size / 1e6:.0f} MB is too large for {max_pixels} pixels")
+        raise ThermalFileError(
+            f"{name}: {kind} file of {size / 1e6:.0f} MB is too large for {max_pixels} pixels"
+        )
     try:
         if kind == "TIFF":
             pixels, maker = _decode_tiff(stream, name, max_pixels), ""
         else:
             pixels, maker = _decode_pillow(stream, name, kind, head, max_pixels)
-    except (ThermalFileError, UserWarning):  # a warning only where the caller turned warnings into errors
+    except (
+        ThermalFileError,
+        UserWarning,
+    ):  # a warning only where the caller turned warnings into errors
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow checks WebP by itself
-        raise ThermalFileError(f"{name}: {kind} larger than the decoder's limit ({error}); use TIFF or PNG") from error
-    except Exception as error:  # third-party decoders raise almost anything on hostile bytes, MemoryError included
+    except (
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:  # Pillow checks WebP by itself
         raise ThermalFileError(
-            f"{name}: damaged or truncated {kind} ({type(error).__name__}: {str(error)[:200]}); expected a complete "
+            f"{name}: {kind} larger than the decoder's limit ({error}); use TIFF or PNG"
+        ) from error
+    except (
+        Exception
+    ) as error:  # third-party decoders raise almost anything on hostile bytes, MemoryError included
+        raise ThermalFileError(
+            f"{name}: damaged or truncated {kind} ({type(error).__name__}: {str(error)[:200]}); "
+            "expected a complete "
             "file. Copy or export it again"
         ) from error
     return pixels, maker
@@ -115,12 +139,15 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         raise ThermalFileError(f"{name}: {width} x {height} pixels; expected at least 1 x 1")
     if width * height > max_pixels:
         raise ThermalFileError(
-            f"{name}: the header claims {width} x {height} = {width * height} pixels, the limit is {max_pixels}; "
+            f"{name}: the header claims {width} x {height} = {width * height} pixels, the limit "
+            f"is {max_pixels}; "
             "if you trust the file, pass a larger max_pixels to read_thermal"
         )
 
 
-def _decode_pillow(stream: BinaryIO, name: str, kind: str, head: bytes, max_pixels: int) -> tuple[np.ndarray, str]:
+def _decode_pillow(
+    stream: BinaryIO, name: str, kind: str, head: bytes, max_pixels: int
+) -> tuple[np.ndarray, str]:
     image = _OPENERS[kind](stream, "")  # reads the header only
     check_size(name, *image.size, max_pixels)
     if kind in ("PNG", "WebP") and getattr(image, "n_frames", 1) > 1:
@@ -137,13 +164,16 @@ def _decode_pillow(stream: BinaryIO, name: str, kind: str, head: bytes, max_pixe
         orientation, make = 1, ""
     maker = ""
     segments = getattr(image, "applist", [])  # JPEG only
-    if make.startswith("DJI") or any(marker == "APP1" and data.startswith(b"FLIR\0") for marker, data in segments):
+    if make.startswith("DJI") or any(
+        marker == "APP1" and data.startswith(b"FLIR\0") for marker, data in segments
+    ):
         maker = " It may be a radiometric JPEG: the maker's tool can export its temperatures as 16-bit TIFF."
     return _upright(pixels, orientation), maker
 
 
 def pillow_pixels(image: Image.Image) -> np.ndarray:
-    """(H, W) for grey modes, alpha dropped, else (H, W, 3). Never convert("L"), which clips 16 bits to white."""
+    """(H, W) for grey modes, alpha dropped, else (H, W, 3). Never convert("L"), which clips 16 bits
+    to white."""
     if image.mode in ("L", "F") or image.mode.startswith("I"):
         return np.asarray(image)
     if image.mode in ("LA", "La"):
@@ -153,18 +183,29 @@ def pillow_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB"))[..., :3]
 
 
-# Byte codecs, whose output tifffile bounds by the size of the piece. JPEG and its like inside TIFF have a header, so
-# a size, of their own to lie about.
-_TIFF_COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 50000: "zstd"}
+# Byte codecs, whose output tifffile bounds by the size of the piece. JPEG and its like inside TIFF
+# have a header, so a size, of their own to lie about.
+_TIFF_COMPRESSIONS = {
+    1: "none",
+    5: "LZW",
+    8: "deflate",
+    32946: "deflate",
+    32773: "PackBits",
+    50000: "zstd",
+}
 _MAX_TIFF_SEGMENTS = 1 << 18
 
 
 def _decode_tiff(stream: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
     # microscope dialects off: they parse further pages and vendor blocks while opening
-    with tifffile.TiffFile(stream, name=name, is_lsm=False, is_scanimage=False, is_ndpi=False, is_stk=False) as tiff:
+    with tifffile.TiffFile(
+        stream, name=name, is_lsm=False, is_scanimage=False, is_ndpi=False, is_stk=False
+    ) as tiff:
         page = tiff.pages[0]
         _check_tiff_page(page, name, tiff.filehandle.size, max_pixels)
-        pixels = page.asarray(squeeze=False, maxworkers=1)  # (separate samples, depth, H, W, interleaved samples)
+        pixels = page.asarray(
+            squeeze=False, maxworkers=1
+        )  # (separate samples, depth, H, W, interleaved samples)
         pixels = pixels[:, 0, :, :, 0].transpose(1, 2, 0) if pixels.shape[0] > 1 else pixels[0, 0]
         pixels = _tiff_photometry(pixels, page, name)
         if _has_second_page(tiff):
@@ -175,7 +216,9 @@ def _decode_tiff(stream: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
 def _has_second_page(tiff: tifffile.TiffFile) -> bool:
     try:
         tiff.pages[1]  # not len(tiff.pages): that walks a chain of any length
-    except Exception:  # IndexError after the last page; a damaged second page does not spoil the first
+    except (
+        Exception
+    ):  # IndexError after the last page; a damaged second page does not spoil the first
         return False
     return True
 
@@ -185,37 +228,49 @@ def _check_tiff_page(page: tifffile.TiffPage, name: str, file_size: int, max_pix
     check_size(name, width, height, max_pixels)
     if depth != 1 or page.samplesperpixel not in (1, 2, 3, 4):
         raise ThermalFileError(
-            f"{name}: TIFF with depth {depth} and {page.samplesperpixel} channels; expected one grey plane or RGB. "
+            f"{name}: TIFF with depth {depth} and {page.samplesperpixel} channels; expected one "
+            "grey plane or RGB. "
             "Extract the thermal plane first"
         )
     if page.dtype is None or page.dtype.kind not in "buif":
         raise ThermalFileError(
-            f"{name}: TIFF with {page.bitspersample}-bit samples of type {page.dtype or page.sampleformat}; "
+            f"{name}: TIFF with {page.bitspersample}-bit samples of type "
+            f"{page.dtype or page.sampleformat}; "
             "expected integers or floats"
         )
     if page.compression not in _TIFF_COMPRESSIONS:
         raise ThermalFileError(
-            f"{name}: TIFF compression {getattr(page.compression, 'name', page.compression)}; expected one of "
-            f"{', '.join(dict.fromkeys(_TIFF_COMPRESSIONS.values()))}. Save it again without lossy compression"
+            f"{name}: TIFF compression {getattr(page.compression, 'name', page.compression)}; "
+            "expected one of "
+            f"{', '.join(dict.fromkeys(_TIFF_COMPRESSIONS.values()))}. Save it again without "
+            "lossy compression"
         )
-    # What the table makes tifffile allocate: tiles are decoded at full size even where they overhang the picture.
+    # What the table makes tifffile allocate: tiles are decoded at full size even where they
+    # overhang the picture.
     segments = math.prod(page.chunked)
     largest = page.tilewidth * page.tilelength * page.tiledepth if page.is_tiled else height * width
     if segments > _MAX_TIFF_SEGMENTS or (page.is_tiled and segments * largest > 2 * max_pixels):
         raise ThermalFileError(
-            f"{name}: TIFF of {width} x {height} pixels in {segments} pieces of {largest}; expected at most "
-            f"{_MAX_TIFF_SEGMENTS} pieces and {2 * max_pixels} pixels in all. Save it again in strips"
+            f"{name}: TIFF of {width} x {height} pixels in {segments} pieces of {largest}; "
+            "expected at most "
+            f"{_MAX_TIFF_SEGMENTS} pieces and {2 * max_pixels} pixels in all. Save it again in "
+            "strips"
         )
     if len(page.dataoffsets) != segments or len(page.databytecounts) != segments:
         raise ThermalFileError(
             f"{name}: damaged TIFF that lists {len(page.dataoffsets)} pieces, expected {segments}. "
             "Copy or export it again"
         )
-    end = max(offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True))
-    needed = max(end, sum(page.databytecounts))  # the sum: thousands of pieces that are all the same megabytes
+    end = max(
+        offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+    )
+    needed = max(
+        end, sum(page.databytecounts)
+    )  # the sum: thousands of pieces that are all the same megabytes
     if needed > file_size:
         raise ThermalFileError(
-            f"{name}: truncated TIFF of {file_size} bytes, expected {needed} from its table. Copy or export it again"
+            f"{name}: truncated TIFF of {file_size} bytes, expected {needed} from its table. Copy "
+            "or export it again"
         )
 
 
@@ -225,7 +280,8 @@ def _tiff_photometry(pixels: np.ndarray, page: tifffile.TiffPage, name: str) -> 
     channels = pixels.shape[2]
     if photometric not in (0, 1, 2, 3) or (photometric != 2 and channels == 4):
         raise ThermalFileError(
-            f"{name}: TIFF with {channels} channels of photometric type {photometric}; expected grey, palette or RGB"
+            f"{name}: TIFF with {channels} channels of photometric type {photometric}; expected "
+            "grey, palette or RGB"
         )
     if channels >= 3:
         return pixels[..., :3]
@@ -233,7 +289,9 @@ def _tiff_photometry(pixels: np.ndarray, page: tifffile.TiffPage, name: str) -> 
     if photometric == 3:
         return (page.colormap.T >> 8).astype(np.uint8)[grey]
     if photometric == 0 and grey.dtype.kind in "bu":
-        grey = (~grey if grey.dtype.kind == "b" else (1 << page.bitspersample) - 1 - grey).astype(grey.dtype)
+        grey = (~grey if grey.dtype.kind == "b" else (1 << page.bitspersample) - 1 - grey).astype(
+            grey.dtype
+        )
     if 42113 in page.tags:  # GDAL_NODATA, in thermal maps from drones
         return np.where(grey == page.nodata, np.nan, grey.astype(np.float32))
     return grey
@@ -260,4 +318,7 @@ def _upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
 
 
 def _warn_first_of_several(name: str) -> None:
-    warnings.warn(f"{name}: holds several pictures; the first is used. Split the file to use the others", stacklevel=6)
+    warnings.warn(
+        f"{name}: holds several pictures; the first is used. Split the file to use the others",
+        stacklevel=6,
+    )

@@ -1,8 +1,10 @@
-"""False-colour palettes of thermal cameras: their tables, which one a picture uses, and the way back to grey.
+"""False-colour palettes of thermal cameras: their tables, which one a picture uses, and the way
+back to grey.
 
-Many thermal cameras write pictures in which every grey level has been replaced by a colour. The tables here are drawn
-through control colours of each palette. Makers' own tables of the same name differ, so that inverting a camera's
-picture recovers its grey levels nearly, not exactly. ``jet`` and ``inferno`` follow OpenCV's and Matplotlib's.
+Many thermal cameras write pictures in which every grey level has been replaced by a colour. The
+tables here are drawn through control colours of each palette. Makers' own tables of the same name
+differ, so that inverting a camera's picture recovers its grey levels nearly, not exactly. ``jet``
+and ``inferno`` follow OpenCV's and Matplotlib's.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import numpy as np
 def _table(*stops: tuple[float, tuple[int, int, int]]) -> np.ndarray:
     """(256, 3) uint8 table, linear between ``(position in [0, 1], (R, G, B))`` stops."""
     positions = [position * 255 for position, _ in stops]
-    channels = [np.interp(np.arange(256), positions, [colour[c] for _, colour in stops]) for c in range(3)]
+    channels = [
+        np.interp(np.arange(256), positions, [colour[c] for _, colour in stops]) for c in range(3)
+    ]
     table = np.stack(channels, axis=1).round().astype(np.uint8)
     table.setflags(write=False)
     return table
@@ -27,7 +31,8 @@ def _even(*colours: tuple[int, int, int]) -> np.ndarray:
 
 
 PALETTES: dict[str, np.ndarray] = {
-    # black - violet - magenta - orange - yellow - white; most of the range is spent between violet and yellow
+    # black - violet - magenta - orange - yellow - white; most of the range is spent between violet
+    # and yellow
     "ironbow": _table(
         (0.000, (0, 0, 10)),
         (0.035, (0, 0, 82)),
@@ -114,26 +119,31 @@ PALETTES: dict[str, np.ndarray] = {
 GREY_PALETTES = ("white-hot", "black-hot")
 
 GOOD_FIT = 20.0
-"""Largest mean distance in RGB (see ``palette_fit``) of a picture that uses a palette. Measured: JPEGs of the palettes
-above give 4 to 7, the closest of 160 street photos 23, the median photo 50."""
+"""Largest mean distance in RGB (see ``palette_fit``) of a picture that uses a palette. Measured:
+JPEGs of the palettes above give 4 to 7, the closest of 160 street photos 23, the median photo
+50."""
 
 COLOURED_SPREAD = 12
-"""A pixel whose largest and smallest channels differ by more than this many levels of 255 is coloured. JPEG and WebP
-turn exact grey into channels a few levels apart; of a colour palette, only the black and white ends are that grey."""
+"""A pixel whose largest and smallest channels differ by more than this many levels of 255 is
+coloured. JPEG and WebP turn exact grey into channels a few levels apart; of a colour palette, only
+the black and white ends are that grey."""
 
 
-def to_grey(pixels: np.ndarray, name: str, palette: str | None, advice: str) -> tuple[np.ndarray, str | None]:
+def to_grey(
+    pixels: np.ndarray, name: str, palette: str | None, advice: str
+) -> tuple[np.ndarray, str | None]:
     """One grey channel out of one to four, with a warning wherever colours have to be judged.
 
     Args:
-        pixels: (H, W) or (H, W, C), bool, integer or float; C = 2 is grey and alpha, 3 RGB, 4 RGB and alpha.
+        pixels: (H, W) or (H, W, C), bool, integer or float; C = 2 is grey and alpha, 3 RGB, 4 RGB
+            and alpha.
         name: where the picture came from, for messages.
         palette: a key of ``PALETTES``, ``"auto"``, or ``None`` for the luminance of false colour.
         advice: a sentence to end warnings with, or ``""``.
 
     Returns:
-        (H, W) values in the units of the source, or grey levels 0 to 255 where a palette was inverted; and that
-        palette's name or ``None``.
+        (H, W) values in the units of the source, or grey levels 0 to 255 where a palette was
+        inverted; and that palette's name or ``None``.
 
     Raises:
         ValueError: unequal channels that are not colours, such as three planes of counts.
@@ -158,7 +168,8 @@ def to_grey(pixels: np.ndarray, name: str, palette: str | None, advice: str) -> 
     fit = palette_fit(rgb)
     best = next(iter(fit))
     photo = (
-        f"{name}: coloured, but fits no known palette (closest {best!r}, mean distance {fit[best]:.0f} of 441): "
+        f"{name}: coloured, but fits no known palette (closest {best!r}, mean distance "
+        f"{fit[best]:.0f} of 441): "
         "an ordinary colour photo? Expected a thermal picture."
     )
     if palette is None or (palette == "auto" and fit[best] > GOOD_FIT):
@@ -166,26 +177,41 @@ def to_grey(pixels: np.ndarray, name: str, palette: str | None, advice: str) -> 
             message = f"{photo} Its luminance is used; if it is false colour, try --palette {best}.{advice}"
         else:
             message = (
-                f"{name}: false-colour picture (palette {best!r}, mean distance {fit[best]:.0f} of 441). Its luminance "
+                f"{name}: false-colour picture (palette {best!r}, mean distance {fit[best]:.0f} "
+                "of 441). Its luminance "
                 "is used, which does not follow temperature in most palettes; type "
-                f"--palette {best} (read_thermal(..., palette={best!r})) or export grey from the camera.{advice}"
+                f"--palette {best} (read_thermal(..., palette={best!r})) or export grey from the "
+                f"camera.{advice}"
             )
         warnings.warn(message, stacklevel=3)
         return luminance, None
     chosen = best if palette == "auto" else palette
     if fit.get(chosen, math.inf) > GOOD_FIT:
-        message = photo if fit[best] > GOOD_FIT else f"{name}: palette {best!r} fits far better; type --palette {best}."
-        warnings.warn(f"{message} Inverted with {chosen!r} as asked; the values mean little.{advice}", stacklevel=3)
+        message = (
+            photo
+            if fit[best] > GOOD_FIT
+            else f"{name}: palette {best!r} fits far better; type --palette {best}."
+        )
+        warnings.warn(
+            f"{message} Inverted with {chosen!r} as asked; the values mean little.{advice}",
+            stacklevel=3,
+        )
     return invert_palette(rgb, chosen), chosen
 
 
-def _grey_palette(values: np.ndarray, name: str, palette: str | None, levels: int) -> tuple[np.ndarray, str | None]:
-    """Palettes for a picture that is grey already: black-hot is turned over, white-hot is as it should be."""
+def _grey_palette(
+    values: np.ndarray, name: str, palette: str | None, levels: int
+) -> tuple[np.ndarray, str | None]:
+    """Palettes for a picture that is grey already: black-hot is turned over, white-hot is as it
+    should be."""
     if palette == "black-hot" and levels == 255:
         return 255 - values, palette
     if palette not in (None, "auto", "white-hot"):
         found = "grey" if levels == 255 else "more than 8 bits deep"
-        warnings.warn(f"{name}: the picture is {found}; palette {palette!r} is not applied, leave it out", stacklevel=4)
+        warnings.warn(
+            f"{name}: the picture is {found}; palette {palette!r} is not applied, leave it out",
+            stacklevel=4,
+        )
     return values, None
 
 
@@ -200,7 +226,8 @@ def _to_8bit(pixels: np.ndarray, name: str) -> np.ndarray:
         pixels = pixels * 255 if pixels.max() <= 1 else pixels
     if pixels.min() < 0 or pixels.max() > 255:
         raise ValueError(
-            f"{name}: three unequal {pixels.dtype} channels from {pixels.min():g} to {pixels.max():g}; expected "
+            f"{name}: three unequal {pixels.dtype} channels from {pixels.min():g} to "
+            f"{pixels.max():g}; expected "
             "colours 0 to 255 (or floats 0 to 1). Pass the thermal channel alone"
         )
     return pixels.round().astype(np.uint8)
@@ -213,9 +240,9 @@ def palette_fit(rgb: np.ndarray) -> dict[str, float]:
         rgb: (H, W, 3) uint8.
 
     Returns:
-        Palette name -> mean distance in RGB (0 to 441) from the coloured pixels to the nearest palette colour. Some
-        thousand pixels, always the same ones, are looked at. White-hot and black-hot are left out: the shadows and
-        walls of any photo fit them.
+        Palette name -> mean distance in RGB (0 to 441) from the coloured pixels to the nearest
+        palette colour. Some thousand pixels, always the same ones, are looked at. White-hot and
+        black-hot are left out: the shadows and walls of any photo fit them.
     """
     height, width = rgb.shape[:2]
     pixels = rgb.reshape(-1, 3)[:: coprime_step(height * width, width, 1 << 16)].astype(np.float32)
@@ -242,8 +269,11 @@ def invert_palette(rgb: np.ndarray, name: str) -> np.ndarray:
         (H, W) float32 in [0, 255], whole numbers; 255 is the hot end.
     """
     table = PALETTES[name].astype(np.float32)
-    packed = (rgb[..., 0].astype(np.int32) << 16) | (rgb[..., 1].astype(np.int32) << 8) | rgb[..., 2]
-    # A table over all 2^24 colours is exact, and only the colours that occur are searched for: some hundreds in a PNG.
+    packed = (
+        (rgb[..., 0].astype(np.int32) << 16) | (rgb[..., 1].astype(np.int32) << 8) | rgb[..., 2]
+    )
+    # A table over all 2^24 colours is exact, and only the colours that occur are searched for: some
+    # hundreds in a PNG.
     occurs = np.zeros(1 << 24, dtype=bool)
     occurs[packed.ravel()] = True
     colours = np.flatnonzero(occurs)
@@ -251,15 +281,18 @@ def invert_palette(rgb: np.ndarray, name: str) -> np.ndarray:
     for start in range(0, len(colours), 65536):
         chunk = colours[start : start + 65536]
         points = np.stack([chunk >> 16, (chunk >> 8) & 255, chunk & 255], axis=1).astype(np.float32)
-        # |p - t|^2 without |p|^2, which does not change the order; all terms are whole and below 2^24, so exact
+        # |p - t|^2 without |p|^2, which does not change the order; all terms are whole and below
+        # 2^24, so exact
         nearest[chunk] = ((table**2).sum(axis=1) - 2 * points @ table.T).argmin(axis=1)
     return nearest[packed].astype(np.float32)
 
 
 def coprime_step(count: int, width: int, target: int) -> int:
-    """Smallest step that leaves at most ``target`` of ``count`` row-major pixels and shares no factor with ``width``.
+    """Smallest step that leaves at most ``target`` of ``count`` row-major pixels and shares no
+    factor with ``width``.
 
-    A step that divides the width would look at the same few columns only, and thermal sensors have column noise.
+    A step that divides the width would look at the same few columns only, and thermal sensors have
+    column noise.
     """
     step = max(1, -(-count // target))
     while math.gcd(step, width) != 1:

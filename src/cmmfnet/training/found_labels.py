@@ -1,10 +1,12 @@
-"""Label maps of real pairs, found by a trained network in the thermal frame and drawn along the photo's edges.
+"""Label maps of real pairs, found by a trained network in the thermal frame and drawn along the
+photo's edges.
 
     python -m cmmfnet.training.found_labels data/found --pairs data/pairs --model cmmfnet
 
-Nobody drew label maps for thermal/colour pairs at hand; a network whose label head learned them from simulated frames finds
-most of what is large. With them, real frames are recoloured in training as labelled photos are (recolour.py): a network that
-sees words matter on simulated frames alone learns to tell the two apart, and ignores words on real ones (docs/text.md).
+Nobody drew label maps for thermal/colour pairs at hand; a network whose label head learned them
+from simulated frames finds most of what is large. With them, real frames are recoloured in training
+as labelled photos are (recolour.py): a network that sees words matter on simulated frames alone
+learns to tell the two apart, and ignores words on real ones (docs/text.md).
 """
 
 from __future__ import annotations
@@ -36,34 +38,45 @@ def write_found_labels(
     least: float = 0.5,
     device: str = "auto",
 ) -> Path:
-    """A folder of pairs like ``pairs`` (its pictures are links), with a label map for each of the chosen ones.
+    """A folder of pairs like ``pairs`` (its pictures are links), with a label map for each of the
+    chosen ones.
 
     Args:
-        out: a new folder for thermal/, visible/, label/ and index.jsonl, whose entries say ``labels: predicted``
+        out: a new folder for thermal/, visible/, label/ and index.jsonl, whose entries say
+            ``labels: predicted``
         pairs: a folder of pairs (docs/data.md), thermal and colour at hand
-        model: a known name, a .safetensors file or hf:OWNER/REPO@COMMIT; a CMMF-Net with a label head
+        model: a known name, a .safetensors file or hf:OWNER/REPO@COMMIT; a CMMF-Net with a label
+            head
         split: entries of this split get label maps; the others are left out
-        lighting: entries of these get label maps; the others are taken over without, since recolouring is for daylight
+        lighting: entries of these get label maps; the others are taken over without, since
+            recolouring is for daylight
         least: probability below which a pixel has no label
         device: auto, cpu, cuda, cuda:1 or mps
 
-    Returns: the index. Raises :class:`PairsError`, ``ModelError``, ``DeviceError``, and FileExistsError for a used folder.
+    Returns: the index. Raises :class:`PairsError`, ``ModelError``, ``DeviceError``, and
+        FileExistsError for a used folder.
     """
     from cmmfnet.colorizer.torch import pick_device
     from cmmfnet.weights.files import load_model
 
     out = Path(out)
     if (out / "index.jsonl").exists():
-        raise FileExistsError(f"{out} is a data set already (it has index.jsonl); name another folder")
+        raise FileExistsError(
+            f"{out} is a data set already (it has index.jsonl); name another folder"
+        )
     place = pick_device(device)
     network = load_model(model).network.to(place)
     if getattr(network, "label_head", None) is None:
-        raise PairsError(f"model {model!r} has no label head; expected a CMMF-Net trained with labels, like cmmfnet")
+        raise PairsError(
+            f"model {model!r} has no label head; expected a CMMF-Net trained with labels, like "
+            "cmmfnet"
+        )
     chosen = Pairs(pairs, split).require("thermal")
     store = chosen._store
     if not isinstance(store, Folder):
         raise PairsError(
-            f"{pairs} is packed in shards; expected a folder of pictures, which label maps can be put beside"
+            f"{pairs} is packed in shards; expected a folder of pictures, which label maps can be "
+            "put beside"
         )
     for kind in ("thermal", "visible", "label"):
         (out / kind).mkdir(parents=True, exist_ok=True)
@@ -75,7 +88,9 @@ def write_found_labels(
             Image.fromarray(label).save(out / "label" / f"{entry['name']}.png")
             entry = entry | {"labels": "predicted"}
         files = (store.source(kind, entry["name"]) for kind in ("thermal", "visible"))
-        _, wrong = place_pair(RawPair(entry["name"], *files, split, entry.get("source", "")), out, copy=False)
+        _, wrong = place_pair(
+            RawPair(entry["name"], *files, split, entry.get("source", "")), out, copy=False
+        )
         if wrong:
             raise PairsError(wrong)
         rows.append(entry)
@@ -85,10 +100,12 @@ def write_found_labels(
 
 
 def found(network, thermal: np.ndarray, visible: np.ndarray, least: float, device) -> np.ndarray:
-    """thermal (H,W) uint8 and visible (H,W,3) uint8 -> label (H,W) uint8, ids of data.scenes.CLASSES or IGNORE.
+    """thermal (H,W) uint8 and visible (H,W,3) uint8 -> label (H,W) uint8, ids of
+    data.scenes.CLASSES or IGNORE.
 
-    The mean of the network's shares for the frame and its mirror image, smoothed along the photo's edges (guided filter, He
-    et al. 2013), so that a region that is painted ends where the thing does.
+    The mean of the network's shares for the frame and its mirror image, smoothed along the photo's
+    edges (guided filter, He et al. 2013), so that a region that is painted ends where the thing
+    does.
     """
     import torch
     import torch.nn.functional as F
@@ -107,14 +124,19 @@ def found(network, thermal: np.ndarray, visible: np.ndarray, least: float, devic
     if not len(here):
         return np.full(thermal.shape, IGNORE, np.uint8)
     drawn = guided(share[here], guide, radius=6)
-    label = np.where(drawn.max(axis=0) >= least, here[drawn.argmax(axis=0)], IGNORE).astype(np.uint8)
+    label = np.where(drawn.max(axis=0) >= least, here[drawn.argmax(axis=0)], IGNORE).astype(
+        np.uint8
+    )
     return np.asarray(Image.fromarray(label).resize(thermal.shape[::-1], Image.Resampling.NEAREST))
 
 
 def guided(planes: np.ndarray, guide: np.ndarray, radius: int, eps: float = 1e-3) -> np.ndarray:
-    """``planes`` (..., H, W) float32, each as the locally linear function of ``guide`` (H, W) that is nearest to it."""
+    """``planes`` (..., H, W) float32, each as the locally linear function of ``guide`` (H, W) that
+    is nearest to it."""
     level, middle = box_mean(guide, radius), box_mean(planes, radius)
-    slope = (box_mean(guide * planes, radius) - level * middle) / (box_mean(guide * guide, radius) - level**2 + eps)
+    slope = (box_mean(guide * planes, radius) - level * middle) / (
+        box_mean(guide * guide, radius) - level**2 + eps
+    )
     return box_mean(slope, radius) * guide + box_mean(middle - slope * level, radius)
 
 

@@ -15,7 +15,8 @@ def models(name: str | None = None, *, json: bool = False) -> None:
     """List the known models and the methods that can be trained, or describe a model.
 
     Args:
-        name: a known name, a .safetensors file, or hf:OWNER/REPO@COMMIT; without it, all known names
+        name: a known name, a .safetensors file, or hf:OWNER/REPO@COMMIT; without it, all known
+            names
         json: as JSON, with every method's paper, sizes and what it learns from
     """
     from cmmfnet.methods import METHODS
@@ -23,14 +24,19 @@ def models(name: str | None = None, *, json: bool = False) -> None:
 
     found = [describe(each) for each in ([name] if name is not None else KNOWN)]
     if json:
-        everything = found[0] if name is not None else {"models": found, "methods": describe_methods()}
+        everything = (
+            found[0] if name is not None else {"models": found, "methods": describe_methods()}
+        )
         print(jsonlib.dumps(everything, indent=1))
         return
     if name is None and not found:
         print("no bundled models in this installation")
     for each in found:
         print(f"{each['name']}: {each['summary'] or each['method']}")
-        print(f"  {each['parameters'] / 1e6:.1f} M parameters, {each['bytes'] / 1e6:.1f} MB as {each['storage']}")
+        print(
+            f"  {each['parameters'] / 1e6:.1f} M parameters, {each['bytes'] / 1e6:.1f} MB as "
+            f"{each['storage']}"
+        )
         print(f"  licence   {each['licence']}")
         print(f"  sha256    {each['sha256']}")
         print(f"  file      {each['path']}")
@@ -44,18 +50,23 @@ def models(name: str | None = None, *, json: bool = False) -> None:
 def describe_methods() -> list[dict[str, Any]]:
     """What ``configs/NAME.yaml`` trains, one dict for each method and for the paper's CMMF-Net.
 
-    ``name`` (of the configuration), ``method``, ``title``, ``paper``; ``paired``: whether it needs aligned pairs; ``frames`` a
-    training item has (3 = neighbours in time); ``generator``: parameters of what colours a frame, ``discriminator``: of the
-    one that judges colour pictures (null: none), counted as its paper's code does; ``original_generator``: with what that
-    code has and never uses, or what is fixed here (the network's ``faithful``); ``trained``: parameters of all networks that
-    its training has; ``multiple_of`` and ``fixed_size``: the sides in pixels that the network takes;
-    ``training_size``: side of its training crops; ``weights``: names of known weights ([]: none known).
+    ``name`` (of the configuration), ``method``, ``title``, ``paper``; ``paired``: whether it needs
+    aligned pairs; ``frames`` a training item has (3 = neighbours in time); ``generator``:
+    parameters of what colours a frame, ``discriminator``: of the one that judges colour pictures
+    (null: none), counted as its paper's code does; ``original_generator``: with what that code has
+    and never uses, or what is fixed here (the network's ``faithful``); ``trained``: parameters of
+    all networks that its training has; ``multiple_of`` and ``fixed_size``: the sides in pixels that
+    the network takes; ``training_size``: side of its training crops; ``weights``: names of known
+    weights ([]: none known).
     """
     from cmmfnet.methods import METHODS
     from cmmfnet.weights.files import KNOWN, describe
 
     weights = {known: describe(known)["method"] for known in KNOWN}
-    return [_describe(name, weights) for name in ("cmmfnet", "cmmfnet-paper", *(m for m in METHODS if m != "cmmfnet"))]
+    return [
+        _describe(name, weights)
+        for name in ("cmmfnet", "cmmfnet-paper", *(m for m in METHODS if m != "cmmfnet"))
+    ]
 
 
 def _describe(name: str, weights: dict[str, str]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The training recipe: what a YAML file under configs/ says. Fields are documented in place, unknown keys an error."""
+"""The training recipe: what a YAML file under configs/ says. Fields are documented in place,
+unknown keys an error."""
 
 from __future__ import annotations
 
@@ -9,29 +10,32 @@ from pathlib import Path
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be trained; the message names the field, what it is and what was expected."""
+    """A recipe that cannot be trained; the message names the field, what it is and what was
+    expected."""
 
 
 GIVEN = ("thermal", "colour")
 
 
 def givers(sources: Sequence, kind: str) -> list:
-    """Those of ``sources`` (``SourceRecipe``, or data.items.Source) from which an unpaired method takes thermal frames, or
-    colour pictures; a paired method takes pairs from all."""
+    """Those of ``sources`` (``SourceRecipe``, or data.items.Source) from which an unpaired method
+    takes thermal frames, or colour pictures; a paired method takes pairs from all."""
     return [source for source in sources if source.gives in ("both", kind)]
 
 
 @dataclass
 class SourceRecipe:
     folder: str
-    """Folder in the project's layout (data/pairs.py), relative to the data folder given to the command. ``pairs`` is
-    DATA/pairs, or DATA itself where that is a single data set, so that one recipe takes both."""
+    """Folder in the project's layout (data/pairs.py), relative to the data folder given to the
+    command. ``pairs`` is DATA/pairs, or DATA itself where that is a single data set, so that one
+    recipe takes both."""
     share: tuple[float, float] = (1.0, 1.0)
     """Part of a batch at the start and at the end of training, relative to the other sources."""
     split: str | None = None
     lighting: tuple[str, ...] | None = None
     sources: tuple[str, ...] | None = None
-    """Only entries with this split, one of these lightings, one of these sources; null takes all."""
+    """Only entries with this split, one of these lightings, one of these sources; null takes
+    all."""
     simulate: bool = False
     """Make the thermal frame from the photo and its label map (data/simulate.py)."""
     level: bool = False
@@ -41,34 +45,41 @@ class SourceRecipe:
     aspect: float = 1.3
     """Largest stretch of the random crop, either way; 1 keeps things as wide as they are."""
     sensor: bool = True
-    """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only stretches it."""
+    """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only
+    stretches it."""
     order: str = "scenes"
-    """scenes: drawn at random, every scene as often; epoch: every picture once a pass (for a single source)."""
+    """scenes: drawn at random, every scene as often; epoch: every picture once a pass (for a single
+    source)."""
     gives: str = "both"
-    """What an unpaired method takes from here: both, thermal or colour; so night frames can meet daylight colour."""
+    """What an unpaired method takes from here: both, thermal or colour; so night frames can meet
+    daylight colour."""
     text: str = "own"
-    """Caption and tags that go with a picture: own; shuffled (those of any picture of the source, drawn anew each time);
-    empty (none). The last two are controls: what a method gains beside them, it gains by reading."""
+    """Caption and tags that go with a picture: own; shuffled (those of any picture of the source,
+    drawn anew each time); empty (none). The last two are controls: what a method gains beside them,
+    it gains by reading."""
     recolour: float = 0.0
-    """Part of the labelled pictures whose colours are changed, with words that say so (data/recolour.py); more than 0 also
-    names the colours of things."""
+    """Part of the labelled pictures whose colours are changed, with words that say so
+    (data/recolour.py); more than 0 also names the colours of things."""
 
 
 @dataclass
 class Recipe:
     model: dict
-    """Method and constructor keywords of the network, for example {"method": "cmmfnet", "ci": "image_query"}."""
+    """Method and constructor keywords of the network, for example {"method": "cmmfnet", "ci":
+    "image_query"}."""
     losses: dict[str, float]
     """Loss name -> weight."""
     sources: list[SourceRecipe]
     steps: int | None = None
     epochs: float | None = None
-    """Length of the training: one of the two. An epoch is as many pictures as the sources have; where an unpaired method
-    gets thermal frames and colour pictures from different ones, as many as the larger of the two sets."""
+    """Length of the training: one of the two. An epoch is as many pictures as the sources have;
+    where an unpaired method gets thermal frames and colour pictures from different ones, as many as
+    the larger of the two sets."""
     batch_size: int = 1
     """Pictures a step, over all processes."""
     accumulate: int = 1
-    """Parts in which a process works through its pictures of a step, where they do not fit its memory at once."""
+    """Parts in which a process works through its pictures of a step, where they do not fit its
+    memory at once."""
     size: int = 256
     """Side of the square training crops in pixels, a multiple of 8."""
     validation: SourceRecipe | None = None
@@ -76,35 +87,42 @@ class Recipe:
     validation_pictures: int = 200
     """At most so many of them, evenly spaced."""
     training: str | None = None
-    """Whose losses and step train the network: null = its own method's; matched = ours, for any network."""
+    """Whose losses and step train the network: null = its own method's; matched = ours, for any
+    network."""
     options: dict = field(default_factory=dict)
-    """Further keywords of the method's training (its class under methods/), for example {"text_dropout": 0.5}."""
+    """Further keywords of the method's training (its class under methods/), for example
+    {"text_dropout": 0.5}."""
     optimiser: str = "adamw"
     """adam or adamw."""
     learning_rate: float = 5e-4
     betas: tuple[float, float] = (0.5, 0.999)
     weight_decay: float = 0.01
     schedule: str = "linear"
-    """After the warm-up: constant, linear (flat for the first half, then to 0), cosine or halving (at the milestones)."""
+    """After the warm-up: constant, linear (flat for the first half, then to 0), cosine or halving
+    (at the milestones)."""
     milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
     """Parts of the training at which halving halves the learning rate."""
     warmup: int = 0
     """Steps over which the learning rate rises from 0."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient of the generator's optimiser; the others are not clipped. 0 clips nothing."""
+    """Largest norm of the gradient of the generator's optimiser; the others are not clipped. 0
+    clips nothing."""
     precision: str = "no"
     """Mixed precision: bf16, fp16 (CUDA only) or no."""
     ema: float = 0.999
-    """Decay of the averaged weights, which are what is validated and saved as the model; 0 saves the plain weights."""
+    """Decay of the averaged weights, which are what is validated and saved as the model; 0 saves
+    the plain weights."""
     seed: int = 0
     save_every: int = 1000
     sheet_every: int = 1000
     log_every: int = 50
     notes: dict = field(default_factory=dict)
-    """Go with the saved model as they are: data, licence, summary, anything that `cmmfnet models FILE` should say."""
+    """Go with the saved model as they are: data, licence, summary, anything that `cmmfnet models
+    FILE` should say."""
 
     def __post_init__(self) -> None:
-        """Raises :class:`RecipeError`. What only the network or the losses know is checked when they are built."""
+        """Raises :class:`RecipeError`. What only the network or the losses know is checked when
+        they are built."""
         for name, allowed in [
             ("schedule", ("constant", "linear", "cosine", "halving")),
             ("precision", ("no", "bf16", "fp16")),
@@ -115,7 +133,9 @@ class Recipe:
                 expected = ", ".join(str(a) for a in allowed)
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
         if (self.steps is None) == (self.epochs is None):
-            raise RecipeError(f"steps is {self.steps}, epochs is {self.epochs}; give one of the two")
+            raise RecipeError(
+                f"steps is {self.steps}, epochs is {self.epochs}; give one of the two"
+            )
         for name in (
             "steps",
             "batch_size",
@@ -134,53 +154,77 @@ class Recipe:
                 raise RecipeError(f"{name} is {getattr(self, name)}; expected more than 0")
         if self.clip_norm < 0 or not 0 <= self.ema < 1:
             raise RecipeError(
-                f"clip_norm is {self.clip_norm}, ema is {self.ema}; expected 0 <= clip_norm, 0 <= ema < 1"
+                f"clip_norm is {self.clip_norm}, ema is {self.ema}; expected 0 <= clip_norm, 0 <= "
+                "ema < 1"
             )
         if any(not 0 < m < 1 for m in self.milestones):
-            raise RecipeError(f"milestones are {self.milestones}; expected parts of the training between 0 and 1")
+            raise RecipeError(
+                f"milestones are {self.milestones}; expected parts of the training between 0 and 1"
+            )
         if not any(self.losses.values()):
             raise RecipeError(
-                f"losses are {self.losses}; at least one needs a weight other than 0, for example l1: 1.0"
+                f"losses are {self.losses}; at least one needs a weight other than 0, for example "
+                "l1: 1.0"
             )
         if not self.sources:
             raise RecipeError(
-                "sources is empty; name at least one folder of pairs, for example {folder: pairs, split: train}"
+                "sources is empty; name at least one folder of pairs, for example {folder: pairs, "
+                "split: train}"
             )
         shares = [source.share for source in self.sources]
         if min(map(min, shares)) < 0 or not all(sum(end) > 0 for end in zip(*shares, strict=True)):
             raise RecipeError(
-                f"the sources' shares are {shares}; none may be negative, nor all 0 at the start or the end"
+                f"the sources' shares are {shares}; none may be negative, nor all 0 at the start "
+                "or the end"
             )
         for source in self.sources:
             if not 0 < source.scale[0] <= source.scale[1] <= 1:
-                raise RecipeError(f"scale of {source.folder} is {source.scale}; expected 0 < smallest <= largest <= 1")
+                raise RecipeError(
+                    f"scale of {source.folder} is {source.scale}; expected 0 < smallest <= "
+                    "largest <= 1"
+                )
             if not 0 <= source.recolour <= 1:
-                raise RecipeError(f"recolour of {source.folder} is {source.recolour}; expected a part between 0 and 1")
+                raise RecipeError(
+                    f"recolour of {source.folder} is {source.recolour}; expected a part between 0 "
+                    "and 1"
+                )
             if source.aspect < 1:
-                raise RecipeError(f"aspect of {source.folder} is {source.aspect}; expected 1 or more")
-            for name, allowed in (("gives", ("both", *GIVEN)), ("text", ("own", "shuffled", "empty"))):
+                raise RecipeError(
+                    f"aspect of {source.folder} is {source.aspect}; expected 1 or more"
+                )
+            for name, allowed in (
+                ("gives", ("both", *GIVEN)),
+                ("text", ("own", "shuffled", "empty")),
+            ):
                 if getattr(source, name) not in allowed:
                     raise RecipeError(
-                        f"{name} of {source.folder} is {getattr(source, name)!r}; expected one of {', '.join(allowed)}"
+                        f"{name} of {source.folder} is {getattr(source, name)!r}; expected one of "
+                        f"{', '.join(allowed)}"
                     )
         parts = {kind: givers(self.sources, kind) for kind in GIVEN}
         for kind, part in parts.items():
-            if not part or not all(sum(end) > 0 for end in zip(*(s.share for s in part), strict=True)):
+            if not part or not all(
+                sum(end) > 0 for end in zip(*(s.share for s in part), strict=True)
+            ):
                 raise RecipeError(
-                    f"no source gives {kind} pictures all the time; expected gives: both or {kind} for one"
+                    f"no source gives {kind} pictures all the time; expected gives: both or "
+                    f"{kind} for one"
                 )
         for source in self.sources:
             alone = all(len(part) == 1 for part in parts.values() if source in part)
             if source.order not in ("scenes", "epoch") or (source.order == "epoch" and not alone):
                 raise RecipeError(
-                    f"order of {source.folder} is {source.order!r}; expected scenes, or epoch for a single source"
+                    f"order of {source.folder} is {source.order!r}; expected scenes, or epoch for "
+                    "a single source"
                 )
 
     def with_steps(self, pictures: int) -> Recipe:
         """The same with ``steps``, from ``epochs`` over ``pictures`` where it has them."""
         if self.steps is not None:
             return self
-        return replace(self, steps=max(1, round(self.epochs * pictures / self.batch_size)), epochs=None)
+        return replace(
+            self, steps=max(1, round(self.epochs * pictures / self.batch_size)), epochs=None
+        )
 
     def learning_rate_at(self, step: int) -> float:
         """Factor on the learning rate at ``step`` (0-based), in [0, 1]."""
@@ -195,7 +239,8 @@ class Recipe:
         return rise
 
     def matched(self) -> Recipe:
-        """This recipe's data, losses and budget with ours for any network: what `--recipe` makes of a file.
+        """This recipe's data, losses and budget with ours for any network: what `--recipe` makes of
+        a file.
 
         Losses and options that only CMMF-Net has (text, tags, labels) fall away.
         """
@@ -210,7 +255,8 @@ class Recipe:
 
 
 def find_config(name: str) -> Path:
-    """The file of a configuration: a path, or the name of one that comes with the package, such as ``tiny``.
+    """The file of a configuration: a path, or the name of one that comes with the package, such as
+    ``tiny``.
 
     Raises :class:`RecipeError` that lists the names.
     """

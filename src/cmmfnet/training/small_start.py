@@ -1,4 +1,5 @@
-"""How a fresh CMMF-Net small begins: with a teacher's stem in factors, and with colours that are read from its maps.
+"""How a fresh CMMF-Net small begins: with a teacher's stem in factors, and with colours that are
+read from its maps.
 
 Both are closed forms: two passes of some hundred frames through the stem, and no gradient.
 """
@@ -17,14 +18,18 @@ FACTOR_FRAMES = 12  # more change little, and all of a stem's maps of them are i
 
 
 def begin(network: CMMFNetSmall, teacher: str, fit: str | None = None) -> None:
-    """Fit the stem to the teacher's, bring what the decoder gets from it to about unit size, and fit the readouts.
+    """Fit the stem to the teacher's, bring what the decoder gets from it to about unit size, and
+    fit the readouts.
 
-    ``teacher``: a model with a VGG-16 stem. ``fit``: a folder of pairs whose frames the stem and whose daytime colours the
-    readouts are fitted to; None: rendered scenes for the stem, and the readouts stay as they are. Raises ``ValueError``.
+    ``teacher``: a model with a VGG-16 stem. ``fit``: a folder of pairs whose frames the stem and
+    whose daytime colours the readouts are fitted to; None: rendered scenes for the stem, and the
+    readouts stay as they are. Raises ``ValueError``.
     """
     stem, side = stem_of(teacher), network.global_size
     thermal, colour = day(fit, side) if fit else (rendered(side), None)
-    some = tones(thermal[torch.linspace(0, len(thermal) - 1, min(FACTOR_FRAMES, len(thermal))).long()])
+    some = tones(
+        thermal[torch.linspace(0, len(thermal) - 1, min(FACTOR_FRAMES, len(thermal))).long()]
+    )
     network.stem.fit(stem, some)
     with torch.no_grad():
         for lateral, found in zip(network.laterals, network.stem(some)[1:], strict=True):
@@ -39,21 +44,29 @@ def stem_of(teacher: str) -> nn.Sequential:
 
     encoder = getattr(load_model(teacher).network, "image_encoder", None)
     if not getattr(encoder, "hybrid", False):
-        raise ValueError(f"teacher is {teacher!r}, which has no VGG-16 stem; expected a model like cmmfnet, or ''")
+        raise ValueError(
+            f"teacher is {teacher!r}, which has no VGG-16 stem; expected a model like cmmfnet, or "
+            "''"
+        )
     return encoder.stem
 
 
 def rendered(side: int, count: int = 8) -> Tensor:
-    """Stretched thermal frames (count,1,side,side) of rendered scenes whose seeds are those of training."""
+    """Stretched thermal frames (count,1,side,side) of rendered scenes whose seeds are those of
+    training."""
     from cmmfnet.data.scenes.scenes import render
     from cmmfnet.thermal.frame import normalise
 
-    frames = [normalise(render(10_000 + i, size=(side, side)).thermal.astype(np.float32)) for i in range(count)]
+    frames = [
+        normalise(render(10_000 + i, size=(side, side)).thermal.astype(np.float32))
+        for i in range(count)
+    ]
     return torch.from_numpy(np.stack(frames))[:, None].float()
 
 
 def day(folder: str, side: int) -> tuple[Tensor, Tensor]:
-    """The daytime pairs of a folder, centre crops: thermal (N,1,side,side) float32 and colour (N,3,side,side) uint8."""
+    """The daytime pairs of a folder, centre crops: thermal (N,1,side,side) float32 and colour
+    (N,3,side,side) uint8."""
     from cmmfnet.data.pairs import Pairs
     from cmmfnet.evaluation.protocol import centre_crop
     from cmmfnet.thermal.frame import normalise
@@ -63,16 +76,23 @@ def day(folder: str, side: int) -> tuple[Tensor, Tensor]:
     colour = np.empty((len(pairs), side, side, 3), np.uint8)
     for i in range(len(pairs)):
         pair = pairs[i]
-        thermal[i, 0], colour[i] = normalise(centre_crop(pair.thermal, side)), centre_crop(pair.visible, side)
+        thermal[i, 0], colour[i] = (
+            normalise(centre_crop(pair.thermal, side)),
+            centre_crop(pair.visible, side),
+        )
     return torch.from_numpy(thermal), torch.from_numpy(colour).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
-def fit_readouts(network: CMMFNetSmall, thermal: Tensor, colour: Tensor, ridge: float = 3e-2) -> list[float]:
-    """Set ``network.readouts`` by ridge regression, from coarse to fine: each level explains what the coarser ones left.
+def fit_readouts(
+    network: CMMFNetSmall, thermal: Tensor, colour: Tensor, ridge: float = 3e-2
+) -> list[float]:
+    """Set ``network.readouts`` by ridge regression, from coarse to fine: each level explains what
+    the coarser ones left.
 
-    thermal (N,1,S,S) in [-1,1], colour (N,3,S,S) uint8, S the network's ``global_size``. The target is what tanh takes to the
-    colours. Returns the mean absolute error in [-1,1] at each level's resolution, finest first.
+    thermal (N,1,S,S) in [-1,1], colour (N,3,S,S) uint8, S the network's ``global_size``. The target
+    is what tanh takes to the colours. Returns the mean absolute error in [-1,1] at each level's
+    resolution, finest first.
     """
     maps: list[list[Tensor]] = [[], [], [], []]
     place = thermal.device.type

@@ -1,10 +1,12 @@
-"""Pairs made by a model: random training frames and the colours that the model gives them, to teach a smaller one.
+"""Pairs made by a model: random training frames and the colours that the model gives them, to teach
+a smaller one.
 
     python -m cmmfnet.training.taught out/taught --config cmmfnet --data DATA --count 1500
 
-The frames are those that a recipe would train on (its sources, crops, simulated thermal, sensor effects), so the pupil meets
-the same variety; the colours are the teacher's, which, unlike a photo, follow from the frame alone. The folder is in the
-project's layout (pairs.py): any recipe trains on it.
+The frames are those that a recipe would train on (its sources, crops, simulated thermal, sensor
+effects), so the pupil meets the same variety; the colours are the teacher's, which, unlike a photo,
+follow from the frame alone. The folder is in the project's layout (pairs.py): any recipe trains on
+it.
 """
 
 from __future__ import annotations
@@ -35,24 +37,30 @@ def write_taught(
     device: str = "auto",
     max_minutes: float | None = None,
 ) -> Path:
-    """Write ``count`` frames of a recipe with the teacher's colours into the folder ``out``; returns its index.
+    """Write ``count`` frames of a recipe with the teacher's colours into the folder ``out``;
+    returns its index.
 
-    The same command goes on where it was stopped, and adds to a folder that has fewer than ``count``.
+    The same command goes on where it was stopped, and adds to a folder that has fewer than
+    ``count``.
 
     Args:
         out: a folder for thermal/, visible/ and index.jsonl, split "train"
-        config: the recipe whose sources are drawn from, with their shares at the end of its training
+        config: the recipe whose sources are drawn from, with their shares at the end of its
+            training
         data: the folder that its source folders are in
         count: frames, each drawn anew
-        teacher: a known name, a .safetensors file or hf:OWNER/REPO@COMMIT; a network that knows the word "night"
-        night: share of the daytime frames that the teacher colours by night, told so by the word "night"
+        teacher: a known name, a .safetensors file or hf:OWNER/REPO@COMMIT; a network that knows the
+            word "night"
+        night: share of the daytime frames that the teacher colours by night, told so by the word
+            "night"
         seed: of all draws
         batch_size: frames that go through the teacher together
         device: auto, cpu, cuda, cuda:1 or mps
         max_minutes: stop after this time; the index then has what is there
 
     Raises:
-        PairsError, ModelError, DeviceError: nothing was written. ValueError: ``count`` or ``night`` out of range.
+        PairsError, ModelError, DeviceError: nothing was written. ValueError: ``count`` or ``night``
+        out of range.
     """
     import torch
 
@@ -72,11 +80,16 @@ def write_taught(
     ids, mask = tag_ids([["night"]], network.words)
     said = network.embed_tags(ids.to(place)), mask.to(place)
     steps = -(-count // batch_size)
-    batches = Batches(sources, batch_size=batch_size, size=config.size, steps=steps, seed=seed, device=place)
+    batches = Batches(
+        sources, batch_size=batch_size, size=config.size, steps=steps, seed=seed, device=place
+    )
     index = out / "index.jsonl"
     done = len(index.read_text(encoding="utf-8").splitlines()) if index.exists() else 0
     if done % batch_size:
-        raise PairsError(f"{index} has {done} lines, no multiple of {batch_size}; give the batch size it was made with")
+        raise PairsError(
+            f"{index} has {done} lines, no multiple of {batch_size}; give the batch size it was "
+            "made with"
+        )
     for part in ("thermal", "visible"):
         (out / part).mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
@@ -95,14 +108,26 @@ def write_taught(
                     said[1].expand(len(dark), -1) & torch.tensor(dark, device=place)[:, None],
                 )
             frames = ((batch.thermal[:, 0].cpu() + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-            pictures = ((colours.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+            pictures = (
+                ((colours.float() + 1) * 127.5)
+                .round()
+                .clamp(0, 255)
+                .byte()
+                .permute(0, 2, 3, 1)
+                .cpu()
+                .numpy()
+            )
             rows = []
             for row in range(batch_size):
                 name = f"taught_{step * batch_size + row:06d}"
                 Image.fromarray(frames[row]).save(out / "thermal" / f"{name}.png")
-                Image.fromarray(np.ascontiguousarray(pictures[row])).save(out / "visible" / f"{name}.png")
+                Image.fromarray(np.ascontiguousarray(pictures[row])).save(
+                    out / "visible" / f"{name}.png"
+                )
                 tags = (
-                    [t for t in batch.tags[row] if t not in ("day", "dusk", "night")] if dark[row] else batch.tags[row]
+                    [t for t in batch.tags[row] if t not in ("day", "dusk", "night")]
+                    if dark[row]
+                    else batch.tags[row]
                 )
                 rows.append(
                     {"name": name, "split": "train", "source": batch.names[row], "tags": tags,

@@ -17,15 +17,23 @@ DARK = 26.0
 
 
 _XYZ = np.array(
-    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]], np.float32
+    [
+        [0.412453, 0.357580, 0.180423],
+        [0.212671, 0.715160, 0.072169],
+        [0.019334, 0.119193, 0.950227],
+    ],
+    np.float32,
 ) / np.array([[0.95047], [1.0], [1.08883]], np.float32)  # linear sRGB to XYZ in parts of D65 white
 _RGB = np.linalg.inv(_XYZ.astype(np.float64)).astype(np.float32)
 _SRGB = np.arange(256) / 255
-_LINEAR = np.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12.92).astype(np.float32)
+_LINEAR = np.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12.92).astype(
+    np.float32
+)
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 sRGB -> CIELAB float32, D65. As scikit-image has it, in a fraction of its time: data workers do this."""
+    """(..., 3) uint8 sRGB -> CIELAB float32, D65. As scikit-image has it, in a fraction of its
+    time: data workers do this."""
     xyz = _LINEAR[rgb] @ _XYZ.T
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).astype(np.float32)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
@@ -39,12 +47,15 @@ def to_rgb(lab: np.ndarray) -> np.ndarray:
     f = np.stack([y + lab[..., 1] / 500, y, np.maximum(y - lab[..., 2] / 200, 0)], axis=-1)
     xyz = np.where(f > 0.2068966, f**3, (f - 16 / 116) / 7.787)
     linear = (np.maximum(xyz, 0) @ _RGB.T).clip(0, 1)
-    srgb = np.where(linear > 0.0031308, 1.055 * linear ** np.float32(1 / 2.4) - 0.055, 12.92 * linear)
+    srgb = np.where(
+        linear > 0.0031308, 1.055 * linear ** np.float32(1 / 2.4) - 0.055, 12.92 * linear
+    )
     return (srgb * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def colour_name(lab: Sequence[float]) -> str | None:
-    """The basic colour (a value of words.COLOURS) that people would call this CIELAB; None where it is between two."""
+    """The basic colour (a value of words.COLOURS) that people would call this CIELAB; None where it
+    is between two."""
     lightness, a, b = (float(v) for v in lab)
     chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
     if chroma < 7:
@@ -52,12 +63,26 @@ def colour_name(lab: Sequence[float]) -> str | None:
             if low <= lightness < high:
                 return name
         return None
-    if chroma < 11:  # between grey and a colour; called green, such trees would make "green" mean little
+    if (
+        chroma < 11
+    ):  # between grey and a colour; called green, such trees would make "green" mean little
         return None
     if hue < 40 or hue >= 345:
-        return "pink" if lightness > 62 else "red" if chroma > 28 else "brown" if lightness < 50 else None
+        return (
+            "pink"
+            if lightness > 62
+            else "red"
+            if chroma > 28
+            else "brown"
+            if lightness < 50
+            else None
+        )
     if hue < 75:
-        return "orange" if chroma > 42 else ("beige" if lightness > 66 else "brown" if lightness < 55 else None)
+        return (
+            "orange"
+            if chroma > 42
+            else ("beige" if lightness > 66 else "brown" if lightness < 55 else None)
+        )
     if hue < 102:
         return (
             "yellow"
@@ -73,10 +98,14 @@ def colour_name(lab: Sequence[float]) -> str | None:
     return "purple" if chroma > 14 else None
 
 
-def colours_of(photo: np.ndarray, label: np.ndarray, names: dict[str, str | None]) -> list[tuple[str, str]]:
-    """(colour, name) of the regions whose colour has a name; ``names``: class -> what it is called (data.scenes.COCOSTUFF).
+def colours_of(
+    photo: np.ndarray, label: np.ndarray, names: dict[str, str | None]
+) -> list[tuple[str, str]]:
+    """(colour, name) of the regions whose colour has a name; ``names``: class -> what it is called
+    (data.scenes.COCOSTUFF).
 
-    What is far darker than paint of its colour is called so ("dark green" trees): the plain word would mean less and less.
+    What is far darker than paint of its colour is called so ("dark green" trees): the plain word
+    would mean less and less.
     """
     small, at = photo[::2, ::2], label[::2, ::2]
     found = []

@@ -1,12 +1,13 @@
 """Recoloured photos: the same thermal frame with another true colour, and the words that say which.
 
-A network that sees a frame with one colour alone learns that colour and ignores the words. So a part of the labelled
-pictures gets a region painted over (grass becomes snow, a car red, day night) and words that say so; the thermal frame
-stays that of the photo. Then the picture cannot tell, and the words must. Shading and fine texture stay: the work is a shift
-in CIELAB towards the colour, lightness as a power law about the region's median, so that black stays black.
+A network that sees a frame with one colour alone learns that colour and ignores the words. So a
+part of the labelled pictures gets a region painted over (grass becomes snow, a car red, day night)
+and words that say so; the thermal frame stays that of the photo. Then the picture cannot tell, and
+the words must. Shading and fine texture stay: the work is a shift in CIELAB towards the colour,
+lightness as a power law about the region's median, so that black stays black.
 
-Everything is a function of the picture, its label map and a generator. Arrays: photo (H,W,3) uint8 sRGB, label (H,W) uint8
-(ids of data.scenes.CLASSES).
+Everything is a function of the picture, its label map and a generator. Arrays: photo (H,W,3) uint8
+sRGB, label (H,W) uint8 (ids of data.scenes.CLASSES).
 """
 
 from __future__ import annotations
@@ -34,18 +35,20 @@ from cmmfnet.text.colour_words import (
 )
 
 _PAINTED = {
-    "car": PAINT, "truck": PAINT, "bus": PAINT, "door": PAINT, "building": MASONRY, "wall": MASONRY, "roof": MASONRY,
+    "car": PAINT, "truck": PAINT, "bus": PAINT, "door": PAINT, "building": MASONRY, "wall": MASONRY,
+    "roof": MASONRY,
 }  # fmt: skip
 _NAMES = {
-    "car": "car", "truck": "truck", "bus": "bus", "door": "door-stuff", "building": "building-other",
+    "car": "car", "truck": "truck", "bus": "bus", "door": "door-stuff",
+    "building": "building-other",
     "wall": "wall-concrete", "roof": "roof",
 }  # fmt: skip
 
 
 @dataclass
 class Recoloured:
-    """What :func:`recolour` made. ``told``: names that only the words can tell, to be said always. ``colours``: (colour or
-    "bare", name). ``removed``: names that are no longer true."""
+    """What :func:`recolour` made. ``told``: names that only the words can tell, to be said always.
+    ``colours``: (colour or "bare", name). ``removed``: names that are no longer true."""
 
     photo: np.ndarray
     told: list[str] = field(default_factory=list)
@@ -70,11 +73,14 @@ def shift(
 ) -> np.ndarray:
     """Lab (N,3) of a region with this median -> the same with the median at ``target``.
 
-    Lightness L' = L_target (L / L_median)^contrast: shading stays multiplicative. Colour goes with the lightness, so that
-    shadows are not more colourful than the light, and keeps ``variety`` of its own variation.
+    Lightness L' = L_target (L / L_median)^contrast: shading stays multiplicative. Colour goes with
+    the lightness, so that shadows are not more colourful than the light, and keeps ``variety`` of
+    its own variation.
     """
     lightness = target[0] * (np.maximum(lab[:, 0], 1) / max(float(median[0]), 4.0)) ** contrast
-    lightness = np.where(lightness > 90, 90 + 10 * np.tanh((lightness - 90) / 10), lightness)  # no hard white
+    lightness = np.where(
+        lightness > 90, 90 + 10 * np.tanh((lightness - 90) / 10), lightness
+    )  # no hard white
     fade = (np.clip(lightness / target[0], 0, 1) ** 0.7)[:, None]
     colour = np.array(target[1:], np.float32) * fade + variety * (lab[:, 1:] - median[1:])
     return np.concatenate([lightness[:, None], colour], axis=1)
@@ -89,9 +95,11 @@ def paint(
     variety: float = 0.3,
     lift: float = 100.0,
 ) -> np.ndarray:
-    """Move the colour of a region towards ``target`` (CIELAB). weight (H,W) in [0,1]: how far, at every pixel.
+    """Move the colour of a region towards ``target`` (CIELAB). weight (H,W) in [0,1]: how far, at
+    every pixel.
 
-    ``lift``: the median becomes lighter by this at most, for what is dark because it lies in the shade.
+    ``lift``: the median becomes lighter by this at most, for what is dark because it lies in the
+    shade.
     """
     inside = weight > 0.02
     lab = to_lab(photo[inside][None])[0]
@@ -108,7 +116,8 @@ def paint(
 
 
 def painted_surface(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Weight of a vehicle's or wall's paint in its region: not its glass, tyres and gaps, which are dark, nor highlights."""
+    """Weight of a vehicle's or wall's paint in its region: not its glass, tyres and gaps, which are
+    dark, nor highlights."""
     weight = soft(mask)
     inside = weight > 0.02
     lab = to_lab(photo[inside][None])[0]
@@ -157,7 +166,9 @@ def sky(photo: np.ndarray, mask: np.ndarray, target: Sequence[float], texture: f
     median = np.median(lab, axis=0)
     rows = np.nonzero(inside)[0]
     low = np.clip((rows - rows.min()) / max(1, rows.max() - rows.min()), 0, 1)
-    lightness = target[0] + texture * (lab[:, 0] - median[0]) + 12 * (low - 0.5) * (94 - target[0]) / 26
+    lightness = (
+        target[0] + texture * (lab[:, 0] - median[0]) + 12 * (low - 0.5) * (94 - target[0]) / 26
+    )
     pale = 1.25 - 0.6 * low
     new = np.stack([lightness, target[1] * pale, target[2] * pale], axis=1)
     # branches and wires that the label map counts to the sky stay
@@ -167,14 +178,17 @@ def sky(photo: np.ndarray, mask: np.ndarray, target: Sequence[float], texture: f
     return out
 
 
-# Light falls to this, linear, in R, G, B; the first number is the sky's own share on top of it. The night photos at hand have
-# a mean lightness of 9 (MSRS) to 31 (RoadScene, with its levels stretched).
+# Light falls to this, linear, in R, G, B; the first number is the sky's own share on top of it. The
+# night photos at hand have a mean lightness of 9 (MSRS) to 31 (RoadScene, with its levels
+# stretched).
 _FALL = {"dusk": (0.30, (0.36, 0.30, 0.31)), "night": (0.16, (0.175, 0.150, 0.145))}
 
 
-def nightfall(photo: np.ndarray, label: np.ndarray, lighting: str, rng: np.random.Generator) -> np.ndarray:
-    """Dusk or night of a day picture: linear light reduced and tinted, the sky more so; at night some windows are lit, and
-    lamps (traffic lights) stay."""
+def nightfall(
+    photo: np.ndarray, label: np.ndarray, lighting: str, rng: np.random.Generator
+) -> np.ndarray:
+    """Dusk or night of a day picture: linear light reduced and tinted, the sky more so; at night
+    some windows are lit, and lamps (traffic lights) stay."""
     sky_share, tint = _FALL[lighting]
     linear = (photo.astype(np.float32) / 255) ** 2.2
     grey = linear.mean(axis=2, keepdims=True)
@@ -185,7 +199,9 @@ def nightfall(photo: np.ndarray, label: np.ndarray, lighting: str, rng: np.rando
     up = soft(region(label, "sky"), 1.5)[..., None]
     rows = np.linspace(0, 1, photo.shape[0], dtype=np.float32)[:, None, None]
     if lighting == "dusk":
-        glow = np.array([0.42, 0.26, 0.17], np.float32) * rows + np.array([0.13, 0.17, 0.26], np.float32) * (1 - rows)
+        glow = np.array([0.42, 0.26, 0.17], np.float32) * rows + np.array(
+            [0.13, 0.17, 0.26], np.float32
+        ) * (1 - rows)
         above = sky_share * (grey + 0.5) * glow * 2.0
     else:
         above = sky_share * np.array([0.020, 0.022, 0.032], np.float32) * (0.5 + 0.5 * grey + rows)
@@ -207,25 +223,33 @@ def _lit_windows(linear: np.ndarray, label: np.ndarray, rng: np.random.Generator
         if count <= 60 and rng.random() < 0.3:
             light[box][parts[box] == number] = rng.uniform(0.15, 0.6)
     texture = 0.4 + linear.mean(axis=2)
-    return soft(light, 0.7)[..., None] * texture[..., None] * np.array([1.0, 0.72, 0.38], np.float32)
+    return (
+        soft(light, 0.7)[..., None] * texture[..., None] * np.array([1.0, 0.72, 0.38], np.float32)
+    )
 
 
 def exposure(photo: np.ndarray, label: np.ndarray) -> float:
-    """In [0.4, 1]: how much of daylight a picture's ground and buildings have; a white car at dusk is not white."""
+    """In [0.4, 1]: how much of daylight a picture's ground and buildings have; a white car at dusk
+    is not white."""
     ground = ~region(label, "sky")
     level = float(np.median(photo[ground].mean(axis=1))) if ground.any() else 128.0
     return float(np.clip(0.4 + 0.6 * level / 70, 0.4, 1))
 
 
-def recolour(photo: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, lighting: str = "day") -> Recoloured:
-    """Paint one or two regions of a picture anew, or change its light; nothing to be painted gives it back as it is.
+def recolour(
+    photo: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, lighting: str = "day"
+) -> Recoloured:
+    """Paint one or two regions of a picture anew, or change its light; nothing to be painted gives
+    it back as it is.
 
     Only day pictures change their light. ``rng`` decides what, which colour and how exactly.
     """
     if lighting == "day" and rng.random() < 0.12:
         fall = "night" if rng.random() < 0.6 else "dusk"
         skies = ["day", "clear", "cloudy", "overcast"]
-        return Recoloured(nightfall(photo, label, fall, rng), [fall], [], skies if fall == "night" else skies[:1])
+        return Recoloured(
+            nightfall(photo, label, fall, rng), [fall], [], skies if fall == "night" else skies[:1]
+        )
     area = np.bincount(label.ravel(), minlength=256)[: len(CLASSES)] / label.size
     present = {name for name, part in zip(CLASSES, area, strict=True) if part >= LEAST}
     choices = [name for name in ("vegetation", "sky", *_PAINTED) if name in present]
@@ -240,17 +264,26 @@ def recolour(photo: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, 
     return out
 
 
-def _change(out: Recoloured, name: str, label: np.ndarray, present: set[str], rng: np.random.Generator) -> None:
+def _change(
+    out: Recoloured, name: str, label: np.ndarray, present: set[str], rng: np.random.Generator
+) -> None:
     mask = region(label, name) if name != "ground" else region(label, "grass", "terrain")
     if name == "ground":
-        choices = ["snow", "snow", "snow", *(["dirt", "green"] if "grass" in present else ["grass"])]
+        choices = [
+            "snow",
+            "snow",
+            "snow",
+            *(["dirt", "green"] if "grass" in present else ["grass"]),
+        ]
         kind = str(rng.choice(choices))
         if kind == "snow":
             out.photo = snow(out.photo, mask, near(SNOW, rng))
             out.removed += ["grass", "dirt"]
         elif kind == "green":
             kind = "grass"
-            out.photo = paint(out.photo, soft(region(label, "grass")), near(LAWN, rng), contrast=0.9, variety=0.7)
+            out.photo = paint(
+                out.photo, soft(region(label, "grass")), near(LAWN, rng), contrast=0.9, variety=0.7
+            )
             out.colours.append(("green", "grass"))
         else:
             target, old = (SOIL, "grass") if kind == "dirt" else (LAWN, "terrain")
@@ -273,6 +306,8 @@ def _change(out: Recoloured, name: str, label: np.ndarray, present: set[str], rn
     else:
         table = _PAINTED[name]
         colour, target = draw_colour(table, CAR_COLOURS if table is PAINT else WALL_COLOURS, rng)
-        out.photo = paint(out.photo, painted_surface(out.photo, mask), target * exposure(out.photo, label))
+        out.photo = paint(
+            out.photo, painted_surface(out.photo, mask), target * exposure(out.photo, label)
+        )
         out.told.append(_NAMES[name])
         out.colours.append((colour, _NAMES[name]))

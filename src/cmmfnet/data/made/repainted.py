@@ -1,11 +1,13 @@
-"""Rendered scenes with other leaves, cars, ground or light, and the words that say which: pairs whose colours are exact.
+"""Rendered scenes with other leaves, cars, ground or light, and the words that say which: pairs
+whose colours are exact.
 
     python -m cmmfnet.data.made.repainted data/repainted --count 300 --seed 10000 --jobs 16
 
-Painting a photo over (recolour.py) gives a car the colour that a word means. Here the renderer does it (scene_repaint.py), so
-that the paint lies in the shade of its scene: red in a dark street is a dark red. The thermal frame and the label map stay
-those of the scene. What only the words can tell stands in the index, at ``repainted``: ``told``, ``colours`` and ``removed``
-of `recolour.Recoloured`.
+Painting a photo over (recolour.py) gives a car the colour that a word means. Here the renderer does
+it (scene_repaint.py), so that the paint lies in the shade of its scene: red in a dark street is a
+dark red. The thermal frame and the label map stay those of the scene. What only the words can tell
+stands in the index, at ``repainted``: ``told``, ``colours`` and ``removed`` of
+`recolour.Recoloured`.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ def write_repainted(
     size: tuple[int, int] = (288, 352),
     jobs: int = 1,
 ) -> Path:
-    """A folder of pairs (docs/data.md): every day scene ``each`` times, with other colours every time.
+    """A folder of pairs (docs/data.md): every day scene ``each`` times, with other colours every
+    time.
 
     Args:
         out: a new folder for thermal/, visible/, label/ and index.jsonl
-        count: seeds to go through; scenes at dusk and at night, and those with nothing to paint, are left out
+        count: seeds to go through; scenes at dusk and at night, and those with nothing to paint,
+            are left out
         seed: the first seed
         each: pictures of a scene
         size: height and width
@@ -54,20 +58,27 @@ def write_repainted(
     """
     out = Path(out)
     if (out / "index.jsonl").exists():
-        raise FileExistsError(f"{out} is a data set already (it has index.jsonl); name another folder")
+        raise FileExistsError(
+            f"{out} is a data set already (it has index.jsonl); name another folder"
+        )
     for kind in ("thermal", "visible", "label"):
         (out / kind).mkdir(parents=True, exist_ok=True)
     one = partial(_write, out, each, size)
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
         made = (pool.map if pool else map)(one, range(seed, seed + count))
-        rows = [row for some in tqdm(made, desc="repaint", unit="scene", total=count, disable=None) for row in some]
+        rows = [
+            row
+            for some in tqdm(made, desc="repaint", unit="scene", total=count, disable=None)
+            for row in some
+        ]
     with atomic_write(out / "index.jsonl", text=True) as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
     return out / "index.jsonl"
 
 
 def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
-    """A crop of a picture with this index entry, and which words of its scene hold in it: those of what it shows (``tags``)."""
+    """A crop of a picture with this index entry, and which words of its scene hold in it: those of
+    what it shows (``tags``)."""
     words = meta.get("repainted")
     if not words:
         return Recoloured(photo)
@@ -77,8 +88,11 @@ def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
     return Recoloured(photo, told, colours, list(words["removed"]) if told else [])
 
 
-def changes(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], dict[str, list]] | None:
-    """Keywords of `repaint` for a day scene, and the words for them; None where it has nothing to be painted."""
+def changes(
+    scene: Scene, rng: np.random.Generator
+) -> tuple[dict[str, Any], dict[str, list]] | None:
+    """Keywords of `repaint` for a day scene, and the words for them; None where it has nothing to
+    be painted."""
     if rng.random() < 0.1:
         removed = ["day", "clear", "cloudy", "overcast"]
         return {"lighting": "night"}, {"told": ["night"], "colours": [], "removed": removed}
@@ -92,7 +106,9 @@ def changes(scene: Scene, rng: np.random.Generator) -> tuple[dict[str, Any], dic
     words: dict[str, list] = {"told": [], "colours": [], "removed": []}
     for key, name, thing in (("trees", "vegetation", "tree"), ("cars", "car", "car")):
         if name in chosen:
-            colour, lab = draw_foliage(rng) if name == "vegetation" else draw_colour(PAINT, CAR_COLOURS, rng)
+            colour, lab = (
+                draw_foliage(rng) if name == "vegetation" else draw_colour(PAINT, CAR_COLOURS, rng)
+            )
             change[key] = tuple(to_rgb(lab[None])[0].tolist())
             words["told"].append(thing)
             words["colours"].append((colour, thing))
@@ -122,9 +138,12 @@ def _write(folder: Path, each: int, size: tuple[int, int], seed: int) -> list[di
         for kind, picture in pictures.items():
             Image.fromarray(picture).save(folder / kind / f"{name}.png", compress_level=1)
         row = {
-            "name": name, "split": "train", "source": "repainted", "sequence": f"rendered_{seed:06d}",
-            "lighting": change.get("lighting", "day"), "sky": scene.sky, "tags": tags, "repainted": words,
-            "width": size[1], "height": size[0], "licence": "Apache-2.0", "origin": f"cmmfnet.data.repainted seed {seed}",
+            "name": name, "split": "train", "source": "repainted",
+            "sequence": f"rendered_{seed:06d}",
+            "lighting": change.get("lighting", "day"), "sky": scene.sky, "tags": tags,
+            "repainted": words,
+            "width": size[1], "height": size[0], "licence": "Apache-2.0",
+            "origin": f"cmmfnet.data.repainted seed {seed}",
         }  # fmt: skip
         rows.append(row)
     return rows

@@ -1,12 +1,15 @@
-"""Whether the pairs of a data set lie on each other: the shift of each between its thermal and its colour picture.
+"""Whether the pairs of a data set lie on each other: the shift of each between its thermal and its
+colour picture.
 
-Grey levels of the two have no fixed relation: what is bright in one may be dark in the other. Edges have one: they run in
-the same direction, whatever their sign. So each picture becomes a field of edge directions at twice their angle, for which
-opposite gradients are equal (Granlund, CGIP 1978), normalised so that faint edges count nearly as much as strong ones
-(normalised gradient fields: Haber and Modersitzki, MICCAI 2006). Correlating fields of directions by FFT is orientation
-correlation (Fitch et al., BMVC 2002); its peak is the shift. It is taken in 4 x 4 tiles: their sum at equal shifts is the
-correlation of the pictures, at shifts that grow from the centre it is that with a picture enlarged, and how well the tiles
-agree tells whether the peak can be trusted. What it is worth on real pairs is in docs/folder.md.
+Grey levels of the two have no fixed relation: what is bright in one may be dark in the other. Edges
+have one: they run in the same direction, whatever their sign. So each picture becomes a field of
+edge directions at twice their angle, for which opposite gradients are equal (Granlund, CGIP 1978),
+normalised so that faint edges count nearly as much as strong ones (normalised gradient fields:
+Haber and Modersitzki, MICCAI 2006). Correlating fields of directions by FFT is orientation
+correlation (Fitch et al., BMVC 2002); its peak is the shift. It is taken in 4 x 4 tiles: their sum
+at equal shifts is the correlation of the pictures, at shifts that grow from the centre it is that
+with a picture enlarged, and how well the tiles agree tells whether the peak can be trusted. What it
+is worth on real pairs is in docs/folder.md.
 
 scipy and scikit-image come with ``pip install 'cmmfnet[train]'``.
 """
@@ -45,9 +48,10 @@ class AlignmentError(ValueError):
 class Shift:
     """Where the content of the colour picture lies, seen from the thermal one.
 
-    ``dx``, ``dy``: pixels to the right and down; moving the colour picture by (-dx, -dy) puts it in place. ``scale``: how
-    much larger things are in it. ``confidence``: by how many standard errors over the tiles the best shift beats any other;
-    0 or more. ``similarity``: height of the peak over the correlation elsewhere, in its robust deviations.
+    ``dx``, ``dy``: pixels to the right and down; moving the colour picture by (-dx, -dy) puts it in
+    place. ``scale``: how much larger things are in it. ``confidence``: by how many standard errors
+    over the tiles the best shift beats any other; 0 or more. ``similarity``: height of the peak
+    over the correlation elsewhere, in its robust deviations.
     """
 
     dx: float
@@ -61,9 +65,9 @@ class Shift:
 class PairShift:
     """A pair's :class:`Shift` (None where a picture cannot be read) and what is wrong with it.
 
-    ``group``: its sequence, or else its source. ``reason``: "" (in place), "shifted", "scaled", "unlike" (hardly an edge in
-    common within reach), "uncertain" (not to be told from its edges), or "unreadable: ..."; all but "" and "uncertain" are
-    flagged.
+    ``group``: its sequence, or else its source. ``reason``: "" (in place), "shifted", "scaled",
+    "unlike" (hardly an edge in common within reach), "uncertain" (not to be told from its edges),
+    or "unreadable: ..."; all but "" and "uncertain" are flagged.
     """
 
     name: str
@@ -81,10 +85,12 @@ class PairShift:
 
 
 def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> list[PairShift]:
-    """Estimate the shift of every pair of a prepared data set, print a summary, and write what was found.
+    """Estimate the shift of every pair of a prepared data set, print a summary, and write what was
+    found.
 
-    OUT/alignment.jsonl has a line for each pair: name, dx, dy, scale, confidence, similarity (see :class:`Shift`), flagged,
-    reason. OUT/alignment.html is a page to look at, worst pairs first. The pictures stay as they are.
+    OUT/alignment.jsonl has a line for each pair: name, dx, dy, scale, confidence, similarity (see
+    :class:`Shift`), flagged, reason. OUT/alignment.html is a page to look at, worst pairs first.
+    The pictures stay as they are.
 
     Args:
         out: a folder in the layout of data/pairs.py.
@@ -95,8 +101,8 @@ def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> li
         One result for each pair, in the order of the index.
 
     Raises:
-        PairsError: ``out`` is no data set, or has no thermal frames. AlignmentError: ``jobs`` or ``limit`` make no sense.
-        ImportError: scipy is missing.
+        PairsError: ``out`` is no data set, or has no thermal frames. AlignmentError: ``jobs`` or
+            ``limit`` make no sense. ImportError: scipy is missing.
     """
     from tqdm import tqdm
 
@@ -104,7 +110,9 @@ def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> li
 
     _scipy()
     if jobs < 0 or (limit is not None and limit < 1):
-        raise AlignmentError(f"jobs is {jobs}, limit is {limit}; expected jobs of 0 or more and a limit of 1 or more")
+        raise AlignmentError(
+            f"jobs is {jobs}, limit is {limit}; expected jobs of 0 or more and a limit of 1 or more"
+        )
     out = Path(out)
     pairs = Pairs(out).require("thermal")
     count = len(pairs) if limit is None else min(limit, len(pairs))
@@ -114,7 +122,9 @@ def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> li
         results = list(tqdm(measured, total=count, desc="alignment", unit="pair", disable=None))
     with atomic_write(out / "alignment.jsonl", text=True, durable=False) as file:
         file.writelines(json.dumps(_row(result), ensure_ascii=False) + "\n" for result in results)
-    page = write_page(out / "alignment.html", pairs, dict(zip(chosen, results, strict=True)), summary(results))
+    page = write_page(
+        out / "alignment.html", pairs, dict(zip(chosen, results, strict=True)), summary(results)
+    )
     print(summary(results))
     print(f"{page}: the worst pairs, to look at")
     return results
@@ -124,16 +134,18 @@ def estimate_shift(thermal: np.ndarray, visible: np.ndarray) -> Shift:
     """The shift of one pair.
 
     Args:
-        thermal: (H, W) numbers. visible: (H, W, 3) or (H, W) numbers of the same size. Larger pictures are scaled down to
-            a longest side of 640 pixels; the result is in pixels of the pictures given. Shifts up to 48 of 640 pixels, or a
-            quarter of the short side if that is less, and scales of .94 to 1.06 are looked for.
+        thermal: (H, W) numbers. visible: (H, W, 3) or (H, W) numbers of the same size. Larger
+            pictures are scaled down to a longest side of 640 pixels; the result is in pixels of the
+            pictures given. Shifts up to 48 of 640 pixels, or a quarter of the short side if that is
+            less, and scales of .94 to 1.06 are looked for.
 
     Raises:
         AlignmentError: sizes differ, or are below 32 pixels. ImportError: scipy is missing.
     """
     if thermal.shape != visible.shape[:2] or min(thermal.shape) < 32:
         raise AlignmentError(
-            f"thermal is {thermal.shape}, visible {visible.shape[:2]} (height, width); expected one size of 32 or more"
+            f"thermal is {thermal.shape}, visible {visible.shape[:2]} (height, width); expected "
+            "one size of 32 or more"
         )
     grey = visible if visible.ndim == 2 else visible @ np.array([0.299, 0.587, 0.114])
     factor = max(1.0, max(thermal.shape) / LONGEST_SIDE)
@@ -143,7 +155,9 @@ def estimate_shift(thermal: np.ndarray, visible: np.ndarray) -> Shift:
 
     unscaled = tiles.sum(0)
     scale, votes = 0.0, tiles
-    best = _smooth(unscaled).max() * 1.1  # so much better: tiles are small, and one of 25 scales is always a bit better
+    best = (
+        _smooth(unscaled).max() * 1.1
+    )  # so much better: tiles are small, and one of 25 scales is always a bit better
     for candidate in SCALES:
         moved = _at_scale(tiles, centres, candidate)
         if candidate and (peak := _smooth(moved.sum(0)).max()) > best:
@@ -170,9 +184,13 @@ def estimate_shift(thermal: np.ndarray, visible: np.ndarray) -> Shift:
 
 
 def summary(results: list[PairShift]) -> str:
-    """What was found, in lines of plain text: all pairs, then each sequence with a constant shift."""
+    """What was found, in lines of plain text: all pairs, then each sequence with a constant
+    shift."""
     trusted, flagged = [r for r in results if r.trusted], [r for r in results if r.flagged]
-    lines = [f"alignment of {len(results)} pairs: {len(flagged)} flagged ({len(flagged) / len(results):.0%})"]
+    lines = [
+        f"alignment of {len(results)} pairs: {len(flagged)} flagged "
+        f"({len(flagged) / len(results):.0%})"
+    ]
     for reason, meaning in _MEANING.items():
         if n := sum(r.reason.partition(":")[0] == reason for r in results):
             lines.append(f"  {n} {reason}: {meaning}")
@@ -185,8 +203,10 @@ def summary(results: list[PairShift]) -> str:
         )
     if len(trusted) < len(results) / 2:
         lines.append(
-            "most pairs could not be judged: either there is little to see in both pictures, or they are apart by more than "
-            f"{REACH} of {LONGEST_SIDE} pixels, differ in field of view, or show different moments. Look at the page"
+            "most pairs could not be judged: either there is little to see in both pictures, or "
+            "they are apart by more than "
+            f"{REACH} of {LONGEST_SIDE} pixels, differ in field of view, or show different "
+            "moments. Look at the page"
         )
     for group, members in _groups(results).items():
         shifts = np.array([(r.shift.dx, r.shift.dy) for r in members if r.trusted])
@@ -196,8 +216,10 @@ def summary(results: list[PairShift]) -> str:
         spread = 1.4826 * np.median(np.abs(shifts - (dx, dy)), axis=0).max()
         if np.hypot(dx, dy) > TOLERANCE and spread < 0.3 * np.hypot(dx, dy):
             lines.append(
-                f"{group}: a constant shift of dx {dx:+.1f}, dy {dy:+.1f} (spread {spread:.1f} px, {len(shifts)} pairs). That "
-                f"is how the cameras are mounted, and can be put right: move its colour pictures {_where(-dx, -dy)}"
+                f"{group}: a constant shift of dx {dx:+.1f}, dy {dy:+.1f} (spread {spread:.1f} "
+                f"px, {len(shifts)} pairs). That "
+                "is how the cameras are mounted, and can be put right: move its colour pictures "
+                f"{_where(-dx, -dy)}"
             )
         scales = np.array([r.shift.scale for r in members if r.trusted])
         if (
@@ -205,8 +227,10 @@ def summary(results: list[PairShift]) -> str:
             and np.quantile(np.abs(scales - np.median(scales)), 0.7) <= 0.01
         ):
             lines.append(
-                f"{group}: a constant scale of {np.median(scales):.3f} ({len(scales)} pairs). The cameras' fields of view "
-                f"differ: enlarge its colour pictures {1 / np.median(scales):.3f} times, and crop both to one size"
+                f"{group}: a constant scale of {np.median(scales):.3f} ({len(scales)} pairs). The "
+                "cameras' fields of view "
+                f"differ: enlarge its colour pictures {1 / np.median(scales):.3f} times, and crop "
+                "both to one size"
             )
     return "\n".join(lines)
 
@@ -214,7 +238,8 @@ def summary(results: list[PairShift]) -> str:
 _MEANING = {
     "shifted": "the colour picture lies elsewhere",
     "scaled": "things are larger or smaller in the colour picture by 1.5 % or more (field of view)",
-    "unlike": "hardly an edge in common: other scene, other moment, or farther apart than is looked for",
+    "unlike": "hardly an edge in common: other scene, other moment, or farther apart than is "
+    "looked for",
     "unreadable": "a picture cannot be decoded",
     "uncertain": "not to be told from edges, so not flagged",
 }
@@ -238,7 +263,14 @@ def _measure(pairs: Pairs, index: int) -> PairShift:
     try:
         pair = pairs[index]
         shift = estimate_shift(pair.thermal, pair.visible)
-    except (PairsError, ThermalFileError, AlignmentError, UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (
+        PairsError,
+        ThermalFileError,
+        AlignmentError,
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+    ) as error:
         return PairShift(entry["name"], group, None, f"unreadable: {error}")
     tolerance = TOLERANCE * max(1.0, max(pair.thermal.shape) / LONGEST_SIDE)
     reason = ""
@@ -254,7 +286,9 @@ def _measure(pairs: Pairs, index: int) -> PairShift:
 
 
 def _row(result: PairShift) -> dict:
-    numbers = dict.fromkeys(Shift.__dataclass_fields__) if result.shift is None else asdict(result.shift)
+    numbers = (
+        dict.fromkeys(Shift.__dataclass_fields__) if result.shift is None else asdict(result.shift)
+    )
     rounded = {key: None if value is None else round(value, 3) for key, value in numbers.items()}
     return {"name": result.name, **rounded, "flagged": result.flagged, "reason": result.reason}
 
@@ -263,7 +297,9 @@ def _scipy():
     try:
         from scipy import fft, ndimage
     except ImportError as error:
-        raise ImportError("checking the alignment needs scipy: pip install 'cmmfnet[train]'") from error
+        raise ImportError(
+            "checking the alignment needs scipy: pip install 'cmmfnet[train]'"
+        ) from error
     return fft, ndimage
 
 
@@ -276,20 +312,26 @@ def _shrink(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _edge_directions(picture: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H, W) complex64: the angle is twice that of the gradient, the length 0 to 1 its strength."""
+    """(H, W) -> (H, W) complex64: the angle is twice that of the gradient, the length 0 to 1 its
+    strength."""
     _, ndimage = _scipy()
     gx, gy = (ndimage.gaussian_filter(picture, 1.0, order=order) for order in ((0, 1), (1, 0)))
     doubled = (gx + 1j * gy) ** 2
     strength = np.abs(doubled)
     doubled /= strength + np.median(strength) + 1e-3 * strength.mean() + 1e-12
-    # less what is common to a neighbourhood: in streets most edges are upright, and that alone fits at any shift
-    doubled -= ndimage.uniform_filter(doubled.real, 27) + 1j * ndimage.uniform_filter(doubled.imag, 27)
+    # less what is common to a neighbourhood: in streets most edges are upright, and that alone fits
+    # at any shift
+    doubled -= ndimage.uniform_filter(doubled.real, 27) + 1j * ndimage.uniform_filter(
+        doubled.imag, 27
+    )
     return doubled.astype(np.complex64)
 
 
-def _correlate_tiles(thermal: np.ndarray, visible: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation of each thermal tile with the colour picture: (T, 2 reach + 1, 2 reach + 1), zero shift in the middle,
-    and the tiles' centres (T, 2) from the picture's, as (y, x)."""
+def _correlate_tiles(
+    thermal: np.ndarray, visible: np.ndarray, reach: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation of each thermal tile with the colour picture: (T, 2 reach + 1, 2 reach + 1), zero
+    shift in the middle, and the tiles' centres (T, 2) from the picture's, as (y, x)."""
     fft, _ = _scipy()
     edges = [np.linspace(0, side, _TILES + 1).astype(int) for side in thermal.shape]
     padded = np.pad(visible, reach)
@@ -301,19 +343,26 @@ def _correlate_tiles(thermal: np.ndarray, visible: np.ndarray, reach: int) -> tu
             size = [fft.next_fast_len(side) for side in around.shape]
             product = np.conj(fft.fft2(tile, size)) * fft.fft2(around, size)
             surfaces.append(fft.ifft2(product).real[: 2 * reach + 1, : 2 * reach + 1])
-            centres.append(((top + bottom) / 2 - thermal.shape[0] / 2, (left + right) / 2 - thermal.shape[1] / 2))
+            centres.append(
+                (
+                    (top + bottom) / 2 - thermal.shape[0] / 2,
+                    (left + right) / 2 - thermal.shape[1] / 2,
+                )
+            )
     return np.stack(surfaces), np.array(centres)
 
 
 def _at_scale(tiles: np.ndarray, centres: np.ndarray, scale: float) -> np.ndarray:
-    """The tiles' correlation with a colour picture that is ``1 + scale`` times as large: each farther out by its centre's
-    growth."""
+    """The tiles' correlation with a colour picture that is ``1 + scale`` times as large: each
+    farther out by its centre's growth."""
     size = tiles.shape[-1]
     growth = np.rint(scale * centres).astype(int)
     margin = int(np.abs(growth).max())
     padded = np.pad(tiles, ((0, 0), (margin, margin), (margin, margin)))
     corners = growth + margin
-    return np.stack([t[y : y + size, x : x + size] for t, (y, x) in zip(padded, corners, strict=True)])
+    return np.stack(
+        [t[y : y + size, x : x + size] for t, (y, x) in zip(padded, corners, strict=True)]
+    )
 
 
 def _smooth(surface: np.ndarray) -> np.ndarray:
@@ -322,7 +371,8 @@ def _smooth(surface: np.ndarray) -> np.ndarray:
 
 
 def _vertex(values: np.ndarray, at: int) -> float:
-    """Where the parabola through the values beside the largest one has its vertex, -0.5 to 0.5 from ``at``."""
+    """Where the parabola through the values beside the largest one has its vertex, -0.5 to 0.5 from
+    ``at``."""
     if not 0 < at < len(values) - 1:
         return 0.0
     before, here, after = (float(value) for value in values[at - 1 : at + 2])

@@ -1,7 +1,8 @@
 """The user's own pairs, in one of four layouts, as lists of RawPair: see docs/folder.md.
 
-What RAW is follows from what is in it. Where that is not plain, the error says what was found and how to make it plain;
-nothing is guessed, since a wrong guess (thermal taken for colour) shows only after training.
+What RAW is follows from what is in it. Where that is not plain, the error says what was found and
+how to make it plain; nothing is guessed, since a wrong guess (thermal taken for colour) shows only
+after training.
 """
 
 from __future__ import annotations
@@ -35,21 +36,28 @@ from cmmfnet.files.pictures import natural_key
 
 THERMAL = ("thermal", "ir", "lwir", "infrared", "tir")
 VISIBLE = ("visible", "vis", "rgb", "vi", "color", "colour")
-GREY, COLOURED = 4.0, 6.0  # mean difference of a picture's largest and smallest channel, in grey levels: below, from
+GREY, COLOURED = (
+    4.0,
+    6.0,
+)  # mean difference of a picture's largest and smallest channel, in grey levels: below, from
 _SAMPLED = 16
 
 
 def read_folder(raw: Path) -> list[RawPair]:
-    """The pairs in ``raw``: parallel folders, trainA/trainB, side-by-side pictures, or a list (or ``raw`` is the list).
+    """The pairs in ``raw``: parallel folders, trainA/trainB, side-by-side pictures, or a list (or
+    ``raw`` is the list).
 
-    Every picture's header is read: both of a pair must be whole files of one size. Splits that RAW names are kept; where it
-    names none, or only train, a tenth of the frames in whole blocks becomes "val" (:func:`hold_out`).
+    Every picture's header is read: both of a pair must be whole files of one size. Splits that RAW
+    names are kept; where it names none, or only train, a tenth of the frames in whole blocks
+    becomes "val" (:func:`hold_out`).
 
     Returns:
-        Pairs of the source "folder", in natural order; ``meta`` has the list's caption and lighting.
+        Pairs of the source "folder", in natural order; ``meta`` has the list's caption and
+        lighting.
 
     Raises:
-        PrepareError: none of the layouts or several of them; pictures without partner, of two sizes, damaged, twice.
+        PrepareError: none of the layouts or several of them; pictures without partner, of two
+            sizes, damaged, twice.
 
     Warns:
         UserWarning: frames left out between train and val; columns of a list that are not used.
@@ -60,7 +68,8 @@ def read_folder(raw: Path) -> list[RawPair]:
     else:
         if (raw / "index.jsonl").is_file():
             raise PrepareError(
-                f"{raw} is a data set in the project's layout already (it has index.jsonl); use it as it is"
+                f"{raw} is a data set in the project's layout already (it has index.jsonl); use "
+                "it as it is"
             )
         found = _recognise(raw)()
     if all(pair.split == "train" for pair in found):  # which says nothing
@@ -81,46 +90,62 @@ def _recognise(raw: Path) -> Callable[[], list[FoundPair]]:
     for path in sorted(raw.iterdir()):
         if path.suffix.lower() in LISTS and columns(path) >= {"source", "target"}:
             fits[f"the list {path.name}"] = lambda path=path: read_list(path)
-    for title, side_of in (("parallel folders", _named_side), ("trainA, trainB and their like", _lettered_side)):
+    for title, side_of in (
+        ("parallel folders", _named_side),
+        ("trainA, trainB and their like", _lettered_side),
+    ):
         sides = {side for p in pictures if (side := side_of(p.relative_to(raw).parts[:-1])[0])}
         if len(sides) == 2:
             fits[title] = lambda side_of=side_of: _read_parallel(raw, pictures, side_of)
     if len(fits) > 1:
         raise PrepareError(
-            f"{raw} can be read in {len(fits)} ways: {'; '.join(fits)}. Give the list itself or the folder of one of them as "
+            f"{raw} can be read in {len(fits)} ways: {'; '.join(fits)}. Give the list itself or "
+            "the folder of one of them as "
             "RAW, or take the other away"
         )
     if fits:
         return next(iter(fits.values()))
     if pictures:
         return lambda: _read_side_by_side(raw, pictures)
-    raise PrepareError(f"{raw} has no pairs: found {contents(raw)}, no picture ({', '.join(SUFFIXES)}); {EXPECTED}")
+    raise PrepareError(
+        f"{raw} has no pairs: found {contents(raw)}, no picture ({', '.join(SUFFIXES)}); {EXPECTED}"
+    )
 
 
 def _walk(raw: Path) -> Iterable[Path]:
-    """All files below, but for what is hidden (macOS leaves a ._NAME.png beside each NAME.png that it copies)."""
+    """All files below, but for what is hidden (macOS leaves a ._NAME.png beside each NAME.png that
+    it copies)."""
     for folder, below, files in os.walk(raw, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "__MACOSX")
         yield from (Path(folder, name) for name in files if not name.startswith("."))
 
 
-# ---- two folders ----------------------------------------------------------------------------------------------------
+# ---- two folders
+# --------------------------------------------------------------------------------------------------
 
 
 def _named_side(folders: Sequence[str]) -> tuple[str, list[str]]:
-    """("thermal", "visible" or "", the other folders). Words go before letters: thermal/A/ is sequence A."""
+    """("thermal", "visible" or "", the other folders). Words go before letters: thermal/A/ is
+    sequence A."""
     for thermal, visible in ((THERMAL, VISIBLE), (("A",), ("B",))):
         for i, folder in enumerate(folders):
             name = folder if thermal == ("A",) else folder.lower()
             if name in thermal or name in visible:
-                return "thermal" if name in thermal else "visible", [*folders[:i], *folders[i + 1 :]]
+                return "thermal" if name in thermal else "visible", [
+                    *folders[:i],
+                    *folders[i + 1 :],
+                ]
     return "", list(folders)
 
 
 def _lettered_side(folders: Sequence[str]) -> tuple[str, list[str]]:
     for i, folder in enumerate(folders):
         if (match := re.fullmatch(r"([a-z]+)_?([AB])", folder)) and match[1] in SPLITS:
-            return {"A": "thermal", "B": "visible"}[match[2]], [*folders[:i], match[1], *folders[i + 1 :]]
+            return {"A": "thermal", "B": "visible"}[match[2]], [
+                *folders[:i],
+                match[1],
+                *folders[i + 1 :],
+            ]
     return "", list(folders)
 
 
@@ -132,7 +157,10 @@ def _read_parallel(raw: Path, pictures: list[Path], side_of: Callable) -> list[F
         side, rest = side_of(folders)
         if not side:
             continue
-        lettered |= side_of is _lettered_side or not {f.lower() for f in folders} & {*THERMAL, *VISIBLE}
+        lettered |= side_of is _lettered_side or not {f.lower() for f in folders} & {
+            *THERMAL,
+            *VISIBLE,
+        }
         split, others = _split_of(rest)
         other = sides[side].setdefault((split, others, path.stem), path)
         if other is not path:
@@ -144,17 +172,24 @@ def _read_parallel(raw: Path, pictures: list[Path], side_of: Callable) -> list[F
     ]
     refuse(
         [str(path.relative_to(raw)) for path in sorted(alone, key=natural_key)],
-        f"of {len(thermal)} thermal and {len(visible)} colour pictures have no partner of the same name",
-        "give both the same name or take them away; where names differ by a rule, write a CSV list source,target; pictures "
+        f"of {len(thermal)} thermal and {len(visible)} colour pictures have no partner of the "
+        "same name",
+        "give both the same name or take them away; where names differ by a rule, write a CSV "
+        "list source,target; pictures "
         "that show different scenes (unpaired) are no pairs",
     )
     found = [FoundPair(thermal[key], visible[key], key[1], key[2], key[0]) for key in thermal]
     if lettered:
-        colours = [np.median([_colourfulness(p) for p in _sample(side.values())]) for side in (thermal, visible)]
+        colours = [
+            np.median([_colourfulness(p) for p in _sample(side.values())])
+            for side in (thermal, visible)
+        ]
         if colours[0] >= COLOURED and colours[1] < GREY:
             raise PrepareError(
-                f"{raw}: A and B look swapped: A is coloured (channels differ by {colours[0]:.0f} grey levels), B is grey "
-                f"({colours[1]:.0f}); expected thermal frames in A. Rename the folders to thermal and visible"
+                f"{raw}: A and B look swapped: A is coloured (channels differ by {colours[0]:.0f} "
+                "grey levels), B is grey "
+                f"({colours[1]:.0f}); expected thermal frames in A. Rename the folders to thermal "
+                "and visible"
             )
     return _without_common_folder(found)
 
@@ -163,19 +198,27 @@ def _split_of(folders: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
     """The split that a path names, and its other folders."""
     splits = [SPLITS[folder.lower()] for folder in folders if folder.lower() in SPLITS]
     if len(set(splits)) > 1:
-        raise PrepareError(f"{'/'.join(folders)} names two splits; expected one of train, val and test in a path")
-    return (splits or [None])[0], tuple(folder for folder in folders if folder.lower() not in SPLITS)
+        raise PrepareError(
+            f"{'/'.join(folders)} names two splits; expected one of train, val and test in a path"
+        )
+    return (splits or [None])[0], tuple(
+        folder for folder in folders if folder.lower() not in SPLITS
+    )
 
 
 def _without_common_folder(found: list[FoundPair]) -> list[FoundPair]:
     """A folder around everything, as archives have it, is no sequence."""
     around = 0
-    while len({pair.folders[around : around + 1] or None for pair in found}) == 1 and found[0].folders[around:]:
+    while (
+        len({pair.folders[around : around + 1] or None for pair in found}) == 1
+        and found[0].folders[around:]
+    ):
         around += 1
     return [replace(pair, folders=pair.folders[around:]) for pair in found]
 
 
-# ---- side by side ---------------------------------------------------------------------------------------------------
+# ---- side by side
+# --------------------------------------------------------------------------------------------------
 
 
 def _read_side_by_side(raw: Path, pictures: list[Path]) -> list[FoundPair]:
@@ -186,8 +229,10 @@ def _read_side_by_side(raw: Path, pictures: list[Path]) -> list[FoundPair]:
             odd.append(f"{path.relative_to(raw)} ({width} x {height})")
     if odd:
         raise PrepareError(
-            f"{raw} has pictures, but neither two folders nor a list, and {some(odd, len(pictures))} cannot be two pictures "
-            f"side by side (even width, at least as wide as high): found {contents(raw)}; {EXPECTED}"
+            f"{raw} has pictures, but neither two folders nor a list, and "
+            f"{some(odd, len(pictures))} cannot be two pictures "
+            f"side by side (even width, at least as wide as high): found {contents(raw)}; "
+            f"{EXPECTED}"
         )
     if match := re.search(r"(thermal-visible|visible-thermal)$", raw.resolve().name.lower()):
         thermal_first = match[1] == "thermal-visible"
@@ -198,38 +243,58 @@ def _read_side_by_side(raw: Path, pictures: list[Path]) -> list[FoundPair]:
         width, height = sizes[path]
         halves = ((0, 0, width // 2, height), (width // 2, 0, width, height))
         split, others = _split_of(path.relative_to(raw).parts[:-1])
-        found.append(FoundPair(path, path, others, path.stem, split, halves if thermal_first else halves[::-1]))
+        found.append(
+            FoundPair(
+                path, path, others, path.stem, split, halves if thermal_first else halves[::-1]
+            )
+        )
     return _without_common_folder(found)
 
 
 def _thermal_is_left(raw: Path, pictures: list[Path], sizes: dict[Path, tuple[int, int]]) -> bool:
     """Which half is grey while the other is coloured."""
     chosen = _sample(pictures)
-    left = float(np.median([_colourfulness(p, (0, 0, sizes[p][0] // 2, sizes[p][1])) for p in chosen]))
+    left = float(
+        np.median([_colourfulness(p, (0, 0, sizes[p][0] // 2, sizes[p][1])) for p in chosen])
+    )
     right = float(np.median([_colourfulness(p, (sizes[p][0] // 2, 0, *sizes[p])) for p in chosen]))
     if (left < GREY) == (right < GREY) or max(left, right) < COLOURED:
         raise PrepareError(
-            f"{raw}: pictures of even width, but which half is thermal cannot be told: the channels differ by {left:.0f} grey "
-            f"levels in the left halves and by {right:.0f} in the right ones (thermal: less than {GREY:.0f}, colour: "
-            f"{COLOURED:.0f} or more). Rename the folder so that its name ends in thermal-visible (thermal on the left) or "
+            f"{raw}: pictures of even width, but which half is thermal cannot be told: the "
+            f"channels differ by {left:.0f} grey "
+            f"levels in the left halves and by {right:.0f} in the right ones (thermal: less than "
+            f"{GREY:.0f}, colour: "
+            f"{COLOURED:.0f} or more). Rename the folder so that its name ends in thermal-visible "
+            "(thermal on the left) or "
             f"visible-thermal. If these are no pictures side by side: {EXPECTED}"
         )
     return left < right
 
 
 def _colourfulness(path: Path, box: Box | None = None) -> float:
-    """Mean over the picture of the largest less the smallest channel, 0 to 255; small, so that JPEG's noise is out."""
+    """Mean over the picture of the largest less the smallest channel, 0 to 255; small, so that
+    JPEG's noise is out."""
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
                 return 0.0
-            part = picture.convert("RGB").crop(box or (0, 0, *picture.size)).resize((64, 64), Image.Resampling.BOX)
+            part = (
+                picture.convert("RGB")
+                .crop(box or (0, 0, *picture.size))
+                .resize((64, 64), Image.Resampling.BOX)
+            )
     except (OSError, SyntaxError, ValueError) as error:
-        raise PrepareError(f"{path} cannot be decoded ({error}); copy it again or take it away") from error
+        raise PrepareError(
+            f"{path} cannot be decoded ({error}); copy it again or take it away"
+        ) from error
     pixels = np.asarray(part).astype(int)
     return float((pixels.max(2) - pixels.min(2)).mean())
 
 
 def _sample(paths: Iterable[Path]) -> list[Path]:
     paths = sorted(paths, key=natural_key)
-    return [paths[i * len(paths) // _SAMPLED] for i in range(_SAMPLED)] if len(paths) > _SAMPLED else paths
+    return (
+        [paths[i * len(paths) // _SAMPLED] for i in range(_SAMPLED)]
+        if len(paths) > _SAMPLED
+        else paths
+    )

@@ -1,4 +1,5 @@
-"""FoundPair: a pair as it lies in the user's own folders or list, and the checks that all of them must pass."""
+"""FoundPair: a pair as it lies in the user's own folders or list, and the checks that all of them
+must pass."""
 
 from __future__ import annotations
 
@@ -39,12 +40,20 @@ class FoundPair:
 
 
 def raw_pair(pair: FoundPair) -> RawPair:
-    """With its sequence: its folders, or the name before the digits at its end (drive1_ of drive1_0042)."""
+    """With its sequence: its folders, or the name before the digits at its end (drive1_ of
+    drive1_0042)."""
     run = re.sub(r"[\s_.-]*\d+$", "", pair.stem)
     sequence = safe(*pair.folders) if pair.folders else safe(run) if run != pair.stem else None
     boxes = pair.boxes or (None, None)
     return RawPair(
-        pair.name, pair.thermal, pair.visible, pair.split or "train", "folder", sequence or None, *boxes, meta=pair.meta
+        pair.name,
+        pair.thermal,
+        pair.visible,
+        pair.split or "train",
+        "folder",
+        sequence or None,
+        *boxes,
+        meta=pair.meta,
     )
 
 
@@ -70,7 +79,9 @@ def check_pictures(found: list[FoundPair]) -> None:
             broken.append(str(error))
             continue
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            broken.append(f"{pair.visible} ({pair.visible.stat().st_size:,} bytes) cannot be read: {error}")
+            broken.append(
+                f"{pair.visible} ({pair.visible.stat().st_size:,} bytes) cannot be read: {error}"
+            )
             continue
         if orientation != 1:
             turned.append(str(pair.visible))
@@ -79,10 +90,16 @@ def check_pictures(found: list[FoundPair]) -> None:
             unequal.append(f"{pair.thermal} is {sizes}")
         elif mode in ("F", "I") or mode.startswith("I;"):
             deep.append(f"{pair.visible} ({mode})")
-    refuse(broken, f"of {len(found)} pairs cannot be read", "copy them again or take them and their partners away")
-    refuse(turned, "colour pictures are to be turned by their EXIF orientation, which training does not do",
+    refuse(
+        broken,
+        f"of {len(found)} pairs cannot be read",
+        "copy them again or take them and their partners away",
+    )
+    refuse(turned, "colour pictures are to be turned by their EXIF orientation, which training "
+                   "does not do",
             "turn the pixels themselves, for example with mogrify -auto-orient")  # fmt: skip
-    refuse(unequal, f"of {len(found)} pairs are of two sizes", "pairs lie on each other pixel by pixel: register and "
+    refuse(unequal, f"of {len(found)} pairs are of two sizes", "pairs lie on each other pixel by "
+                                                               "pixel: register and "
             "resample both to one size")  # fmt: skip
     refuse(deep, "colour pictures have more than 8 bits", "save them as 8-bit RGB")
 
@@ -98,7 +115,10 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def refuse(bad: list[str], what: str, remedy: str) -> None:
     if bad:
-        raise PrepareError(f"{len(bad)} {what}: {'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}. To do: {remedy}")
+        raise PrepareError(
+            f"{len(bad)} {what}: {'; '.join(bad[:5])}{'; ...' if len(bad) > 5 else ''}. To do: "
+            f"{remedy}"
+        )
 
 
 def some(bad: list[str], of: int) -> str:

@@ -13,10 +13,11 @@ from cmmfnet.files.pictures import natural_key
 def hold_out(pairs: list[RawPair]) -> list[RawPair]:
     """The pairs with splits "train" and "val"; one single pair is for training.
 
-    Neighbouring frames of a video are near duplicates, so whole sequences are held out: from the last in natural order
-    backwards, as long as they make no more than 15 % of the frames, until they make 10 %. Where not one is small enough
-    (one long drive), the last tenth of the frames is held out, and before it a fiftieth, 30 frames at most, is left out, with
-    a warning. Held-out frames of a sequence that is cut so get the sequence NAME_val.
+    Neighbouring frames of a video are near duplicates, so whole sequences are held out: from the
+    last in natural order backwards, as long as they make no more than 15 % of the frames, until
+    they make 10 %. Where not one is small enough (one long drive), the last tenth of the frames is
+    held out, and before it a fiftieth, 30 frames at most, is left out, with a warning. Held-out
+    frames of a sequence that is cut so get the sequence NAME_val.
     """
     if len(pairs) < 2:
         return pairs
@@ -37,14 +38,20 @@ def hold_out(pairs: list[RawPair]) -> list[RawPair]:
     gap = min(30, len(pairs) // 50)
     if gap:
         warnings.warn(
-            f"the last {len(pairs) - start} of {len(pairs)} frames are for validation, and the {gap} before them are left out, "
-            "since they may look the same; name the splits in folders or in a list to choose them yourself",
+            f"the last {len(pairs) - start} of {len(pairs)} frames are for validation, and the "
+            f"{gap} before them are left out, "
+            "since they may look the same; name the splits in folders or in a list to choose them "
+            "yourself",
             stacklevel=3,
         )
     train = [replace(pair, split="train") for pair in pairs[: start - gap]]
     known = {pair.sequence for pair in train if pair.sequence}
     return train + [
-        replace(pair, split="val", sequence=f"{pair.sequence}_val" if pair.sequence in known else pair.sequence)
+        replace(
+            pair,
+            split="val",
+            sequence=f"{pair.sequence}_val" if pair.sequence in known else pair.sequence,
+        )
         for pair in pairs[start:]
     ]
 

@@ -1,6 +1,8 @@
-"""IRVI (Li et al., ACM MM 2021, with I2V-GAN): ``{single,triplet}/CLIP/{trainA,trainB,testA,testB}``, A thermal, B colour.
+"""IRVI (Li et al., ACM MM 2021, with I2V-GAN):
+``{single,triplet}/CLIP/{trainA,trainB,testA,testB}``, A thermal, B colour.
 
-CLIP is ``traffic`` or a part of Monitoring. Training pictures of ``triplet/`` are three consecutive frames side by side.
+CLIP is ``traffic`` or a part of Monitoring. Training pictures of ``triplet/`` are three consecutive
+frames side by side.
 """
 
 from __future__ import annotations
@@ -28,17 +30,24 @@ from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair
 from cmmfnet.files.pictures import natural_key
 
 PARTS = ("trainA", "trainB", "testA", "testB")
-COUNTS = {"traffic train": 17_000, "traffic test": 1_000, "monitoring train": 5_080, "monitoring test": 1_272}
+COUNTS = {
+    "traffic train": 17_000,
+    "traffic test": 1_000,
+    "monitoring train": 5_080,
+    "monitoring test": 1_272,
+}
 BLOCK = 200
 """Frames of one ``sequence``: where one clip ends and the next begins is not published."""
 
 
 def read_irvi(raw: Path, *, need: Need = "whole", jobs: int = 1) -> list[RawPair]:
-    """Single frames; triplets are cut into three, and a frame that comes in several triplets is taken once.
+    """Single frames; triplets are cut into three, and a frame that comes in several triplets is
+    taken once.
 
-    ``source`` is "traffic" or "monitoring": train on both, test on each. Where ``single/`` is there, ``triplet/`` is left
-    alone: the same frames. Repeats are found by content, of both pictures, within a clip. Copies in use have one traffic
-    frame fewer than published, and cutting into threes loses some, so 99 % of the counts pass.
+    ``source`` is "traffic" or "monitoring": train on both, test on each. Where ``single/`` is
+    there, ``triplet/`` is left alone: the same frames. Repeats are found by content, of both
+    pictures, within a clip. Copies in use have one traffic frame fewer than published, and cutting
+    into threes loses some, so 99 % of the counts pass.
     """
     pairs: list[RawPair] = []
     found = dict.fromkeys(COUNTS, 0)
@@ -50,7 +59,11 @@ def read_irvi(raw: Path, *, need: Need = "whole", jobs: int = 1) -> list[RawPair
             for i, (stem, thermal, visible, thermal_box, visible_box) in enumerate(frames):
                 sequence = f"{clip.name}/{split}/{i // BLOCK:03d}"
                 name = safe(clip.name, split, stem)
-                pairs.append(RawPair(name, thermal, visible, split, source, sequence, thermal_box, visible_box))
+                pairs.append(
+                    RawPair(
+                        name, thermal, visible, split, source, sequence, thermal_box, visible_box
+                    )
+                )
     check_counts("IRVI", raw, found, COUNTS, need, least=0.99)
     return pairs
 
@@ -64,7 +77,8 @@ def _clips(raw: Path) -> list[Path]:
             folders.clear()
     if not clips:
         raise PrepareError(
-            f"IRVI: expected folders with {', '.join(PARTS)} in {raw} (single/traffic, ...); found {contents(raw)}"
+            f"IRVI: expected folders with {', '.join(PARTS)} in {raw} (single/traffic, ...); "
+            f"found {contents(raw)}"
         )
     single = [clip for clip in clips if "single" in clip.relative_to(raw).parts]
     clips = single or clips
@@ -80,12 +94,15 @@ def _source(raw: Path, clip: Path) -> str:
     if re.search(r"roof|monitor|sub[-_]?\d", path):
         return "monitoring"
     raise PrepareError(
-        f"IRVI: cannot tell whether {clip} is Traffic or Monitoring; its path should say traffic, or monitoring, rooftop "
+        f"IRVI: cannot tell whether {clip} is Traffic or Monitoring; its path should say traffic, "
+        "or monitoring, rooftop "
         "or sub1 to sub5"
     )
 
 
-def _frames(clip: Path, split: str, need: Need, jobs: int) -> list[tuple[str, Path, Path, Box | None, Box | None]]:
+def _frames(
+    clip: Path, split: str, need: Need, jobs: int
+) -> list[tuple[str, Path, Path, Box | None, Box | None]]:
     """(stem, thermal, visible, box, box) of every frame once, in time order."""
     folders = clip / f"{split}A", clip / f"{split}B"
     if need != "whole" and not any(folder.is_dir() for folder in folders):
@@ -96,7 +113,8 @@ def _frames(clip: Path, split: str, need: Need, jobs: int) -> list[tuple[str, Pa
         counts = [width // height if width % height == 0 else 0 for width, height in sizes]
         if counts[0] != counts[1] or counts[0] not in (1, 3):
             raise PrepareError(
-                f"{thermal} is {sizes[0]}, {visible.parent.name}/{visible.name} is {sizes[1]} (width, height); expected a "
+                f"{thermal} is {sizes[0]}, {visible.parent.name}/{visible.name} is {sizes[1]} "
+                "(width, height); expected a "
                 "square frame, or three side by side, on both sides"
             )
         boxes = [_thirds(size) if counts[0] == 3 else [None] for size in sizes]
@@ -114,15 +132,23 @@ def _frames(clip: Path, split: str, need: Need, jobs: int) -> list[tuple[str, Pa
 
 
 def _match(thermal: Path, visible: Path, need: Need) -> list[tuple[str, Path, Path]]:
-    """Files of the two sides with equal names, or, where no name is equal, with equal numbers at the end of the name."""
+    """Files of the two sides with equal names, or, where no name is equal, with equal numbers at
+    the end of the name."""
     left, right = list_pictures(thermal), list_pictures(visible)
     if not left.keys() & right.keys():
-        numbered = [{int(m[-1]): s for s in side if (m := re.findall(r"\d+", s))} for side in (left, right)]
+        numbered = [
+            {int(m[-1]): s for s in side if (m := re.findall(r"\d+", s))} for side in (left, right)
+        ]
         if all(len(n) == len(side) for n, side in zip(numbered, (left, right), strict=True)):
             right = {numbered[0].get(i, s): right[s] for i, s in numbered[1].items()}
     if need != "listed" and (alone := unmatched(left, right, thermal, visible)):
-        complain(f"{thermal}: found {len(left)} thermal and {len(right)} colour pictures; {alone}", need)
-    return [(stem, left[stem], right[stem]) for stem in sorted(left.keys() & right.keys(), key=natural_key)]
+        complain(
+            f"{thermal}: found {len(left)} thermal and {len(right)} colour pictures; {alone}", need
+        )
+    return [
+        (stem, left[stem], right[stem])
+        for stem in sorted(left.keys() & right.keys(), key=natural_key)
+    ]
 
 
 def _thirds(size: tuple[int, int]) -> list[Box]:

@@ -1,4 +1,5 @@
-"""KAIST multispectral pedestrian set (Hwang et al., CVPR 2015): ``images/setXX/VXXX/{lwir,visible}/IXXXXX.jpg``."""
+"""KAIST multispectral pedestrian set (Hwang et al., CVPR 2015):
+``images/setXX/VXXX/{lwir,visible}/IXXXXX.jpg``."""
 
 from __future__ import annotations
 
@@ -17,18 +18,23 @@ COUNTS = {
 DAY = (0, 1, 2, 6, 7, 8)
 
 GEOMETRY = {"A": "kaist-a", "B": "kaist-b", "C": "kaist-a"}
-"""Protocol -> what ``cmmfnet evaluate --geometry`` does with the frames, which are stored as they are."""
+"""Protocol -> what ``cmmfnet evaluate --geometry`` does with the frames, which are stored as they
+are."""
 
 
-def read_kaist(raw: Path, *, protocol: str = "A", hold_out: bool = False, need: Need = "whole") -> list[RawPair]:
+def read_kaist(
+    raw: Path, *, protocol: str = "A", hold_out: bool = False, need: Need = "whole"
+) -> list[RawPair]:
     """All frames (protocols A and B) or every 20th (C), as train or test by the makers' sets.
 
-    Night sets come with lighting "night"; the paper's protocol is lighting "day". Their absence is only warned of.
-    C takes frames 19, 39, 59, ... of each video. ``hold_out`` gives the last video of each training set that has several
-    to the split "val". Names are setXX_VXXX_IXXXXX, sequences setXX/VXXX.
+    Night sets come with lighting "night"; the paper's protocol is lighting "day". Their absence is
+    only warned of. C takes frames 19, 39, 59, ... of each video. ``hold_out`` gives the last video
+    of each training set that has several to the split "val". Names are setXX_VXXX_IXXXXX, sequences
+    setXX/VXXX.
 
     Raises:
-        PrepareError: sets, videos or frames that are missing, on one side or on both, all in one message.
+        PrepareError: sets, videos or frames that are missing, on one side or on both, all in one
+            message.
     """
     root = _images(raw)
     pairs: list[RawPair] = []
@@ -56,7 +62,17 @@ def read_kaist(raw: Path, *, protocol: str = "A", hold_out: bool = False, need: 
                 lighting = "day" if number in DAY else "night"
                 sequence = f"{folder.name}/{video}"
                 name = f"{folder.name}_{video}_{stem}"
-                pairs.append(RawPair(name, thermal, visible, split, "kaist", sequence, meta={"lighting": lighting}))
+                pairs.append(
+                    RawPair(
+                        name,
+                        thermal,
+                        visible,
+                        split,
+                        "kaist",
+                        sequence,
+                        meta={"lighting": lighting},
+                    )
+                )
     if faults and need != "listed":
         shown = "".join(f"\n  {fault}" for fault in faults[:20])
         shown += f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
@@ -66,18 +82,28 @@ def read_kaist(raw: Path, *, protocol: str = "A", hold_out: bool = False, need: 
         warnings.warn(text + "taking what there is", stacklevel=2)
     if absent and need == "whole":
         warnings.warn(
-            f"{root} has no {', '.join(absent)} (night; protocols A, B and C need the day sets only)", stacklevel=2
+            f"{root} has no {', '.join(absent)} (night; protocols A, B and C need the day sets "
+            "only)",
+            stacklevel=2,
         )
     return pairs
 
 
 def _images(raw: Path) -> Path:
     """The folder with set00, set01, ..."""
-    for root in (raw, raw / "images", *sorted(raw.glob("*/images")), *sorted(p for p in raw.iterdir() if p.is_dir())):
-        if root.is_dir() and any(re.fullmatch(r"set\d\d", p.name) and p.is_dir() for p in root.iterdir()):
+    for root in (
+        raw,
+        raw / "images",
+        *sorted(raw.glob("*/images")),
+        *sorted(p for p in raw.iterdir() if p.is_dir()),
+    ):
+        if root.is_dir() and any(
+            re.fullmatch(r"set\d\d", p.name) and p.is_dir() for p in root.iterdir()
+        ):
             return root
     raise PrepareError(
-        f"KAIST: expected images/setXX/VXXX/lwir and visible in {raw}, with set00 to set11; found {contents(raw)}"
+        f"KAIST: expected images/setXX/VXXX/lwir and visible in {raw}, with set00 to set11; found "
+        f"{contents(raw)}"
     )
 
 
@@ -88,7 +114,8 @@ def _videos(folder: Path) -> list[Path]:
 
 
 def _video(video: Path, faults: list[str]) -> dict[str, tuple[Path, Path]]:
-    """Stem -> (thermal, visible) of the frames that are there on both sides; what is wrong is added to ``faults``."""
+    """Stem -> (thermal, visible) of the frames that are there on both sides; what is wrong is added
+    to ``faults``."""
     where = f"{video.parent.name}/{video.name}"
     try:
         left, right = list_pictures(video / "lwir"), list_pictures(video / "visible")
@@ -99,7 +126,9 @@ def _video(video: Path, faults: list[str]) -> dict[str, tuple[Path, Path]]:
         faults.append(f"{where}: {alone}")
     both = left.keys() & right.keys()
     if odd := {stem for stem in both if not re.fullmatch(r"I\d{5}", stem)}:
-        faults.append(f"{where}: {len(odd)} names are not like I00000.jpg (the first is {min(odd)})")
+        faults.append(
+            f"{where}: {len(odd)} names are not like I00000.jpg (the first is {min(odd)})"
+        )
     return {stem: (left[stem], right[stem]) for stem in sorted(both - odd)}
 
 

@@ -1,7 +1,8 @@
-"""How the smaller public sets lie on disk, as lists of RawPair: LLVIP, M3FD, MSRS, RoadScene; and what all readers share.
+"""How the smaller public sets lie on disk, as lists of RawPair: LLVIP, M3FD, MSRS, RoadScene; and
+what all readers share.
 
-The facts (folders, counts, splits) are those that the sets' makers state; docs/prepare.md says where each comes from and
-what is our own choice.
+The facts (folders, counts, splits) are those that the sets' makers state; docs/prepare.md says
+where each comes from and what is our own choice.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from cmmfnet.files.pictures import natural_key
 
 SPLITS = ("train", "val", "test")
 Need = Literal["whole", "partial", "listed"]
-"""What is expected of a copy: everything that its makers published; what there is, with a warning; or only the frames of
-a list, which are looked for one by one afterwards."""
+"""What is expected of a copy: everything that its makers published; what there is, with a warning;
+or only the frames of a list, which are looked for one by one afterwards."""
 
 PUBLISHED = {
     "llvip": {"train": 12_025, "test": 3_463},
@@ -36,7 +37,8 @@ WAY_OUT = "Complete the copy; or take what there is with --partial; or name the 
 
 
 def read_llvip(raw: Path, *, need: Need = "whole") -> list[RawPair]:
-    """LLVIP (Jia et al., ICCVW 2021): ``{infrared,visible}/{train,test}/NNNNNN.jpg``, 12,025 and 3,463 pairs, all by night.
+    """LLVIP (Jia et al., ICCVW 2021): ``{infrared,visible}/{train,test}/NNNNNN.jpg``, 12,025 and
+    3,463 pairs, all by night.
 
     The first two digits of a name are taken for the camera position (``sequence``).
     """
@@ -47,14 +49,23 @@ def read_llvip(raw: Path, *, need: Need = "whole") -> list[RawPair]:
         found[split] = len(matched)
         for stem, thermal, visible in matched:
             pairs.append(
-                RawPair(safe(stem), thermal, visible, split, "llvip", f"llvip/{stem[:2]}", meta={"lighting": "night"})
+                RawPair(
+                    safe(stem),
+                    thermal,
+                    visible,
+                    split,
+                    "llvip",
+                    f"llvip/{stem[:2]}",
+                    meta={"lighting": "night"},
+                )
             )
     check_counts("LLVIP", root, found, PUBLISHED["llvip"], need)
     return pairs
 
 
 def read_msrs(raw: Path, *, need: Need = "whole") -> list[RawPair]:
-    """MSRS (Tang et al., Information Fusion 2022): ``{train,test}/{ir,vi}``, 1,083 and 361 pairs; names end in D or N."""
+    """MSRS (Tang et al., Information Fusion 2022): ``{train,test}/{ir,vi}``, 1,083 and 361 pairs;
+    names end in D or N."""
     root = find_root(raw, "MSRS", need, "train", "test")
     pairs, found = [], {}
     for split in ("train", "test"):
@@ -63,27 +74,43 @@ def read_msrs(raw: Path, *, need: Need = "whole") -> list[RawPair]:
         for stem, thermal, visible in matched:
             lighting = {"D": "day", "N": "night"}.get(stem[-1].upper())
             if lighting is None:
-                raise PrepareError(f"{thermal}: expected a name that ends in D (day) or N (night), like 00537D.png")
-            pairs.append(RawPair(safe(stem), thermal, visible, split, "msrs", meta={"lighting": lighting}))
+                raise PrepareError(
+                    f"{thermal}: expected a name that ends in D (day) or N (night), like 00537D.png"
+                )
+            pairs.append(
+                RawPair(safe(stem), thermal, visible, split, "msrs", meta={"lighting": lighting})
+            )
     check_counts("MSRS", root, found, PUBLISHED["msrs"], need)
     return pairs
 
 
 def read_m3fd(raw: Path, *, need: Need = "whole") -> list[RawPair]:
-    """M3FD (Liu et al., CVPR 2022): ``Ir/`` and ``Vis/``, or as its code wants it ``ir/``, ``vi/``, ``meta/{train,val}.txt``.
+    """M3FD (Liu et al., CVPR 2022): ``Ir/`` and ``Vis/``, or as its code wants it ``ir/``, ``vi/``,
+    ``meta/{train,val}.txt``.
 
-    The lists are followed where there are any (``pred.txt`` is the split "test"). Without them the 4,200 detection pairs
-    are cut into blocks (:func:`fifth_blocks`), and the 300 fusion pairs are all for testing.
+    The lists are followed where there are any (``pred.txt`` is the split "test"). Without them the
+    4,200 detection pairs are cut into blocks (:func:`fifth_blocks`), and the 300 fusion pairs are
+    all for testing.
     """
     roots = [r for r in _here_and_below(raw) if subfolder(r, "ir") and subfolder(r, "vis", "vi")]
     if len(roots) != 1:
         found = ", ".join(map(str, roots)) or contents(raw)
-        raise PrepareError(f"M3FD: expected one folder with Ir/ and Vis/ (or ir/ and vi/) in {raw}; found {found}")
+        raise PrepareError(
+            f"M3FD: expected one folder with Ir/ and Vis/ (or ir/ and vi/) in {raw}; found {found}"
+        )
     root = roots[0]
     matched = match(subfolder(root, "ir"), subfolder(root, "vis", "vi"), need)
     meta = subfolder(root, "meta")
-    lists = {s: meta / f"{s}.txt" for s in ("train", "val", "pred") if meta and (meta / f"{s}.txt").is_file()}
-    fusion = not lists and not subfolder(root, "annotation") and len(matched) <= PUBLISHED["m3fd-fusion"]["pairs"]
+    lists = {
+        s: meta / f"{s}.txt"
+        for s in ("train", "val", "pred")
+        if meta and (meta / f"{s}.txt").is_file()
+    }
+    fusion = (
+        not lists
+        and not subfolder(root, "annotation")
+        and len(matched) <= PUBLISHED["m3fd-fusion"]["pairs"]
+    )
     source = "m3fd-fusion" if fusion else "m3fd"
     check_counts("M3FD", root, {"pairs": len(matched)}, PUBLISHED[source], need)
     if lists:
@@ -100,26 +127,34 @@ def read_m3fd(raw: Path, *, need: Need = "whole") -> list[RawPair]:
 
 
 def read_roadscene(raw: Path, *, need: Need = "whole") -> list[RawPair]:
-    """RoadScene (Xu et al., AAAI 2020): ``cropinfrared/`` with ``crop_LR_visible/``, 221 registered pairs of many sizes.
+    """RoadScene (Xu et al., AAAI 2020): ``cropinfrared/`` with ``crop_LR_visible/``, 221 registered
+    pairs of many sizes.
 
-    Where there is only ``crop_HR_visible/``, colour is resampled to the thermal frame's size, with ``aligned: false``.
-    The set has no official split: blocks of 20 (:func:`fifth_blocks`).
+    Where there is only ``crop_HR_visible/``, colour is resampled to the thermal frame's size, with
+    ``aligned: false``. The set has no official split: blocks of 20 (:func:`fifth_blocks`).
     """
     roots = [r for r in _here_and_below(raw) if subfolder(r, "crop_lr_visible", "crop_hr_visible")]
     if len(roots) != 1 or not subfolder(roots[0], "cropinfrared", "infrared"):
         raise PrepareError(
-            f"RoadScene: expected cropinfrared/ and crop_LR_visible/ (or crop_HR_visible/) in {raw}; found {contents(raw)}"
+            "RoadScene: expected cropinfrared/ and crop_LR_visible/ (or crop_HR_visible/) in "
+            f"{raw}; found {contents(raw)}"
         )
     low = subfolder(roots[0], "crop_lr_visible") if subfolder(roots[0], "cropinfrared") else None
     colour = low or subfolder(roots[0], "crop_hr_visible")
     if colour is None:
         raise PrepareError(
-            f"RoadScene: {roots[0]} has crop_LR_visible/ without cropinfrared/, and only these two belong together"
+            f"RoadScene: {roots[0]} has crop_LR_visible/ without cropinfrared/, and only these "
+            "two belong together"
         )
-    matched = match(subfolder(roots[0], "cropinfrared") or subfolder(roots[0], "infrared"), colour, need)
+    matched = match(
+        subfolder(roots[0], "cropinfrared") or subfolder(roots[0], "infrared"), colour, need
+    )
     check_counts("RoadScene", roots[0], {"pairs": len(matched)}, PUBLISHED["roadscene"], need)
     if not low:
-        warnings.warn(f"{colour} is not known to be aligned with the thermal frames; crop_LR_visible/ is", stacklevel=2)
+        warnings.warn(
+            f"{colour} is not known to be aligned with the thermal frames; crop_LR_visible/ is",
+            stacklevel=2,
+        )
     splits = fifth_blocks([stem for stem, *_ in matched], 20)
     return [
         RawPair(
@@ -138,14 +173,17 @@ def read_roadscene(raw: Path, *, need: Need = "whole") -> list[RawPair]:
 def choose_frames(pairs: list[RawPair], path: Path) -> list[RawPair]:
     """The pairs that a list names, in its splits where it has any.
 
-    A line is NAME or SPLIT NAME, so any frames.txt is such a list; NAME may be a path (setXX/VXXX/IXXXXX.jpg). Empty lines
-    and lines that start with # are skipped.
+    A line is NAME or SPLIT NAME, so any frames.txt is such a list; NAME may be a path
+    (setXX/VXXX/IXXXXX.jpg). Empty lines and lines that start with # are skipped.
 
     Raises:
-        PrepareError: no such file, a line that cannot be read, a name twice, or names that are not in the data set.
+        PrepareError: no such file, a line that cannot be read, a name twice, or names that are not
+            in the data set.
     """
     if not path.is_file():
-        raise PrepareError(f"--frames {path} does not exist; expected a text file with one frame a line")
+        raise PrepareError(
+            f"--frames {path} does not exist; expected a text file with one frame a line"
+        )
     known = {pair.name: pair for pair in pairs}
     chosen: dict[str, RawPair] = {}
     absent: list[str] = []
@@ -154,8 +192,13 @@ def choose_frames(pairs: list[RawPair], path: Path) -> list[RawPair]:
         if not words or words[0].startswith("#"):
             continue
         if len(words) > 2 or (len(words) == 2 and words[0] not in SPLITS):
-            raise PrepareError(f"{path}, line {number}: found {line!r}; expected NAME, or train, val or test and NAME")
-        name = words[-1].removesuffix(Path(words[-1]).suffix if Path(words[-1]).suffix.lower() in SUFFIXES else "")
+            raise PrepareError(
+                f"{path}, line {number}: found {line!r}; expected NAME, or train, val or test and "
+                "NAME"
+            )
+        name = words[-1].removesuffix(
+            Path(words[-1]).suffix if Path(words[-1]).suffix.lower() in SUFFIXES else ""
+        )
         name = name.strip("/").replace("/", "_")
         if name in chosen:
             raise PrepareError(f"{path}, line {number}: {name} is there twice")
@@ -165,7 +208,8 @@ def choose_frames(pairs: list[RawPair], path: Path) -> list[RawPair]:
             absent.append(words[-1])
     if absent:
         raise PrepareError(
-            f"{path}: {len(absent)} of {len(absent) + len(chosen)} frames are not in this copy of {len(known)} (the first "
+            f"{path}: {len(absent)} of {len(absent) + len(chosen)} frames are not in this copy of "
+            f"{len(known)} (the first "
             f"is {absent[0]}); its names are like {next(iter(known), 'none, it is empty')}"
         )
     if not chosen:
@@ -174,19 +218,23 @@ def choose_frames(pairs: list[RawPair], path: Path) -> list[RawPair]:
 
 
 def fifth_blocks(names: list[str], size: int) -> dict[str, str]:
-    """Name -> "train" or "test", for a set without a split: every fifth block of ``size`` consecutive names is for testing.
+    """Name -> "train" or "test", for a set without a split: every fifth block of ``size``
+    consecutive names is for testing.
 
-    Blocks, because neighbours may be frames of one drive, and a test frame's neighbour in training would give it away;
-    spread over the set, because its parts differ in place and hour.
+    Blocks, because neighbours may be frames of one drive, and a test frame's neighbour in training
+    would give it away; spread over the set, because its parts differ in place and hour.
     """
-    return {n: "test" if i // size % 5 == 4 else "train" for i, n in enumerate(sorted(names, key=natural_key))}
+    return {
+        n: "test" if i // size % 5 == 4 else "train"
+        for i, n in enumerate(sorted(names, key=natural_key))
+    }
 
 
 def match(thermal: Path, visible: Path, need: Need) -> list[tuple[str, Path, Path]]:
     """(stem, thermal file, colour file) of two parallel folders, in natural order.
 
-    Raises :class:`PrepareError` where a folder is missing or empty, or, unless ``need`` is less, a picture has no partner.
-    Of an incomplete copy both folders may be missing.
+    Raises :class:`PrepareError` where a folder is missing or empty, or, unless ``need`` is less, a
+    picture has no partner. Of an incomplete copy both folders may be missing.
     """
     if need != "whole" and not thermal.is_dir() and not visible.is_dir():
         return []
@@ -194,27 +242,36 @@ def match(thermal: Path, visible: Path, need: Need) -> list[tuple[str, Path, Pat
     if need != "listed" and (alone := unmatched(left, right, thermal, visible)):
         found = f"found {len(left)} thermal and {len(right)} colour pictures; {alone}"
         complain(f"{thermal}: {found}", need)
-    return [(stem, left[stem], right[stem]) for stem in sorted(left.keys() & right.keys(), key=natural_key)]
+    return [
+        (stem, left[stem], right[stem])
+        for stem in sorted(left.keys() & right.keys(), key=natural_key)
+    ]
 
 
 def unmatched(left: dict[str, Path], right: dict[str, Path], thermal: Path, visible: Path) -> str:
     """What is on one side only, in words; empty if nothing is."""
     parts = []
-    for folder, alone in ((visible, left.keys() - right.keys()), (thermal, right.keys() - left.keys())):
+    for folder, alone in (
+        (visible, left.keys() - right.keys()),
+        (thermal, right.keys() - left.keys()),
+    ):
         if alone:
             parts.append(
-                f"{len(alone)} missing in {folder.parent.name}/{folder.name}/ (the first is {min(alone, key=natural_key)})"
+                f"{len(alone)} missing in {folder.parent.name}/{folder.name}/ (the first is "
+                f"{min(alone, key=natural_key)})"
             )
     return ", ".join(parts)
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:
-    """Stem -> file of the pictures right in ``folder``. Raises :class:`PrepareError`: no folder, nothing there, a stem twice."""
+    """Stem -> file of the pictures right in ``folder``. Raises :class:`PrepareError`: no folder,
+    nothing there, a stem twice."""
     try:
         entries = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.is_file()]
     except (FileNotFoundError, NotADirectoryError):
         raise PrepareError(
-            f"{folder} does not exist; {folder.parent} has {contents(folder.parent)}. Is RAW the right folder, and is it "
+            f"{folder} does not exist; {folder.parent} has {contents(folder.parent)}. Is RAW the "
+            "right folder, and is it "
             "unpacked?"
         ) from None
     pictures: dict[str, Path] = {}
@@ -223,16 +280,24 @@ def list_pictures(folder: Path) -> dict[str, Path]:
         if suffix.lower() in SUFFIXES:
             if stem in pictures:
                 raise PrepareError(
-                    f"{folder} has two pictures {stem}: {pictures[stem].name} and {entry.name}; keep one"
+                    f"{folder} has two pictures {stem}: {pictures[stem].name} and {entry.name}; "
+                    "keep one"
                 )
             pictures[stem] = folder / entry.name
     if not pictures:
-        raise PrepareError(f"{folder} has no pictures ({', '.join(SUFFIXES)}); it has {contents(folder)}")
+        raise PrepareError(
+            f"{folder} has no pictures ({', '.join(SUFFIXES)}); it has {contents(folder)}"
+        )
     return pictures
 
 
 def check_counts(
-    title: str, root: Path, found: dict[str, int], expected: dict[str, int], need: Need, least: float = 1.0
+    title: str,
+    root: Path,
+    found: dict[str, int],
+    expected: dict[str, int],
+    need: Need,
+    least: float = 1.0,
 ) -> None:
     """Compare with what the makers published; ``least`` is the part of it that counts as whole."""
     if need == "listed" or all(least * n <= found.get(key, 0) <= n for key, n in expected.items()):
@@ -240,7 +305,9 @@ def check_counts(
     short = {key: n - found.get(key, 0) for key, n in expected.items()}
     missing = [f"{n:,} {key}" for key, n in short.items() if n > 0]
     beyond = [f"{-n:,} {key}" for key, n in short.items() if n < 0]
-    text = f"{root} is not {title} as published: found {_counts(found)}; expected {_counts(expected)}"
+    text = (
+        f"{root} is not {title} as published: found {_counts(found)}; expected {_counts(expected)}"
+    )
     text += f"; missing {', '.join(missing)}" if missing else ""
     complain(text + (f"; too many: {', '.join(beyond)}" if beyond else ""), need)
 
@@ -253,9 +320,12 @@ def complain(text: str, need: Need) -> None:
 
 
 def find_root(raw: Path, title: str, need: Need, *names: str) -> Path:
-    """``raw``, or the one folder in it, that has all the sub-folders ``names``, or any of them in an incomplete copy."""
+    """``raw``, or the one folder in it, that has all the sub-folders ``names``, or any of them in
+    an incomplete copy."""
     enough = all if need == "whole" else any
-    roots = [root for root in _here_and_below(raw) if enough((root / name).is_dir() for name in names)]
+    roots = [
+        root for root in _here_and_below(raw) if enough((root / name).is_dir() for name in names)
+    ]
     if len(roots) != 1:
         wanted = " and ".join(f"{name}/" for name in names)
         found = ", ".join(map(str, roots)) or contents(raw)
@@ -264,7 +334,8 @@ def find_root(raw: Path, title: str, need: Need, *names: str) -> Path:
 
 
 def subfolder(root: Path, *names: str) -> Path | None:
-    """The first of the sub-folders ``names`` (in lower case) that ``root`` has, however it is spelt."""
+    """The first of the sub-folders ``names`` (in lower case) that ``root`` has, however it is
+    spelt."""
     there = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
     return next((there[name] for name in names if name in there), None)
 
@@ -273,8 +344,13 @@ def contents(folder: Path) -> str:
     """What a folder has, in a few words."""
     if not folder.is_dir():
         return "nothing (no such folder)"
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir() if not p.name.startswith("."))
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "nothing"
+    names = sorted(
+        p.name + ("/" if p.is_dir() else "") for p in folder.iterdir() if not p.name.startswith(".")
+    )
+    return (
+        ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        or "nothing"
+    )
 
 
 def safe(*parts: str) -> str:
@@ -293,7 +369,9 @@ def picture_size(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise PrepareError(f"{path} does not exist") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, tifffile.TiffFileError) as error:
-        raise PrepareError(f"{path} ({path.stat().st_size:,} bytes) is no picture that can be read: {error}") from error
+        raise PrepareError(
+            f"{path} ({path.stat().st_size:,} bytes) is no picture that can be read: {error}"
+        ) from error
 
 
 def _here_and_below(raw: Path) -> list[Path]:
@@ -304,9 +382,17 @@ def _listed_splits(lists: dict[str, Path], known: set[str], need: Need) -> dict[
     """Stem -> split by M3FD's lists."""
     splits: dict[str, str] = {}
     for name, path in lists.items():
-        stems = [Path(line.strip()).stem for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        stems = [
+            Path(line.strip()).stem
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         if need != "listed" and (absent := [stem for stem in stems if stem not in known]):
-            complain(f"{path}: {len(absent)} of {len(stems)} names have no pair (the first is {absent[0]})", need)
+            complain(
+                f"{path}: {len(absent)} of {len(stems)} names have no pair (the first is "
+                f"{absent[0]})",
+                need,
+            )
         for stem in stems:
             splits.setdefault(
                 stem, "test" if name == "pred" else name

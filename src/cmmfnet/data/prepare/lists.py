@@ -1,4 +1,5 @@
-"""Lists of pairs, CSV or JSON lines, with the columns source, target, prompt, split, sequence and lighting."""
+"""Lists of pairs, CSV or JSON lines, with the columns source, target, prompt, split, sequence and
+lighting."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from cmmfnet.text.vocabulary import LIGHTINGS
 
 LISTS = (".csv", ".jsonl", ".json")  # .json: ControlNet's prompt.json has an object a line, too
 SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test",
     "testing": "test",
 }  # fmt: skip
 COLUMNS = ("source", "target", "prompt", "split", "sequence", "lighting")
@@ -32,11 +34,14 @@ def _rows(path: Path) -> Iterable[tuple[int, dict]]:
         raise PrepareError(f"{path} is not UTF-8 ({error}); save it as CSV UTF-8") from error
     if path.suffix.lower() == ".csv":
         head = text.partition("\n")[0]
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+        reader = csv.DictReader(
+            io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count)
+        )
         for row in reader:
             if None in row:
                 raise PrepareError(
-                    f'{path}, line {reader.line_num}: more cells than in the first line; write "..." around a prompt with commas'
+                    f"{path}, line {reader.line_num}: more cells than in the first line; write "
+                    '"..." around a prompt with commas'
                 )
             yield reader.line_num, {str(key).strip().lower(): value for key, value in row.items()}
         return
@@ -48,7 +53,8 @@ def _rows(path: Path) -> Iterable[tuple[int, dict]]:
                 raise PrepareError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise PrepareError(
-                    f"{path}, line {number}: found {line[:60]}; expected an object with source and target"
+                    f"{path}, line {number}: found {line[:60]}; expected an object with source "
+                    "and target"
                 )
             yield number, row
 
@@ -57,7 +63,9 @@ def columns(path: Path) -> set[str]:
     """Of the first row; none where the file is no list."""
     try:
         return set(next(iter(_rows(path)), (0, {}))[1])
-    except PrepareError:  # some other file beside the pictures; as RAW itself, it is read again and complained of
+    except (
+        PrepareError
+    ):  # some other file beside the pictures; as RAW itself, it is read again and complained of
         return set()
 
 
@@ -71,14 +79,21 @@ def read_list(path: Path) -> list[FoundPair]:
         values = {key: str(row.get(key) or "").strip() for key in COLUMNS}
         if not values["source"] or not values["target"]:
             raise PrepareError(
-                f"{path}, line {number}: no {'source' if not values['source'] else 'target'}; found {', '.join(row)}. Expected "
-                "the columns source (thermal file), target (colour file) and, where wanted, prompt, split, sequence, lighting"
+                f"{path}, line {number}: no {'source' if not values['source'] else 'target'}; "
+                f"found {', '.join(row)}. Expected "
+                "the columns source (thermal file), target (colour file) and, where wanted, "
+                "prompt, split, sequence, lighting"
             )
         split, lighting = SPLITS.get(values["split"].lower()), values["lighting"].lower()
         if values["split"] and split is None:
-            raise PrepareError(f"{path}, line {number}: split {values['split']!r}; expected train, val or test")
+            raise PrepareError(
+                f"{path}, line {number}: split {values['split']!r}; expected train, val or test"
+            )
         if lighting and lighting not in LIGHTINGS:
-            raise PrepareError(f"{path}, line {number}: lighting {lighting!r}; expected one of {', '.join(LIGHTINGS)}")
+            raise PrepareError(
+                f"{path}, line {number}: lighting {lighting!r}; expected one of "
+                f"{', '.join(LIGHTINGS)}"
+            )
         files = [path.parent / values[key] for key in ("source", "target")]
         missing += [f"{file} (line {number})" for file in files if not file.is_file()]
         if (first := used.setdefault(files[0], number)) != number:
@@ -89,25 +104,36 @@ def read_list(path: Path) -> list[FoundPair]:
         found.append(FoundPair(*files, folders, files[0].stem, split, None, meta))
     if not found:
         raise PrepareError(f"{path} has no pairs; {EXPECTED}")
-    refuse(missing, f"of {2 * len(found)} files that {path} names do not exist", f"paths count from {path.parent}")
+    refuse(
+        missing,
+        f"of {2 * len(found)} files that {path} names do not exist",
+        f"paths count from {path.parent}",
+    )
     refuse(twice, f"frames are in {path} twice", "keep one line of each")
     if unused:
         guesses = [f"{key!r} (did you mean {near[0]}?)" if (near := difflib.get_close_matches(key, COLUMNS, 1)) else repr(key)
                    for key in unused]  # fmt: skip
-        warnings.warn(f"{path}: not used: {', '.join(guesses)}; used are {', '.join(COLUMNS)}", stacklevel=3)
+        warnings.warn(
+            f"{path}: not used: {', '.join(guesses)}; used are {', '.join(COLUMNS)}", stacklevel=3
+        )
     if len({pair.split is None for pair in found}) == 2:
         raise PrepareError(
-            f"{path}: {sum(pair.split is None for pair in found)} of {len(found)} lines have no split; name it in all or none"
+            f"{path}: {sum(pair.split is None for pair in found)} of {len(found)} lines have no "
+            "split; name it in all or none"
         )
     return _told_apart(found)
 
 
 def _told_apart(found: list[FoundPair]) -> list[FoundPair]:
-    """Where files of a list have one name in several folders, the folders become part of their names."""
+    """Where files of a list have one name in several folders, the folders become part of their
+    names."""
     if len({pair.name.lower() for pair in found}) == len(found):
         return found
     common = Path(os.path.commonpath([pair.thermal.parent.resolve() for pair in found]))
     return [
-        replace(pair, stem="_".join([*pair.thermal.parent.resolve().relative_to(common).parts, pair.stem]))
+        replace(
+            pair,
+            stem="_".join([*pair.thermal.parent.resolve().relative_to(common).parts, pair.stem]),
+        )
         for pair in found
     ]

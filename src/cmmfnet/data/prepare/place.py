@@ -1,4 +1,5 @@
-"""One raw pair into thermal/ and visible/ of the one layout: a link, a copy, or a cut or resampled PNG."""
+"""One raw pair into thermal/ and visible/ of the one layout: a link, a copy, or a cut or resampled
+PNG."""
 
 from __future__ import annotations
 
@@ -22,10 +23,16 @@ def place_pair(pair: RawPair, out: Path, copy: bool) -> tuple[list[str], str]:
             _placed_size(pair.visible, pair.visible_box, pair.visible_size),
         ]
         if sizes[0] != sizes[1]:
-            return [], f"{pair.name}: {pair.thermal} is {sizes[0]}, {pair.visible} is {sizes[1]} (width, height)"
+            return (
+                [],
+                f"{pair.name}: {pair.thermal} is {sizes[0]}, {pair.visible} is {sizes[1]} (width, "
+                "height)",
+            )
         return [
             _place(pair.thermal, out / "thermal", pair.name, pair.thermal_box, None, copy),
-            _place(pair.visible, out / "visible", pair.name, pair.visible_box, pair.visible_size, copy),
+            _place(
+                pair.visible, out / "visible", pair.name, pair.visible_box, pair.visible_size, copy
+            ),
         ], ""
     except PrepareError as error:
         return [], f"{pair.name}: {error}"
@@ -61,7 +68,9 @@ def _place(
             try:
                 link(path, target)
                 return how
-            except OSError:  # not on this file system, or not across two of them: the next way, and copying tells why
+            # not on this file system, or not across two of them: the next way, and copying tells
+            # why
+            except OSError:
                 continue
     with Path(path).open("rb") as original, atomic_write(target, durable=False) as file:
         shutil.copyfileobj(original, file)
@@ -78,7 +87,8 @@ def _cut(source: Path, target: Path, box: Box | None, size: tuple[int, int] | No
             picture = picture.convert("RGB")
         if picture.mode not in ("1", "L", "LA", "P", "I;16", "RGB", "RGBA"):
             raise PrepareError(
-                f"{source}: a part of a {picture.mode} picture cannot be stored as PNG; cut it beforehand"
+                f"{source}: a part of a {picture.mode} picture cannot be stored as PNG; cut it "
+                "beforehand"
             )
         if size is None:
             part = picture.crop(box)

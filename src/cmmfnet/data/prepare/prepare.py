@@ -1,4 +1,5 @@
-"""``cmmfnet prepare``: raw data sets brought into the one layout of data/pairs.py, with a frame list and its checksum."""
+"""``cmmfnet prepare``: raw data sets brought into the one layout of data/pairs.py, with a frame
+list and its checksum."""
 
 from __future__ import annotations
 
@@ -41,18 +42,20 @@ def prepare(
     check_alignment: bool = False,
     shards: int | None = None,
 ) -> dict[str, Any]:
-    """Bring a raw data set into the one layout: links to its pictures, an index, a frame list with a checksum.
+    """Bring a raw data set into the one layout: links to its pictures, an index, a frame list with
+    a checksum.
 
-    Stopped half-way, the same command goes on. docs/prepare.md has the layouts that are expected of each set.
+    Stopped half-way, the same command goes on. docs/prepare.md has the layouts that are expected of
+    each set.
 
     Args:
         name: which data set; folder: your own pictures
         raw: the data set as it was unpacked
         out: a new folder for thermal/, visible/, index.jsonl, frames.txt and data_set.json
-        protocol: kaist: A (resize to 320x256, centre crop 256x256; the default), B (a 256x256 crop of the frame, by its
-            name) or C (every 20th frame of A)
-        frames: file that lists the frames to take, one a line: setXX/VXXX/IXXXXX for kaist, names of frames.txt for all,
-            with or without train, val or test before it
+        protocol: kaist: A (resize to 320x256, centre crop 256x256; the default), B (a 256x256 crop
+            of the frame, by its name) or C (every 20th frame of A)
+        frames: file that lists the frames to take, one a line: setXX/VXXX/IXXXXX for kaist, names
+            of frames.txt for all, with or without train, val or test before it
         partial: take an incomplete copy as it is
         hold_out: kaist: the last video of each training set is for validation, not for training
         jobs: files at a time; one for each CPU where not given
@@ -73,7 +76,11 @@ def prepare(
         from cmmfnet.data.prepare.kaist import GEOMETRY
 
         about |= {"protocol": protocol, "geometry": GEOMETRY[protocol]}
-    about |= {"frames": str(frames) if frames is not None else None, "partial": partial, "hold_out": hold_out}
+    about |= {
+        "frames": str(frames) if frames is not None else None,
+        "partial": partial,
+        "hold_out": hold_out,
+    }
 
     info = _finished(pairs, out, copy) if check_alignment or shards else None
     if info is None:
@@ -94,12 +101,18 @@ def prepare(
 
 
 def write_data_set(
-    pairs: list[RawPair], out: Path, *, jobs: int | None = None, copy: bool = False, about: dict[str, Any] | None = None
+    pairs: list[RawPair],
+    out: Path,
+    *,
+    jobs: int | None = None,
+    copy: bool = False,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write thermal/, visible/, frames.txt, data_set.json and, last, index.jsonl.
 
-    Whole pictures become symbolic links, where the file system has none hard links, else copies. Cut or resampled ones
-    become PNG, of JPEG too, since a second JPEG would add its own losses to training targets and scores.
+    Whole pictures become symbolic links, where the file system has none hard links, else copies.
+    Cut or resampled ones become PNG, of JPEG too, since a second JPEG would add its own losses to
+    training targets and scores.
 
     Args:
         pairs: in any order; the result is the same.
@@ -109,9 +122,10 @@ def write_data_set(
         about: further keys of data_set.json.
 
     Returns:
-        What data_set.json holds: ``about``; ``counts`` (split -> frames, sha256 of their list, all and by lighting, frames
-        of each source, lighting and sequence); ``sha256`` of frames.txt; ``plan``, sha256 of files, boxes and index
-        entries; ``files``, how many were linked, copied, written; ``versions``.
+        What data_set.json holds: ``about``; ``counts`` (split -> frames, sha256 of their list, all
+        and by lighting, frames of each source, lighting and sequence); ``sha256`` of frames.txt;
+        ``plan``, sha256 of files, boxes and index entries; ``files``, how many were linked, copied,
+        written; ``versions``.
 
     Raises:
         PrepareError: names, splits or pictures that cannot be; a folder that holds something else.
@@ -125,7 +139,8 @@ def write_data_set(
     if bad := [error for _, error in results if error]:
         shown = "".join(f"\n  {line}" for line in bad[:5])
         raise PrepareError(
-            f"{len(bad)} of {len(pairs)} pairs cannot be used:{shown}\nReplace these files and run again"
+            f"{len(bad)} of {len(pairs)} pairs cannot be used:{shown}\nReplace these files and "
+            "run again"
         )
     info = {
         **(about or {}),
@@ -133,32 +148,49 @@ def write_data_set(
         "sha256": _sha256(pairs),
         "plan": plan,
         "files": dict(sorted(Counter(how for hows, _ in results for how in hows).items())),
-        "versions": {"cmmfnet": __version__, "python": platform.python_version(), "pillow": PIL.__version__},
+        "versions": {
+            "cmmfnet": __version__,
+            "python": platform.python_version(),
+            "pillow": PIL.__version__,
+        },
     }
     _write(out / "frames.txt", _frame_list(pairs))
     _write(out / "data_set.json", json.dumps(info, indent=1) + "\n")
-    _write(out / "index.jsonl", "".join(json.dumps(_entry(pair), ensure_ascii=False) + "\n" for pair in pairs))
+    _write(
+        out / "index.jsonl",
+        "".join(json.dumps(_entry(pair), ensure_ascii=False) + "\n" for pair in pairs),
+    )
     (out / MARKER).unlink()
     return info
 
 
 def _check_request(name, raw, out, protocol, frames, partial, hold_out, shards) -> None:
     if not raw.is_dir() and not (name == "folder" and raw.is_file()):  # a list of pairs is a file
-        raise PrepareError(f"{raw} is no folder; expected the unpacked data set (archives must be unpacked first)")
+        raise PrepareError(
+            f"{raw} is no folder; expected the unpacked data set (archives must be unpacked first)"
+        )
     if out == raw:
         raise PrepareError(f"OUT is RAW ({raw}); name another folder, the raw data stays as it is")
     for given, option in ((protocol, "--protocol"), (hold_out, "--hold-out")):
         if given and name != "kaist":
             raise PrepareError(f"{option} is of kaist; {name} has no such choice, leave it out")
     if partial and name == "folder":
-        raise PrepareError("--partial is for sets with published counts; folder has none, leave it out")
+        raise PrepareError(
+            "--partial is for sets with published counts; folder has none, leave it out"
+        )
     if protocol == "C" and frames is not None:
-        raise PrepareError("--protocol C picks every 20th frame, --frames a list's: use A (or B) with the list")
+        raise PrepareError(
+            "--protocol C picks every 20th frame, --frames a list's: use A (or B) with the list"
+        )
     if shards is not None and shards < 1:
-        raise PrepareError(f"--shards is {shards}; expected the size of a shard in MB, for example 256")
+        raise PrepareError(
+            f"--shards is {shards}; expected the size of a shard in MB, for example 256"
+        )
 
 
-def _read(name: str, raw: Path, protocol: str | None, need: Any, hold_out: bool, jobs: int) -> list[RawPair]:
+def _read(
+    name: str, raw: Path, protocol: str | None, need: Any, hold_out: bool, jobs: int
+) -> list[RawPair]:
     from cmmfnet.data.prepare import (
         flir as layouts_flir,
     )
@@ -174,7 +206,9 @@ def _read(name: str, raw: Path, protocol: str | None, need: Any, hold_out: bool,
 
     match name:
         case "kaist":
-            return layouts_kaist.read_kaist(raw, protocol=protocol or "A", hold_out=hold_out, need=need)
+            return layouts_kaist.read_kaist(
+                raw, protocol=protocol or "A", hold_out=hold_out, need=need
+            )
         case "irvi":
             return layouts_irvi.read_irvi(raw, need=need, jobs=jobs)
         case "flir":
@@ -192,19 +226,25 @@ def _check(pairs: Iterable[RawPair]) -> list[RawPair]:
     pairs = sorted(pairs, key=lambda pair: (pair.split, pair.name))
     if not pairs:
         raise PrepareError("there is not one pair to prepare")
-    if unsafe := [pair.name for pair in pairs if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", pair.name)]:
+    if unsafe := [
+        pair.name for pair in pairs if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", pair.name)
+    ]:
         raise PrepareError(
-            f"{len(unsafe)} names are not made of letters, digits, - and _ (at most 200; the first is {unsafe[0]!r}); "
+            f"{len(unsafe)} names are not made of letters, digits, - and _ (at most 200; the "
+            f"first is {unsafe[0]!r}); "
             "rename these files"
         )
     if odd := [pair for pair in pairs if pair.split not in SPLITS]:
-        raise PrepareError(f"{odd[0].name} has split {odd[0].split!r}; expected one of {', '.join(SPLITS)}")
+        raise PrepareError(
+            f"{odd[0].name} has split {odd[0].split!r}; expected one of {', '.join(SPLITS)}"
+        )
     seen: dict[str, RawPair] = {}
     for pair in pairs:  # NAME.jpg and name.jpg are one file on some systems
         other = seen.setdefault(pair.name.lower(), pair)
         if other is not pair:
             raise PrepareError(
-                f"two pairs would be called {pair.name}: {other.thermal} and {pair.thermal}; rename one of them"
+                f"two pairs would be called {pair.name}: {other.thermal} and {pair.thermal}; "
+                "rename one of them"
             )
         for path in (pair.thermal, pair.visible):
             if path.suffix.lower() not in SUFFIXES:
@@ -215,15 +255,20 @@ def _check(pairs: Iterable[RawPair]) -> list[RawPair]:
 def _open(out: Path, plan: str) -> None:
     """Mark ``out`` as begun, or see that it was begun by the same request."""
     if (out / "index.jsonl").exists():
-        raise PrepareError(f"{out} is a finished data set (it has index.jsonl); delete it or name another folder")
+        raise PrepareError(
+            f"{out} is a finished data set (it has index.jsonl); delete it or name another folder"
+        )
     if (out / MARKER).is_file():
         if json.loads((out / MARKER).read_text(encoding="utf-8")).get("plan") != plan:
             raise PrepareError(
-                f"{out} was begun with other options or other raw data; repeat that command, delete it or name another "
+                f"{out} was begun with other options or other raw data; repeat that command, "
+                "delete it or name another "
                 "folder"
             )
     elif out.is_dir() and any(out.iterdir()):
-        raise PrepareError(f"{out} is not empty and no data set that this command began; name a new folder")
+        raise PrepareError(
+            f"{out} is not empty and no data set that this command began; name a new folder"
+        )
     else:
         _write(out / MARKER, json.dumps({"plan": plan}) + "\n")
     for kind in ("thermal", "visible"):
@@ -231,18 +276,22 @@ def _open(out: Path, plan: str) -> None:
 
 
 def _finished(pairs: list[RawPair], out: Path, copy: bool) -> dict[str, Any] | None:
-    """data_set.json of a finished ``out`` with the same pairs, for what is done after preparing; None if not finished."""
+    """data_set.json of a finished ``out`` with the same pairs, for what is done after preparing;
+    None if not finished."""
     if not (out / "index.jsonl").exists():
         return None
     path = out / "data_set.json"
     info = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if info.get("plan") != _plan(_check(pairs), copy):
-        raise PrepareError(f"{out} is a finished data set of other pairs; delete it or name another folder")
+        raise PrepareError(
+            f"{out} is a finished data set of other pairs; delete it or name another folder"
+        )
     return info
 
 
 def _frame_list(pairs: list[RawPair]) -> str:
-    """One line "SPLIT NAME" a frame, sorted, line feeds between them (none at the end: as protocol.frames_sha256)."""
+    """One line "SPLIT NAME" a frame, sorted, line feeds between them (none at the end: as
+    protocol.frames_sha256)."""
     return "\n".join(sorted(f"{pair.split} {pair.name}" for pair in pairs))
 
 
@@ -270,13 +319,19 @@ def _count(pairs: list[RawPair]) -> dict[str, Any]:
         chosen = [pair for pair in pairs if pair.split == split]
         if chosen:
             lighting = Counter(pair.meta.get("lighting", "day") for pair in chosen)
-            by_lighting = {k: [p for p in chosen if p.meta.get("lighting", "day") == k] for k in sorted(lighting)}
+            by_lighting = {
+                k: [p for p in chosen if p.meta.get("lighting", "day") == k]
+                for k in sorted(lighting)
+            }
             counts[split] = {
                 "frames": len(chosen),
-                "sha256": {"all": _sha256(chosen)} | {key: _sha256(part) for key, part in by_lighting.items()},
+                "sha256": {"all": _sha256(chosen)}
+                | {key: _sha256(part) for key, part in by_lighting.items()},
                 "sources": dict(sorted(Counter(pair.source for pair in chosen).items())),
                 "lighting": dict(sorted(lighting.items())),
-                "sequences": dict(sorted(Counter(p.sequence for p in chosen if p.sequence is not None).items())),
+                "sequences": dict(
+                    sorted(Counter(p.sequence for p in chosen if p.sequence is not None).items())
+                ),
             }
     return counts
 
@@ -285,7 +340,9 @@ def _print(info: dict[str, Any], out: Path) -> None:
     protocol = f", protocol {info['protocol']}" if "protocol" in info else ""
     print(f"{info['name']}{protocol}: {info['raw']} -> {out}")
     for split, count in info["counts"].items():
-        parts = [f"{n:,} {key}" for key, n in (*count["sources"].items(), *count["lighting"].items())]
+        parts = [
+            f"{n:,} {key}" for key, n in (*count["sources"].items(), *count["lighting"].items())
+        ]
         sequences = f"{len(count['sequences'])} sequences: " if count["sequences"] else ""
         print(f"{split:10}  {count['frames']:,} frames, {sequences}{', '.join(parts)}")
     print(f"files       {', '.join(f'{n:,} {how}' for how, n in info['files'].items())}")
@@ -300,4 +357,6 @@ def _write(path: Path, text: str) -> None:
 def _jobs(jobs: int | None) -> int:
     if jobs is not None and jobs < 1:
         raise PrepareError(f"--jobs is {jobs}; expected 1 or more")
-    return jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return jobs or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )

@@ -1,4 +1,5 @@
-"""Town buildings and houses for `scenes`. They front towards -y and are placed with `Mesh.placed`."""
+"""Town buildings and houses for `scenes`. They front towards -y and are placed with
+`Mesh.placed`."""
 
 import numpy as np
 
@@ -44,18 +45,34 @@ ROOFS = [(84, 84, 88), (104, 92, 86), (128, 84, 66), (70, 72, 78), (146, 100, 78
 
 def _wall_look(rng, kinds):
     kind = kinds[rng.integers(len(kinds))]
-    palette = {"brick": BRICKS, "render": RENDERS, "stone": STONES, "panel": PANELS, "boards": BOARDS}[kind]
-    colour = linear(*palette[rng.integers(len(palette))]) * rng.uniform(0.82, 1.08) * rng.normal(1, 0.03, 3)
+    palette = {
+        "brick": BRICKS,
+        "render": RENDERS,
+        "stone": STONES,
+        "panel": PANELS,
+        "boards": BOARDS,
+    }[kind]
+    colour = (
+        linear(*palette[rng.integers(len(palette))])
+        * rng.uniform(0.82, 1.08)
+        * rng.normal(1, 0.03, 3)
+    )
     return WALL_KINDS[kind], colour
 
 
 def _pitched(b, rng, x0, x1, y0, y1, eaves, rise, along, wall, colour, seed, over=0.35):
-    """A gabled roof over a rectangle, ridge along "x" or "y", with gable walls, barge boards and gutters."""
-    tile, white = linear(*ROOFS[rng.integers(len(ROOFS))]) * rng.uniform(0.85, 1.1), linear(200, 200, 196)
+    """A gabled roof over a rectangle, ridge along "x" or "y", with gable walls, barge boards and
+    gutters."""
+    tile, white = (
+        linear(*ROOFS[rng.integers(len(ROOFS))]) * rng.uniform(0.85, 1.1),
+        linear(200, 200, 196),
+    )
     high = eaves + rise
     blank = (x1 - x0, high, 2.7, 3, 1, 1, 1, 3, -1, wall, 0, 0)
 
-    def put(points, *rest, **more):  # drawn for a ridge along x; the other way round it is mirrored about the diagonal
+    def put(
+        points, *rest, **more
+    ):  # drawn for a ridge along x; the other way round it is mirrored about the diagonal
         if along == "y":
             points = [(x0 + (q - y0), y0 + (p - x0), z) for p, q, z in points]
             points = [points[k] for k in ((1, 0, 2) if len(points) == 3 else (1, 0, 3, 2))]
@@ -80,8 +97,24 @@ def _pitched(b, rng, x0, x1, y0, y1, eaves, rise, along, wall, colour, seed, ove
     ]
     put(front, *args, seed=seed)
     put(back, *args, seed=seed)
-    put([(xa, yb, eaves), (xa, ya, eaves), (xa, mid, high)], FACADE, BUILDING, colour, "wall", param=blank, seed=seed)
-    put([(xb, ya, eaves), (xb, yb, eaves), (xb, mid, high)], FACADE, BUILDING, colour, "wall", param=blank, seed=seed)
+    put(
+        [(xa, yb, eaves), (xa, ya, eaves), (xa, mid, high)],
+        FACADE,
+        BUILDING,
+        colour,
+        "wall",
+        param=blank,
+        seed=seed,
+    )
+    put(
+        [(xb, ya, eaves), (xb, yb, eaves), (xb, mid, high)],
+        FACADE,
+        BUILDING,
+        colour,
+        "wall",
+        param=blank,
+        seed=seed,
+    )
     t = 0.18
     for x, s in ((xa - over, 1), (xb + over, -1)):
         for y, z in ((ya - over, eaves - drop), (yb + over, eaves - drop)):
@@ -89,14 +122,24 @@ def _pitched(b, rng, x0, x1, y0, y1, eaves, rise, along, wall, colour, seed, ove
             put(edge if (s < 0) == (y < mid) else edge[::-1], PLAIN, ROOF, white, "wall", seed=seed)
     y, z = ya - over, eaves - drop
     put(
-        [(xa - over, y, z - 0.13), (xb + over, y, z - 0.13), (xb + over, y, z + 0.02), (xa - over, y, z + 0.02)],
+        [
+            (xa - over, y, z - 0.13),
+            (xb + over, y, z - 0.13),
+            (xb + over, y, z + 0.02),
+            (xa - over, y, z + 0.02),
+        ],
         PLAIN,
         ROOF,
         white,
         "wall",
     )
     put(
-        [(xa - over, ya, z - 0.05), (xb + over, ya, z - 0.05), (xb + over, y, z - 0.13), (xa - over, y, z - 0.13)],
+        [
+            (xa - over, ya, z - 0.05),
+            (xb + over, ya, z - 0.05),
+            (xb + over, y, z - 0.13),
+            (xa - over, y, z - 0.13),
+        ],
         PLAIN,
         ROOF,
         white * 0.7,
@@ -104,7 +147,9 @@ def _pitched(b, rng, x0, x1, y0, y1, eaves, rise, along, wall, colour, seed, ove
     )
 
 
-def building(climate, rng, width: float, depth: float, floors: int, kinds, shop: bool, pitched: bool) -> Mesh:
+def building(
+    climate, rng, width: float, depth: float, floors: int, kinds, shop: bool, pitched: bool
+) -> Mesh:
     """A town building, front along x from 0 to width at y = 0."""
     b = Builder(climate)
     seed = int(rng.integers(1 << 30))
@@ -169,7 +214,19 @@ def building(climate, rng, width: float, depth: float, floors: int, kinds, shop:
     )
     if pitched:
         _pitched(
-            b, rng, 0, width, 0, depth, high, rng.uniform(0.5, 0.85) * depth / 2, "x", wall, colour, seed, over=0.25
+            b,
+            rng,
+            0,
+            width,
+            0,
+            depth,
+            high,
+            rng.uniform(0.5, 0.85) * depth / 2,
+            "x",
+            wall,
+            colour,
+            seed,
+            over=0.25,
         )
         for x in (0.15, width - 0.85) if rng.random() < 0.7 else ():
             _chimney(b, rng, x, depth / 2 - 0.45, high + 0.15 * depth, high + 0.5 * depth)
@@ -177,11 +234,32 @@ def building(climate, rng, width: float, depth: float, floors: int, kinds, shop:
         flat(b, 0, width, 0, depth, high - 0.02, PLAIN, ROOF, linear(120, 118, 114), "roof")
         trim = colour * 0.5 + 0.25 if rng.random() < 0.6 else colour * 0.7
         out = rng.uniform(0.1, 0.35)
-        b.box(-0.05, width + 0.05, -out, 0.1, high - 0.3, high + 0.12, PLAIN, BUILDING, trim, "wall", "sew t")
+        b.box(
+            -0.05,
+            width + 0.05,
+            -out,
+            0.1,
+            high - 0.3,
+            high + 0.12,
+            PLAIN,
+            BUILDING,
+            trim,
+            "wall",
+            "sew t",
+        )
         if rng.random() < 0.5:
             x = rng.uniform(0.2, 0.6) * width
             b.box(
-                x, x + 2.5, depth * 0.4, depth * 0.7, high, high + 1.8, PLAIN, BUILDING, linear(130, 130, 128), "wall"
+                x,
+                x + 2.5,
+                depth * 0.4,
+                depth * 0.7,
+                high,
+                high + 1.8,
+                PLAIN,
+                BUILDING,
+                linear(130, 130, 128),
+                "wall",
             )
     return b.mesh()
 
@@ -201,7 +279,18 @@ def _chimney(b, rng, x, y, z0, z1):
         "nesw",
         add=0.5,
     )
-    flat(b, x - 0.06, x + 0.76, y - 0.06, y + 0.96, z1, PLAIN, BUILDING, linear(120, 116, 110), "wall")
+    flat(
+        b,
+        x - 0.06,
+        x + 0.76,
+        y - 0.06,
+        y + 0.96,
+        z1,
+        PLAIN,
+        BUILDING,
+        linear(120, 116, 110),
+        "wall",
+    )
     b.box(
         x + 0.22,
         x + 0.48,
@@ -218,7 +307,8 @@ def _chimney(b, rng, x, y, z0, z1):
 
 
 def house(climate, rng, width: float, storeys: int) -> Mesh:
-    """A detached house, front along x from 0 to width at y = 0; perhaps with a front gable, porch, garage, chimney."""
+    """A detached house, front along x from 0 to width at y = 0; perhaps with a front gable, porch,
+    garage, chimney."""
     b = Builder(climate)
     seed = int(rng.integers(1 << 30))
     wall, colour = _wall_look(rng, ["render", "render", "brick", "brick", "boards", "stone"])
@@ -232,7 +322,20 @@ def house(climate, rng, width: float, storeys: int) -> Mesh:
     def face(p, q, name, door_bay=-1.0, bay=None, kind=0.0):
         length = float(np.hypot(q[0] - p[0], q[1] - p[1]))
         bay = length / max(1, round(length / (bay or width / bays)))
-        param = (length, eaves, floor, bay, min(win_w, 0.6 * bay), win_h, 0.85, kind, door_bay, wall, frame, 1)
+        param = (
+            length,
+            eaves,
+            floor,
+            bay,
+            min(win_w, 0.6 * bay),
+            win_h,
+            0.85,
+            kind,
+            door_bay,
+            wall,
+            frame,
+            1,
+        )
         corners = [(*p, 0), (*q, 0), (*q, eaves), (*p, eaves)]
         b.quad(corners, FACADE, BUILDING, colour, "wall", param=param, seed=seed + name)
 
@@ -251,7 +354,20 @@ def house(climate, rng, width: float, storeys: int) -> Mesh:
         face((x, -1.3), (x + wing, -1.3), 4, bay=wing)
         face((x + wing, -1.3), (x + wing, 0), 5, kind=3.0)
         face((x, 0), (x, -1.3), 6, kind=3.0)
-        _pitched(b, rng, x, x + wing, -1.3, depth / 2, eaves, min(rise, 0.75 * wing / 2), "y", wall, colour, seed)
+        _pitched(
+            b,
+            rng,
+            x,
+            x + wing,
+            -1.3,
+            depth / 2,
+            eaves,
+            min(rise, 0.75 * wing / 2),
+            "y",
+            wall,
+            colour,
+            seed,
+        )
     if rng.random() < 0.6:
         x = (door + 0.5) * width / bays
         tile = linear(*ROOFS[rng.integers(len(ROOFS))])
@@ -271,7 +387,19 @@ def house(climate, rng, width: float, storeys: int) -> Mesh:
             "wall",
         )
         for post in (x - 0.95, x + 0.85):
-            b.box(post, post + 0.1, -1.05, -0.95, 0, 2.2, PLAIN, BUILDING, linear(205, 205, 200), "wall", "sew")
+            b.box(
+                post,
+                post + 0.1,
+                -1.05,
+                -0.95,
+                0,
+                2.2,
+                PLAIN,
+                BUILDING,
+                linear(205, 205, 200),
+                "wall",
+                "sew",
+            )
     if rng.random() < 0.45:
         side = -3.1 if rng.random() < 0.5 else width + 0.1
         param = (3.0, 2.5, 2.5, 3.0, 2.4, 2.0, 0.0, 4.0, 0, wall, frame, 1)
@@ -301,5 +429,12 @@ def house(climate, rng, width: float, storeys: int) -> Mesh:
         _pitched(b, rng, side, side + 3, 0.6, 6, 2.5, 1.1, "y", wall, colour, seed, over=0.15)
     if rng.random() < 0.7:
         x = rng.choice([0.4, width / 2, width - 1.1])
-        _chimney(b, rng, x, depth / 2 - 0.9, eaves + (rise * 0.55 if along == "x" else 0.3), eaves + rise + 0.9)
+        _chimney(
+            b,
+            rng,
+            x,
+            depth / 2 - 0.9,
+            eaves + (rise * 0.55 if along == "x" else 0.3),
+            eaves + rise + 0.9,
+        )
     return b.mesh()

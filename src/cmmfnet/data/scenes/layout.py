@@ -1,4 +1,5 @@
-"""The world of a seed for `scenes`, and the ground plan of streets, seen along or, as house scenes, from across."""
+"""The world of a seed for `scenes`, and the ground plan of streets, seen along or, as house scenes,
+from across."""
 
 from functools import lru_cache
 
@@ -41,7 +42,15 @@ def street(a: Author, kind: str, heading: float) -> World:
         _traffic(a, half, lane, cross, speed)
         start = (lane * rng.uniform(0.3, 1.15), 0.0, rng.uniform(1.25, 2.1))
         yaw = np.deg2rad(rng.normal(0, 3.5))
-        return a.finish(kind, start, yaw, np.deg2rad(rng.uniform(-3, 4)), rng.uniform(0.75, 1.1), (0.0, speed), 45.0)
+        return a.finish(
+            kind,
+            start,
+            yaw,
+            np.deg2rad(rng.uniform(-3, 4)),
+            rng.uniform(0.75, 1.1),
+            (0.0, speed),
+            45.0,
+        )
     side = 1 if np.sin(heading) < 0 else -1  # yaw -90 degrees looks to +x
     fronts = [h for h in houses if h[0] == side and 25 < h[1] < 80]
     x, y = side * (edge + fronts[0][3]), fronts[0][1] + fronts[0][2] / 2
@@ -55,7 +64,9 @@ def street(a: Author, kind: str, heading: float) -> World:
     _roadside(a, style, half, verge, path, cross, drive, kind, parked)
     a.cards[:] = [c for c in a.cards if not a.hides(*c.at[:2], 2.5)]
     a.movers[:] = [c for c in a.movers if not a.hides(*c.start, 4.0)]
-    return a.finish(kind, start, heading, np.deg2rad(rng.uniform(1, 6)), rng.uniform(0.72, 0.9), velocity, 4.0)
+    return a.finish(
+        kind, start, heading, np.deg2rad(rng.uniform(1, 6)), rng.uniform(0.72, 0.9), velocity, 4.0
+    )
 
 
 def _ground(a: Author, style, half, verge, path, cross) -> None:
@@ -64,7 +75,11 @@ def _ground(a: Author, style, half, verge, path, cross) -> None:
     slab = linear(*rng.choice([(158, 154, 146), (146, 144, 140), (166, 154, 138)]))
     green = linear(*rng.choice([(96, 112, 62), (108, 118, 70), (88, 106, 56), (122, 120, 78)]))
     earth = linear(134, 118, 96)
-    field = (m.GRASS, m.GRASS_ID, green, "grass") if rng.random() < 0.8 else (m.DIRT, m.TERRAIN, earth, "dirt")
+    field = (
+        (m.GRASS, m.GRASS_ID, green, "grass")
+        if rng.random() < 0.8
+        else (m.DIRT, m.TERRAIN, earth, "dirt")
+    )
     m.flat(g, -300, 300, -60, 500, -0.02, *field, seed=1)
     lane = half if half < 4.5 else half * 2 / 3
     m.flat(
@@ -85,7 +100,20 @@ def _ground(a: Author, style, half, verge, path, cross) -> None:
     gap = 4.0
     spans = [(-30.0, END)] if cross is None else [(-30.0, cross - gap), (cross + gap, END)]
     if cross is not None:
-        m.flat(g, -90, 90, cross - gap, cross + gap, 0, m.ASPHALT, m.ROAD, tar, "road", param=(0, 9999), layer=0.5)
+        m.flat(
+            g,
+            -90,
+            90,
+            cross - gap,
+            cross + gap,
+            0,
+            m.ASPHALT,
+            m.ROAD,
+            tar,
+            "road",
+            param=(0, 9999),
+            layer=0.5,
+        )
     flags = rng.uniform(0.45, 0.9) if rng.random() < 0.7 else 0.0
     if style in ("suburb", "green"):
         yard = field
@@ -98,10 +126,36 @@ def _ground(a: Author, style, half, verge, path, cross) -> None:
             def strip(xa, xb, *rest, s=s, y0=y0, y1=y1, **more):
                 m.flat(g, *sorted((s * xa, s * xb)), y0, y1, z, *rest, **more)
 
-            strip(half, half + 0.16, m.PAVING, m.PAVEMENT, slab * 1.12, "paving", param=(0.9,), layer=2)
+            strip(
+                half,
+                half + 0.16,
+                m.PAVING,
+                m.PAVEMENT,
+                slab * 1.12,
+                "paving",
+                param=(0.9,),
+                layer=2,
+            )
             kerb = [(s * half, y1, 0), (s * half, y0, 0), (s * half, y0, z), (s * half, y1, z)]
-            g.quad(kerb if s > 0 else [kerb[k] for k in (1, 0, 3, 2)], m.PLAIN, m.PAVEMENT, slab * 0.8, "paving")
-            m.flat(g, *sorted((s * (half - 0.28), s * half)), y0, y1, 0, m.DIRT, m.ROAD, tar * 0.72, "road", layer=1.5)
+            g.quad(
+                kerb if s > 0 else [kerb[k] for k in (1, 0, 3, 2)],
+                m.PLAIN,
+                m.PAVEMENT,
+                slab * 0.8,
+                "paving",
+            )
+            m.flat(
+                g,
+                *sorted((s * (half - 0.28), s * half)),
+                y0,
+                y1,
+                0,
+                m.DIRT,
+                m.ROAD,
+                tar * 0.72,
+                "road",
+                layer=1.5,
+            )
             if verge:
                 strip(half + 0.16, half + verge, m.GRASS, m.GRASS_ID, green, "grass", layer=1)
             strip(
@@ -186,7 +240,9 @@ def _roadside(a: Author, style, half, verge, path, cross, drive, kind, parked) -
                     )
     for _ in range(rng.integers(1, 4)):
         y = rng.uniform(9, 60)
-        a.sign(drive * (half + 0.5), y, str(rng.choice(["stop", "limit", "blue", "warning", "plate"])))
+        a.sign(
+            drive * (half + 0.5), y, str(rng.choice(["stop", "limit", "blue", "warning", "plate"]))
+        )
     if cross is not None and rng.random() < 0.7:
         lit = int(rng.choice([0, 0, 1, 2]))
         for s in (-1, 1):

@@ -1,4 +1,5 @@
-"""The builder of solid objects for `scenes`, the numbers of materials and classes, and street furniture."""
+"""The builder of solid objects for `scenes`, the numbers of materials and classes, and street
+furniture."""
 
 from dataclasses import dataclass
 
@@ -8,12 +9,39 @@ from cmmfnet.data.scenes.raster import Mesh
 from cmmfnet.data.scenes.sprites import linear
 
 # materials: how scene_shading paints a patch
-PLAIN, FACADE, TILES, MASONRY, PLANKS, PAINT, ASPHALT, PAVING, GRASS, DIRT, WATER, MARKING, SPRITE, GLOWING = range(14)
+(
+    PLAIN,
+    FACADE,
+    TILES,
+    MASONRY,
+    PLANKS,
+    PAINT,
+    ASPHALT,
+    PAVING,
+    GRASS,
+    DIRT,
+    WATER,
+    MARKING,
+    SPRITE,
+    GLOWING,
+) = range(14)
 
 
-SKY_ID, BUILDING, WALL, FENCE, POLE, ROAD, PAVEMENT, VEGETATION, GRASS_ID, TERRAIN, MOUNTAIN, WATER_ID, SNOW = range(
-    1, 14
-)
+(
+    SKY_ID,
+    BUILDING,
+    WALL,
+    FENCE,
+    POLE,
+    ROAD,
+    PAVEMENT,
+    VEGETATION,
+    GRASS_ID,
+    TERRAIN,
+    MOUNTAIN,
+    WATER_ID,
+    SNOW,
+) = range(1, 14)
 
 
 CAR, TRUCK, BUS, PERSON, BICYCLE, SIGN, LIGHT, WINDOW, DOOR, ROOF, OTHER = range(14, 25)
@@ -24,8 +52,8 @@ WALL_KINDS = {"render": 0, "brick": 1, "stone": 2, "panel": 3, "boards": 4}
 
 @dataclass(frozen=True)
 class Climate:
-    """Temperatures of one scene. air in kelvin; base: K above the air in the shade, heat: K gained in full sun, by kind
-    of thing.
+    """Temperatures of one scene. air in kelvin; base: K above the air in the shade, heat: K gained
+    in full sun, by kind of thing.
     """
 
     air: float
@@ -40,10 +68,11 @@ class Builder:
         self.climate = climate
         self.rows: list[tuple] = []
 
-    def quad(self, corners, material, label, colour, thing, *, param=(), gloss=0.0, seed=0, layer=0, add=0.0, sprite=-1,
+    def quad(self, corners, material, label, colour, thing, *, param=(), gloss=0.0, seed=0, layer=0,
+             add=0.0, sprite=-1,
              seen=True, casts=True, origin=None) -> None:  # fmt: skip
-        """One patch. thing: key of Climate.base and heat; add: kelvin on top; origin: of the texture, else the first
-        corner.
+        """One patch. thing: key of Climate.base and heat; add: kelvin on top; origin: of the
+        texture, else the first corner.
         """
         c = np.asarray(corners, np.float64)
         if len(c) == 3:
@@ -59,10 +88,29 @@ class Builder:
         at = c[0] if origin is None else origin
         base, heat = self.climate.base[thing] + add, self.climate.heat[thing]
         self.rows.append(
-            (c, at, u, v, material, label, colour, base, heat, gloss, param, seed, sprite, layer, seen, casts)
+            (
+                c,
+                at,
+                u,
+                v,
+                material,
+                label,
+                colour,
+                base,
+                heat,
+                gloss,
+                param,
+                seed,
+                sprite,
+                layer,
+                seen,
+                casts,
+            )
         )
 
-    def box(self, x0, x1, y0, y1, z0, z1, material, label, colour, thing, faces="nesw t", **more) -> None:
+    def box(
+        self, x0, x1, y0, y1, z0, z1, material, label, colour, thing, faces="nesw t", **more
+    ) -> None:
         """An upright box; faces: s is -y, n is +y, w is -x, e is +x, t the top."""
         corners = {
             "s": [(x0, y0, z0), (x1, y0, z0), (x1, y0, z1), (x0, y0, z1)],
@@ -77,7 +125,10 @@ class Builder:
     def mesh(self) -> Mesh:
         """The patches so far."""
         kinds = (
-            [np.float32] * 4 + [np.int16, np.uint8] + [np.float32] * 5 + [np.int64, np.int32, np.float32, bool, bool]
+            [np.float32] * 4
+            + [np.int16, np.uint8]
+            + [np.float32] * 5
+            + [np.int64, np.int32, np.float32, bool, bool]
         )
         columns = zip(*self.rows, strict=True)
         return Mesh(*[np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)])
@@ -89,10 +140,26 @@ def flat(builder: Builder, x0, x1, y0, y1, z, material, label, colour, thing, **
     builder.quad(corners, material, label, colour, thing, origin=(0.0, 0.0, z), casts=z > 1, **more)
 
 
-def post(climate, height: float, radius: float, colour, label=POLE, arm: float = 0.0, lamp: float = 0.0) -> Mesh:
-    """A pole; with `arm` metres of outreach towards +x and a lamp of brightness `lamp` it is a street light."""
+def post(
+    climate, height: float, radius: float, colour, label=POLE, arm: float = 0.0, lamp: float = 0.0
+) -> Mesh:
+    """A pole; with `arm` metres of outreach towards +x and a lamp of brightness `lamp` it is a
+    street light."""
     b = Builder(climate)
-    b.box(-radius, radius, -radius, radius, 0, height, PLAIN, label, colour, "pole", "nesw", gloss=0.04)
+    b.box(
+        -radius,
+        radius,
+        -radius,
+        radius,
+        0,
+        height,
+        PLAIN,
+        label,
+        colour,
+        "pole",
+        "nesw",
+        gloss=0.04,
+    )
     b.box(
         -radius * 1.6,
         radius * 1.6,
@@ -129,7 +196,15 @@ def post(climate, height: float, radius: float, colour, label=POLE, arm: float =
             (arm + 0.45, -0.12, z - 0.05),
             (arm - 0.15, -0.12, z - 0.05),
         ]
-        b.quad(under, GLOWING, label, linear(255, 214, 160), "pole", param=(lamp,), add=15.0 if lamp else 0)
+        b.quad(
+            under,
+            GLOWING,
+            label,
+            linear(255, 214, 160),
+            "pole",
+            param=(lamp,),
+            add=15.0 if lamp else 0,
+        )
     return b.mesh()
 
 

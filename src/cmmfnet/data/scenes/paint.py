@@ -1,5 +1,5 @@
-"""How every material of `scenes` but walls looks: roofs, vehicles, roads, ground, water. All painters are listed in
-PAINTERS.
+"""How every material of `scenes` but walls looks: roofs, vehicles, roads, ground, water. All
+painters are listed in PAINTERS.
 """
 
 import numpy as np
@@ -37,14 +37,16 @@ def planks(p: Points) -> None:
     gap = ((p.u / 0.14 - board) < 0.12) * np.clip(1.6 - p.foot / 0.08, 0, 1)
     soft, _ = noises()
     grain = soft(p.u * 8, p.v * F(0.6), 3.0, p.foot * 4)
-    p.colour *= np.clip(1 + 0.4 * tone + 0.12 * grain - 0.6 * gap + 0.08 * p.slow, 0.2, 1.6)[:, None]
+    p.colour *= np.clip(1 + 0.4 * tone + 0.12 * grain - 0.6 * gap + 0.08 * p.slow, 0.2, 1.6)[
+        :, None
+    ]
     p.ambient *= 1 - 0.35 * np.exp(-np.maximum(p.v, 0) / 0.4)
     p.kelvin += 0.8 * tone + 0.3 * grain
 
 
 def vehicle(p: Points) -> None:
-    """Car paint, with a window where param (bottom, top, pillar spacing, pillar width, margin) says so and seams if
-    param[5].
+    """Car paint, with a window where param (bottom, top, pillar spacing, pillar width, margin) says
+    so and seams if param[5].
     """
     low, high, spacing, pillar, margin, seam, blank = p.param[:, :7].T
     p.emissivity[:] = 0.90
@@ -70,8 +72,8 @@ def vehicle(p: Points) -> None:
 
 
 def asphalt(p: Points) -> None:
-    """Road surface; param: half width of the road, lane width. Wheel tracks are paler and warmer, the middle of a lane
-    is oily.
+    """Road surface; param: half width of the road, lane width. Wheel tracks are paler and warmer,
+    the middle of a lane is oily.
     """
     half, lane = p.param[:, 0], np.maximum(p.param[:, 1], 1)
     at = ((p.u + half) % lane) / lane
@@ -80,7 +82,15 @@ def asphalt(p: Points) -> None:
     patch = (p.slow > 1.35) & (hash01(p.seed, 3) < 0.7)
     crack = np.abs(p.fine + 0.3 * p.slow) < 0.035
     p.colour *= np.clip(
-        1 + 0.07 * p.slow + 0.07 * p.fine + 0.12 * p.grain + 0.06 * track - 0.09 * oil - 0.16 * patch, 0.4, 1.6
+        1
+        + 0.07 * p.slow
+        + 0.07 * p.fine
+        + 0.12 * p.grain
+        + 0.06 * track
+        - 0.09 * oil
+        - 0.16 * patch,
+        0.4,
+        1.6,
     )[:, None]
     p.colour[crack & (p.foot < 0.05)] *= 0.8
     p.kelvin += 0.25 * p.slow + 0.15 * p.fine + 0.7 * track + 0.5 * patch + 0.06 * p.grain
@@ -96,9 +106,18 @@ def paving(p: Points) -> None:
     column = np.floor(p.u / s + 0.5 * (row % 2))
     tone = np.where(slab, hash01(column, row, p.seed) - F(0.5), 0)
     sharp = np.clip(1.8 - p.foot / s * 5, 0, 1)
-    line = slab & (((p.v / s - row) < 0.012 / s * 2) | ((p.u / s + 0.5 * (row % 2) - column) < 0.012 / s * 2))
+    line = slab & (
+        ((p.v / s - row) < 0.012 / s * 2) | ((p.u / s + 0.5 * (row % 2) - column) < 0.012 / s * 2)
+    )
     p.colour *= np.clip(
-        1 + 0.16 * tone * sharp + 0.08 * p.slow + 0.06 * p.fine + 0.07 * p.grain - 0.4 * line * sharp, 0.3, 1.6
+        1
+        + 0.16 * tone * sharp
+        + 0.08 * p.slow
+        + 0.06 * p.fine
+        + 0.07 * p.grain
+        - 0.4 * line * sharp,
+        0.3,
+        1.6,
     )[:, None]
     p.kelvin += 0.3 * p.slow + 0.2 * tone * sharp + 0.1 * p.fine
     p.emissivity[:] = 0.95
@@ -155,7 +174,9 @@ def glowing(p: Points) -> None:
 
 
 PAINTERS = {
-    m.PLAIN: plain, m.FACADE: facade, m.TILES: tiles, m.MASONRY: masonry, m.PLANKS: planks, m.PAINT: vehicle,
-    m.ASPHALT: asphalt, m.PAVING: paving, m.GRASS: grass, m.DIRT: dirt, m.WATER: water, m.MARKING: marking,
+    m.PLAIN: plain, m.FACADE: facade, m.TILES: tiles, m.MASONRY: masonry, m.PLANKS: planks,
+    m.PAINT: vehicle,
+    m.ASPHALT: asphalt, m.PAVING: paving, m.GRASS: grass, m.DIRT: dirt, m.WATER: water,
+    m.MARKING: marking,
     m.GLOWING: glowing,
 }  # fmt: skip

@@ -25,11 +25,18 @@ def park(a: Author, kind: str, heading: float) -> World:
     shift = rng.uniform(0, 6.3)
 
     def middle(y):
-        return bend * (np.sin(wave * y + shift) - np.sin(shift)) - wide * 0.4 + 0.02 * y * np.cos(shift)
+        return (
+            bend * (np.sin(wave * y + shift) - np.sin(shift))
+            - wide * 0.4
+            + 0.02 * y * np.cos(shift)
+        )
 
     ys = np.arange(-12, 150, 3.0)
     for y0, y1 in pairwise(ys):
-        for extra, layer, what in ((0.18, 1, (m.DIRT, m.TERRAIN, linear(112, 98, 76), "dirt")), (0.0, 2, surface)):
+        for extra, layer, what in (
+            (0.18, 1, (m.DIRT, m.TERRAIN, linear(112, 98, 76), "dirt")),
+            (0.0, 2, surface),
+        ):
             corners = [
                 (middle(y0) - wide - extra, y0, 0),
                 (middle(y0) + wide + extra, y0, 0),
@@ -37,7 +44,9 @@ def park(a: Author, kind: str, heading: float) -> World:
                 (middle(y1) - wide - extra, y1, 0),
             ]
             # u along x for all pieces, so that the texture runs through
-            g.quad(corners, *what, param=(0, 9999), layer=layer, origin=(0.0, 0.0, 0.0), casts=False)
+            g.quad(
+                corners, *what, param=(0, 9999), layer=layer, origin=(0.0, 0.0, 0.0), casts=False
+            )
     pond = None
     if rng.random() < 0.5:
         s = rng.choice([-1, 1])
@@ -52,15 +61,24 @@ def park(a: Author, kind: str, heading: float) -> World:
         ):
             x, y = px + scale * rx * np.cos(t) * lobes, py + scale * ry * np.sin(t) * lobes
             for k in range(0, 24, 2):
-                corners = [(px, py, 0), (x[k], y[k], 0), (x[k + 1], y[k + 1], 0), (x[(k + 2) % 24], y[(k + 2) % 24], 0)]
+                corners = [
+                    (px, py, 0),
+                    (x[k], y[k], 0),
+                    (x[k + 1], y[k + 1], 0),
+                    (x[(k + 2) % 24], y[(k + 2) % 24], 0),
+                ]
                 g.quad(corners, *what, layer=layer, origin=(0.0, 0.0, 0.0), casts=False)
 
     def free(x, y, margin=1.5):
         on_path = abs(x - middle(y)) < wide + margin
         in_pond = (
-            pond is not None and ((x - pond[0]) / (pond[2] + 1.5)) ** 2 + ((y - pond[1]) / (pond[3] + 1.5)) ** 2 < 1.1
+            pond is not None
+            and ((x - pond[0]) / (pond[2] + 1.5)) ** 2 + ((y - pond[1]) / (pond[3] + 1.5)) ** 2
+            < 1.1
         )
-        in_pond = in_pond or (pond is not None and y < pond[1] and abs(x - pond[0]) < pond[2] * 0.8 and y > 4)
+        in_pond = in_pond or (
+            pond is not None and y < pond[1] and abs(x - pond[0]) < pond[2] * 0.8 and y > 4
+        )
         return not on_path and not in_pond
 
     for _ in range(int(rng.integers(16, 34))):
@@ -80,7 +98,9 @@ def park(a: Author, kind: str, heading: float) -> World:
         panel = a.hedge if what == "hedge" else a.sprite(sprites.railing(rng, 1.1, what))
         x = s * rng.uniform(6, 12)
         if free(x, 20) and free(x, 30):
-            a.panel(panel, x, 6, x, 60, 0, m.VEGETATION if what == "hedge" else m.FENCE, repeat=True)
+            a.panel(
+                panel, x, 6, x, 60, 0, m.VEGETATION if what == "hedge" else m.FENCE, repeat=True
+            )
     if rng.random() < 0.45:  # a building behind the trees
         wide_b = rng.uniform(14, 34)
         mesh = buildings.building(
@@ -95,14 +115,26 @@ def park(a: Author, kind: str, heading: float) -> World:
         )
         a.fixed(mesh, rng.uniform(-40, 10), rng.uniform(60, 95), 0)
     s = rng.choice([-1, 1])
-    for y in np.arange(rng.uniform(9, 24), 80, rng.uniform(14, 24)) if rng.random() < 0.7 or a.dark else ():
+    for y in (
+        np.arange(rng.uniform(9, 24), 80, rng.uniform(14, 24))
+        if rng.random() < 0.7 or a.dark
+        else ()
+    ):
         a.lamp(middle(y) + s * (wide + 0.7), y, -s * 0.6)
     for _ in range(rng.integers(0, 4)):
         y = rng.uniform(7, 30)
         s = rng.choice([-1, 1])
         x = middle(y) + s * (wide + 0.7)
         if pond is None or ((x - pond[0]) / pond[2]) ** 2 + ((y - pond[1]) / pond[3]) ** 2 > 1.2:
-            a.fixed(m.bench(a.climate, rng), x, y, 0, -s * np.pi / 2, (x - 0.4, x + 0.4, y - 0.9, y + 0.9), 0.4)
+            a.fixed(
+                m.bench(a.climate, rng),
+                x,
+                y,
+                0,
+                -s * np.pi / 2,
+                (x - 0.4, x + 0.4, y - 0.9, y + 0.9),
+                0.4,
+            )
     # walkers follow the path only for a few metres, so a straight line will do
     for _ in range(int(rng.integers(0, 5))):
         y = rng.uniform(7, 35)

@@ -22,11 +22,20 @@ def _branches(rng, h, w, ppm, trunk_top, spread, depth, thick):
                 here = (x + (x1 - x) * at, y + (y1 - y) * at)
                 bent = angle + turn
                 bent += (np.pi / 2 - bent) * 0.12  # twigs grow towards the light
-                stack.append((*here, bent, length * rng.uniform(0.5, 0.78), width * rng.uniform(0.45, 0.62), left - 1))
+                stack.append(
+                    (
+                        *here,
+                        bent,
+                        length * rng.uniform(0.5, 0.78),
+                        width * rng.uniform(0.45, 0.62),
+                        left - 1,
+                    )
+                )
     return np.asarray(image) > 0
 
 
-# shape of the crown: (centre height, half width, half height, lobes, lobe radius), as shares of the tree's height
+# shape of the crown: (centre height, half width, half height, lobes, lobe radius), as shares of the
+# tree's height
 _CROWNS = {
     "round": (0.62, 0.36, 0.36, 9, 0.52),
     "spread": (0.66, 0.48, 0.30, 12, 0.46),
@@ -38,11 +47,22 @@ _CROWNS = {
 }
 
 
-def tree(rng, shape: str, high: float, greens: np.ndarray, bark, sun, heat: float, base: float, bare=False) -> Sprite:
-    """A tree `high` metres tall. greens (k,3) linear leaf colours; sun: unit vector (right, towards the viewer, up) or
-    None.
+def tree(
+    rng,
+    shape: str,
+    high: float,
+    greens: np.ndarray,
+    bark,
+    sun,
+    heat: float,
+    base: float,
+    bare=False,
+) -> Sprite:
+    """A tree `high` metres tall. greens (k,3) linear leaf colours; sun: unit vector (right, towards
+    the viewer, up) or None.
 
-    heat: kelvin that a leaf in full sun gains; base: kelvin above the air in the shade. bare: branches only.
+    heat: kelvin that a leaf in full sun gains; base: kelvin above the air in the shade. bare:
+        branches only.
     """
     middle, half_w, half_h, lobes, lobe_r = _CROWNS[shape]
     wide = 2.4 * half_w * high if shape != "hedge" else 3.0
@@ -69,7 +89,11 @@ def tree(rng, shape: str, high: float, greens: np.ndarray, bark, sun, heat: floa
     clump = at[lobe] + out * radius[lobe, None] * rng.uniform(0.6, 1.0, (clumps, 1))
     leaves = 90
     reach = rng.uniform(0.06, 0.13, (clumps, 1, 1)) if shape != "hedge" else 0.12
-    scatter = rng.standard_normal((clumps, leaves, 3), np.float32) * np.array([1, 1, 0.8], np.float32) * reach
+    scatter = (
+        rng.standard_normal((clumps, leaves, 3), np.float32)
+        * np.array([1, 1, 0.8], np.float32)
+        * reach
+    )
     points = (clump[:, None] + scatter).reshape(-1, 3)
     facing = (out[:, None] * 0.55 + clump[:, None] * 0.5 + scatter * 3.0).reshape(-1, 3)
     facing += rng.standard_normal(facing.shape, np.float32) * 0.28
@@ -84,7 +108,9 @@ def tree(rng, shape: str, high: float, greens: np.ndarray, bark, sun, heat: floa
         sun = np.asarray(sun)
         across = np.cross(sun, [0.0, 0.0, 1.0])
         across /= np.linalg.norm(across)
-        shade = np.clip(0.35 + 0.75 * facing @ sun, 0.06, 1) * (0.12 + 0.88 * _reach(points, sun, across, high))
+        shade = np.clip(0.35 + 0.75 * facing @ sun, 0.06, 1) * (
+            0.12 + 0.88 * _reach(points, sun, across, high)
+        )
     top = _reach(points, np.array([0, 0, 1.0]), np.array([1.0, 0, 0]), high * 1.6)
     ambient = (0.34 + 0.66 * top) * (0.66 + 0.34 * facing[:, 2])
     # splat: leaf-major order, so that a nearer leaf always covers a farther one
@@ -107,8 +133,12 @@ def tree(rng, shape: str, high: float, greens: np.ndarray, bark, sun, heat: floa
     colour = greens[tint[index]] * np.clip(bright[index], 0.5, 1.6)[..., None]
     wood = np.zeros((h, w), bool)
     if shape not in ("bush", "hedge"):
-        clear = {"round": 0.34, "spread": 0.36, "tall": 0.28, "column": 0.2, "cone": 0.55}[shape] * high
-        wood = _branches(rng, h, w, ppm, clear, 0.36, 6 if bare else 3, high * rng.uniform(0.022, 0.034))
+        clear = {"round": 0.34, "spread": 0.36, "tall": 0.28, "column": 0.2, "cone": 0.55}[
+            shape
+        ] * high
+        wood = _branches(
+            rng, h, w, ppm, clear, 0.36, 6 if bare else 3, high * rng.uniform(0.022, 0.034)
+        )
     wooden = wood & ~leafy
     streak = rng.normal(1, 0.18, (1, w, 1)) * rng.normal(1, 0.08, (h, w, 1))
     colour[wooden] = (np.asarray(bark) * streak)[wooden]
@@ -119,11 +149,14 @@ def tree(rng, shape: str, high: float, greens: np.ndarray, bark, sun, heat: floa
     kelvin = base + heat * share + rng.normal(0, 0.25, (h, w)) - 0.8 * ambient
     kelvin[wooden] += 0.6
     label = np.full((h, w), VEGETATION, np.uint8)
-    return Sprite(w / ppm, h / ppm, colour, share, ambient, kelvin, np.zeros((h, w)), leafy | wooden, label)
+    return Sprite(
+        w / ppm, h / ppm, colour, share, ambient, kelvin, np.zeros((h, w)), leafy | wooden, label
+    )
 
 
 def _reach(points, axis, across, scale):
-    """How much light along `axis` reaches each of many small leaves: Beer's law behind the first leaf of its column."""
+    """How much light along `axis` reaches each of many small leaves: Beer's law behind the first
+    leaf of its column."""
     third = np.cross(axis, across)
     i, j, t = points @ across, points @ third, points @ axis
     cell = scale * 0.035
@@ -141,7 +174,9 @@ def palm(rng, high: float, greens, bark, heat: float, base: float) -> Sprite:
     part = Image.new("L", (w, h))
     draw = ImageDraw.Draw(part)
     crown = h * 0.2
-    draw.line((w / 2, h, w / 2 + rng.normal(0, 3), crown), fill=1, width=max(2, int(0.035 * high * ppm)))
+    draw.line(
+        (w / 2, h, w / 2 + rng.normal(0, 3), crown), fill=1, width=max(2, int(0.035 * high * ppm))
+    )
     for k in range(34):
         angle = rng.uniform(-0.5, np.pi + 0.5)
         length = rng.uniform(0.32, 0.47) * w
@@ -151,7 +186,10 @@ def palm(rng, high: float, greens, bark, heat: float, base: float) -> Sprite:
             draw.line((x, y, x1, y1), fill=2 + k % 3, width=max(1, int(0.02 * high * ppm)))
             for side in (-1, 1):
                 lean = angle + side * 1.9
-                draw.line((x1, y1, x1 - np.cos(lean) * step * 0.9, y1 + np.sin(lean) * step * 0.9), fill=2 + k % 3)
+                draw.line(
+                    (x1, y1, x1 - np.cos(lean) * step * 0.9, y1 + np.sin(lean) * step * 0.9),
+                    fill=2 + k % 3,
+                )
             x, y = x1, y1
             angle -= 0.16 * np.sign(np.cos(angle) + 1e-3)
     part = np.asarray(part)
@@ -159,6 +197,7 @@ def palm(rng, high: float, greens, bark, heat: float, base: float) -> Sprite:
     up = np.clip(1.3 - np.arange(h)[:, None] / (0.55 * h), 0.25, 1) * np.ones((1, w))
     share = np.where(part == 1, 0.5, 0.75 * up)
     return Sprite(
-        wide, high, lut[part] * rng.normal(1, 0.12, (h, w, 1)), share, 0.3 + 0.6 * up, base + heat * share - 0.5,
+        wide, high, lut[part] * rng.normal(1, 0.12, (h, w, 1)), share, 0.3 + 0.6 * up,
+        base + heat * share - 0.5,
         np.zeros((h, w)), part > 0, np.full((h, w), VEGETATION, np.uint8),
     )  # fmt: skip

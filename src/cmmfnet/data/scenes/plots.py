@@ -1,4 +1,5 @@
-"""What lines the streets of `scenes`: town buildings, or houses with gardens, walls, fences and hedges."""
+"""What lines the streets of `scenes`: town buildings, or houses with gardens, walls, fences and
+hedges."""
 
 import numpy as np
 
@@ -87,9 +88,32 @@ def _wall(a: Author, side, x, y0, y1, high) -> None:
     colour = linear(*(buildings.BRICKS if kind == 1 else buildings.STONES)[rng.integers(3)])
     xa, xb = sorted((side * x, side * (x + 0.22)))
     a.ground.box(
-        xa, xb, y0, y1, 0.1, high, m.MASONRY, m.WALL, colour, "wall", "nesw", param=(kind,), seed=int(rng.integers(999))
+        xa,
+        xb,
+        y0,
+        y1,
+        0.1,
+        high,
+        m.MASONRY,
+        m.WALL,
+        colour,
+        "wall",
+        "nesw",
+        param=(kind,),
+        seed=int(rng.integers(999)),
     )
-    a.ground.box(xa - 0.04, xb + 0.04, y0, y1, high, high + 0.07, m.PLAIN, m.WALL, linear(150, 146, 138), "wall")
+    a.ground.box(
+        xa - 0.04,
+        xb + 0.04,
+        y0,
+        y1,
+        high,
+        high + 0.07,
+        m.PLAIN,
+        m.WALL,
+        linear(150, 146, 138),
+        "wall",
+    )
     a.footprints.append((xa, xb, y0, y1, 0.4))
 
 
@@ -98,13 +122,23 @@ def _border(a: Author, side, edge, y0, y1) -> None:
     rng = a.rng
     kind = str(
         rng.choice(
-            ["hedge", "wall", "planks", "bars", "picket", "mesh", "open"], p=[0.3, 0.25, 0.1, 0.1, 0.1, 0.05, 0.1]
+            ["hedge", "wall", "planks", "bars", "picket", "mesh", "open"],
+            p=[0.3, 0.25, 0.1, 0.1, 0.1, 0.05, 0.1],
         )
     )
     x = side * (edge + 0.25)
     if kind == "hedge":
         for dx in (0.0, 0.45):
-            a.panel(a.hedge, x + side * dx, y0 + dx, x + side * dx, y1 - dx, 0.1, m.VEGETATION, repeat=True)
+            a.panel(
+                a.hedge,
+                x + side * dx,
+                y0 + dx,
+                x + side * dx,
+                y1 - dx,
+                0.1,
+                m.VEGETATION,
+                repeat=True,
+            )
         a.footprints.append((*sorted((x, x + side * 0.8)), y0, y1, 0.6))
     elif kind == "wall":
         _wall(a, side, edge + 0.1, y0, y1, rng.uniform(0.6, 1.2))
@@ -115,7 +149,17 @@ def _border(a: Author, side, edge, y0, y1) -> None:
         wood = linear(*rng.choice([(136, 104, 74), (112, 98, 82), (98, 70, 50)]))
         xa, xb = sorted((x, x + side * 0.06))
         a.ground.box(
-            xa, xb, y0, y1, 0.1, rng.uniform(1.0, 1.8), m.PLANKS, m.FENCE, wood, "wood", seed=int(rng.integers(999))
+            xa,
+            xb,
+            y0,
+            y1,
+            0.1,
+            rng.uniform(1.0, 1.8),
+            m.PLANKS,
+            m.FENCE,
+            wood,
+            "wood",
+            seed=int(rng.integers(999)),
         )
     elif kind in ("bars", "picket", "mesh"):
         s = a.sprite(sprites.railing(rng, rng.uniform(0.9, 1.3), kind))
@@ -151,6 +195,14 @@ def _garden(a: Author, side, edge, back, y, gap, wide) -> None:
     for _ in range(rng.integers(1, 5)):
         a.bush(side * (edge + back - rng.uniform(0.5, 1.2)), rng.uniform(ga + 0.5, gb - 0.5), 0.75)
     if rng.random() < 0.55:
-        a.tree(side * (edge + rng.uniform(1.5, max(2, back - 2))), rng.uniform(ga, gb), rng.uniform(0.4, 0.7))
+        a.tree(
+            side * (edge + rng.uniform(1.5, max(2, back - 2))),
+            rng.uniform(ga, gb),
+            rng.uniform(0.4, 0.7),
+        )
     for _ in range(2):
-        a.tree(side * (edge + back + rng.uniform(11, 18)), rng.uniform(start, stop), rng.uniform(0.8, 1.3))
+        a.tree(
+            side * (edge + back + rng.uniform(11, 18)),
+            rng.uniform(start, stop),
+            rng.uniform(0.8, 1.3),
+        )

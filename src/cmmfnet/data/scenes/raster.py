@@ -1,9 +1,10 @@
-"""A small polygon rasteriser in numpy: what `scenes` needs to turn a world of flat patches into pixels.
+"""A small polygon rasteriser in numpy: what `scenes` needs to turn a world of flat patches into
+pixels.
 
-World axes: x right, y forward, z up, in metres. Every patch is a convex quadrilateral with its own texture frame
-(origin and two unit axes), so whatever is painted on it is found again in the next frame of a video. All patches of a
-frame are scan-converted at once: spans first, then fragments, then one depth test (`np.maximum.at`). There is no Python
-loop over patches.
+World axes: x right, y forward, z up, in metres. Every patch is a convex quadrilateral with its own
+texture frame (origin and two unit axes), so whatever is painted on it is found again in the next
+frame of a video. All patches of a frame are scan-converted at once: spans first, then fragments,
+then one depth test (`np.maximum.at`). There is no Python loop over patches.
 """
 
 from dataclasses import dataclass, fields
@@ -17,11 +18,12 @@ NEAR = 0.3  # metres
 class Mesh:
     """Flat patches. n of them; float arrays are float32.
 
-    quad (n,4,3): corners in metres. origin, u_axis, v_axis (n,3): texture frame, axes of unit length, normal = u x v.
-    material (n,): one of scene_shading's numbers. label (n,): class id. colour (n,3): linear albedo. temperature (n,):
-    K above the air without sun. heating (n,): K gained in full sun. gloss (n,): mirror share at normal incidence. param
-    (n,12): meaning set by the material. seed (n,): int. sprite (n,): atlas id or -1. layer (n,): wins over lower layers
-    in the same plane. seen, casts (n,): whether the camera and the sun see the patch.
+    quad (n,4,3): corners in metres. origin, u_axis, v_axis (n,3): texture frame, axes of unit
+    length, normal = u x v. material (n,): one of scene_shading's numbers. label (n,): class id.
+    colour (n,3): linear albedo. temperature (n,): K above the air without sun. heating (n,): K
+    gained in full sun. gloss (n,): mirror share at normal incidence. param (n,12): meaning set by
+    the material. seed (n,): int. sprite (n,): atlas id or -1. layer (n,): wins over lower layers in
+    the same plane. seen, casts (n,): whether the camera and the sun see the patch.
     """
 
     quad: np.ndarray
@@ -49,7 +51,8 @@ class Mesh:
         return np.cross(self.u_axis, self.v_axis)
 
     def placed(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> "Mesh":
-        """The same patches turned by `yaw` radians (counter-clockwise seen from above) and moved to (x, y, z)."""
+        """The same patches turned by `yaw` radians (counter-clockwise seen from above) and moved to
+        (x, y, z)."""
         c, s = np.cos(yaw), np.sin(yaw)
         turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32).T
         shift = np.array([x, y, z], np.float32)
@@ -66,12 +69,15 @@ class Mesh:
 
 def join(meshes: list[Mesh]) -> Mesh:
     """One mesh of several."""
-    return Mesh(**{f.name: np.concatenate([getattr(m, f.name) for m in meshes]) for f in fields(Mesh)})
+    return Mesh(
+        **{f.name: np.concatenate([getattr(m, f.name) for m in meshes]) for f in fields(Mesh)}
+    )
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Pinhole camera. `focal` and the principal point (cx, cy) in pixels; rows of `axes` are right, down, forward."""
+    """Pinhole camera. `focal` and the principal point (cx, cy) in pixels; rows of `axes` are right,
+    down, forward."""
 
     position: np.ndarray
     axes: np.ndarray
@@ -83,25 +89,32 @@ class Camera:
 
     def rays(self, pixels: np.ndarray) -> np.ndarray:
         """World directions (M,3), with forward component 1, of flat pixel indices (M,)."""
-        x = ((pixels % self.width + np.float32(0.5)) - self.cx).astype(np.float32) / np.float32(self.focal)
-        y = ((pixels // self.width + np.float32(0.5)) - self.cy).astype(np.float32) / np.float32(self.focal)
+        x = ((pixels % self.width + np.float32(0.5)) - self.cx).astype(np.float32) / np.float32(
+            self.focal
+        )
+        y = ((pixels // self.width + np.float32(0.5)) - self.cy).astype(np.float32) / np.float32(
+            self.focal
+        )
         return x[:, None] * self.axes[0] + y[:, None] * self.axes[1] + self.axes[2]
 
 
 def look(position, yaw: float, pitch: float, focal: float, height: int, width: int) -> Camera:
-    """A level camera. yaw 0 looks along +y, positive to the left; pitch positive looks up; focal in pixels."""
+    """A level camera. yaw 0 looks along +y, positive to the left; pitch positive looks up; focal in
+    pixels."""
     forward = np.array([-np.sin(yaw) * np.cos(pitch), np.cos(yaw) * np.cos(pitch), np.sin(pitch)])
     right = np.array([np.cos(yaw), np.sin(yaw), 0.0])
     axes = np.stack([right, np.cross(forward, right), forward]).astype(np.float32)
-    return Camera(np.asarray(position, np.float32), axes, float(focal), width / 2, height / 2, height, width)
+    return Camera(
+        np.asarray(position, np.float32), axes, float(focal), width / 2, height / 2, height, width
+    )
 
 
 @dataclass
 class Atlas:
     """Cut-out pictures with their mip levels, flattened to one list of texels.
 
-    colour (T,3), shade (T,) share of direct sun, ambient (T,), kelvin (T,) above the air, glow (T,) share of colour
-    emitted, opaque (T,) bool, label (T,). start, rows, columns: (sprites, levels).
+    colour (T,3), shade (T,) share of direct sun, ambient (T,), kelvin (T,) above the air, glow (T,)
+    share of colour emitted, opaque (T,) bool, label (T,). start, rows, columns: (sprites, levels).
     """
 
     colour: np.ndarray
@@ -117,7 +130,9 @@ class Atlas:
 
     def texel(self, sprite, u, v, texels_per_pixel) -> np.ndarray:
         """Flat texel index for u, v in [0,1] (v up)."""
-        level = np.clip(np.log2(np.maximum(texels_per_pixel, 1e-6)) + 0.3, 0, self.start.shape[1] - 1).astype(np.int64)
+        level = np.clip(
+            np.log2(np.maximum(texels_per_pixel, 1e-6)) + 0.3, 0, self.start.shape[1] - 1
+        ).astype(np.int64)
         rows, columns = self.rows[sprite, level], self.columns[sprite, level]
         i = np.clip(((1 - v) * rows).astype(np.int64), 0, rows - 1)
         j = np.clip((u * columns).astype(np.int64), 0, columns - 1)
@@ -125,7 +140,8 @@ class Atlas:
 
 
 def _clip_near(quads: np.ndarray) -> np.ndarray:
-    """(n,4,3) camera-space corners -> (n,5,3), cut at depth NEAR; patches wholly nearer come back as points."""
+    """(n,4,3) camera-space corners -> (n,5,3), cut at depth NEAR; patches wholly nearer come back
+    as points."""
     out = np.concatenate([quads, quads[:, 3:]], axis=1)
     depth = quads[:, :, 2]
     for i in np.flatnonzero((depth < NEAR).any(1)):
@@ -172,12 +188,14 @@ def _fragments(sx, sy, plane, height: int, width: int):
 def rasterise(camera: Camera, mesh: Mesh, atlas: Atlas):
     """Depth-tested picture of a mesh.
 
-    Returns patch (P,) int32 (-1: nothing), closeness (P,) float32 = 1/depth, texel (P,) int64 (-1: no sprite), P =
-    height*width.
+    Returns patch (P,) int32 (-1: nothing), closeness (P,) float32 = 1/depth, texel (P,) int64 (-1:
+    no sprite), P = height*width.
     """
     local = (mesh.quad - camera.position) @ camera.axes.T
     normal = mesh.normal @ camera.axes.T
-    distance = (local[:, 0] * normal).sum(1)  # of the plane from the camera; 1/depth = (normal . ray) / distance
+    distance = (local[:, 0] * normal).sum(
+        1
+    )  # of the plane from the camera; 1/depth = (normal . ray) / distance
     depth = local[:, :, 2]
     facing = (distance < -1e-4) | ((mesh.sprite >= 0) & (np.abs(distance) > 1e-4))
     keep = np.flatnonzero(mesh.seen & facing & (depth.max(1) > NEAR))
@@ -227,8 +245,8 @@ def _cut_out(mesh: Mesh, atlas: Atlas, poly, world, metres_per_pixel):
 
 
 class ShadowMap:
-    """What the sun sees of a mesh: orthographic, `side` texels a side, over a square of `extent` metres around `centre`
-    (x, y).
+    """What the sun sees of a mesh: orthographic, `side` texels a side, over a square of `extent`
+    metres around `centre` (x, y).
     """
 
     def __init__(self, sun: np.ndarray, mesh: Mesh, atlas: Atlas, centre, extent: float, side: int):
@@ -238,7 +256,8 @@ class ShadowMap:
         self.axes = np.stack([right, up, sun]).astype(np.float32)
         self.scale, self.side = side / extent, side
         middle = self.axes[:2] @ np.array([*centre, 0.0], np.float32)
-        # Whole texels only: a map that slides with the camera by fractions makes shadow edges crawl in a video.
+        # Whole texels only: a map that slides with the camera by fractions makes shadow edges crawl
+        # in a video.
         self.corner = np.floor(middle * self.scale) - side // 2
         use = np.flatnonzero(mesh.casts & (np.abs(mesh.normal @ self.axes[2]) > 1e-3))
         quads = mesh.quad[use] @ self.axes.T
@@ -246,12 +265,17 @@ class ShadowMap:
         sx, sy = (quads[:, :, k].astype(np.float64) * self.scale - self.corner[k] for k in (0, 1))
         slope = -normal[:, :2] / normal[:, 2:] / self.scale
         start = quads[:, 0, 2] - slope[:, 0] * sx[:, 0] - slope[:, 1] * sy[:, 0]
-        poly, pixel, close = _fragments(sx, sy, np.concatenate([slope, start[:, None]], 1), side, side)
+        poly, pixel, close = _fragments(
+            sx, sy, np.concatenate([slope, start[:, None]], 1), side, side
+        )
         poly = use[poly]
         cut = np.flatnonzero(mesh.sprite[poly] >= 0)
         if len(cut):
             plane = np.stack([pixel[cut] % side + 0.5, pixel[cut] // side + 0.5], 1) + self.corner
-            world = np.concatenate([plane / self.scale, close[cut, None]], 1).astype(np.float32) @ self.axes
+            world = (
+                np.concatenate([plane / self.scale, close[cut, None]], 1).astype(np.float32)
+                @ self.axes
+            )
             kept = np.ones(len(poly), bool)
             kept[cut] = _cut_out(mesh, atlas, poly[cut], world, np.float32(1 / self.scale))[1]
             pixel, close = pixel[kept], close[kept]
@@ -259,11 +283,24 @@ class ShadowMap:
         np.maximum.at(self.height, pixel, close)
 
     def lit(self, world: np.ndarray, normal: np.ndarray) -> np.ndarray:
-        """Share of the sun's disc seen, (M,) in [0,1], from points (M,3) with surface normals (M,3)."""
-        taps = ((-1.2, -0.5), (0.6, -1.2), (-0.5, 1.1), (1.2, 0.6), (0.05, 0.0), (-2.1, 1.2), (2.2, -0.9), (0.9, 2.2))
-        # A wall lit at a grazing angle must not shade itself through the neighbouring texels that the taps reach.
+        """Share of the sun's disc seen, (M,) in [0,1], from points (M,3) with surface normals
+        (M,3)."""
+        taps = (
+            (-1.2, -0.5),
+            (0.6, -1.2),
+            (-0.5, 1.1),
+            (1.2, 0.6),
+            (0.05, 0.0),
+            (-2.1, 1.2),
+            (2.2, -0.9),
+            (0.9, 2.2),
+        )
+        # A wall lit at a grazing angle must not shade itself through the neighbouring texels that
+        # the taps reach.
         grazing = 1 - np.abs(normal @ self.axes[2])
-        moved = world + normal * (np.float32(0.06) + np.float32(2.2 / self.scale) * grazing)[:, None]
+        moved = (
+            world + normal * (np.float32(0.06) + np.float32(2.2 / self.scale) * grazing)[:, None]
+        )
         x = (moved @ self.axes[0]) * np.float32(self.scale) - np.float32(self.corner[0])
         y = (moved @ self.axes[1]) * np.float32(self.scale) - np.float32(self.corner[1])
         level = moved @ self.axes[2] + np.float32(0.05)
@@ -271,5 +308,8 @@ class ShadowMap:
         x, y = np.where(inside, x, 4), np.where(inside, y, 4)
         total = np.zeros(len(x), np.float32)
         for dx, dy in taps:
-            total += level >= self.height[(y + dy).astype(np.int32) * self.side + (x + dx).astype(np.int32)]
+            total += (
+                level
+                >= self.height[(y + dy).astype(np.int32) * self.side + (x + dx).astype(np.int32)]
+            )
         return np.where(inside, total / len(taps), 1).astype(np.float32)

@@ -1,5 +1,5 @@
-"""One frame of a `scenes` world: visible surfaces with their light and heat, at twice the size, then through the
-sensors.
+"""One frame of a `scenes` world: visible surfaces with their light and heat, at twice the size,
+then through the sensors.
 """
 
 import numpy as np
@@ -17,7 +17,8 @@ FAR = 175.0  # metres
 
 
 def _cards(world: World, time: float, yaw: float, seen: bool) -> Mesh | None:
-    """Billboards as patches turned by `yaw`: to the camera (seen), or to the sun, to cast shadows (not seen)."""
+    """Billboards as patches turned by `yaw`: to the camera (seen), or to the sun, to cast shadows
+    (not seen)."""
     cards = world.cards
     if not cards:
         return None
@@ -35,12 +36,17 @@ def _cards(world: World, time: float, yaw: float, seen: bool) -> Mesh | None:
     n = len(cards)
     param = np.zeros((n, 12), F)
     param[:, :2] = size
-    param[:, 2] = size[:, 0] * 0.5 + 0.3  # a crown must not shade its own card: look for the sun from this far off
+    param[:, 2] = (
+        size[:, 0] * 0.5 + 0.3
+    )  # a crown must not shade its own card: look for the sun from this far off
     zero = np.zeros(n, F)
     return Mesh(
-        quad=np.stack([low, low + across, low + across + rise, low + rise], 1), origin=low, u_axis=right, v_axis=up,
-        material=np.full(n, m.SPRITE, np.int16), label=np.full(n, m.VEGETATION, np.uint8), colour=np.zeros((n, 3), F),
-        temperature=zero, heating=zero, gloss=zero, param=param, seed=np.arange(n), sprite=sprite.astype(np.int32),
+        quad=np.stack([low, low + across, low + across + rise, low + rise], 1), origin=low,
+        u_axis=right, v_axis=up,
+        material=np.full(n, m.SPRITE, np.int16), label=np.full(n, m.VEGETATION, np.uint8),
+        colour=np.zeros((n, 3), F),
+        temperature=zero, heating=zero, gloss=zero, param=param, seed=np.arange(n),
+        sprite=sprite.astype(np.int32),
         layer=zero, seen=np.full(n, seen), casts=np.full(n, not seen),
     )  # fmt: skip
 
@@ -69,8 +75,8 @@ def _assemble(world: World, camera: Camera, time: float) -> Mesh:
 
 
 class ContactMap:
-    """Where things stand on the ground: (dark, warm) seen from above, to dim the sky's light beside walls and below
-    cars.
+    """Where things stand on the ground: (dark, warm) seen from above, to dim the sky's light beside
+    walls and below cars.
     """
 
     step = 0.125
@@ -86,12 +92,17 @@ class ContactMap:
             return [tuple((np.array(p) - self.corner) / self.step) for p in points]
 
         for x0, x1, y0, y1, strength in world.footprints:
-            draw["broad"].polygon(cell([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]), fill=int(255 * strength))
+            draw["broad"].polygon(
+                cell([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]), fill=int(255 * strength)
+            )
         for mover in world.movers:
             x, y = mover.start[0], mover.start[1] + mover.velocity * time
             c, s = np.cos(mover.yaw), np.sin(mover.yaw)
             w, h = mover.size
-            points = [(x + c * a - s * b, y + s * a + c * b) for a, b in ((-w, -h), (w, -h), (w, h), (-w, h))]
+            points = [
+                (x + c * a - s * b, y + s * a + c * b)
+                for a, b in ((-w, -h), (w, -h), (w, h), (-w, h))
+            ]
             draw["sharp"].polygon(cell(points), fill=235)
             draw["warm"].polygon(cell(points), fill=int(min(255, mover.warm * 25)))
         for card in world.cards:
@@ -101,7 +112,8 @@ class ContactMap:
             draw["broad" if r > 0.4 else "sharp"].ellipse((x0, y0, x1, y1), fill=140)
         blur = {"broad": 5, "sharp": 1.6, "warm": 3}
         self.maps = {
-            k: np.asarray(v.filter(ImageFilter.GaussianBlur(blur[k])), F).ravel() / 255 for k, v in layers.items()
+            k: np.asarray(v.filter(ImageFilter.GaussianBlur(blur[k])), F).ravel() / 255
+            for k, v in layers.items()
         }
 
     def __call__(self, name: str, x, y) -> np.ndarray:
@@ -170,14 +182,18 @@ def surfaces(world: World, camera: Camera, time: float):
         frame = [mesh.u_axis[q], mesh.v_axis[q], normals[q]]
 
         def local(d, frame=frame):
-            return np.stack([np.einsum("ij,ij->i", np.broadcast_to(d, k.shape), k) for k in frame], 1)
+            return np.stack(
+                [np.einsum("ij,ij->i", np.broadcast_to(d, k.shape), k) for k in frame], 1
+            )
 
         points = Points(
             u=u[s], v=v[s], foot=f, param=mesh.param[q], seed=seed, colour=albedo[s],
             ray=local(ray[s]) if kind == m.FACADE else None,
             sun=local(light.sun.astype(F)) if light.sun is not None and kind == m.FACADE else None,
-            slow=soft(x, y, 14.0, f), fine=soft(x, y, 2.3, f), grain=fine(x, y, 1.1, f), label=found[s],
-            ambient=ambient[s], direct=direct[s], mirror=mirror[s], kelvin=added[s], emissivity=emissivity[s],
+            slow=soft(x, y, 14.0, f), fine=soft(x, y, 2.3, f), grain=fine(x, y, 1.1, f),
+            label=found[s],
+            ambient=ambient[s], direct=direct[s], mirror=mirror[s], kelvin=added[s],
+            emissivity=emissivity[s],
             emit=emit[s], night=light.lighting != "day",
         )  # fmt: skip
         PAINTERS[kind](points)
@@ -194,7 +210,9 @@ def surfaces(world: World, camera: Camera, time: float):
     added[ground] += 8 * contact("warm", gx, gy) - 1.2 * contact("broad", gx, gy) * light.insolation
 
     up = 0.5 + 0.5 * normal[:, 2]
-    bounce = 0.16 * light.ambient + 0.13 * light.sun_colour * (light.sun[2] if light.sun is not None else 0)
+    bounce = 0.16 * light.ambient + 0.13 * light.sun_colour * (
+        light.sun[2] if light.sun is not None else 0
+    )
     fill = ambient * up
     fill[card] = ambient[card]
     shine = light.ambient * fill[:, None] + bounce * ((1 - up) * ambient)[:, None]
@@ -236,7 +254,9 @@ def surfaces(world: World, camera: Camera, time: float):
         seen[wet], cold[wet], _ = sky(light, bent[wet], air)
         # trees on the far bank, which the mirror of the sky alone would miss
         azimuth, rise = np.arctan2(bent[wet, 0], bent[wet, 1]), bent[wet, 2]
-        bank = np.clip((0.11 + 0.035 * soft(azimuth, 0 * azimuth, 1.1) - rise) / 0.03, 0, 1)[:, None]
+        bank = np.clip((0.11 + 0.035 * soft(azimuth, 0 * azimuth, 1.1) - rise) / 0.03, 0, 1)[
+            :, None
+        ]
         seen[wet] += (light.ambient * np.array([0.09, 0.11, 0.06], F) - seen[wet]) * bank
     share = mirror[glossy] + (1 - mirror[glossy]) * np.clip(1 - cosine[glossy], 0, 1) ** 5 * F(0.75)
     colour[glossy] += (np.minimum(seen, 1.6) - colour[glossy]) * share[:, None]
@@ -265,8 +285,13 @@ def _snow(p: Points, kind: int, normal) -> None:
     }.get(kind)
     if thick is None:
         return
-    cover = np.clip((thick + 0.7 * p.slow + 0.5 * p.fine) * 1.5 + 0.5, 0, 1) * np.clip((normal[:, 2] - 0.45) * 4, 0, 1)
-    white = np.array([0.72, 0.75, 0.80], F) * np.clip(1 + 0.05 * p.fine + 0.04 * p.grain, 0.7, 1.2)[:, None]
+    cover = np.clip((thick + 0.7 * p.slow + 0.5 * p.fine) * 1.5 + 0.5, 0, 1) * np.clip(
+        (normal[:, 2] - 0.45) * 4, 0, 1
+    )
+    white = (
+        np.array([0.72, 0.75, 0.80], F)
+        * np.clip(1 + 0.05 * p.fine + 0.04 * p.grain, 0.7, 1.2)[:, None]
+    )
     p.colour += (white - p.colour) * cover[:, None]
     p.mirror *= 1 - cover
     p.kelvin -= cover * (1.5 + 0.2 * p.slow)
@@ -297,14 +322,20 @@ def _lamps(world: World, camera: Camera, at, normal, sprite) -> np.ndarray:
 
 def frame(world: World, seed: int, height: int, width: int, time: float):
     """thermal (H,W) uint16, visible (H,W,3) uint8, labels (H,W) uint8."""
-    camera = look(world.pose(time), world.yaw, world.pitch, world.zoom * 2 * width, 2 * height, 2 * width)
+    camera = look(
+        world.pose(time), world.yaw, world.pitch, world.zoom * 2 * width, 2 * height, 2 * width
+    )
     rgb, kelvin, label = surfaces(world, camera, time)
     rgb = np.minimum(rgb, 6).reshape(height, 2, width, 2, 3).mean((1, 3))
     kelvin = kelvin.reshape(height, 2, width, 2).mean((1, 3))
     a, b, c, d = (label.reshape(height, 2, width, 2)[:, i, :, j] for i in (0, 1) for j in (0, 1))
-    label = np.where((a == b) | (a == c) | (a == d), a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
+    label = np.where(
+        (a == b) | (a == c) | (a == d), a, np.where((b == c) | (b == d), b, np.where(c == d, c, a))
+    )
     fixed = np.random.default_rng([seed, 1])
     rng = np.random.default_rng([seed, 2, round(time * 1e6)])
     balance = (1 + fixed.normal(0, 0.025, 3)).astype(F)
-    thermal = microbolometer(kelvin, rng, fixed, float(fixed.uniform(0.5, 0.85)) * max(1.0, width / 400))
+    thermal = microbolometer(
+        kelvin, rng, fixed, float(fixed.uniform(0.5, 0.85)) * max(1.0, width / 400)
+    )
     return thermal, photograph(world, rgb, rng, balance), label

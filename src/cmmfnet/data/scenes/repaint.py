@@ -1,6 +1,7 @@
 """Rendered scenes with one thing of another colour: what a swap of words should come to, exactly.
 
-Only materials and light change; geometry, camera and noise stay those of the seed, so labels and thermal frame hold, too.
+Only materials and light change; geometry, camera and noise stay those of the seed, so labels and
+thermal frame hold, too.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ def repaint(
     cars: Sequence[int] | None = None,
     lighting: str = "day",
 ) -> np.ndarray:
-    """The colour picture of `scenes.render(seed, kind, size, lighting="day")` with some things changed.
+    """The colour picture of `scenes.render(seed, kind, size, lighting="day")` with some things
+    changed.
 
     Args:
         seed, kind, size: as for `scenes.render`.
-        ground: "snow" on what is grass. trees: "green" or "bare" (the colour of twigs, on the shape that they have), or the
-            mean sRGB of leaves. cars: sRGB of the paint of all cars. None leaves each as it is.
+        ground: "snow" on what is grass. trees: "green" or "bare" (the colour of twigs, on the shape
+            that they have), or the mean sRGB of leaves. cars: sRGB of the paint of all cars. None
+            leaves each as it is.
         lighting: "day", or "night" for the same place without daylight.
 
     Returns:
@@ -63,7 +66,9 @@ def repaint(
         movers = [replace(mover, mesh=_painted(mover.mesh, paint)) for mover in world.movers]
         world = replace(world, movers=movers)
     if lighting == "night":
-        world = replace(world, light=make_light(np.random.default_rng([seed, 7]), "night", 0.0, False))
+        world = replace(
+            world, light=make_light(np.random.default_rng([seed, 7]), "night", 0.0, False)
+        )
     return frame(world, seed, *size, 0.0)[1]
 
 

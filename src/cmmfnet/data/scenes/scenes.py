@@ -1,13 +1,15 @@
-"""Rendered street, house and park scenes: aligned thermal, colour and label pictures made from a seed, free to publish.
+"""Rendered street, house and park scenes: aligned thermal, colour and label pictures made from a
+seed, free to publish.
 
-They are no photographs and claim no radiometry, but they have the statistics that matter for thermal-to-colour
-networks: sky is cold, glass mirrors it, sunlit walls, roofs and roads are warm, people, bonnets and tyres are warmer,
-paint and road markings do not show.
+They are no photographs and claim no radiometry, but they have the statistics that matter for
+thermal-to-colour networks: sky is cold, glass mirrors it, sunlit walls, roofs and roads are warm,
+people, bonnets and tyres are warmer, paint and road markings do not show.
 
-The work is split over scene_raster (polygons to pixels), scene_plants, scene_sprites, scene_models, scene_buildings and
-scene_vehicles (objects), scene_layout, scene_plots, scene_park, scene_weather and scene_world (what stands where, how
-warm and in what light), scene_shading, scene_facade and scene_paint (colour and heat of a surface), scene_render (a
-frame) and scene_sensors (the two cameras).
+The work is split over scene_raster (polygons to pixels), scene_plants, scene_sprites, scene_models,
+scene_buildings and scene_vehicles (objects), scene_layout, scene_plots, scene_park, scene_weather
+and scene_world (what stands where, how warm and in what light), scene_shading, scene_facade and
+scene_paint (colour and heat of a surface), scene_render (a frame) and scene_sensors (the two
+cameras).
 
 >>> scene = render(3, "street", size=(48, 64))
 >>> scene.thermal.shape, scene.visible.shape, scene.labels.shape
@@ -30,23 +32,31 @@ from cmmfnet.data.scenes.render import frame
 from cmmfnet.text.vocabulary import LIGHTINGS
 
 CLASSES: tuple[str, ...] = (
-    "unlabelled", "sky", "building", "wall", "fence", "pole", "road", "pavement", "vegetation", "grass", "terrain",
-    "mountain", "water", "snow", "car", "truck", "bus", "person", "bicycle", "sign", "traffic light", "window",
+    "unlabelled", "sky", "building", "wall", "fence", "pole", "road", "pavement", "vegetation",
+    "grass", "terrain",
+    "mountain", "water", "snow", "car", "truck", "bus", "person", "bicycle", "sign",
+    "traffic light", "window",
     "door", "roof", "other",
 )  # fmt: skip
 COCOSTUFF: dict[str, str | None] = {
-    "unlabelled": None, "sky": "sky-other", "building": "building-other", "wall": "wall-concrete", "fence": "fence",
+    "unlabelled": None, "sky": "sky-other", "building": "building-other", "wall": "wall-concrete",
+    "fence": "fence",
     "pole": "metal", "road": "road", "pavement": "pavement", "vegetation": "tree", "grass": "grass",
-    "terrain": "dirt", "mountain": "mountain", "water": "water-other", "snow": "snow", "car": "car", "truck": "truck",
-    "bus": "bus", "person": "person", "bicycle": "bicycle", "sign": "banner", "traffic light": "traffic light",
+    "terrain": "dirt", "mountain": "mountain", "water": "water-other", "snow": "snow", "car": "car",
+    "truck": "truck",
+    "bus": "bus", "person": "person", "bicycle": "bicycle", "sign": "banner",
+    "traffic light": "traffic light",
     "window": "window-other", "door": "door-stuff", "roof": "roof", "other": None,
 }  # fmt: skip
 KINDS = ("street", "house", "park")
 TAG_SHARE = 0.001  # of the picture: smaller things are not named
 _PLURAL = {
-    "building": "buildings", "wall": "a wall", "fence": "a fence", "pole": "poles", "road": "a road",
-    "pavement": "a pavement", "vegetation": "trees and bushes", "grass": "grass", "terrain": "bare earth",
-    "mountain": "hills", "water": "a pond", "snow": "snow", "car": "cars", "truck": "a truck", "bus": "a bus",
+    "building": "buildings", "wall": "a wall", "fence": "a fence", "pole": "poles",
+    "road": "a road",
+    "pavement": "a pavement", "vegetation": "trees and bushes", "grass": "grass",
+    "terrain": "bare earth",
+    "mountain": "hills", "water": "a pond", "snow": "snow", "car": "cars", "truck": "a truck",
+    "bus": "a bus",
     "person": "people", "bicycle": "a bicycle", "sign": "signs", "traffic light": "traffic lights",
     "window": "windows", "door": "a door", "roof": "roofs",
 }  # fmt: skip
@@ -56,11 +66,12 @@ _PLURAL = {
 class Scene:
     """One rendered frame; all pictures are aligned pixel by pixel.
 
-    thermal (H,W) uint16: apparent temperature in units of 0.01 K (kelvin = thermal / 100), with sensor noise. visible
-    (H,W,3) uint8: sRGB. labels (H,W) uint8: index into CLASSES. tags: COCO-Stuff names of what covers at least
-    TAG_SHARE of the picture, largest first. caption names things without colours, colour_caption with the colours that
-    they have in `visible`. kind: one of KINDS, lighting: one of LIGHTINGS, sky: "clear", "cloudy", "overcast" or "none"
-    (not in the picture).
+    thermal (H,W) uint16: apparent temperature in units of 0.01 K (kelvin = thermal / 100), with
+    sensor noise. visible (H,W,3) uint8: sRGB. labels (H,W) uint8: index into CLASSES. tags:
+    COCO-Stuff names of what covers at least TAG_SHARE of the picture, largest first. caption names
+    things without colours, colour_caption with the colours that they have in `visible`. kind: one
+    of KINDS, lighting: one of LIGHTINGS, sky: "clear", "cloudy", "overcast" or "none" (not in the
+    picture).
     """
 
     thermal: np.ndarray
@@ -83,26 +94,34 @@ def render(
 ) -> Scene:
     """Render the scene of a seed: on one machine and numpy version the same bytes every time.
 
-    seed: 0 or more. kind: one of KINDS; None draws one from the seed. size: (height, width) in pixels, at least 16
-    each. time: seconds since the start of the video, 0 or more; the camera, vehicles and walkers move, and
-    `render(seed, time=k / 25)` for k = 0, 1, ... is a video of one world. lighting: one of LIGHTINGS; None draws one,
-    day in 80 % of the seeds.
+    seed: 0 or more. kind: one of KINDS; None draws one from the seed. size: (height, width) in
+        pixels, at least 16 each. time: seconds since the start of the video, 0 or more; the camera,
+        vehicles and walkers move, and `render(seed, time=k / 25)` for k = 0, 1, ... is a video of
+        one world. lighting: one of LIGHTINGS; None draws one, day in 80 % of the seeds.
 
     Raises ValueError for anything else.
     """
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be 0 or a positive integer")
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; use one of {', '.join(map(repr, KINDS))} or None for any")
+        raise ValueError(
+            f"kind is {kind!r}; use one of {', '.join(map(repr, KINDS))} or None for any"
+        )
     if lighting is not None and lighting not in LIGHTINGS:
-        raise ValueError(f"lighting is {lighting!r}; use one of {', '.join(map(repr, LIGHTINGS))} or None for any")
+        raise ValueError(
+            f"lighting is {lighting!r}; use one of {', '.join(map(repr, LIGHTINGS))} or None for "
+            "any"
+        )
     height, width = size
     if height < 16 or width < 16:
         raise ValueError(f"size (height, width) is {tuple(size)}; both must be at least 16 pixels")
     if not 0 <= time < float("inf"):
         raise ValueError(f"time is {time}; it must be 0 or more seconds")
     rng = np.random.default_rng([seed, 3])
-    drawn_kind, drawn_lighting = rng.choice(KINDS, p=[0.45, 0.28, 0.27]), rng.choice(LIGHTINGS, p=[0.8, 0.11, 0.09])
+    drawn_kind, drawn_lighting = (
+        rng.choice(KINDS, p=[0.45, 0.28, 0.27]),
+        rng.choice(LIGHTINGS, p=[0.8, 0.11, 0.09]),
+    )
     kind, lighting = str(kind or drawn_kind), str(lighting or drawn_lighting)
     world = build(int(seed), kind, lighting)
     thermal, visible, labels = frame(world, int(seed), int(height), int(width), float(time))
@@ -127,7 +146,13 @@ def _colour_name(rgb: np.ndarray) -> str:
     chroma = high - low
     # of dull colours people still call foliage green, but asphalt with a blue or brown cast grey
     if chroma < (0.03 if high == green else 0.06 + 0.06 * high):
-        names = ((0.13, "black"), (0.34, "dark grey"), (0.62, "grey"), (0.82, "light grey"), (2, "white"))
+        names = (
+            (0.13, "black"),
+            (0.34, "dark grey"),
+            (0.62, "grey"),
+            (0.82, "light grey"),
+            (2, "white"),
+        )
         return next(name for limit, name in names if high < limit)
     if high == red:
         hue = (60 * (green - blue) / chroma) % 360
@@ -148,7 +173,9 @@ def _colour_name(rgb: np.ndarray) -> str:
     else:
         name = "purple"
     shade = (
-        "dark " if high < 0.36 else ("pale " if high > 0.75 and chroma < 0.3 and name not in ("beige", "brown") else "")
+        "dark "
+        if high < 0.36
+        else ("pale " if high > 0.75 and chroma < 0.3 and name not in ("beige", "brown") else "")
     )
     return shade + name
 
@@ -158,8 +185,12 @@ def _list(things: list[str]) -> str:
 
 
 def _captions(visible, labels, named, kind, lighting, sky) -> tuple[str, str]:
-    what = {"street": "A street", "house": "A house by a road", "park": "A path through a park"}[kind]
-    shown = [name for name in named if name in _PLURAL and name not in ("pole", "window", "door")][:7]
+    what = {"street": "A street", "house": "A house by a road", "park": "A path through a park"}[
+        kind
+    ]
+    shown = [name for name in named if name in _PLURAL and name not in ("pole", "window", "door")][
+        :7
+    ]
     plain, coloured = [], []
     for name in shown:
         thing = _PLURAL[name]
@@ -182,32 +213,46 @@ def _captions(visible, labels, named, kind, lighting, sky) -> tuple[str, str]:
 def _write(folder: Path, size: tuple[int, int], seed: int, split: str) -> str:
     """Render and write one scene; its line of the index."""
     scene, name = render(seed, size=size), f"rendered_{seed:06d}"
-    for part, picture in (("thermal", scene.thermal), ("visible", scene.visible), ("label", scene.labels)):
+    for part, picture in (
+        ("thermal", scene.thermal),
+        ("visible", scene.visible),
+        ("label", scene.labels),
+    ):
         Image.fromarray(picture).save(folder / part / f"{name}.png")
     row = {
         "name": name, "split": split, "source": "rendered", "sequence": None,
         "lighting": scene.lighting, "sky": scene.sky, "caption": scene.caption,
-        "colour_caption": scene.colour_caption, "tags": scene.tags, "width": size[1], "height": size[0],
+        "colour_caption": scene.colour_caption, "tags": scene.tags, "width": size[1],
+        "height": size[0],
         "licence": "Apache-2.0", "origin": f"cmmfnet.data.scenes seed {seed}",
     }  # fmt: skip
     return json.dumps(row)
 
 
 def write_pairs(
-    folder, count: int, *, seed: int = 0, size: tuple[int, int] = (256, 320), val_fraction: float = 0.2, jobs: int = 1
+    folder,
+    count: int,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] = (256, 320),
+    val_fraction: float = 0.2,
+    jobs: int = 1,
 ) -> Path:
-    """Render `count` scenes (seeds seed, seed+1, ...) into the project's layout of pairs; returns the path of the
-    index.
+    """Render `count` scenes (seeds seed, seed+1, ...) into the project's layout of pairs; returns
+    the path of the index.
 
-    Writes thermal/NAME.png (16-bit grey, 0.01 K), visible/NAME.png (RGB), label/NAME.png (8-bit class ids) and
-    index.jsonl. The last round(count * val_fraction) scenes are the split "val". size: (height, width). Every scene has
-    its own world, so that no world is in both splits. jobs: processes that render; the scenes are the same. Raises
-    ValueError for a count below 1 or a fraction outside of [0, 1).
+    Writes thermal/NAME.png (16-bit grey, 0.01 K), visible/NAME.png (RGB), label/NAME.png (8-bit
+    class ids) and index.jsonl. The last round(count * val_fraction) scenes are the split "val".
+    size: (height, width). Every scene has its own world, so that no world is in both splits. jobs:
+    processes that render; the scenes are the same. Raises ValueError for a count below 1 or a
+    fraction outside of [0, 1).
     """
     if count < 1:
         raise ValueError(f"count is {count}; ask for at least 1 scene")
     if not 0 <= val_fraction < 1:
-        raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and below 1, for example 0.2")
+        raise ValueError(
+            f"val_fraction is {val_fraction}; it must be at least 0 and below 1, for example 0.2"
+        )
     folder = Path(folder)
     for part in ("thermal", "visible", "label"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -216,7 +261,9 @@ def write_pairs(
     seeds, splits = range(seed, seed + count), ["train"] * train + ["val"] * (count - train)
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
         made = (pool.map if pool else map)(one, seeds, splits)
-        rows = list(tqdm(made, desc="render", unit="scene", total=count, disable=None))  # None: only on a terminal
+        rows = list(
+            tqdm(made, desc="render", unit="scene", total=count, disable=None)
+        )  # None: only on a terminal
     # last, and in one go: an index names only pictures that are there
     index = folder / "index.jsonl"
     index.write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -1,4 +1,5 @@
-"""The two cameras of `scenes`: from radiance to a photograph and from temperature to raw counts of a microbolometer."""
+"""The two cameras of `scenes`: from radiance to a photograph and from temperature to raw counts of
+a microbolometer."""
 
 import numpy as np
 from PIL import Image
@@ -21,36 +22,53 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def photograph(world: World, rgb: np.ndarray, rng, balance) -> np.ndarray:
-    """Linear radiance (H,W,3) -> sRGB uint8: bloom, exposure, film curve, vignetting, sensor noise."""
+    """Linear radiance (H,W,3) -> sRGB uint8: bloom, exposure, film curve, vignetting, sensor
+    noise."""
     h, w = rgb.shape[:2]
     night = world.light.lighting == "night"
     bright = np.minimum(np.maximum(rgb - 0.9, 0), 5)
     k = max(1, min(h, w) // 64)
     ph, pw = -(-h // k) * k, -(-w // k) * k
     small = (
-        np.pad(bright, ((0, ph - h), (0, pw - w), (0, 0)), mode="edge").reshape(ph // k, k, pw // k, k, 3).mean((1, 3))
+        np.pad(bright, ((0, ph - h), (0, pw - w), (0, 0)), mode="edge")
+        .reshape(ph // k, k, pw // k, k, 3)
+        .mean((1, 3))
     )
-    halo = _blur(small, 1.6) * (0.5 if night else 0.25) + _blur(small, 5.0) * (0.35 if night else 0.12)
+    halo = _blur(small, 1.6) * (0.5 if night else 0.25) + _blur(small, 5.0) * (
+        0.35 if night else 0.12
+    )
     halo = np.stack(
-        [np.asarray(Image.fromarray(halo[..., c]).resize((w, h), Image.Resampling.BILINEAR)) for c in range(3)], -1
+        [
+            np.asarray(Image.fromarray(halo[..., c]).resize((w, h), Image.Resampling.BILINEAR))
+            for c in range(3)
+        ],
+        -1,
     )
     y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j].astype(F)
-    x = (rgb + halo) * (world.light.exposure * balance * (1 - 0.13 * (x * x + y * y) * 0.7)[..., None]).astype(F)
+    x = (rgb + halo) * (
+        world.light.exposure * balance * (1 - 0.13 * (x * x + y * y) * 0.7)[..., None]
+    ).astype(F)
     x = x * (2.51 * x + 0.03) / (x * (2.43 * x + 0.59) + 0.14)  # the usual fit of a film's S-curve
     x = np.clip(x, 0, 1) ** F(1 / 2.2)
     grain = 0.02 if night else 0.006
-    noise = rng.normal(0, grain, (h, w, 1)) + _blur(rng.normal(0, grain * 1.2, (h, w, 3)).astype(F), 0.8)
+    noise = rng.normal(0, grain, (h, w, 1)) + _blur(
+        rng.normal(0, grain * 1.2, (h, w, 3)).astype(F), 0.8
+    )
     return (np.clip(x + noise * (1.25 - 0.6 * x), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def microbolometer(kelvin: np.ndarray, rng, fixed_rng, blur: float) -> np.ndarray:
-    """Apparent temperature (H,W) in kelvin -> uint16 counts of 0.01 K: blur, vignetting, fixed pattern, noise of about
-    60 mK.
+    """Apparent temperature (H,W) in kelvin -> uint16 counts of 0.01 K: blur, vignetting, fixed
+    pattern, noise of about 60 mK.
     """
     h, w = kelvin.shape
     image = _blur(kelvin.astype(F), blur)
     y, x = np.mgrid[-1 : 1 : h * 1j, -1 : 1 : w * 1j]
     image = image - fixed_rng.uniform(0.0, 0.5) * (x * x + y * y) / 2
-    image += fixed_rng.normal(0, 0.035, (1, w)) + fixed_rng.normal(0, 0.012, (h, 1)) + fixed_rng.normal(0, 0.02, (h, w))
+    image += (
+        fixed_rng.normal(0, 0.035, (1, w))
+        + fixed_rng.normal(0, 0.012, (h, 1))
+        + fixed_rng.normal(0, 0.02, (h, w))
+    )
     image += rng.normal(0, 0.06, (h, w))
     return np.clip(np.round(image * 100), 0, 65535).astype(np.uint16)

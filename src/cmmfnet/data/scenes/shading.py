@@ -15,13 +15,15 @@ F = np.float32
 
 
 class Noise:
-    """Periodic random textures with mip levels: unit variance, so that an amplitude is a standard deviation."""
+    """Periodic random textures with mip levels: unit variance, so that an amplitude is a standard
+    deviation."""
 
     def __init__(self, slope: float, seed: int, side: int = 256, lowest: float = 1.0):
         f = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]) * side
         spectrum = np.where(f >= lowest, np.maximum(f, 1) ** -slope, 0)
         field = np.fft.irfft2(
-            np.fft.rfft2(np.random.default_rng(seed).normal(size=(side, side))) * spectrum, s=(side, side)
+            np.fft.rfft2(np.random.default_rng(seed).normal(size=(side, side))) * spectrum,
+            s=(side, side),
         )
         field = ((field - field.mean()) / field.std()).astype(F)
         levels = []
@@ -33,7 +35,8 @@ class Noise:
         self.flat = np.concatenate([x.ravel() for x in levels])
 
     def __call__(self, u, v, period: float, footprint=0.0) -> np.ndarray:
-        """Value at u, v (metres) of a texture that repeats every `period` metres, averaged over `footprint` metres."""
+        """Value at u, v (metres) of a texture that repeats every `period` metres, averaged over
+        `footprint` metres."""
         level = np.log2(np.maximum(np.asarray(footprint, F) * F(self.side / period), F(1)))
         level = np.minimum((level + F(0.5)).astype(np.int32), self.top)
         side = self.side >> level
@@ -46,7 +49,9 @@ class Noise:
         row0, row1 = start + (j & mask) * side, start + ((j + 1) & mask) * side
         i0, i1 = i & mask, (i + 1) & mask
         t = self.flat
-        return (t[row0 + i0] * (1 - x) + t[row0 + i1] * x) * (1 - y) + (t[row1 + i0] * (1 - x) + t[row1 + i1] * x) * y
+        return (t[row0 + i0] * (1 - x) + t[row0 + i1] * x) * (1 - y) + (
+            t[row1 + i0] * (1 - x) + t[row1 + i1] * x
+        ) * y
 
 
 @lru_cache(maxsize=1)
@@ -67,7 +72,8 @@ def hash01(*keys) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Light:
-    """Light and weather of a scene. Radiances are linear RGB; `sun` is the direction towards it or None."""
+    """Light and weather of a scene. Radiances are linear RGB; `sun` is the direction towards it or
+    None."""
 
     lighting: str
     sky: str
@@ -96,8 +102,8 @@ def _profile(light: Light, azimuth, layer: int):
 
 
 def sky(light: Light, ray: np.ndarray, air: float, ground_mirror: bool = False):
-    """Radiance (M,3), kelvin (M,) and label (M,) of directions (M,3); with `ground_mirror` a soft street skyline
-    instead of hills.
+    """Radiance (M,3), kelvin (M,) and label (M,) of directions (M,3); with `ground_mirror` a soft
+    street skyline instead of hills.
     """
     d = ray / np.linalg.norm(ray, axis=1, keepdims=True)
     up = d[:, 2]
@@ -111,7 +117,11 @@ def sky(light: Light, ray: np.ndarray, air: float, ground_mirror: bool = False):
         rgb = (
             rgb
             + light.glow
-            * (0.35 * around**6 + 0.9 * around**60 + (6 * around**2500 if light.cover < 0.95 else 0))[:, None]
+            * (
+                0.35 * around**6
+                + 0.9 * around**60
+                + (6 * around**2500 if light.cover < 0.95 else 0)
+            )[:, None]
         )
     soft, fine = noises()
     plane = d[:, :2] / (rise + F(0.10))[:, None]
@@ -126,7 +136,9 @@ def sky(light: Light, ray: np.ndarray, air: float, ground_mirror: bool = False):
         thick = 0.8 * soft(x + toward[0], y + toward[1], 9.0, foot) - edge
         shade = np.clip(1.02 - 0.16 * thick - 0.12 * dense, 0.6, 1.05)
         cloud = (
-            light.horizon * 0.45 + light.ambient * 0.55 + light.glow * (0.25 + 0.4 * around[:, None] ** 4)
+            light.horizon * 0.45
+            + light.ambient * 0.55
+            + light.glow * (0.25 + 0.4 * around[:, None] ** 4)
         ) * shade[:, None]
         rgb = rgb * (1 - dense[:, None]) + cloud * dense[:, None]
         kelvin = kelvin + dense * light.drop * (0.45 if light.sky == "cloudy" else 0.15)
@@ -136,7 +148,9 @@ def sky(light: Light, ray: np.ndarray, air: float, ground_mirror: bool = False):
     wall = light.ambient * 0.5 + light.sun_colour * 0.08
     if ground_mirror:
         dark = low < 0.24 + 0.1 * soft(azimuth, 0 * azimuth, 1.6) + 0.02 * fine(azimuth, low, 0.5)
-        rgb[near[dark]] = (wall * linear(110, 106, 100)) * (1 + 0.25 * fine(azimuth[dark], low[dark], 1.2))[:, None]
+        rgb[near[dark]] = (wall * linear(110, 106, 100)) * (
+            1 + 0.25 * fine(azimuth[dark], low[dark], 1.2)
+        )[:, None]
         kelvin[near[dark]] = air + 1
         return rgb, kelvin, label
     haze = light.horizon
@@ -154,7 +168,12 @@ def sky(light: Light, ray: np.ndarray, air: float, ground_mirror: bool = False):
             cell = np.floor(azimuth * 40 + 2 * np.sin(azimuth * 9))
             top = top * (0.25 + 0.75 * hash01(cell, 5))
         if layer == 2:
-            top = top + 0.004 * soft(azimuth, 0 * azimuth, 0.5) + 0.002 * fine(azimuth, 0 * azimuth, 0.12) + 0.006
+            top = (
+                top
+                + 0.004 * soft(azimuth, 0 * azimuth, 0.5)
+                + 0.002 * fine(azimuth, 0 * azimuth, 0.12)
+                + 0.006
+            )
         inside = low < top
         if layer == 1:
             panes = (hash01(np.floor(azimuth * 420), np.floor(low * 260)) < 0.4) * 0.25
@@ -164,7 +183,10 @@ def sky(light: Light, ray: np.ndarray, air: float, ground_mirror: bool = False):
         near_colour = tint * tone * (light.ambient * 0.75 + light.sun_colour * 0.35)
         pick = near[inside]
         rgb[pick] = (near_colour * (1 - share) + haze * share)[inside]
-        kelvin[pick] = air + (0.3 + 0.35 * grain - (1.2 if layer == 0 else 0) + (1.0 if layer == 1 else 0))[inside]
+        kelvin[pick] = (
+            air
+            + (0.3 + 0.35 * grain - (1.2 if layer == 0 else 0) + (1.0 if layer == 1 else 0))[inside]
+        )
         label[pick] = m.SNOW if name == m.MOUNTAIN and light.snow else name
     ground = up < 0
     rgb[ground] = haze * 0.7

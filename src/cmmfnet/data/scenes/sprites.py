@@ -1,8 +1,9 @@
-"""Cut-out pictures for `scenes`: people, bicycles, wheels, signs, railings, and the atlas that holds them (plants:
-scene_plants).
+"""Cut-out pictures for `scenes`: people, bicycles, wheels, signs, railings, and the atlas that
+holds them (plants: scene_plants).
 
-A sprite stands for one object seen from one side. It holds linear albedo, how much direct sun and sky every point gets
-(so a crown has a bright and a dark side), and its temperature above the air in kelvin.
+A sprite stands for one object seen from one side. It holds linear albedo, how much direct sun and
+sky every point gets (so a crown has a bright and a dark side), and its temperature above the air in
+kelvin.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,15 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from cmmfnet.data.scenes.raster import Atlas
 
-PERSON, BICYCLE, VEGETATION, CAR, SIGN, FENCE, LIGHT = 17, 18, 8, 14, 19, 4, 20  # class ids, as in scenes.CLASSES
+PERSON, BICYCLE, VEGETATION, CAR, SIGN, FENCE, LIGHT = (
+    17,
+    18,
+    8,
+    14,
+    19,
+    4,
+    20,
+)  # class ids, as in scenes.CLASSES
 
 
 def linear(red, green, blue) -> np.ndarray:
@@ -36,7 +45,8 @@ class Sprite:
 
 
 def build_atlas(sprites: list[Sprite], levels: int = 6) -> Atlas:
-    """Flatten sprites with `levels` mip levels; averages are weighted by opacity so that edges keep their colour."""
+    """Flatten sprites with `levels` mip levels; averages are weighted by opacity so that edges keep
+    their colour."""
     names = ("colour", "shade", "ambient", "kelvin", "glow")
     parts = {k: [] for k in (*names, "opaque", "label")}
     table = np.zeros((3, len(sprites), levels), np.int64)
@@ -78,20 +88,36 @@ def build_atlas(sprites: list[Sprite], levels: int = 6) -> Atlas:
 
 
 def _halved(image: np.ndarray) -> np.ndarray:
-    return (image[0::2, 0::2] + image[1::2, 0::2] + image[0::2, 1::2] + image[1::2, 1::2]) * np.float32(0.25)
+    return (
+        image[0::2, 0::2] + image[1::2, 0::2] + image[0::2, 1::2] + image[1::2, 1::2]
+    ) * np.float32(0.25)
 
 
 def _body(part: np.ndarray, lut, kelvin, labels, wide, high, rng, glow=None) -> Sprite:
     """A sprite from a map of part numbers, rounded by a pseudo-normal from its blurred outline."""
     solid = part > 0
-    soft = Image.fromarray((solid * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(max(2, part.shape[0] / 45)))
+    soft = Image.fromarray((solid * 255).astype(np.uint8)).filter(
+        ImageFilter.GaussianBlur(max(2, part.shape[0] / 45))
+    )
     soft = np.asarray(soft, np.float32) / 255
     tilt = np.gradient(soft, axis=0)
     share = np.clip(0.62 + 9 * tilt + 0.25 * (soft - 0.7), 0.2, 1.0)
-    warm = np.asarray(kelvin, np.float32)[part] + rng.normal(0, 0.25, part.shape) + 1.5 * (soft - 0.8)
+    warm = (
+        np.asarray(kelvin, np.float32)[part] + rng.normal(0, 0.25, part.shape) + 1.5 * (soft - 0.8)
+    )
     colour = np.asarray(lut, np.float32)[part] * rng.normal(1, 0.05, (*part.shape, 1))
     shine = np.zeros(part.shape) if glow is None else np.asarray(glow, np.float32)[part]
-    return Sprite(wide, high, colour, share, 0.45 + 0.5 * soft, warm, shine, solid, np.asarray(labels, np.uint8)[part])
+    return Sprite(
+        wide,
+        high,
+        colour,
+        share,
+        0.45 + 0.5 * soft,
+        warm,
+        shine,
+        solid,
+        np.asarray(labels, np.uint8)[part],
+    )
 
 
 _TOPS = [
@@ -113,8 +139,8 @@ _SKINS = [(214, 170, 144), (188, 138, 108), (140, 96, 72), (96, 64, 48)]
 
 
 def person(rng, phase: float, look: int, air: float, rider=False) -> Sprite:
-    """A pedestrian, or a cyclist from behind, in one phase (radians) of the step. `look` picks build and clothes. air
-    in kelvin.
+    """A pedestrian, or a cyclist from behind, in one phase (radians) of the step. `look` picks
+    build and clothes. air in kelvin.
     """
     own = np.random.default_rng([look, 77])
     high, wide = (1.9, 1.0) if rider else (1.85, 1.0)
@@ -133,8 +159,14 @@ def person(rng, phase: float, look: int, air: float, rider=False) -> Sprite:
 
     swing = np.sin(phase)
     if rider:
-        draw.line((w / 2, h, w / 2, h - 0.68 * s), fill=8, width=int(0.05 * s))  # tyre seen along the wheel's plane
-        draw.line((w / 2 - 0.28 * s, h - 1.02 * s, w / 2 + 0.28 * s, h - 1.02 * s), fill=7, width=int(0.04 * s))
+        draw.line(
+            (w / 2, h, w / 2, h - 0.68 * s), fill=8, width=int(0.05 * s)
+        )  # tyre seen along the wheel's plane
+        draw.line(
+            (w / 2 - 0.28 * s, h - 1.02 * s, w / 2 + 0.28 * s, h - 1.02 * s),
+            fill=7,
+            width=int(0.04 * s),
+        )
         lift = 0.1 * swing
         limb([(-0.1, 0.95), (-0.13, 0.62 + lift), (-0.1, 0.26 + lift)], 0.12, 4)
         limb([(0.1, 0.95), (0.13, 0.62 - lift), (0.1, 0.26 - lift)], 0.12, 4)
@@ -148,13 +180,30 @@ def person(rng, phase: float, look: int, air: float, rider=False) -> Sprite:
             foot = sign * 0.13 * swing
             lift = 0.05 * max(0, sign * np.cos(phase))
             limb(
-                [(sign * 0.075, 0.88), (sign * 0.08 + knee, 0.48), (sign * 0.085 + foot, 0.08 + lift)], 0.14 * build, 4
+                [
+                    (sign * 0.075, 0.88),
+                    (sign * 0.08 + knee, 0.48),
+                    (sign * 0.085 + foot, 0.08 + lift),
+                ],
+                0.14 * build,
+                4,
             )
             limb([(sign * 0.085 + foot, 0.05 + lift), (sign * 0.12 + foot, 0.045 + lift)], 0.09, 5)
         hip, neck = 0.86, 1.42
-        arms = ((-1, -0.24 - 0.05 * swing, 0.8 + 0.04 * swing), (1, 0.24 - 0.05 * swing, 0.8 - 0.04 * swing))
+        arms = (
+            (-1, -0.24 - 0.05 * swing, 0.8 + 0.04 * swing),
+            (1, 0.24 - 0.05 * swing, 0.8 - 0.04 * swing),
+        )
     for sign, x, z in arms:
-        limb([(sign * 0.17 * build, neck - 0.07), (sign * 0.225 * build, (neck + z) / 2 + 0.02), (x, z)], 0.088, 3)
+        limb(
+            [
+                (sign * 0.17 * build, neck - 0.07),
+                (sign * 0.225 * build, (neck + z) / 2 + 0.02),
+                (x, z),
+            ],
+            0.088,
+            3,
+        )
         limb([(x, z), (x, z - 0.03)], 0.08, 1)
     limb([(0, hip + 0.06), (0, neck - 0.2)], 0.31 * build, 3)
     limb([(-0.13 * build, neck - 0.1), (0.13 * build, neck - 0.1)], 0.18, 3)
@@ -213,7 +262,9 @@ def bicycle(rng) -> Sprite:
     draw.line((x - 18, y - 6, x + 16, y - 8), fill=2, width=9)
     x, y = at["t"]
     draw.line((x - 4, y, x + 22, y - 4), fill=2, width=6)
-    paint = linear(*[(120, 30, 30), (30, 50, 90), (40, 40, 42), (60, 96, 70), (150, 150, 150)][rng.integers(5)])
+    paint = linear(
+        *[(120, 30, 30), (30, 50, 90), (40, 40, 42), (60, 96, 70), (150, 150, 150)][rng.integers(5)]
+    )
     lut = [(0, 0, 0), paint, linear(28, 28, 30), linear(120, 120, 122)]
     return _body(np.asarray(image), lut, [0, 0.2, 0.8, -1.5], [0, *[BICYCLE] * 3], wide, high, rng)
 
@@ -233,11 +284,14 @@ def wheel(rng, warm: float) -> Sprite:
     draw.ellipse((n / 2 - 8, n / 2 - 8, n / 2 + 8, n / 2 + 8), fill=3)
     rim = linear(*[(130, 132, 136), (96, 98, 102), (60, 60, 64)][rng.integers(3)])
     lut = [(0, 0, 0), linear(30, 30, 31), linear(26, 26, 28), rim]
-    return _body(np.asarray(image), lut, [0, warm, warm * 2.2, warm * 0.8], [0, *[CAR] * 3], 0.66, 0.66, rng)
+    return _body(
+        np.asarray(image), lut, [0, warm, warm * 2.2, warm * 0.8], [0, *[CAR] * 3], 0.66, 0.66, rng
+    )
 
 
 def sign(rng, kind: str) -> Sprite:
-    """A road sign: "stop", "limit", "blue", "warning" or "plate" (a street-name or advertising panel)."""
+    """A road sign: "stop", "limit", "blue", "warning" or "plate" (a street-name or advertising
+    panel)."""
     n = 120
     wide = 0.75 if kind != "plate" else 1.3
     w = n if kind != "plate" else 200
@@ -250,10 +304,19 @@ def sign(rng, kind: str) -> Sprite:
     elif kind == "limit":
         draw.ellipse((1, 1, n - 2, n - 2), fill=1)
         draw.ellipse((15, 15, n - 16, n - 16), fill=2)
-        draw.text((n / 2, n / 2), str(rng.choice([20, 30, 40, 50])), fill=3, font_size=56, anchor="mm", stroke_width=1)
+        draw.text(
+            (n / 2, n / 2),
+            str(rng.choice([20, 30, 40, 50])),
+            fill=3,
+            font_size=56,
+            anchor="mm",
+            stroke_width=1,
+        )
     elif kind == "blue":
         draw.ellipse((1, 1, n - 2, n - 2), fill=4)
-        draw.polygon([(n / 2, 20), (90, 62), (70, 62), (70, 98), (50, 98), (50, 62), (30, 62)], fill=2)
+        draw.polygon(
+            [(n / 2, 20), (90, 62), (70, 62), (70, 98), (50, 98), (50, 62), (30, 62)], fill=2
+        )
     elif kind == "warning":
         draw.polygon([(n / 2, 4), (n - 2, n - 10), (1, n - 10)], fill=1)
         draw.polygon([(n / 2, 26), (n - 20, n - 20), (19, n - 20)], fill=2)
@@ -282,7 +345,13 @@ def traffic_light(rng, lit: int) -> Sprite:
     draw.rounded_rectangle((0, 0, w - 1, h - 1), 8, fill=1)
     for k in range(3):
         draw.ellipse((12, 9 + 46 * k, w - 13, 44 + 46 * k), fill=2 + k)
-    lut = [(0, 0, 0), linear(30, 32, 32), linear(232, 44, 30), linear(236, 160, 30), linear(60, 226, 140)]
+    lut = [
+        (0, 0, 0),
+        linear(30, 32, 32),
+        linear(232, 44, 30),
+        linear(236, 160, 30),
+        linear(60, 226, 140),
+    ]
     lut = [np.asarray(c) * (0.12 if k >= 2 and k - 2 != lit else 1) for k, c in enumerate(lut)]
     glow = [0, 0, *[2.5 if k == lit else 0 for k in range(3)]]
     warm = [0, 0.6, *[5.0 if k == lit else 1.0 for k in range(3)]]
@@ -290,7 +359,8 @@ def traffic_light(rng, lit: int) -> Sprite:
 
 
 def railing(rng, high: float, kind: str) -> Sprite:
-    """Two metres of "bars" (metal railings), "mesh" (chain link) or "picket" (painted boards with gaps)."""
+    """Two metres of "bars" (metal railings), "mesh" (chain link) or "picket" (painted boards with
+    gaps)."""
     s = 64
     w, h = 2 * s, int(high * s)
     image = Image.new("L", (w, h))
@@ -305,4 +375,6 @@ def railing(rng, high: float, kind: str) -> Sprite:
     for z in (4, h - 10):
         draw.rectangle((0, z, w, z + 3), fill=1)
     paint = {"bars": (40, 44, 44), "mesh": (110, 114, 112), "picket": (196, 192, 182)}[kind]
-    return _body(np.asarray(image), [(0, 0, 0), linear(*paint)], [0, -0.8], [0, FENCE], 2.0, high, rng)
+    return _body(
+        np.asarray(image), [(0, 0, 0), linear(*paint)], [0, -0.8], [0, FENCE], 2.0, high, rng
+    )

@@ -9,13 +9,14 @@ from cmmfnet.data.scenes.raster import Mesh
 from cmmfnet.data.scenes.sprites import linear
 
 CAR_PAINTS = [
-    (202, 204, 204), (150, 154, 158), (60, 63, 68), (26, 27, 30), (92, 96, 102), (126, 28, 30), (40, 58, 92),
+    (202, 204, 204), (150, 154, 158), (60, 63, 68), (26, 27, 30), (92, 96, 102), (126, 28, 30),
+    (40, 58, 92),
     (30, 40, 62), (186, 182, 168), (70, 92, 84), (116, 122, 128), (150, 98, 48), (86, 108, 136),
 ]  # fmt: skip
 
 
-# length, half width; heights of sill, belt, roof, bonnet, boot; where along the length: rear glass foot and top,
-# windscreen top and foot
+# length, half width; heights of sill, belt, roof, bonnet, boot; where along the length: rear glass
+# foot and top, windscreen top and foot
 _CAR_SHAPES = {
     "saloon": (4.5, 0.88, 0.24, 0.93, 1.44, 0.78, 0.93, 0.62, 1.25, 2.65, 3.35),
     "hatch": (4.0, 0.86, 0.24, 0.94, 1.48, 0.82, 1.0, 0.12, 0.55, 2.35, 3.05),
@@ -26,7 +27,8 @@ _CAR_SHAPES = {
 
 
 def car(climate, rng, wheel: int, running: bool, lights: bool) -> Mesh:
-    """A car of one of five shapes, centred on the origin. wheel: sprite id; running: warm bonnet and exhaust."""
+    """A car of one of five shapes, centred on the origin. wheel: sprite id; running: warm bonnet
+    and exhaust."""
     shape = ["saloon", "hatch", "hatch", "estate", "suv", "suv", "van"][rng.integers(7)]
     long, half, sill, belt, roof, bonnet, boot, glass0, roof0, roof1, glass1 = _CAR_SHAPES[shape]
     b = Builder(climate)
@@ -56,12 +58,19 @@ def car(climate, rng, wheel: int, running: bool, lights: bool) -> Mesh:
                     (sign * plan(y1, sb), y1, top1),
                     (sign * plan(y0, sb), y0, top0),
                 ]
-                # the texture frame starts at the rear sill, so that u is metres along the car on every patch
+                # the texture frame starts at the rear sill, so that u is metres along the car on
+                # every patch
                 corners = corners if sign > 0 else [corners[k] for k in (1, 0, 3, 2)]
                 warm = engine * 0.4 if y0 >= glass1 - 0.3 else 0
                 b.quad(corners, PAINT, CAR, paint, "metal", param=seam, add=warm, **side)
-        window = [(sign * plan(glass0, 0.93), glass0 + 0.12, belt), (sign * plan(glass1, 0.93), glass1 - 0.05, belt)]
-        window += [(sign * 0.76 * half, roof1, roof - 0.06), (sign * 0.76 * half, roof0 + 0.1, roof - 0.06)]
+        window = [
+            (sign * plan(glass0, 0.93), glass0 + 0.12, belt),
+            (sign * plan(glass1, 0.93), glass1 - 0.05, belt),
+        ]
+        window += [
+            (sign * 0.76 * half, roof1, roof - 0.06),
+            (sign * 0.76 * half, roof0 + 0.1, roof - 0.06),
+        ]
         spacing = 1.05 if shape != "van" else 5.0
         glazing = (
             0.05,
@@ -104,7 +113,9 @@ def car(climate, rng, wheel: int, running: bool, lights: bool) -> Mesh:
                 add=1.5 + engine * 0.3,
             )
     ridge = 0.05
-    for y0, y1 in [(glass1, long - 0.45), (long - 0.45, long - 0.02)] + ([(0.02, glass0)] if glass0 > 0.3 else []):
+    for y0, y1 in [(glass1, long - 0.45), (long - 0.45, long - 0.02)] + (
+        [(0.02, glass0)] if glass0 > 0.3 else []
+    ):
         for sign in (-1, 1):
             corners = [
                 (0, y0, crest(y0) + ridge),
@@ -113,7 +124,9 @@ def car(climate, rng, wheel: int, running: bool, lights: bool) -> Mesh:
                 (0, y1, crest(y1) + ridge * 0.6),
             ]
             corners = corners if sign > 0 else corners[::-1]
-            b.quad(corners, PAINT, CAR, paint, "metal", gloss=0.06, add=engine if y0 >= glass1 else 0)
+            b.quad(
+                corners, PAINT, CAR, paint, "metal", gloss=0.06, add=engine if y0 >= glass1 else 0
+            )
     glass = (0.06, 9, 99, 0.03, 0.07, 1.0)
     b.quad(
         [
@@ -163,13 +176,22 @@ def car(climate, rng, wheel: int, running: bool, lights: bool) -> Mesh:
         w0, w1 = plan(y, 0.95), plan(y, 0.94)
 
         def strip(xa, xb, za, zb, *rest, y=y, s=s, layer=0, out=0.0, **more):
-            corners = [(xa, y + s * out, za), (xb, y + s * out, za), (xb, y + s * out, zb), (xa, y + s * out, zb)]
-            b.quad(corners if s < 0 else [corners[k] for k in (1, 0, 3, 2)], *rest, layer=layer, **more)
+            corners = [
+                (xa, y + s * out, za),
+                (xb, y + s * out, za),
+                (xb, y + s * out, zb),
+                (xa, y + s * out, zb),
+            ]
+            b.quad(
+                corners if s < 0 else [corners[k] for k in (1, 0, 3, 2)], *rest, layer=layer, **more
+            )
 
         warm = engine * 0.7 if s > 0 else 0
         strip(-w0, w0, sill, low, PAINT, CAR, paint * 0.8, "metal", gloss=0.05, add=warm)
         strip(-w1, w1, low, top, PAINT, CAR, paint, "metal", gloss=0.06, add=warm)
-        strip(-w0 * 0.96, w0 * 0.96, sill, sill + 0.12, PLAIN, CAR, dark, "rubber", out=0.01, layer=1)
+        strip(
+            -w0 * 0.96, w0 * 0.96, sill, sill + 0.12, PLAIN, CAR, dark, "rubber", out=0.01, layer=1
+        )
         # bumper, number plate, grille, lamps
         strip(
             -w0 * 0.97,
@@ -216,9 +238,23 @@ def car(climate, rng, wheel: int, running: bool, lights: bool) -> Mesh:
             z = (top - 0.22, top - 0.08) if s > 0 else (top - 0.05 - tall, top - 0.05)
             lamp = linear(186, 190, 192) if s > 0 else red
             glow = (4.0 if s > 0 else 1.2) if lights else 0.0
-            strip(xa, xb, *z, GLOWING, CAR, lamp, "metal", out=0.013, layer=3, param=(glow,), add=1.0)
+            strip(
+                xa, xb, *z, GLOWING, CAR, lamp, "metal", out=0.013, layer=3, param=(glow,), add=1.0
+            )
         if s < 0 and running:
-            strip(0.35, 0.5, 0.2, 0.3, PLAIN, CAR, dark, "rubber", out=0.014, layer=3, add=rng.uniform(10, 28))
+            strip(
+                0.35,
+                0.5,
+                0.2,
+                0.3,
+                PLAIN,
+                CAR,
+                dark,
+                "rubber",
+                out=0.014,
+                layer=3,
+                add=rng.uniform(10, 28),
+            )
     b.box(
         -half * 0.8,
         half * 0.8,
@@ -241,15 +277,35 @@ def big_vehicle(climate, rng, kind: str, wheel: int, running: bool, lights: bool
     b = Builder(climate)
     label = BUS if kind == "bus" else TRUCK
     long, half, high = (
-        (11.0, 1.25, rng.choice([3.0, 4.2])) if kind == "bus" else (rng.uniform(6.5, 8.5), 1.2, rng.uniform(3.0, 3.6))
+        (11.0, 1.25, rng.choice([3.0, 4.2]))
+        if kind == "bus"
+        else (rng.uniform(6.5, 8.5), 1.2, rng.uniform(3.0, 3.6))
     )
     paints = [(148, 40, 38), (60, 88, 120), (196, 196, 190), (70, 110, 86), (190, 150, 60)]
     paint = linear(*paints[rng.integers(len(paints))]) * 0.9
-    body = paint if kind == "bus" or rng.random() < 0.4 else linear(*rng.choice([(200, 200, 196), (150, 152, 150)]))
+    body = (
+        paint
+        if kind == "bus" or rng.random() < 0.4
+        else linear(*rng.choice([(200, 200, 196), (150, 152, 150)]))
+    )
     front = long if kind == "bus" else long - 1.9
     glazing = (0.75, 1.75, 1.5, 0.12, 0.3, 1.0) if kind == "bus" else (0, 0, 0, 0, 0, 0)
     warm = 5.0 if running else 0.5
-    b.box(-half, half, 0, front, 0.4, min(high, 3.0), PAINT, label, body, "metal", "ew", param=glazing, gloss=0.05)
+    b.box(
+        -half,
+        half,
+        0,
+        front,
+        0.4,
+        min(high, 3.0),
+        PAINT,
+        label,
+        body,
+        "metal",
+        "ew",
+        param=glazing,
+        gloss=0.05,
+    )
     if high > 4:
         b.box(
             -half,
@@ -286,7 +342,21 @@ def big_vehicle(climate, rng, kind: str, wheel: int, running: bool, lights: bool
     )
     screen = (0.8, 2.0, 99, 0.08, 0.12, 1.0)
     if kind == "bus":
-        b.box(-half, half, 0, front, 0.4, high, PAINT, label, body, "metal", "n", param=screen, gloss=0.05)
+        b.box(
+            -half,
+            half,
+            0,
+            front,
+            0.4,
+            high,
+            PAINT,
+            label,
+            body,
+            "metal",
+            "n",
+            param=screen,
+            gloss=0.05,
+        )
     else:
         b.box(-half, half, 0, front, 0.4, high, PAINT, label, body, "metal", "n", gloss=0.05)
         b.box(
@@ -308,9 +378,30 @@ def big_vehicle(climate, rng, kind: str, wheel: int, running: bool, lights: bool
     for e in (-1, 1):
         xa, xb = sorted((e * half * 0.7, e * half * 0.95))
         rear = [(xa, -0.01, 0.8), (xb, -0.01, 0.8), (xb, -0.01, 1.05), (xa, -0.01, 1.05)]
-        b.quad(rear, GLOWING, label, linear(200, 24, 20), "metal", param=(0.9 if lights else 0.02,), layer=2)
-        lamp = [(xb, long + 0.01, 0.6), (xa, long + 0.01, 0.6), (xa, long + 0.01, 0.8), (xb, long + 0.01, 0.8)]
-        b.quad(lamp, GLOWING, label, linear(214, 216, 214), "metal", param=(4.0 if lights else 0.0,), layer=2)
+        b.quad(
+            rear,
+            GLOWING,
+            label,
+            linear(200, 24, 20),
+            "metal",
+            param=(0.9 if lights else 0.02,),
+            layer=2,
+        )
+        lamp = [
+            (xb, long + 0.01, 0.6),
+            (xa, long + 0.01, 0.6),
+            (xa, long + 0.01, 0.8),
+            (xb, long + 0.01, 0.8),
+        ]
+        b.quad(
+            lamp,
+            GLOWING,
+            label,
+            linear(214, 216, 214),
+            "metal",
+            param=(4.0 if lights else 0.0,),
+            layer=2,
+        )
         for y in (0.2 * long, 0.82 * long):
             x = e * half * 1.005
             tyre = [(x, y - 0.48, 0), (x, y + 0.48, 0), (x, y + 0.48, 0.96), (x, y - 0.48, 0.96)]

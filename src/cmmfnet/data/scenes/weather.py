@@ -8,22 +8,30 @@ from cmmfnet.data.scenes.sprites import linear
 
 
 def make_light(rng, lighting: str, heading: float, snow: bool) -> Light:
-    """Sun, sky and weather. heading: yaw of the camera, which looks away from the sun more often than not."""
+    """Sun, sky and weather. heading: yaw of the camera, which looks away from the sun more often
+    than not."""
     sky = str(rng.choice(["clear", "cloudy", "overcast"], p=[0.4, 0.35, 0.25]))
     side = rng.uniform(35, 160) * rng.choice([-1, 1])
     azimuth = np.deg2rad(side) - heading  # clockwise from +y, relative to where the camera looks
-    height = np.deg2rad({"day": rng.uniform(22, 58), "dusk": rng.uniform(2, 6), "night": 30}[lighting])
-    sun = np.array([np.sin(azimuth) * np.cos(height), np.cos(azimuth) * np.cos(height), np.sin(height)])
+    height = np.deg2rad(
+        {"day": rng.uniform(22, 58), "dusk": rng.uniform(2, 6), "night": 30}[lighting]
+    )
+    sun = np.array(
+        [np.sin(azimuth) * np.cos(height), np.cos(azimuth) * np.cos(height), np.sin(height)]
+    )
     warm = np.clip((np.rad2deg(height) - 5) / 35, 0, 1)
     colour = np.array([1.0, 0.84 + 0.11 * warm, 0.66 + 0.2 * warm])
-    cover = {"clear": rng.choice([0.0, 0.12]), "cloudy": rng.uniform(0.38, 0.68), "overcast": rng.uniform(0.92, 1.1)}[
-        sky
-    ]
+    cover = {
+        "clear": rng.choice([0.0, 0.12]),
+        "cloudy": rng.uniform(0.38, 0.68),
+        "overcast": rng.uniform(0.92, 1.1),
+    }[sky]
     if lighting == "day":
         strength = {"clear": 1.35, "cloudy": rng.choice([1.25, 0.75]), "overcast": 0.0}[sky]
-        ambient = {"clear": np.array([0.36, 0.41, 0.50]), "cloudy": np.array([0.46, 0.49, 0.54])}.get(
-            sky, np.array([0.86, 0.88, 0.92])
-        )
+        ambient = {
+            "clear": np.array([0.36, 0.41, 0.50]),
+            "cloudy": np.array([0.46, 0.49, 0.54]),
+        }.get(sky, np.array([0.86, 0.88, 0.92]))
         zenith = linear(*[(86, 136, 196), (104, 150, 204), (76, 122, 186)][rng.integers(3)]) * 1.1
         horizon = linear(206, 218, 228) * rng.uniform(0.9, 1.2)
         if sky == "overcast":
@@ -46,7 +54,12 @@ def make_light(rng, lighting: str, heading: float, snow: bool) -> Light:
     if rng.random() < 0.35:
         for k in range(6):
             hills.append(
-                (rng.uniform(0.3, 1) * 0.034 / (k + 1), rng.uniform(0.7, 1.4) * (2 + 3 * k), rng.uniform(0, 6.3), 0)
+                (
+                    rng.uniform(0.3, 1) * 0.034 / (k + 1),
+                    rng.uniform(0.7, 1.4) * (2 + 3 * k),
+                    rng.uniform(0, 6.3),
+                    0,
+                )
             )
         hills.append((rng.uniform(0.02, 0.05), 0, np.pi / 2, 0))
     if rng.random() < 0.4:
@@ -54,20 +67,32 @@ def make_light(rng, lighting: str, heading: float, snow: bool) -> Light:
     for k in range(5):
         hills.append((0.009 / (k + 1), rng.uniform(3, 6) * (k + 1), rng.uniform(0, 6.3), 2))
     hills.append((rng.uniform(0.004, 0.02), 0, np.pi / 2, 2))
-    drop = {"clear": rng.uniform(7, 15), "cloudy": rng.uniform(5, 10), "overcast": rng.uniform(1.5, 5)}[sky]
-    insolation = {"day": {"clear": 1.0, "cloudy": 0.7, "overcast": 0.22}[sky], "dusk": 0.12, "night": 0.0}[lighting]
+    drop = {
+        "clear": rng.uniform(7, 15),
+        "cloudy": rng.uniform(5, 10),
+        "overcast": rng.uniform(1.5, 5),
+    }[sky]
+    insolation = {
+        "day": {"clear": 1.0, "cloudy": 0.7, "overcast": 0.22}[sky],
+        "dusk": 0.12,
+        "night": 0.0,
+    }[lighting]
     haze = float(np.exp(rng.uniform(np.log(350), np.log(1800))))
     lit = lighting != "night" and strength > 0
     return Light(
-        lighting, sky, sun if lit else None, (colour * strength).astype(np.float32), ambient.astype(np.float32),
-        zenith.astype(np.float32), horizon.astype(np.float32), glow.astype(np.float32), haze, float(exposure),
-        float(cover), float(drop), insolation, rng.uniform(0, 40, 2).astype(np.float32), np.array(hills, np.float32),
+        lighting, sky, sun if lit else None, (colour * strength).astype(np.float32),
+        ambient.astype(np.float32),
+        zenith.astype(np.float32), horizon.astype(np.float32), glow.astype(np.float32), haze,
+        float(exposure),
+        float(cover), float(drop), insolation, rng.uniform(0, 40, 2).astype(np.float32),
+        np.array(hills, np.float32),
         float(snow),
     )  # fmt: skip
 
 
 def make_climate(rng, light: Light) -> m.Climate:
-    """Draw the temperatures of this scene: the order of things is physics, the amounts are its own."""
+    """Draw the temperatures of this scene: the order of things is physics, the amounts are its
+    own."""
     night, day = light.lighting == "night", light.lighting == "day"
     air = rng.uniform(283, 301) if not light.snow else rng.uniform(267, 273)
     clear = {"clear": 1.0, "cloudy": 0.55, "overcast": 0.15}[light.sky]
@@ -78,7 +103,8 @@ def make_climate(rng, light: Light) -> m.Climate:
         "water": u(0, 1.5), "leaf": u(1, 4.5),
     }  # fmt: skip
     base = {
-        "road": u(-0.5, 2), "paving": u(-1, 1.5), "grass": u(-2, 0.5), "dirt": u(-1, 1), "wall": u(-2, 1.5),
+        "road": u(-0.5, 2), "paving": u(-1, 1.5), "grass": u(-2, 0.5), "dirt": u(-1, 1),
+        "wall": u(-2, 1.5),
         "roof": u(-2, 1), "metal": u(-1, 1), "rubber": u(0, 2), "pole": u(-1, 1), "wood": u(-1, 1),
         "water": u(-5, -1), "leaf": u(-1.5, 0.5),
     }  # fmt: skip
@@ -94,5 +120,10 @@ def make_climate(rng, light: Light) -> m.Climate:
             "wood": -1.5,
         }
         late |= {"water": u(3, 7), "dirt": 0.5, "rubber": 0, "leaf": 0.5}
-        base = {k: x + late[k] * (clear if late[k] < 0 else 1) * (1 if night else 0.8) for k, x in base.items()}
-    return m.Climate(float(air), {k: float(x) for k, x in base.items()}, {k: float(x) for k, x in heat.items()})
+        base = {
+            k: x + late[k] * (clear if late[k] < 0 else 1) * (1 if night else 0.8)
+            for k, x in base.items()
+        }
+    return m.Climate(
+        float(air), {k: float(x) for k, x in base.items()}, {k: float(x) for k, x in heat.items()}
+    )

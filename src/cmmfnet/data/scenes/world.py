@@ -1,4 +1,5 @@
-"""What a world of `scenes` is made of, and the Author that the layouts use to put things into it."""
+"""What a world of `scenes` is made of, and the Author that the layouts use to put things into
+it."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,8 +27,8 @@ class Mover:
 
 @dataclass
 class Card:
-    """A billboard: a sprite that turns towards whoever looks. `phases` are the sprites of one step; velocity (x, y) in
-    m/s.
+    """A billboard: a sprite that turns towards whoever looks. `phases` are the sprites of one step;
+    velocity (x, y) in m/s.
     """
 
     at: tuple[float, float, float]
@@ -60,8 +61,8 @@ class World:
     reach: float  # metres after which the camera slows to a stop
 
     def pose(self, time: float):
-        """Camera position at `time` seconds: constant speed that fades out, so that any length of video stays inside
-        the world.
+        """Camera position at `time` seconds: constant speed that fades out, so that any length of
+        video stays inside the world.
         """
         speed = float(np.hypot(*self.velocity))
         far = self.reach * np.tanh(speed * time / self.reach)
@@ -90,13 +91,24 @@ class Author:
         self.cards: list[Card] = []
         self.lamps: list[tuple] = []
         self.footprints: list[tuple] = []
-        self.view: tuple[np.ndarray, np.ndarray] | None = None  # camera and subject, which nothing may hide
+        self.view: tuple[np.ndarray, np.ndarray] | None = (
+            None  # camera and subject, which nothing may hide
+        )
         self.dark = light.lighting != "day"
         self.sun = None
-        if light.sun is not None:  # as trees seen along `heading` have it: right, towards the viewer, up
-            right, back = np.array([np.cos(heading), np.sin(heading)]), np.array([np.sin(heading), -np.cos(heading)])
+        if (
+            light.sun is not None
+        ):  # as trees seen along `heading` have it: right, towards the viewer, up
+            right, back = (
+                np.array([np.cos(heading), np.sin(heading)]),
+                np.array([np.sin(heading), -np.cos(heading)]),
+            )
             self.sun = np.array([light.sun[:2] @ right, light.sun[:2] @ back, light.sun[2]])
-        self.season = "winter" if light.snow else str(rng.choice(["summer", "autumn", "winter"], p=[0.7, 0.17, 0.13]))
+        self.season = (
+            "winter"
+            if light.snow
+            else str(rng.choice(["summer", "autumn", "winter"], p=[0.7, 0.17, 0.13]))
+        )
         self.wheels = [self.sprite(sprites.wheel(rng, x)) for x in (0.8, 5.0)]
         self._plants()
 
@@ -114,38 +126,62 @@ class Author:
         def greens(some):
             return np.clip(some[rng.permutation(len(some))[:3]] * rng.uniform(0.75, 1.15), 0, 1)
 
-        shapes = [*rng.choice(["round", "spread", "tall", "round"], 3), str(rng.choice(["cone", "column", "tall"]))]
+        shapes = [
+            *rng.choice(["round", "spread", "tall", "round"], 3),
+            str(rng.choice(["cone", "column", "tall"])),
+        ]
         self.trees = []
         for shape in shapes:
-            high = {"round": 8.0, "spread": 9.0, "tall": 10.0, "cone": 9.0, "column": 8.0}[shape] * rng.uniform(
-                0.8, 1.3
-            )
+            high = {"round": 8.0, "spread": 9.0, "tall": 10.0, "cone": 9.0, "column": 8.0}[
+                shape
+            ] * rng.uniform(0.8, 1.3)
             evergreen = shape in ("cone", "column")
             bare = self.season == "winter" and not evergreen
             sprite = plants.tree(
-                rng, shape, high, greens(dark if evergreen else palette), bark, self.sun, heat, base, bare
+                rng,
+                shape,
+                high,
+                greens(dark if evergreen else palette),
+                bark,
+                self.sun,
+                heat,
+                base,
+                bare,
             )
             self.trees.append(self.sprite(sprite))
         if self.season == "summer" and rng.random() < 0.15 and not self.dark:
-            self.trees += [self.sprite(plants.palm(rng, rng.uniform(9, 14), greens(palette), bark, heat, base))] * 3
+            self.trees += [
+                self.sprite(plants.palm(rng, rng.uniform(9, 14), greens(palette), bark, heat, base))
+            ] * 3
         leafy = palette if self.season != "winter" else dark
         self.bushes = [
             self.sprite(plants.tree(rng, "bush", 1.5, greens(some), bark, self.sun, heat, base))
             for some in (leafy, dark, SUMMER_GREENS)
         ]
         self.hedge = self.sprite(
-            plants.tree(rng, "hedge", 1.5, greens(dark if rng.random() < 0.5 else leafy), bark, self.sun, heat, base)
+            plants.tree(
+                rng,
+                "hedge",
+                1.5,
+                greens(dark if rng.random() < 0.5 else leafy),
+                bark,
+                self.sun,
+                heat,
+                base,
+            )
         )
 
     def hides(self, x, y, half: float) -> bool:
-        """Whether a thing at (x, y), `half` metres wide to each side, is in the way of the view or right before the
-        lens.
+        """Whether a thing at (x, y), `half` metres wide to each side, is in the way of the view or
+        right before the lens.
         """
         if self.view is None:
             return False
         p, d = np.array([x, y]) - self.view[0], self.view[1] - self.view[0]
         along, aside = p @ d / (d @ d), abs(p[0] * d[1] - p[1] * d[0]) / np.hypot(*d)
-        return bool(0 < along < 0.72 and aside < half + 1.0 + 2.0 * along) or bool(np.hypot(*p) < 3.0 + half)
+        return bool(0 < along < 0.72 and aside < half + 1.0 + 2.0 * along) or bool(
+            np.hypot(*p) < 3.0 + half
+        )
 
     def tree(self, x, y, scale=None, kind=None) -> None:
         rng = self.rng
@@ -157,7 +193,13 @@ class Author:
         rng = self.rng
         which = self.bushes[rng.integers(len(self.bushes))]
         self.cards.append(
-            Card((x, y, 0.05), (which,), scale * rng.uniform(0.6, 1.2), bool(rng.random() < 0.5), contact=0.7)
+            Card(
+                (x, y, 0.05),
+                (which,),
+                scale * rng.uniform(0.6, 1.2),
+                bool(rng.random() < 0.5),
+                contact=0.7,
+            )
         )
 
     def people(self, count: int, place, velocity) -> None:
@@ -166,8 +208,13 @@ class Author:
             look = int(self.rng.integers(1 << 20))
             walk = velocity()
             steps = np.arange(8) * np.pi / 4 if np.hypot(*walk) > 0.1 else [0.25]
-            ids = tuple(self.sprite(sprites.person(self.rng, float(k), look, self.climate.air)) for k in steps)
-            self.cards.append(Card((*place(), 0.1), ids, self.rng.uniform(0.9, 1.02), walk[0] < 0, walk, 0.25))
+            ids = tuple(
+                self.sprite(sprites.person(self.rng, float(k), look, self.climate.air))
+                for k in steps
+            )
+            self.cards.append(
+                Card((*place(), 0.1), ids, self.rng.uniform(0.9, 1.02), walk[0] < 0, walk, 0.25)
+            )
 
     def car(self, x, y, yaw, velocity=0.0, running=None) -> None:
         running = velocity != 0 or self.rng.random() < 0.25 if running is None else running
@@ -189,19 +236,35 @@ class Author:
             self.footprints.append((*foot, strength))
 
     def panel(self, sprite: int, x0, y0, x1, y1, z, label, repeat: bool = False) -> None:
-        """An upright sprite from (x0, y0) to (x1, y1), stretched, or `repeat`ed at its own width."""
+        """An upright sprite from (x0, y0) to (x1, y1), stretched, or `repeat`ed at its own
+        width."""
         wide, high = self.sprites[sprite].wide, self.sprites[sprite].high
         long = np.hypot(x1 - x0, y1 - y0)
         count = max(1, round(long / wide)) if repeat else 1
         points = np.linspace([x0, y0], [x1, y1], count + 1)
         for (xa, ya), (xb, yb) in pairwise(points):
             corners = [(xa, ya, z), (xb, yb, z), (xb, yb, z + high), (xa, ya, z + high)]
-            self.ground.quad(corners, m.SPRITE, label, np.zeros(3), "pole", param=(long / count, high), sprite=sprite)
+            self.ground.quad(
+                corners,
+                m.SPRITE,
+                label,
+                np.zeros(3),
+                "pole",
+                param=(long / count, high),
+                sprite=sprite,
+            )
 
     def lamp(self, x, y, arm: float) -> None:
         if self.hides(x, y, 2.0):
             return
-        mesh = m.post(self.climate, 6.5, 0.06, linear(96, 100, 100), arm=abs(arm), lamp=5.0 if self.dark else 0.0)
+        mesh = m.post(
+            self.climate,
+            6.5,
+            0.06,
+            linear(96, 100, 100),
+            arm=abs(arm),
+            lamp=5.0 if self.dark else 0.0,
+        )
         self.fixed(mesh, x, y, 0, 0.0 if arm > 0 else np.pi)
         if self.light.lighting == "night":
             self.lamps.append((x + arm, y, 6.3, *np.array([8.0, 5.8, 3.3])))
@@ -225,7 +288,8 @@ class Author:
         sizes = np.array([(s.wide, s.high) for s in self.sprites], np.float32)
         lamps = np.array(self.lamps, np.float32).reshape(-1, 6)
         return World(
-            kind, self.light, self.climate, join(self.meshes), sprites.build_atlas(self.sprites), sizes, self.movers,
+            kind, self.light, self.climate, join(self.meshes), sprites.build_atlas(self.sprites),
+            sizes, self.movers,
             self.cards, lamps, self.footprints, start, yaw, pitch, zoom, velocity, reach,
         )  # fmt: skip
 

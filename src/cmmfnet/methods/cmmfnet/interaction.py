@@ -1,4 +1,5 @@
-"""CMMF-Net's way from a frame and a text to one map: image encoder (section 3.2) and cross-modal interaction (3.3).
+"""CMMF-Net's way from a frame and a text to one map: image encoder (section 3.2) and cross-modal
+interaction (3.3).
 
 The network that they are parts of, and the paper, are in cmmfnet.py.
 """
@@ -31,15 +32,20 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
-    """(B,1,H,W) in [-1,1] -> (B,2,H,W): the frame, and its local contrast (x - local mean) / (local deviation + 0.1), squashed.
+    """(B,1,H,W) in [-1,1] -> (B,2,H,W): the frame, and its local contrast (x - local mean) / (local
+    deviation + 0.1), squashed.
 
-    One hot object (a person, an engine) presses the rest of a stretched frame into a few dark levels; the second channel
-    keeps the structure there readable.
+    One hot object (a person, an engine) presses the rest of a stretched frame into a few dark
+    levels; the second channel keeps the structure there readable.
     """
 
     def mean(x: Tensor) -> Tensor:  # a box is separable: two passes of 33 instead of one of 1,089
-        x = F.avg_pool2d(x, (window, 1), stride=1, padding=(window // 2, 0), count_include_pad=False)
-        return F.avg_pool2d(x, (1, window), stride=1, padding=(0, window // 2), count_include_pad=False)
+        x = F.avg_pool2d(
+            x, (window, 1), stride=1, padding=(window // 2, 0), count_include_pad=False
+        )
+        return F.avg_pool2d(
+            x, (1, window), stride=1, padding=(0, window // 2), count_include_pad=False
+        )
 
     local = mean(thermal)
     deviation = (mean(thermal.square()) - local.square()).clamp_min(0).sqrt()
@@ -47,11 +53,12 @@ def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Section 3.2: ViT on the whole frame, (B,C,G,G) -> tokens (B,(G/16)^2,D), and the stem's finer maps where it has them.
+    """Section 3.2: ViT on the whole frame, (B,C,G,G) -> tokens (B,(G/16)^2,D), and the stem's finer
+    maps where it has them.
 
-    ``stem="patch"``: 16x16 convolution (the paper's plain ViT). ``stem="vgg16"``: a hybrid ViT whose patches are VGG-16's
-    relu5_3 map (stride 16), so that training can start from ImageNet features; its relu2_2, relu3_3 and relu4_3 maps
-    (strides 2, 4, 8) are returned for the U-Net.
+    ``stem="patch"``: 16x16 convolution (the paper's plain ViT). ``stem="vgg16"``: a hybrid ViT
+    whose patches are VGG-16's relu5_3 map (stride 16), so that training can start from ImageNet
+    features; its relu2_2, relu3_3 and relu4_3 maps (strides 2, 4, 8) are returned for the U-Net.
     """
 
     VGG_TAPS = (8, 15, 22)
@@ -73,39 +80,59 @@ class ImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def load_imagenet(self, features: nn.Sequential) -> None:
-        """Start the VGG stem from ImageNet: its colour filters are summed, and shared among our tone channels.
+        """Start the VGG stem from ImageNet: its colour filters are summed, and shared among our
+        tone channels.
 
-        Normalised ImageNet pictures span about -2.1 to 2.6, twice our [-1,1], hence the factor 2: a grey frame in every
-        channel gives what the original gives for the picture of twice that value, but for the border and the bias.
+        Normalised ImageNet pictures span about -2.1 to 2.6, twice our [-1,1], hence the factor 2: a
+        grey frame in every channel gives what the original gives for the picture of twice that
+        value, but for the border and the bias.
         """
         state = features.state_dict()
         channels = self.stem[0].in_channels
-        state["0.weight"] = state["0.weight"].sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) * (2.0 / channels)
+        state["0.weight"] = state["0.weight"].sum(dim=1, keepdim=True).repeat(1, channels, 1, 1) * (
+            2.0 / channels
+        )
         self.stem.load_state_dict(state)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = resize(x, (self.size, self.size))
         maps: list[Tensor] = []
         if self.hybrid:
-            x, maps = tapped(self.stem, x.contiguous(memory_format=torch.channels_last), self.VGG_TAPS)
+            x, maps = tapped(
+                self.stem, x.contiguous(memory_format=torch.channels_last), self.VGG_TAPS
+            )
             x = self.join(x)
         else:
             x = self.stem(x)
-        tokens = x.flatten(2).transpose(1, 2).contiguous() + self.positions  # else all that follows has this order
+        tokens = (
+            x.flatten(2).transpose(1, 2).contiguous() + self.positions
+        )  # else all that follows has this order
         return transformed(self.blocks, self.norm, tokens), maps
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm cross-attention and MLP; the residual is on the query stream (notes, section 15, rows 3 and 4)."""
+    """Pre-norm cross-attention and MLP; the residual is on the query stream (notes, section 15,
+    rows 3 and 4)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm_q, self.norm_k, self.norm_v = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_q, self.norm_k, self.norm_v = (
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+            nn.LayerNorm(width),
+        )
         self.attention = Attention(width, heads)
         self.norm, self.mlp = nn.LayerNorm(width), MLP(width)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        given = normed(self.norm_q, query), normed(self.norm_k, key), normed(self.norm_v, value), mask
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        given = (
+            normed(self.norm_q, query),
+            normed(self.norm_k, key),
+            normed(self.norm_v, value),
+            mask,
+        )
         if serves_tokens(query):
             x, y = added(query, self.attention.before_bias(*given), self.attention.out, self.norm)
             return x + self.mlp(y)
@@ -114,28 +141,45 @@ class CrossBlock(nn.Module):
 
 
 class CrossModalInteraction(nn.Module):
-    """Section 3.3 and Figure 2: two transformer blocks between text and image tokens, then OutputProj to an image map.
+    """Section 3.3 and Figure 2: two transformer blocks between text and image tokens, then
+    OutputProj to an image map.
 
-    image (B,N,D), text (B,L,D), text_mask (B,L) -> (B,C,grid,grid), where the text has been joined with a learned token for
-    "no text", so that an empty text is valid. Modes:
+    image (B,N,D), text (B,L,D), text_mask (B,L) -> (B,C,grid,grid), where the text has been joined
+    with a learned token for "no text", so that an empty text is valid. Modes:
 
-    - ``text_query`` (Fig. 2): Q = text; K = V = image, in the second block "the output of the current layer plus text tokens".
-      The output has L rows; OutputProj mixes them into positions (linear over tokens, padding zeroed), L <= text_length.
-    - ``image_query``: Q = image, K = V = text; keeps every position (an extension, the usual choice elsewhere).
-    - ``text_key`` (section 3.1 to the letter): Q and V from the image, K from the text resampled to N rows by a linear map.
-    - ``add`` (Table 3, "without CI"): pooled text through a linear layer is added to every image token.
+    - ``text_query`` (Fig. 2): Q = text; K = V = image, in the second block "the output of the
+      current layer plus text tokens". The output has L rows; OutputProj mixes them into positions
+      (linear over tokens, padding zeroed), L <= text_length.
+    - ``image_query``: Q = image, K = V = text; keeps every position (an extension, the usual choice
+      elsewhere).
+    - ``text_key`` (section 3.1 to the letter): Q and V from the image, K from the text resampled to
+      N rows by a linear map.
+    - ``add`` (Table 3, "without CI"): pooled text through a linear layer is added to every image
+      token.
     - ``none`` (Table 3, "without text encoder"): self-attention on the image tokens.
     """
 
     def __init__(
-        self, mode: str, width: int, heads: int, depth: int, tokens: int, grid: int, channels: int, length: int
+        self,
+        mode: str,
+        width: int,
+        heads: int,
+        depth: int,
+        tokens: int,
+        grid: int,
+        channels: int,
+        length: int,
     ):
         super().__init__()
         if mode not in ("text_query", "image_query", "text_key", "add", "none"):
-            raise ValueError(f"ci is {mode!r}; expected 'text_query', 'image_query', 'text_key', 'add' or 'none'")
+            raise ValueError(
+                f"ci is {mode!r}; expected 'text_query', 'image_query', 'text_key', 'add' or 'none'"
+            )
         self.mode, self.grid, self.length = mode, grid, length
         self.no_text = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(0 if mode == "add" else depth))
+        self.blocks = nn.ModuleList(
+            CrossBlock(width, heads) for _ in range(0 if mode == "add" else depth)
+        )
         if mode == "add":
             self.add = nn.Linear(width, width)
         if mode == "text_key":
@@ -146,11 +190,16 @@ class CrossModalInteraction(nn.Module):
 
     def _fixed_length(self, text: Tensor) -> Tensor:
         if text.shape[1] > self.length + 1:
-            raise ValueError(f"text has {text.shape[1] - 1} tokens; this network takes at most {self.length}")
+            raise ValueError(
+                f"text has {text.shape[1] - 1} tokens; this network takes at most {self.length}"
+            )
         return F.pad(text, (0, 0, 0, self.length + 1 - text.shape[1]))
 
-    def forward(self, image: Tensor, text: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """-> map (B,C,grid,grid) and the pooled text (B,D) (the learned "no text" token where there is none)."""
+    def forward(
+        self, image: Tensor, text: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """-> map (B,C,grid,grid) and the pooled text (B,D) (the learned "no text" token where there
+        is none)."""
         batch = image.shape[0]
         empty = self.no_text.expand(batch, -1, -1)
         if text is None:
@@ -160,13 +209,17 @@ class CrossModalInteraction(nn.Module):
                 mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
             text = torch.cat([empty, text.to(empty.dtype)], dim=1)
             mask = F.pad(mask, (1, 0), value=True)
-            text = text.masked_fill(~mask.unsqueeze(-1), 0)  # a product would let NaN in unset rows through
+            text = text.masked_fill(
+                ~mask.unsqueeze(-1), 0
+            )  # a product would let NaN in unset rows through
         weight = mask.unsqueeze(-1).to(text.dtype)
         pooled = text.sum(dim=1) / weight.sum(dim=1)
 
         if self.mode == "text_query":
             text = self._fixed_length(text)
-            given = F.pad(mask, (0, text.shape[1] - mask.shape[1]))  # padded queries answer too: not to be used
+            given = F.pad(
+                mask, (0, text.shape[1] - mask.shape[1])
+            )  # padded queries answer too: not to be used
             state = key = image
             for i, block in enumerate(self.blocks):
                 state = block(text, key, key, given if i else None)
@@ -186,12 +239,17 @@ class CrossModalInteraction(nn.Module):
                 else:
                     tokens = block(tokens, tokens, tokens)
         side = math.isqrt(tokens.shape[1])
-        out = normed(self.norm, projected(self.project, tokens)).transpose(1, 2).unflatten(2, (side, side))
+        out = (
+            normed(self.norm, projected(self.project, tokens))
+            .transpose(1, 2)
+            .unflatten(2, (side, side))
+        )
         return resize(out, (self.grid, self.grid)), pooled
 
 
 class Modulation(nn.Module):
-    """Feature-wise scale and shift, each (B,C), of a map by a vector (B,D), for ops.modulated. Starts as the identity."""
+    """Feature-wise scale and shift, each (B,C), of a map by a vector (B,D), for ops.modulated.
+    Starts as the identity."""
 
     def __init__(self, width: int, channels: int):
         super().__init__()

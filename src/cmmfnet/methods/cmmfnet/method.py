@@ -1,4 +1,5 @@
-"""How CMMF-Net is trained (section 3.5): the paper's losses, or those of the released recipe, with text."""
+"""How CMMF-Net is trained (section 3.5): the paper's losses, or those of the released recipe, with
+text."""
 
 from __future__ import annotations
 
@@ -28,25 +29,29 @@ TAG_VECTORS = "clip-vitb16-cocostuff171.safetensors"
 
 
 class CMMFNetMethod(Matched):
-    """The training of CMMF-Net: the losses of the paper (section 3.5) or of the released recipe, with text.
+    """The training of CMMF-Net: the losses of the paper (section 3.5) or of the released recipe,
+    with text.
 
-    ``losses``: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with weight 1 in the paper),
-    ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy of the two auxiliary heads), ``regions`` (of
-    the words' maps with label maps), ``colours`` (mean colours of the words' regions).
+    ``losses``: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with
+    weight 1 in the paper), ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy
+    of the two auxiliary heads), ``regions`` (of the words' maps with label maps), ``colours`` (mean
+    colours of the words' regions).
 
-    ``text_dropout``: share of pictures trained without text, so that the network does without; night pictures always keep
-    theirs, since nothing else asks for darkness. ``imagenet``: start a vgg16 stem from ImageNet's weights;
-    ``stem_learning_rate``, ``text_learning_rate``: factors on the learning rate of that stem, and of the parts of
-    ``regions``, which are new where the rest is trained already. ``only_regions``: the rest stays as it is, so that without
-    text the network gives what it gave. ``perceptual_crop``: side in pixels of the random part of each picture that the
-    perceptual loss sees, which spares time; 0 = all of it.
+    ``text_dropout``: share of pictures trained without text, so that the network does without;
+    night pictures always keep theirs, since nothing else asks for darkness. ``imagenet``: start a
+    vgg16 stem from ImageNet's weights; ``stem_learning_rate``, ``text_learning_rate``: factors on
+    the learning rate of that stem, and of the parts of ``regions``, which are new where the rest is
+    trained already. ``only_regions``: the rest stays as it is, so that without text the network
+    gives what it gave. ``perceptual_crop``: side in pixels of the random part of each picture that
+    the perceptual loss sees, which spares time; 0 = all of it.
     """
 
     Network = CMMFNet
     title = "CMMF-Net"
     paper = "Jiang et al., CLIP-guided multi-modal fusion, Intelligence & Robotics 2025"
     LOSSES: ClassVar[dict[str, float]] = {
-        "l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0, "adversarial": 0.0, "tags": 0.0, "labels": 0.0,
+        "l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0, "adversarial": 0.0, "tags": 0.0,
+        "labels": 0.0,
         "regions": 0.0, "colours": 0.0,
     }  # fmt: skip
 
@@ -67,11 +72,15 @@ class CMMFNetMethod(Matched):
         perceptual_crop: int = 0,
     ):
         super().__init__(
-            network, losses, pretrained=pretrained, perceptual=perceptual, perceptual_mode=perceptual_mode,
+            network, losses, pretrained=pretrained, perceptual=perceptual,
+            perceptual_mode=perceptual_mode,
             adversarial_start=adversarial_start,
         )  # fmt: skip
         if only_regions and network.regions is None:
-            raise ValueError("only_regions is true, but the network has none; it needs regions: true in the model")
+            raise ValueError(
+                "only_regions is true, but the network has none; it needs regions: true in the "
+                "model"
+            )
         if only_regions:
             network.requires_grad_(False)
             network.regions.requires_grad_(True)
@@ -86,13 +95,15 @@ class CMMFNetMethod(Matched):
         ):
             if loss in self.weights and head is None:
                 raise ValueError(
-                    f"loss {loss!r} has a weight, but the network has no head for it; it needs {needs}, or leave the loss out"
+                    f"loss {loss!r} has a weight, but the network has no head for it; it needs "
+                    f"{needs}, or leave the loss out"
                 )
             if loss not in self.weights and head is not None:
                 head.requires_grad_(False)  # nothing would train it
         for loss in {"regions", "colours"} & set(self.weights) if network.regions is None else ():
             raise ValueError(
-                f"loss {loss!r} has a weight, but the network has no maps; it needs regions: true, or leave it out"
+                f"loss {loss!r} has a weight, but the network has no maps; it needs regions: "
+                "true, or leave it out"
             )
         if network.interaction.mode == "none" and not (network.modulations or network.regions):
             # nor does text reach anything here
@@ -105,26 +116,37 @@ class CMMFNetMethod(Matched):
     @classmethod
     def configuration(cls, model: dict) -> dict:
         """A fresh clip-tags network knows all words, unless the recipe names some."""
-        return model | {"words": list(WORDS)} if model.get("text") == "clip-tags" and "words" not in model else model
+        return (
+            model | {"words": list(WORDS)}
+            if model.get("text") == "clip-tags" and "words" not in model
+            else model
+        )
 
     @classmethod
     def extended(cls, network: CMMFNet, config: dict, model: dict) -> tuple[CMMFNet, dict]:
-        """A trained network with the parts that a recipe's ``model`` adds to it: ``regions``. Its output stays the same."""
+        """A trained network with the parts that a recipe's ``model`` adds to it: ``regions``. Its
+        output stays the same."""
         if not model.get("regions") or config.get("regions"):
             return network, config
         config = config | {"regions": True}
         larger = CMMFNet(**{k: v for k, v in config.items() if k != "method"})
         missing = larger.load_state_dict(network.state_dict(), strict=False).missing_keys
-        if other := [key for key in missing if not key.startswith(("regions.", "attribute_vectors"))]:
+        if other := [
+            key for key in missing if not key.startswith(("regions.", "attribute_vectors"))
+        ]:
             raise ValueError(f"the network lacks {', '.join(other)}")
         return larger, config
 
     def start(self) -> None:
-        """Put the pre-trained parts of a fresh network in place: CLIP's vectors of words, ImageNet's stem."""
+        """Put the pre-trained parts of a fresh network in place: CLIP's vectors of words,
+        ImageNet's stem."""
         network = self.networks["generator"]
         if network.text_source == "clip-tags":
             if self.pretrained is None:
-                warnings.warn("no folder of pre-trained files: the vectors of words start at random", stacklevel=2)
+                warnings.warn(
+                    "no folder of pre-trained files: the vectors of words start at random",
+                    stacklevel=2,
+                )
             else:
                 names, vectors = load_tag_vectors(Path(self.pretrained) / TAG_VECTORS)
                 index = {w: i for i, w in enumerate(network.words)}
@@ -160,7 +182,9 @@ class CMMFNetMethod(Matched):
         dropped = [rng.random() < self.text_dropout for rng in draws]
         if network.text_source == "clip-sentence":
             tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
-            kept = [not drop or "night" in tags for drop, tags in zip(dropped, batch.tags, strict=True)]
+            kept = [
+                not drop or "night" in tags for drop, tags in zip(dropped, batch.tags, strict=True)
+            ]
             return sent(tokens, device), sent(mask.cpu() & torch.tensor(kept)[:, None], device)
         if network.regions is not None:
             said = self.said(batch, moment)
@@ -183,28 +207,43 @@ class CMMFNetMethod(Matched):
         return network.embed_tags(sent(F.pad(ids, pad), device)), sent(F.pad(mask, pad), device)
 
     def said(self, batch: Batch, moment: Moment) -> list[list[tuple[str, str | None]]]:
-        """For each picture the names that are said, with a colour or None, of a network with ``regions``."""
+        """For each picture the names that are said, with a colour or None, of a network with
+        ``regions``."""
         words = unwrapped(self.networks["generator"]).words
         count, labelled = len(batch), (batch.label != IGNORE).flatten(1).any(dim=1).tolist()
-        rows = zip(batch.tags, batch.colours or [[]] * count, batch.told or [[]] * count, batch.positions, strict=True)
+        rows = zip(
+            batch.tags,
+            batch.colours or [[]] * count,
+            batch.told or [[]] * count,
+            batch.positions,
+            strict=True,
+        )
         said = []
         for (tags, colours, told, position), known in zip(rows, labelled, strict=True):
             rng = moment.rng(position)
             drop = rng.random() < self.text_dropout
             always = [*told, *(["night"] if "night" in tags else [])]
-            said.append(draw_words(rng, tags, colours, always, words, drop=drop, labelled=known, most=MAX_TAGS))
+            said.append(
+                draw_words(
+                    rng, tags, colours, always, words, drop=drop, labelled=known, most=MAX_TAGS
+                )
+            )
         return said
 
     def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
         network = self.networks["generator"]
         tokens, mask = self.text(batch, moment)
-        colour, tag_logits, label_logits, levels = self.generate(batch.thermal, tokens, mask, heads=True, maps=True)
+        colour, tag_logits, label_logits, levels = self.generate(
+            batch.thermal, tokens, mask, heads=True, maps=True
+        )
         losses: Losses = {}
         names: list[list[str]] = []
         if {"regions", "colours"} & set(self.weights):
             names = [[name for name, _ in row] for row in self.said(batch, moment)]
         if "colours" in self.weights:
-            losses["colours"] = colour_loss(colour, batch.visible, batch.label, names, MAX_TAGS, IGNORE)
+            losses["colours"] = colour_loss(
+                colour, batch.visible, batch.label, names, MAX_TAGS, IGNORE
+            )
         if "regions" in self.weights:
             everywhere = unwrapped(network).said(tokens, mask).everywhere
             losses["regions"] = region_loss(levels, batch.label, names, mask, everywhere, IGNORE)
@@ -214,10 +253,14 @@ class CMMFNetMethod(Matched):
             index = {w: i for i, w in enumerate(words)}
             for row, tags in enumerate(batch.tags):
                 target[row, [index[t] for t in tags if t in index]] = 1
-            each = F.binary_cross_entropy_with_logits(tag_logits, sent(target, tag_logits.device), reduction="none")
+            each = F.binary_cross_entropy_with_logits(
+                tag_logits, sent(target, tag_logits.device), reduction="none"
+            )
             losses["tags"] = (each.sum(dim=1) * batch.tagged).mean()
         if "labels" in self.weights:
             small = batch.label[:, 4::8, 4::8]
-            entropy = F.cross_entropy(label_logits.float(), small, ignore_index=IGNORE, reduction="sum")
+            entropy = F.cross_entropy(
+                label_logits.float(), small, ignore_index=IGNORE, reduction="sum"
+            )
             losses["labels"] = entropy / (small != IGNORE).sum().clamp_min(1)
         return colour, losses

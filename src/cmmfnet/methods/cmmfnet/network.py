@@ -1,12 +1,14 @@
 """CMMF-Net: CLIP-guided multi-modal fusion for thermal-infrared colourisation.
 
-Jiang et al., Intelligence & Robotics 2025;5(1):34-49, doi 10.20517/ir.2025.03. Image encoder (3.2) and cross-modal
-interaction (3.3) are in cmmfnet_interaction.py, the U-Net (3.4) and the whole network here, the losses (3.5) in
-cmmfnet_training.py. What the paper leaves open stands in ``PAPER`` with the choices of docs/architecture.md; ``RELEASED``
-is the model that the package bundles.
+Jiang et al., Intelligence & Robotics 2025;5(1):34-49, doi 10.20517/ir.2025.03. Image encoder (3.2)
+and cross-modal interaction (3.3) are in cmmfnet_interaction.py, the U-Net (3.4) and the whole
+network here, the losses (3.5) in cmmfnet_training.py. What the paper leaves open stands in
+``PAPER`` with the choices of docs/architecture.md; ``RELEASED`` is the model that the package
+bundles.
 
-The image encoder always sees the whole frame resized to ``global_size``; only the U-Net sees full resolution. So the network
-takes any size that is a multiple of 8, and a large frame has one global context and no seams.
+The image encoder always sees the whole frame resized to ``global_size``; only the U-Net sees full
+resolution. So the network takes any size that is a multiple of 8, and a large frame has one global
+context and no seams.
 """
 
 from __future__ import annotations
@@ -46,21 +48,26 @@ from cmmfnet.text.attributes import ATTRIBUTES
 
 PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trainable parameters
 RELEASED: dict = {
-    "method": "cmmfnet", "stem": "vgg16", "vit_depth": 4, "vit_width": 320, "vit_heads": 5, "encoder_blocks": (2, 4, 2),
-    "decoder_blocks": (2, 2, 1), "kernels": (7, 13, 13), "ci": "image_query", "text": "clip-tags", "modulation": True,
+    "method": "cmmfnet", "stem": "vgg16", "vit_depth": 4, "vit_width": 320, "vit_heads": 5,
+    "encoder_blocks": (2, 4, 2),
+    "decoder_blocks": (2, 2, 1), "kernels": (7, 13, 13), "ci": "image_query", "text": "clip-tags",
+    "modulation": True,
     "text_length": 16, "local_contrast": True, "classes": 25, "tail": 32,
 }  # fmt: skip
 
 
 class CMMFNet(nn.Module):
-    """The whole network (Figure 1). ``forward(thermal (B,1,H,W) in [-1,1], text (B,L,D), text_mask (B,L) bool) -> (B,3,H,W)``.
+    """The whole network (Figure 1). ``forward(thermal (B,1,H,W) in [-1,1], text (B,L,D), text_mask
+    (B,L) bool) -> (B,3,H,W)``.
 
-    H and W are multiples of 8. ``text=None`` means no text. The defaults are ``cmmfnet-paper``. Beyond the paper:
-    ``text="learned"`` (a control: ``text_length`` learned tokens, the same for every frame, in the place of text),
-    ``stem="vgg16"`` (see ImageEncoder), ``local_contrast`` (a second tone channel), ``modulation`` (text and frame scale and
-    shift the decoder, a path that text cannot be left out of), ``words`` (a table of tag vectors: ``embed_tags``),
-    a tag head (``predict_tags``) where there are words, ``classes`` (an auxiliary label head at H/8, for training), and
-    ``regions`` (every word holds in a region of the frame and has a colour: region_text.py; needs ``words``).
+    H and W are multiples of 8. ``text=None`` means no text. The defaults are ``cmmfnet-paper``.
+    Beyond the paper: ``text="learned"`` (a control: ``text_length`` learned tokens, the same for
+    every frame, in the place of text), ``stem="vgg16"`` (see ImageEncoder), ``local_contrast`` (a
+    second tone channel), ``modulation`` (text and frame scale and shift the decoder, a path that
+    text cannot be left out of), ``words`` (a table of tag vectors: ``embed_tags``), a tag head
+    (``predict_tags``) where there are words, ``classes`` (an auxiliary label head at H/8, for
+    training), and ``regions`` (every word holds in a region of the frame and has a colour:
+    region_text.py; needs ``words``).
     """
 
     multiple_of, fixed_size = 8, None
@@ -98,34 +105,59 @@ class CMMFNet(nn.Module):
     ):
         super().__init__()
         if text not in ("clip-sentence", "clip-tags", "learned", "none"):
-            raise ValueError(f"text is {text!r}; expected 'clip-sentence', 'clip-tags', 'learned' or 'none'")
+            raise ValueError(
+                f"text is {text!r}; expected 'clip-sentence', 'clip-tags', 'learned' or 'none'"
+            )
         if skip not in ("concat", "add") or output not in ("tanh", "clip"):
-            raise ValueError(f"skip is {skip!r}, output is {output!r}; expected concat or add, tanh or clip")
+            raise ValueError(
+                f"skip is {skip!r}, output is {output!r}; expected concat or add, tanh or clip"
+            )
         self.text_source, self.words = "none" if text == "learned" else text, list(words)
         self.text_width = text_width
         self.output, self.concat, self.local_contrast = output, skip == "concat", local_contrast
         self.default_text, self.tag_threshold = default_text, tag_threshold
-        self.working_size, self.least_size = working_size, least_size  # short side in pixels; Colorizer resizes to it
+        self.working_size, self.least_size = (
+            working_size,
+            least_size,
+        )  # short side in pixels; Colorizer resizes to it
         self.predicts_tags, self.takes_colours = bool(self.words), regions
         c1, c2, c3 = channels
         inputs = 2 if local_contrast else 1
 
-        self.image_encoder = ImageEncoder(inputs, global_size, vit_width, vit_depth, vit_heads, stem)
+        self.image_encoder = ImageEncoder(
+            inputs, global_size, vit_width, vit_depth, vit_heads, stem
+        )
         project = self.text_source != "none" and text_width != vit_width
         self.text_projection = nn.Linear(text_width, vit_width) if project else nn.Identity()
         if text == "clip-tags":
-            # Rows are CLIP vectors while training; in a released file they are folded through text_projection.
-            self.word_vectors = nn.Parameter(torch.randn(max(len(self.words), 1), text_width) * text_width**-0.5)
-        self.queries = nn.Parameter(torch.randn(1, text_length, vit_width) * 0.02) if text == "learned" else None
+            # Rows are CLIP vectors while training; in a released file they are folded through
+            # text_projection.
+            self.word_vectors = nn.Parameter(
+                torch.randn(max(len(self.words), 1), text_width) * text_width**-0.5
+            )
+        self.queries = (
+            nn.Parameter(torch.randn(1, text_length, vit_width) * 0.02)
+            if text == "learned"
+            else None
+        )
         self.interaction = CrossModalInteraction(
             "none" if text == "none" else ci, vit_width, vit_heads, ci_depth,
             (global_size // 16) ** 2, global_size // 8, c3, text_length,
         )  # fmt: skip
         self.tag_head = nn.Linear(vit_width, len(self.words)) if self.predicts_tags else None
 
-        self.down1, self.encode1 = Downsample(inputs, c1), large_kernel_stage(c1, encoder_blocks[0], kernels[0])
-        self.down2, self.encode2 = Downsample(c1, c2), large_kernel_stage(c2, encoder_blocks[1], kernels[1])
-        self.down3, self.encode3 = Downsample(c2, c3), large_kernel_stage(c3, encoder_blocks[2], kernels[2])
+        self.down1, self.encode1 = (
+            Downsample(inputs, c1),
+            large_kernel_stage(c1, encoder_blocks[0], kernels[0]),
+        )
+        self.down2, self.encode2 = (
+            Downsample(c1, c2),
+            large_kernel_stage(c2, encoder_blocks[1], kernels[1]),
+        )
+        self.down3, self.encode3 = (
+            Downsample(c2, c3),
+            large_kernel_stage(c3, encoder_blocks[2], kernels[2]),
+        )
         self.fuse = nn.Conv2d(2 * c3, c3, 1)
         self.up3 = nn.Conv2d(c3, c2, 3, padding=1)
         self.skip2 = nn.Conv2d(2 * c2, c2, 1) if self.concat else None
@@ -138,7 +170,9 @@ class CMMFNet(nn.Module):
 
         self.laterals = None
         if self.image_encoder.hybrid:
-            self.laterals = nn.ModuleList([nn.Conv2d(128, c1, 1), nn.Conv2d(256, c2, 1), nn.Conv2d(512, c3, 1)])
+            self.laterals = nn.ModuleList(
+                [nn.Conv2d(128, c1, 1), nn.Conv2d(256, c2, 1), nn.Conv2d(512, c3, 1)]
+            )
         self.modulations = None
         if modulation:
             self.modulations = nn.ModuleList(Modulation(2 * vit_width, c) for c in (c3, c2, c1))
@@ -146,18 +180,24 @@ class CMMFNet(nn.Module):
         self.regions = None
         if regions:
             if text != "clip-tags" or not self.words:
-                raise ValueError(f"regions need words (text: clip-tags); text is {text!r} with {len(self.words)} words")
+                raise ValueError(
+                    f"regions need words (text: clip-tags); text is {text!r} with "
+                    f"{len(self.words)} words"
+                )
             self.regions = RegionText(vit_width, (c3, c2, c1), tail)
-            self.attribute_vectors = nn.Parameter(torch.randn(len(ATTRIBUTES), text_width) * 0.5 * text_width**-0.5)
+            self.attribute_vectors = nn.Parameter(
+                torch.randn(len(ATTRIBUTES), text_width) * 0.5 * text_width**-0.5
+            )
             facts = torch.cat([everywhere_words(self.words), memberships(self.words)], dim=1)
             self.register_buffer("word_facts", facts, persistent=False)
 
     def embed_tags(self, ids: Tensor, attributes: Tensor | None = None) -> Tensor:
-        """Rows of the word table: ids (B,L) long, indices into ``words`` -> text tokens (B,L,text_width).
+        """Rows of the word table: ids (B,L) long, indices into ``words`` -> text tokens
+        (B,L,text_width).
 
-        With ``regions`` further columns follow: 1 where a word holds everywhere, and the classes that it names
-        (region_text.memberships); ``attributes`` (B,L,A): weights over cmmfnet.text.attributes.ATTRIBUTES of what is said of
-        each name; None: nothing.
+        With ``regions`` further columns follow: 1 where a word holds everywhere, and the classes
+        that it names (region_text.memberships); ``attributes`` (B,L,A): weights over
+        cmmfnet.text.attributes.ATTRIBUTES of what is said of each name; None: nothing.
         """
         tokens = F.embedding(ids, self.word_vectors)
         if self.regions is None:
@@ -168,19 +208,26 @@ class CMMFNet(nn.Module):
 
     def said(self, text: Tensor, mask: Tensor, places: Tensor | None = None) -> Said:
         """Tokens of ``embed_tags`` (B,L,...) and their mask -> what RegionText takes."""
-        vectors, everywhere, classes = text.split([self.text_width, 1, text.shape[2] - self.text_width - 1], dim=2)
-        vectors = vectors.masked_fill(~mask.unsqueeze(-1), 0)  # a product would let NaN in unset rows through
+        vectors, everywhere, classes = text.split(
+            [self.text_width, 1, text.shape[2] - self.text_width - 1], dim=2
+        )
+        vectors = vectors.masked_fill(
+            ~mask.unsqueeze(-1), 0
+        )  # a product would let NaN in unset rows through
         classes = classes.masked_fill(~mask.unsqueeze(-1), 0)
         return Said(self.text_projection(vectors), everywhere[..., 0] > 0.5, classes, mask, places)
 
     def fold_text_projection(self) -> dict:
-        """Replace the word table by its projection; returns the changed constructor keywords. For release: no CLIP vectors."""
+        """Replace the word table by its projection; returns the changed constructor keywords. For
+        release: no CLIP vectors."""
         if self.text_source != "clip-tags" or isinstance(self.text_projection, nn.Identity):
             return {}
         with torch.no_grad():
             self.word_vectors = nn.Parameter(self.text_projection(self.word_vectors))
             if self.regions is not None:  # they are added to a word's vector, which has the bias
-                self.attribute_vectors = nn.Parameter(F.linear(self.attribute_vectors, self.text_projection.weight))
+                self.attribute_vectors = nn.Parameter(
+                    F.linear(self.attribute_vectors, self.text_projection.weight)
+                )
         self.text_projection = nn.Identity()
         self.text_width = self.word_vectors.shape[1]
         return {"text_width": self.text_width}
@@ -190,7 +237,8 @@ class CMMFNet(nn.Module):
         return torch.sigmoid(self._tag_logits(self.image_encoder(self._tones(thermal))[0]))
 
     def _tones(self, thermal: Tensor) -> Tensor:
-        """What the network sees of a frame. A frame in float32 is fine for weights of 16 bits: contrast is computed before."""
+        """What the network sees of a frame. A frame in float32 is fine for weights of 16 bits:
+        contrast is computed before."""
         x = tone_channels(thermal.float()) if self.local_contrast else thermal
         return x if autocasts(x) else x.to(self.last.weight.dtype)
 
@@ -207,11 +255,19 @@ class CMMFNet(nn.Module):
         maps: bool = False,
         places: Tensor | None = None,
     ):
-        """-> colour (B,3,H,W); with ``heads`` also tag logits (B,len(words)) or None, and label logits
-        (B,classes,H/8,W/8) or None; with ``maps``, too, also the logits of the words' maps (B,1+L,h,w) at H/8, H/4, H/2, an
-        empty list without ``regions`` or text. ``places`` (B,L,H,W): where words hold, as RegionText.maps takes it."""
-        if thermal.ndim != 4 or thermal.shape[1] != 1 or thermal.shape[2] % 8 or thermal.shape[3] % 8:
-            raise ValueError(f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8")
+        """-> colour (B,3,H,W); with ``heads`` also tag logits (B,len(words)) or None, and label
+        logits (B,classes,H/8,W/8) or None; with ``maps``, too, also the logits of the words' maps
+        (B,1+L,h,w) at H/8, H/4, H/2, an empty list without ``regions`` or text. ``places``
+        (B,L,H,W): where words hold, as RegionText.maps takes it."""
+        if (
+            thermal.ndim != 4
+            or thermal.shape[1] != 1
+            or thermal.shape[2] % 8
+            or thermal.shape[3] % 8
+        ):
+            raise ValueError(
+                f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8"
+            )
         x = self._tones(thermal)
         with Beside(x) as other:
             tokens, stem = self.image_encoder(x)
@@ -235,7 +291,11 @@ class CMMFNet(nn.Module):
 
         y = self._fused(e3, resize(context, e3.shape[-2:]))
         y = self._guide(y, stem, 2, vector)
-        labels = self.label_head(y) if (heads or said is not None) and self.label_head is not None else None
+        labels = (
+            self.label_head(y)
+            if (heads or said is not None) and self.label_head is not None
+            else None
+        )
         if said is not None:
             y = self.regions(y, said, labels)
         y = self._guide(self._merge(self.up3, y, e2, self.skip2), stem, 1, vector)
@@ -243,19 +303,27 @@ class CMMFNet(nn.Module):
         y = self._guide(self._merge(self.up2, y, e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
         if y.is_cuda and torch.is_grad_enabled() and y.dtype == torch.float32:
-            # where tensor cores take channels last, the largest maps need not be turned for each convolution (in 16 bits
-            # they are doubled into that order)
+            # where tensor cores take channels last, the largest maps need not be turned for each
+            # convolution (in 16 bits they are doubled into that order)
             y = y.contiguous(memory_format=torch.channels_last)
         if said is None and serves_last(y, self.up1, self.last):
-            y = gelu_convolve(double_convolve(self.up1, y), self.up1.bias, self.last.weight, self.last.bias)
+            y = gelu_convolve(
+                double_convolve(self.up1, y), self.up1.bias, self.last.weight, self.last.bias
+            )
         else:
             y = double_convolve_gelu(self.up1, y)
             y = self.last(y if said is None else self.regions.finish(y, said))
-        colour = torch.tanh(y.contiguous()) if self.output == "tanh" else y.contiguous().clamp(-1, 1)
+        colour = (
+            torch.tanh(y.contiguous()) if self.output == "tanh" else y.contiguous().clamp(-1, 1)
+        )
         if not heads:
             return colour
         tags = self._tag_logits(tokens) if self.predicts_tags else None
-        return (colour, tags, labels, said.levels if said is not None else []) if maps else (colour, tags, labels)
+        return (
+            (colour, tags, labels, said.levels if said is not None else [])
+            if maps
+            else (colour, tags, labels)
+        )
 
     def _fused(self, x: Tensor, context: Tensor) -> Tensor:
         if serves_join_with_gradient(x, context, self.fuse):
@@ -273,8 +341,11 @@ class CMMFNet(nn.Module):
         return both(torch.cat([plain(up(double(x))), skip], dim=1))
 
     def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
-        """Add the stem's map of this resolution and modulate by the global vector, where the configuration has them."""
-        change = self.modulations[2 - level](vector) if self.modulations is not None else (None, None)
+        """Add the stem's map of this resolution and modulate by the global vector, where the
+        configuration has them."""
+        change = (
+            self.modulations[2 - level](vector) if self.modulations is not None else (None, None)
+        )
         if self.laterals is not None:
             return add_bilinear(x, self.laterals[level](maps[level]), *change)
         return x if change[0] is None else modulated(x, *change)

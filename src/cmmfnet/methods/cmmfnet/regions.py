@@ -1,10 +1,13 @@
-"""Text by region: every word gets a soft map of where it holds, and scales and shifts the decoder's features there.
+"""Text by region: every word gets a soft map of where it holds, and scales and shifts the decoder's
+features there.
 
-Not in the paper, whose cross-attention may ignore the text, and does (docs/text.md). As in semantic image synthesis by
-spatially-adaptive modulation (SPADE, Park et al., CVPR 2019), a position's features are scaled and shifted by what is said of
-it; but the map of what is where is not given, it is predicted from the features for the words that are said (compare GroupViT
-and referring segmentation), supervised where label maps are at hand. Words of one place compete in a softmax with each other
-and with "none of these", so that a word for something that is not there gets an empty map. Words of the light hold everywhere.
+Not in the paper, whose cross-attention may ignore the text, and does (docs/text.md). As in semantic
+image synthesis by spatially-adaptive modulation (SPADE, Park et al., CVPR 2019), a position's
+features are scaled and shifted by what is said of it; but the map of what is where is not given, it
+is predicted from the features for the words that are said (compare GroupViT and referring
+segmentation), supervised where label maps are at hand. Words of one place compete in a softmax with
+each other and with "none of these", so that a word for something that is not there gets an empty
+map. Words of the light hold everywhere.
 """
 
 from __future__ import annotations
@@ -62,13 +65,16 @@ _CLASS = {name: i for i, name in enumerate(CLASSES)}
 CLAIMS: dict[str, tuple[int, ...]] = {
     "snow": (_CLASS["grass"], _CLASS["terrain"]),
     "grass": (_CLASS["terrain"],), "dirt": (_CLASS["grass"],), "sand": (_CLASS["grass"],),
-    "wall-brick": (_CLASS["building"],), "wall-stone": (_CLASS["building"],), "wall-wood": (_CLASS["building"],),
+    "wall-brick": (_CLASS["building"],), "wall-stone": (_CLASS["building"],),
+    "wall-wood": (_CLASS["building"],),
 }  # fmt: skip
-"""Name -> further classes that it takes where nothing that is said is their own name: snow lies on what was grass."""
+"""Name -> further classes that it takes where nothing that is said is their own name: snow lies on
+what was grass."""
 
 
 def memberships(words: Sequence[str]) -> Tensor:
-    """(len(words),classes) float: 1 where a word is a name of a class, less where it claims it, else 0."""
+    """(len(words),classes) float: 1 where a word is a name of a class, less where it claims it,
+    else 0."""
     table = torch.zeros(len(words), len(CLASSES))
     for i, word in enumerate(words):
         table[i, list(CLAIMS.get(word, ()))] = 0.2
@@ -83,9 +89,10 @@ def everywhere_words(words: Sequence[str]) -> Tensor:
 
 @dataclass
 class Said:
-    """The words of a batch as the network takes them: vectors (B,L,D) of names with their colours, everywhere (B,L) bool,
-    classes (B,L,classes) as in `memberships`, mask (B,L) bool, places (B,L,H,W) or None as in RegionText.maps. ``levels``
-    collects the maps' logits (B,1+L,h,w), coarsest first."""
+    """The words of a batch as the network takes them: vectors (B,L,D) of names with their colours,
+    everywhere (B,L) bool, classes (B,L,classes) as in `memberships`, mask (B,L) bool, places
+    (B,L,H,W) or None as in RegionText.maps. ``levels`` collects the maps' logits (B,1+L,h,w),
+    coarsest first."""
 
     vectors: Tensor
     everywhere: Tensor
@@ -96,26 +103,36 @@ class Said:
 
 
 class RegionText(nn.Module):
-    """Maps of words over three levels of the decoder, and the modulation by them there and before the last layer.
+    """Maps of words over three levels of the decoder, and the modulation by them there and before
+    the last layer.
 
-    Level 0 is the coarsest (H/8): there the label head's classes say where a word may be, as far as they know it; learned
-    keys of the features and queries of the words add to that. A finer level corrects the maps of the one before by its own
-    features, whose edges are the frame's. The last layer takes the maps of level 2 (H/2): its features are nearly the
-    colours, so that a word reaches them directly. Starts as the identity: what makes scales and shifts starts at zero.
+    Level 0 is the coarsest (H/8): there the label head's classes say where a word may be, as far as
+    they know it; learned keys of the features and queries of the words add to that. A finer level
+    corrects the maps of the one before by its own features, whose edges are the frame's. The last
+    layer takes the maps of level 2 (H/2): its features are nearly the colours, so that a word
+    reaches them directly. Starts as the identity: what makes scales and shifts starts at zero.
     """
 
-    def __init__(self, width: int, channels: Sequence[int], last: int, key: int = 64, hidden: int = 256):
+    def __init__(
+        self, width: int, channels: Sequence[int], last: int, key: int = 64, hidden: int = 256
+    ):
         super().__init__()
         self.key = key
         self.keys = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, key, 3, padding=1), nn.GELU(), nn.Conv2d(key, key, 1)) for c in channels
+            nn.Sequential(nn.Conv2d(c, key, 3, padding=1), nn.GELU(), nn.Conv2d(key, key, 1))
+            for c in channels
         )
         self.queries = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, key), nn.GELU(), nn.Linear(key, key)) for _ in channels
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, key), nn.GELU(), nn.Linear(key, key)
+            )
+            for _ in channels
         )
         self.nothing = nn.Parameter(torch.zeros(len(channels), key))
         self.values = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 2 * c))
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, 2 * c)
+            )
             for c in (*channels, last)
         )
         for value in self.values:
@@ -123,35 +140,50 @@ class RegionText(nn.Module):
             nn.init.zeros_(value[-1].bias)
 
     def logits(self, x: Tensor, said: Said, labels: Tensor | None) -> Tensor:
-        """x (B,C,h,w) of the next level -> (B,1+L,h,w): "none of these" and every word, before the softmax. ``labels``
-        (B,classes,h,w): logits of the label head, for level 0."""
+        """x (B,C,h,w) of the next level -> (B,1+L,h,w): "none of these" and every word, before the
+        softmax. ``labels`` (B,classes,h,w): logits of the label head, for level 0."""
         level = len(said.levels)
         query = self.queries[level](said.vectors)
-        query = torch.cat([self.nothing[level].to(query.dtype).expand(x.shape[0], 1, -1), query], dim=1)
+        query = torch.cat(
+            [self.nothing[level].to(query.dtype).expand(x.shape[0], 1, -1), query], dim=1
+        )
         found = torch.einsum("blk,bkhw->blhw", query, self.keys[level](x)) * self.key**-0.5
         if said.levels:
-            return found + F.interpolate(said.levels[-1], found.shape[-2:], mode="bilinear", align_corners=False)
+            return found + F.interpolate(
+                said.levels[-1], found.shape[-2:], mode="bilinear", align_corners=False
+            )
         return found if labels is None else found + self.known(labels, said).to(found.dtype)
 
     @staticmethod
     def known(labels: Tensor, said: Said) -> Tensor:
-        """What the label head (B,classes,h,w) knows: log share of each word, and of the classes that no word names."""
+        """What the label head (B,classes,h,w) knows: log share of each word, and of the classes
+        that no word names."""
         share = labels.float().softmax(dim=1)
         classes = said.classes.float() * said.mask.unsqueeze(-1)
         words = torch.einsum("blc,bchw->blhw", classes, share)
         free = torch.einsum("bc,bchw->bhw", (classes.amax(dim=1) == 0).float(), share)
-        has = (classes.amax(dim=2) > 0)[:, :, None, None]  # of a word without a class it knows nothing
-        return torch.cat([free.unsqueeze(1), torch.where(has, words, 0.1)], dim=1).clamp_min(1e-3).log()
+        has = (classes.amax(dim=2) > 0)[
+            :, :, None, None
+        ]  # of a word without a class it knows nothing
+        return (
+            torch.cat([free.unsqueeze(1), torch.where(has, words, 0.1)], dim=1)
+            .clamp_min(1e-3)
+            .log()
+        )
 
     @staticmethod
     def maps(logits: Tensor, said: Said) -> Tensor:
-        """logits (B,1+L,h,w) -> shares (B,L,h,w) in [0,1]; their sum over words of things is at most 1.
+        """logits (B,1+L,h,w) -> shares (B,L,h,w) in [0,1]; their sum over words of things is at
+        most 1.
 
-        ``said.places`` (B,L,H,W): 1 inside and -1 outside of a region that the user drew for a word, 0 where none was.
+        ``said.places`` (B,L,H,W): 1 inside and -1 outside of a region that the user drew for a
+        word, 0 where none was.
         """
         if said.places is not None:
             size = logits.shape[-2:]
-            asked = 12 * F.interpolate(said.places.to(logits.dtype), size, mode="bilinear", align_corners=False)
+            asked = 12 * F.interpolate(
+                said.places.to(logits.dtype), size, mode="bilinear", align_corners=False
+            )
             logits = torch.cat([logits[:, :1], logits[:, 1:] + asked], dim=1)
         competes = F.pad(said.mask & ~said.everywhere, (1, 0), value=True)[:, :, None, None]
         share = logits.float().masked_fill(~competes, float("-inf")).softmax(dim=1)[:, 1:]
@@ -164,9 +196,12 @@ class RegionText(nn.Module):
         return x * (1 + scale) + shift
 
     def forward(self, x: Tensor, said: Said, labels: Tensor | None = None) -> Tensor:
-        """Features (B,C,h,w) of the next level -> the same, modulated; appends its maps' logits to ``said.levels``."""
+        """Features (B,C,h,w) of the next level -> the same, modulated; appends its maps' logits to
+        ``said.levels``."""
         said.levels.append(self.logits(x, said, labels))
-        return self.modulate(x, self.maps(said.levels[-1], said), said.vectors, len(said.levels) - 1)
+        return self.modulate(
+            x, self.maps(said.levels[-1], said), said.vectors, len(said.levels) - 1
+        )
 
     def finish(self, x: Tensor, said: Said) -> Tensor:
         """Features (B,last,H,W) before the last layer -> the same, modulated by the finest maps."""
@@ -180,14 +215,18 @@ def region_targets(
     """What the maps should be: label (B,H,W) long and the names said -> targets.
 
     Returns:
-        target: (B,1+length,H,W): 1 at the word of a pixel's class, shared among several; else at "none of these".
-        weight: (B,H,W): 0 where the label is ``ignore``; rare classes count more, by the root of their share.
+        target: (B,1+length,H,W): 1 at the word of a pixel's class, shared among several; else at
+            "none of these".
+        weight: (B,H,W): 0 where the label is ``ignore``; rare classes count more, by the root of
+            their share.
         known: (B,) bool: pictures with any label.
     """
     table = torch.zeros(len(label), len(CLASSES), 1 + length)
     for b, row in enumerate(names):
         for claims in (PLACES, CLAIMS):
-            free = table[b].sum(dim=1) == 0  # before this round, so that words of one place share it
+            free = (
+                table[b].sum(dim=1) == 0
+            )  # before this round, so that words of one place share it
             for i, name in enumerate(row[:length]):
                 for number in claims.get(name, ()):
                     if free[number]:
@@ -212,7 +251,8 @@ def region_loss(
     everywhere: Tensor,
     ignore: int,
 ) -> Tensor:
-    """Cross-entropy of the maps' logits of all levels, each (B,1+L,h,w), with the label map (B,H,W), over labelled pictures."""
+    """Cross-entropy of the maps' logits of all levels, each (B,1+L,h,w), with the label map
+    (B,H,W), over labelled pictures."""
     competes = F.pad(mask & ~everywhere, (1, 0), value=True)[:, :, None, None]
     total = label.new_zeros((), dtype=torch.float32)
     for logits in levels:
@@ -227,12 +267,18 @@ def region_loss(
 
 
 def colour_loss(
-    made: Tensor, true: Tensor, label: Tensor, names: Sequence[Sequence[str]], length: int, ignore: int
+    made: Tensor,
+    true: Tensor,
+    label: Tensor,
+    names: Sequence[Sequence[str]],
+    length: int,
+    ignore: int,
 ) -> Tensor:
-    """Mean |difference| of the mean colours, made and true (B,3,H,W), of the regions (`region_targets`) of all words said.
+    """Mean |difference| of the mean colours, made and true (B,3,H,W), of the regions
+    (`region_targets`) of all words said.
 
-    A word says the colour of its thing as a whole, whatever the thing's size: pixel losses leave a small region little.
-    Regions below 1 % of the picture do not count.
+    A word says the colour of its thing as a whole, whatever the thing's size: pixel losses leave a
+    small region little. Regions below 1 % of the picture do not count.
     """
     target, _, _ = region_targets(label[:, ::2, ::2], names, length, ignore)
     valid = (label[:, ::2, ::2] != ignore).unsqueeze(1)
@@ -269,12 +315,14 @@ def draw_words(
     labelled: bool,
     most: int,
 ) -> list[tuple[str, str | None]]:
-    """What is said of a training picture: at most ``most`` pairs of a name and a colour phrase or None.
+    """What is said of a training picture: at most ``most`` pairs of a name and a colour phrase or
+    None.
 
-    ``told`` is always said, with its colour, since the picture alone cannot tell it; ``drop``: nothing else is. Of the rest
-    four fifths are, half of those with the colour they have; trees whose colour is said now and then with their leaves; and,
-    where label maps say what is there (``labelled``), by another name for the same class, and beside names of what is not
-    there, which must change nothing.
+    ``told`` is always said, with its colour, since the picture alone cannot tell it; ``drop``:
+    nothing else is. Of the rest four fifths are, half of those with the colour they have; trees
+    whose colour is said now and then with their leaves; and, where label maps say what is there
+    (``labelled``), by another name for the same class, and beside names of what is not there, which
+    must change nothing.
     """
     known, colour_of = set(words), dict(reversed([(name, colour) for colour, name in colours]))
     said: list[tuple[str, str | None]] = []

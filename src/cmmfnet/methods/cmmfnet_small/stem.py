@@ -1,7 +1,9 @@
-"""VGG-16's convolutions in two factors each: a network that was trained as a whole becomes one that costs a fifth.
+"""VGG-16's convolutions in two factors each: a network that was trained as a whole becomes one that
+costs a fifth.
 
-A 3x3 convolution of rank r is a 3x3 to r channels and a 1x1 to the outputs (Zhang et al., "Accelerating very deep
-convolutional networks for classification and detection", TPAMI 2016, section 3.1).
+A 3x3 convolution of rank r is a 3x3 to r channels and a 1x1 to the outputs (Zhang et al.,
+"Accelerating very deep convolutional networks for classification and detection", TPAMI 2016,
+section 3.1).
 """
 
 from __future__ import annotations
@@ -12,12 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VGG = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # outputs of VGG-16's convolutions
+VGG = (
+    64,
+    64,
+    128,
+    128,
+    256,
+    256,
+    256,
+    512,
+    512,
+    512,
+    512,
+    512,
+    512,
+)  # outputs of VGG-16's convolutions
 LEVELS = (0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)  # halvings before each
 
 
 def factored(inputs: int, outputs: int, rank: int) -> nn.Sequential:
-    """A 3x3 convolution and ReLU; with a ``rank`` above 0 as a 3x3 to so many channels, without bias, and a 1x1."""
+    """A 3x3 convolution and ReLU; with a ``rank`` above 0 as a 3x3 to so many channels, without
+    bias, and a 1x1."""
     if not rank:
         return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True))
     narrow = nn.Conv2d(inputs, rank, 3, padding=1, bias=False)
@@ -25,7 +42,8 @@ def factored(inputs: int, outputs: int, rank: int) -> nn.Sequential:
 
 
 class FactoredStem(nn.Module):
-    """VGG-16's convolutions in factors: (B,C,G,G) -> the last map before each halving, and the last of all.
+    """VGG-16's convolutions in factors: (B,C,G,G) -> the last map before each halving, and the last
+    of all.
 
     ``ranks``: one for each of the 13 convolutions; 0 leaves that one whole.
     """
@@ -49,11 +67,13 @@ class FactoredStem(nn.Module):
 
     @torch.no_grad()
     def fit(self, stem: nn.Sequential, frames: Tensor) -> list[float]:
-        """Take over the weights of a whole stem (``feature_layers("vgg16")``), factor by factor, on frames (N,C,G,G).
+        """Take over the weights of a whole stem (``feature_layers("vgg16")``), factor by factor, on
+        frames (N,C,G,G).
 
-        The 3x3 factor gives the principal components of what the whole layer gives; the 1x1 factor is the regression from
-        what it gives after the factored layers before to the whole layer's values, so that their errors are made good where
-        they can be. Returns the part of the variance of each layer's values (before ReLU) that is lost.
+        The 3x3 factor gives the principal components of what the whole layer gives; the 1x1 factor
+        is the regression from what it gives after the factored layers before to the whole layer's
+        values, so that their errors are made good where they can be. Returns the part of the
+        variance of each layer's values (before ReLU) that is lost.
         """
         wholes = [layer for layer in stem if isinstance(layer, nn.Conv2d)]
         theirs = mine = frames

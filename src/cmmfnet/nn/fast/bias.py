@@ -1,7 +1,9 @@
-"""A convolution's bias and the activation behind it in one pass over the map: Triton on CUDA, PyTorch elsewhere.
+"""A convolution's bias and the activation behind it in one pass over the map: Triton on CUDA,
+PyTorch elsewhere.
 
-In 16 bits cuDNN has PyTorch add the bias in a pass of its own, and the activation is another: for VGG-16's first maps these
-take longer than their convolutions. Works on channels-last and on plain maps.
+In 16 bits cuDNN has PyTorch add the bias in a pass of its own, and the activation is another: for
+VGG-16's first maps these take longer than their convolutions. Works on channels-last and on plain
+maps.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ except ImportError:  # no Triton on this platform: the eager path below serves
 
 
 def convolve(layer: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
-    """``activation(layer(x))`` of x (B,C,H,W); activation is "relu" or "gelu" (erf). In the convolution's memory format."""
+    """``activation(layer(x))`` of x (B,C,H,W); activation is "relu" or "gelu" (erf). In the
+    convolution's memory format."""
     if triton is None or not x.is_cuda or x.dtype not in DTYPES or layer.bias is None:
         return (F.relu if activation == "relu" else F.gelu)(layer(x))
     y = F.conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -32,10 +35,12 @@ def convolve(layer: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
 if triton is not None:
 
     @triton.jit
-    def _activation(x, bias, dy, out, rows, channels, size, GELU: tl.constexpr, BACKWARD: tl.constexpr,
+    def _activation(x, bias, dy, out, rows, channels, size, GELU: tl.constexpr,
+                    BACKWARD: tl.constexpr,
                     LAST: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-        """out = activation(x + bias), or BACKWARD dy times GELU's derivative there. LAST: rows are pixels and columns channels;
-        else rows are planes (picture, channel), columns ``size`` pixels."""
+        """out = activation(x + bias), or BACKWARD dy times GELU's derivative there. LAST: rows are
+        pixels and columns channels; else rows are planes (picture, channel), columns ``size``
+        pixels."""
         row = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
         column = tl.program_id(1) * BC + tl.arange(0, BC)
         width = channels if LAST else size
@@ -72,7 +77,8 @@ if triton is not None:
         wide = min(triton.next_power_of_2(columns), 256 if last else 1024)
         tall = max(1, 2048 // wide)
         _activation[(triton.cdiv(rows, tall), triton.cdiv(columns, wide))](
-            x, bias, given, out, rows, channels, size, GELU=gelu, BACKWARD=dy is not None, LAST=last, BR=tall, BC=wide,
+            x, bias, given, out, rows, channels, size, GELU=gelu, BACKWARD=dy is not None,
+            LAST=last, BR=tall, BC=wide,
             num_warps=4,
         )  # fmt: skip
         return out
@@ -103,6 +109,10 @@ if triton is not None:
             dx = torch.ops.cmmfnet.bias_gelu_backward(dy, kept, bias)
         else:
             dx = torch.ops.aten.threshold_backward(dy, kept, 0)
-        return dx, dx.sum(dim=(0, 2, 3), dtype=bias.dtype) if ctx.needs_input_grad[1] else None, None
+        return (
+            dx,
+            dx.sum(dim=(0, 2, 3), dtype=bias.dtype) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
     _activate.register_autograd(_gradients, setup_context=_save)

@@ -1,9 +1,11 @@
-"""The residual blocks of a large-kernel stage for training on CUDA, each with a gradient written by hand.
+"""The residual blocks of a large-kernel stage for training on CUDA, each with a gradient written by
+hand.
 
-Autograd of the separate operators reads and writes maps more often than it needs to: it stores every normalised map and every
-GELU, adds the residual's gradient in a pass of its own, and turns maps around for the 1x1 convolutions. Passes over a map of
-the block's own size, forwards and backwards: 15 and 27 by separate operators for the large-kernel block, here 10 and 17; 23
-and 41 for the feed-forward, whose wide map counts as four, here 6 and 16.
+Autograd of the separate operators reads and writes maps more often than it needs to: it stores
+every normalised map and every GELU, adds the residual's gradient in a pass of its own, and turns
+maps around for the 1x1 convolutions. Passes over a map of the block's own size, forwards and
+backwards: 15 and 27 by separate operators for the large-kernel block, here 10 and 17; 23 and 41 for
+the feed-forward, whose wide map counts as four, here 6 and 16.
 """
 
 from __future__ import annotations
@@ -35,17 +37,26 @@ CHANNELS = (64, 128)  # with more, what a program holds no longer fits into regi
 
 
 def serves_training(x: Tensor) -> bool:
-    """Whether these blocks take this input here: CUDA, 16 bits, 64 or 128 channels, a gradient wanted, no compiler at work."""
+    """Whether these blocks take this input here: CUDA, 16 bits, 64 or 128 channels, a gradient
+    wanted, no compiler at work."""
     return triton is not None and trains_on_cuda(x) and x.dtype in HALVES and x.shape[1] in CHANNELS
 
 
 def large_kernel(
-    x: Tensor, statistics: Statistics, enter: Tensor, depthwise: Tensor, bias: Tensor, leave: Tensor, *unfelt: Tensor
+    x: Tensor,
+    statistics: Statistics,
+    enter: Tensor,
+    depthwise: Tensor,
+    bias: Tensor,
+    leave: Tensor,
+    *unfelt: Tensor,
 ) -> tuple[Tensor, Statistics]:
-    """x (B,C,H,W) and its planes' statistics -> x + gelu(IN(leave(gelu(depthwise(gelu(IN(enter(IN(x)))))))) and its statistics.
+    """x (B,C,H,W) and its planes' statistics -> x +
+    gelu(IN(leave(gelu(depthwise(gelu(IN(enter(IN(x)))))))) and its statistics.
 
-    enter, leave (C,C,1,1), depthwise (C,1,K,K) with its bias (C,); ``unfelt``: biases before norms, whose gradient is zero.
-    Weights may be float32: products take x's dtype, and the weights' gradients are in the weights' own.
+    enter, leave (C,C,1,1), depthwise (C,1,K,K) with its bias (C,); ``unfelt``: biases before norms,
+    whose gradient is zero. Weights may be float32: products take x's dtype, and the weights'
+    gradients are in the weights' own.
     """
     y, *after = _LargeKernel.apply(x, *statistics, enter, depthwise, bias, leave, *unfelt)
     return y, tuple(after)
@@ -54,14 +65,15 @@ def large_kernel(
 def feed_forward_with_gradient(
     x: Tensor, statistics: Statistics, widen: Tensor, narrow: Tensor, *unfelt: Tensor
 ) -> tuple[Tensor, Statistics]:
-    """x (B,C,H,W) and its planes' statistics, widen (4C,C,1,1), narrow (C,4C,1,1) -> x + IN(narrow(gelu(IN(widen(IN(x))))))
-    and its statistics. As ``large_kernel``."""
+    """x (B,C,H,W) and its planes' statistics, widen (4C,C,1,1), narrow (C,4C,1,1) -> x +
+    IN(narrow(gelu(IN(widen(IN(x)))))) and its statistics. As ``large_kernel``."""
     y, *after = _FeedForward.apply(x, *statistics, widen, narrow, *unfelt)
     return y, tuple(after)
 
 
 def _in_dtype(x: Tensor, *weights: Tensor) -> list[Tensor]:
-    """Weights in x's dtype, contiguous; those of 1x1 convolutions as matrices. One launch for all of a block."""
+    """Weights in x's dtype, contiguous; those of 1x1 convolutions as matrices. One launch for all
+    of a block."""
     weights = [w.flatten(1) if w.shape[2:] == (1, 1) and w.shape[1] > 1 else w for w in weights]
     if all(w.dtype == x.dtype for w in weights):
         return [w.contiguous() for w in weights]
@@ -79,7 +91,14 @@ class _LargeKernel(torch.autograd.Function):
         u = torch.ops.cmmfnet.depthwise(a, kernel, added)
         z = onward(u, outside)
         y, of_z, after = residual_norm_and_own(z, x, True)
-        _save(ctx, inside, (a, u, z, *of_z, outside, kernel), unfelt, (enter, depthwise, bias, leave), after)
+        _save(
+            ctx,
+            inside,
+            (a, u, z, *of_z, outside, kernel),
+            unfelt,
+            (enter, depthwise, bias, leave),
+            after,
+        )
         return y, *after
 
     @staticmethod
@@ -116,9 +135,13 @@ class _FeedForward(torch.autograd.Function):
         return dx, None, None, *_as(ctx.like, d_widen, d_narrow), *zeros
 
 
-def _save(ctx, inside: Inside, more: tuple, unfelt: tuple, weights: tuple, after: Statistics) -> None:
+def _save(
+    ctx, inside: Inside, more: tuple, unfelt: tuple, weights: tuple, after: Statistics
+) -> None:
     """For ``_saved``; ``weights`` are those whose gradients the backward pass has to make."""
-    ctx.save_for_backward(inside.x, *inside.x_statistics, inside.weight, *inside.statistics, inside.ws, *more, *unfelt)
+    ctx.save_for_backward(
+        inside.x, *inside.x_statistics, inside.weight, *inside.statistics, inside.ws, *more, *unfelt
+    )
     ctx.like = [(w.shape, w.dtype) for w in weights]
     ctx.mark_non_differentiable(*after)
     ctx.set_materialize_grads(False)  # zeros for what has no gradient
@@ -131,7 +154,11 @@ def _saved(ctx, number: int) -> tuple[Inside, tuple[Tensor, ...], list[Tensor]]:
     unfelt = rest[number:]
     sizes = [len(b) for b in unfelt]
     zeros = x.new_zeros(sum(sizes), dtype=torch.float32).split(sizes)  # one launch for all
-    return inside, tuple(rest[:number]), [zero.to(b.dtype) for zero, b in zip(zeros, unfelt, strict=True)]
+    return (
+        inside,
+        tuple(rest[:number]),
+        [zero.to(b.dtype) for zero, b in zip(zeros, unfelt, strict=True)],
+    )
 
 
 def _as(like: list[tuple[torch.Size, torch.dtype]], *gradients: Tensor) -> list[Tensor]:

@@ -1,7 +1,8 @@
-"""Sums over the rows of matrices in 16 bits, the gradients of biases, with what else has to pass over the same rows: Triton.
+"""Sums over the rows of matrices in 16 bits, the gradients of biases, with what else has to pass
+over the same rows: Triton.
 
-PyTorch's reduction of (6144,512) takes four times as long as reading it. Here a first launch sums parts of the rows, a second
-one the parts: float32, in a fixed order, the same from run to run.
+PyTorch's reduction of (6144,512) takes four times as long as reading it. Here a first launch sums
+parts of the rows, a second one the parts: float32, in a fixed order, the same from run to run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from cmmfnet.nn.fast.sums import in_parts
 
 
 class Cut(NamedTuple):
-    """How the work is cut: rows and columns at a time, warps, and about how many programs in all."""
+    """How the work is cut: rows and columns at a time, warps, and about how many programs in
+    all."""
 
     rows: int
     columns: int
@@ -37,10 +39,12 @@ COPIED = 2048  # values of a program that joins weights
 
 
 @triton.jit
-def _sums(a, b, c, before, out, parts, rows, columns, step_a, step_b, step_c, each, GELU: tl.constexpr, WRITE: tl.constexpr,
+def _sums(a, b, c, before, out, parts, rows, columns, step_a, step_b, step_c, each,
+          GELU: tl.constexpr, WRITE: tl.constexpr,
           BR: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-    """parts[part, which, column]: the sum of ``each`` rows of a, b or c, whose rows are ``step`` values apart. GELU: times
-    GELU's slope at ``before``. WRITE: what is summed goes to ``out``, those of a, b and c side by side."""
+    """parts[part, which, column]: the sum of ``each`` rows of a, b or c, whose rows are ``step``
+    values apart. GELU: times GELU's slope at ``before``. WRITE: what is summed goes to ``out``,
+    those of a, b and c side by side."""
     part, which = tl.program_id(0), tl.program_id(2)
     kinds = tl.num_programs(2)
     column = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -55,12 +59,24 @@ def _sums(a, b, c, before, out, parts, rows, columns, step_a, step_b, step_c, ea
         ok = (row < rows)[:, None] & (column < columns)[None, :]
         v = tl.load(source + row[:, None] * step + column[None, :], mask=ok, other=0.0)
         if GELU:
-            at = tl.load(before + row[:, None] * columns + column[None, :], mask=ok, other=0.0).to(tl.float32)
-            v = (v.to(tl.float32) * gelu_slope(at, before.dtype.element_ty == tl.float32)).to(out.dtype.element_ty)
+            at = tl.load(before + row[:, None] * columns + column[None, :], mask=ok, other=0.0).to(
+                tl.float32
+            )
+            v = (v.to(tl.float32) * gelu_slope(at, before.dtype.element_ty == tl.float32)).to(
+                out.dtype.element_ty
+            )
         if WRITE:
-            tl.store(out + row[:, None] * (kinds * columns) + which * columns + column[None, :], v, mask=ok)
+            tl.store(
+                out + row[:, None] * (kinds * columns) + which * columns + column[None, :],
+                v,
+                mask=ok,
+            )
         total += v.to(tl.float32)
-    tl.store(parts + (part * kinds + which) * columns + column, tl.sum(total, axis=0), mask=column < columns)
+    tl.store(
+        parts + (part * kinds + which) * columns + column,
+        tl.sum(total, axis=0),
+        mask=column < columns,
+    )
 
 
 @triton.jit
@@ -85,12 +101,17 @@ def _totals(parts, a, b, c, count, columns, BP: tl.constexpr, BC: tl.constexpr):
 
 @triton.jit
 def _copy(source, to, start, at, size):
-    tl.store(to + start + at, tl.load(source + at, mask=at < size, other=0.0).to(to.dtype.element_ty), mask=at < size)
+    tl.store(
+        to + start + at,
+        tl.load(source + at, mask=at < size, other=0.0).to(to.dtype.element_ty),
+        mask=at < size,
+    )
 
 
 @triton.jit
 def _joined(a, b, c, bias_a, bias_b, bias_c, weight, bias, size, count, BLOCK: tl.constexpr):
-    """Three matrices of ``size`` values each one below the other, and their biases of ``count`` each."""
+    """Three matrices of ``size`` values each one below the other, and their biases of ``count``
+    each."""
     which, at = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if which == 0:
         _copy(a, weight, 0, at, size)
@@ -103,19 +124,25 @@ def _joined(a, b, c, bias_a, bias_b, bias_c, weight, bias, size, count, BLOCK: t
         _copy(bias_c, bias, 2 * count, at, count)
 
 
-def joined(weights: Sequence[Tensor], biases: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Three weights (N,K) and biases (N,) -> (3N,K) and (3N,) in ``dtype``; one launch, casts included."""
+def joined(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Three weights (N,K) and biases (N,) -> (3N,K) and (3N,) in ``dtype``; one launch, casts
+    included."""
     (outputs, inputs), device = weights[0].shape, weights[0].device
     weight = torch.empty(3 * outputs, inputs, dtype=dtype, device=device)
     bias = torch.empty(3 * outputs, dtype=dtype, device=device)
     given = [t.contiguous() for t in (*weights, *biases)]
     size = outputs * inputs
-    _joined[(triton.cdiv(size, COPIED), 3)](*given, weight, bias, size, outputs, BLOCK=COPIED, num_warps=4)
+    _joined[(triton.cdiv(size, COPIED), 3)](
+        *given, weight, bias, size, outputs, BLOCK=COPIED, num_warps=4
+    )
     return weight, bias
 
 
 def totals(parts: Tensor, outs: Sequence[Tensor]) -> None:
-    """parts (P,k,C) float32 -> their sums over P into the k (at most three) vectors (C,), each in its own dtype."""
+    """parts (P,k,C) float32 -> their sums over P into the k (at most three) vectors (C,), each in
+    its own dtype."""
     (count, kinds, columns), cut = parts.shape, CUTS["totals"]
     a, b, c = (outs[min(i, kinds - 1)] for i in range(3))
     _totals[(triton.cdiv(columns, cut.columns), kinds)](
@@ -124,7 +151,11 @@ def totals(parts: Tensor, outs: Sequence[Tensor]) -> None:
 
 
 def _run(
-    kind: str, matrices: Sequence[Tensor], before: Tensor | None, out: Tensor | None, dtype: torch.dtype
+    kind: str,
+    matrices: Sequence[Tensor],
+    before: Tensor | None,
+    out: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     (rows, columns), kinds, cut = matrices[0].shape, len(matrices), CUTS[kind]
     matrices = [m if m.stride(1) == 1 or columns == 1 else m.contiguous() for m in matrices]
@@ -134,8 +165,10 @@ def _run(
     parts = torch.empty(count, 1, kinds * columns, dtype=torch.float32, device=a.device)
     found = torch.empty(kinds * columns, dtype=dtype, device=a.device)
     _sums[(count, blocks, kinds)](
-        a, b, c, a if before is None else before, a if out is None else out, parts, rows, columns, a.stride(0), b.stride(0),
-        c.stride(0), steps * cut.rows, GELU=before is not None, WRITE=out is not None, BR=cut.rows, BC=cut.columns,
+        a, b, c, a if before is None else before, a if out is None else out, parts, rows, columns,
+        a.stride(0), b.stride(0),
+        c.stride(0), steps * cut.rows, GELU=before is not None, WRITE=out is not None, BR=cut.rows,
+        BC=cut.columns,
         num_warps=cut.warps,
     )  # fmt: skip
     totals(parts, [found])
@@ -148,14 +181,15 @@ def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def joined_columns(matrices: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Three matrices (R,C) of one dtype side by side, (R,3C), and the sums of its columns, (3C,) in ``dtype``."""
+    """Three matrices (R,C) of one dtype side by side, (R,3C), and the sums of its columns, (3C,) in
+    ``dtype``."""
     rows, columns = matrices[0].shape
     out = torch.empty(rows, 3 * columns, dtype=matrices[0].dtype, device=matrices[0].device)
     return out, _run("join", matrices, None, out, dtype)
 
 
 def through_gelu(dy: Tensor, before: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """dy (R,C), the gradient behind a GELU (erf) of ``before`` (R,C, contiguous) -> that in front of it, and the sums of its
-    columns, (C,) in ``dtype``."""
+    """dy (R,C), the gradient behind a GELU (erf) of ``before`` (R,C, contiguous) -> that in front
+    of it, and the sums of its columns, (C,) in ``dtype``."""
     out = torch.empty_like(before)
     return out, _run("gelu", [dy], before, out, dtype)

@@ -1,5 +1,5 @@
-"""The casts of a network's weights for autocast, all at once: each by a kernel of its own, and its gradient's back again, are
-hundreds of launches a step."""
+"""The casts of a network's weights for autocast, all at once: each by a kernel of its own, and its
+gradient's back again, are hundreds of launches a step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from torch.func import functional_call
 
 from cmmfnet.nn.blocks import ConvFFN, LargeKernelBlock
 
-OWN_CASTS = (LargeKernelBlock, ConvFFN)  # their kernels (ops/block.py) give the gradients of weights in float32
+OWN_CASTS = (
+    LargeKernelBlock,
+    ConvFFN,
+)  # their kernels (ops/block.py) give the gradients of weights in float32
 
 
 class Copied:
-    """Called like ``network`` under autocast to ``dtype``, and gives the same: first, copies of what autocast would cast are
-    brought up to date. ``leaf`` says what to take a parameter's gradient of, ``alike`` gives it the parameter's dtype."""
+    """Called like ``network`` under autocast to ``dtype``, and gives the same: first, copies of
+    what autocast would cast are brought up to date. ``leaf`` says what to take a parameter's
+    gradient of, ``alike`` gives it the parameter's dtype."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
         self.network = network
@@ -25,7 +29,8 @@ class Copied:
         self.originals = [p for p in network.parameters() if id(p) in cast]
         self.copies = [torch.empty_like(p, dtype=dtype).requires_grad_() for p in self.originals]
         self._of = {id(p): copy for p, copy in zip(self.originals, self.copies, strict=True)}
-        # every place once: a module that is registered twice has one name here, a weight of two modules has two
+        # every place once: a module that is registered twice has one name here, a weight of two
+        # modules has two
         self._places = {
             f"{at}.{name}".lstrip("."): self._of[id(p)]
             for at, module in network.named_modules()
@@ -44,7 +49,9 @@ class Copied:
         return self._of.get(id(parameter), parameter)
 
     @staticmethod
-    def alike(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    def alike(
+        gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         """Gradients in the dtypes of what they belong to."""
         found, to, of = list(gradients), [], []
         for i, (gradient, parameter) in enumerate(zip(gradients, parameters, strict=True)):
@@ -58,14 +65,17 @@ class Copied:
 
 
 def _cast_by_autocast(network: nn.Module) -> set[int]:
-    """Ids of the trained float32 parameters that the network uses only where autocast casts them: weights of linear layers and
-    convolutions, and biases of linear layers. (A convolution's may go to a kernel of ours that takes it in float32.)"""
+    """Ids of the trained float32 parameters that the network uses only where autocast casts them:
+    weights of linear layers and convolutions, and biases of linear layers. (A convolution's may go
+    to a kernel of ours that takes it in float32.)"""
     own = {id(p) for m in network.modules() if isinstance(m, OWN_CASTS) for p in m.parameters()}
     cast, other = set(), set()
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             some = type(module) is nn.Linear or (type(module) is nn.Conv2d and name == "weight")
-            (cast if some and parameter.requires_grad and parameter.dtype == torch.float32 else other).add(
-                id(parameter)
-            )
+            (
+                cast
+                if some and parameter.requires_grad and parameter.dtype == torch.float32
+                else other
+            ).add(id(parameter))
     return cast - other - own

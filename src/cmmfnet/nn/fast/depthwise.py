@@ -1,16 +1,20 @@
-"""Large-kernel depthwise convolution, stride 1, "same" padding: eager PyTorch as reference and fallback, Triton on CUDA.
+"""Large-kernel depthwise convolution, stride 1, "same" padding: eager PyTorch as reference and
+fallback, Triton on CUDA.
 
-A depthwise convolution does K*K multiply-adds for each value that it reads, which is too many for the ordinary units and,
-done one channel at a time, has no matrix product for the tensor cores. Here it gets one. A *patch* is ROWS x 16 outputs of
-one channel; the inputs under it are the ROWS+K-1 rows, of each the 16 columns with a border left and right, wide enough for
-the kernel and rounded up so that every row begins at a multiple of 16 bytes. Both flattened, the outputs are a product
+A depthwise convolution does K*K multiply-adds for each value that it reads, which is too many for
+the ordinary units and, done one channel at a time, has no matrix product for the tensor cores. Here
+it gets one. A *patch* is ROWS x 16 outputs of one channel; the inputs under it are the ROWS+K-1
+rows, of each the 16 columns with a border left and right, wide enough for the kernel and rounded up
+so that every row begins at a multiple of 16 bytes. Both flattened, the outputs are a product
 
-    y[p, (r, n)] = sum over (i, j) of x[p, (i, j)] T[(i, j), (r, n)],     T = w[i - r, j - n - shift] or 0 outside the kernel,
+    y[p, (r, n)] = sum over (i, j) of x[p, (i, j)] T[(i, j), (r, n)],     T = w[i - r, j - n -
+    shift] or 0 outside the kernel,
 
-of all patches p of the batch with a Toeplitz matrix of the kernel's weights, which a small kernel writes out beforehand.
-Each input is read (ROWS+K-1) / ROWS times per row of patches instead of K times, by aligned loads. The input's gradient is
-the same with the kernel turned round; for the weight's gradient the product x^T dy of the same patches holds each
-dw[kh, kw] as the sum of ROWS*16 entries. All sums run in a fixed order: results are equal from run to run.
+of all patches p of the batch with a Toeplitz matrix of the kernel's weights, which a small kernel
+writes out beforehand. Each input is read (ROWS+K-1) / ROWS times per row of patches instead of K
+times, by aligned loads. The input's gradient is the same with the kernel turned round; for the
+weight's gradient the product x^T dy of the same patches holds each dw[kh, kw] as the sum of ROWS*16
+entries. All sums run in a fixed order: results are equal from run to run.
 """
 
 from __future__ import annotations
@@ -33,11 +37,15 @@ except ImportError:  # no Triton on this platform: the eager path below serves
     triton = None
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """x (B,C,H,W), weight (C,1,K,K) with K odd, bias (C,) -> (B,C,H,W), zero padding of K // 2; accumulates in float32.
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """x (B,C,H,W), weight (C,1,K,K) with K odd, bias (C,) -> (B,C,H,W), zero padding of K // 2;
+    accumulates in float32.
 
     ``gelu`` (erf) follows where asked for; where no gradient is wanted, in the same kernel.
-    Triton serves CUDA tensors of float16, bfloat16 and float32 with 5 <= K <= 31; anything else is ``F.conv2d``.
+    Triton serves CUDA tensors of float16, bfloat16 and float32 with 5 <= K <= 31; anything else is
+    ``F.conv2d``.
     """
     kernel = weight.shape[-1]
     if triton is None or not x.is_cuda or not 5 <= kernel <= 31 or x.dtype not in DTYPES:
@@ -52,8 +60,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu
 
 
 class Tiles(NamedTuple):
-    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input rows in one product;
-    ``values``: one load has, forward only (4 go by way of the nearest cache, where rows are that another patch has read)."""
+    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input
+    rows in one product; ``values``: one load has, forward only (4 go by way of the nearest cache,
+    where rows are that another patch has read)."""
 
     rows: int
     patches: int
@@ -63,7 +72,8 @@ class Tiles(NamedTuple):
     values: int = 8
 
 
-# A patch of 16 columns needs a border of K // 2 on both sides, the left one rounded up to 8 values (16 bytes).
+# A patch of 16 columns needs a border of K // 2 on both sides, the left one rounded up to 8 values
+# (16 bytes).
 COLUMNS = 16
 
 
@@ -74,7 +84,8 @@ def _border(kernel: int) -> tuple[int, int]:
 
 
 def _forward_tiles(kernel: int, x: Tensor) -> Tiles:
-    """As measured on an H200 (benchmarks/depthwise.py --tune): patches of 8 rows read less, where there are enough of them."""
+    """As measured on an H200 (benchmarks/depthwise.py --tune): patches of 8 rows read less, where
+    there are enough of them."""
     if x.dtype == torch.float32:
         return Tiles(4, 64, 1, 4, 2)
     if _border(kernel)[1] == 64:
@@ -92,9 +103,11 @@ def _weight_tiles(kernel: int, x: Tensor) -> Tiles:
 if triton is not None:
 
     @triton.jit
-    def _toeplitz(w, t, inputs, K: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,
+    def _toeplitz(w, t, inputs, K: tl.constexpr, FLIP: tl.constexpr, ROWS: tl.constexpr,
+                  BN: tl.constexpr,
                   BK: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
-        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond ROWS+K-1 are zeros."""
+        """One input row i of the Toeplitz matrix of one channel: t[c, i, j, (r, n)]; rows beyond
+        ROWS+K-1 are zeros."""
         i, c = tl.program_id(0), tl.program_id(1)
         j = tl.arange(0, BK)[:, None]
         out = tl.arange(0, ROWS * BN)[None, :]
@@ -109,30 +122,62 @@ if triton is not None:
         tl.store(t + ((c * inputs + i).to(tl.int64) * BK + j) * (ROWS * BN) + out, value)
 
     @triton.jit
-    def _patches(number, first, channels, c, height, width, across, down, ROWS: tl.constexpr, BN: tl.constexpr):
+    def _patches(
+        number,
+        first,
+        channels,
+        c,
+        height,
+        width,
+        across,
+        down,
+        ROWS: tl.constexpr,
+        BN: tl.constexpr,
+    ):
         """Of the patches from ``first`` on: offset of their plane, upper row, left column."""
         p = first + tl.arange(0, number)
-        line = (p.to(tl.uint32) // across.to(tl.uint32)).to(tl.int32)  # unsigned: half the instructions
+        line = (p.to(tl.uint32) // across.to(tl.uint32)).to(
+            tl.int32
+        )  # unsigned: half the instructions
         picture = (line.to(tl.uint32) // down.to(tl.uint32)).to(tl.int32)
         plane = (picture.to(tl.int64) * channels + c) * height * width
         return p, plane, (line - picture * down) * ROWS, (p - line * across) * BN
 
     @triton.jit
     def _place(row, column, at, height, width, COLUMNS: tl.constexpr, LEFT: tl.constexpr):
-        """Offsets (patches, positions) in a plane, and whether they are inside; position ``at`` of a patch is row
-        ``at // COLUMNS`` and column ``at % COLUMNS``, counted from ``LEFT`` to the left of the patch."""
+        """Offsets (patches, positions) in a plane, and whether they are inside; position ``at`` of
+        a patch is row ``at // COLUMNS`` and column ``at % COLUMNS``, counted from ``LEFT`` to the
+        left of the patch."""
         r = row[:, None] + (at // COLUMNS)[None, :]
         c = column[:, None] + (at % COLUMNS)[None, :]
         return r * width + c - LEFT, (r >= 0) & (r < height) & (c >= LEFT) & (c < width + LEFT)
 
     @triton.jit
-    def _read(source, p, plane, row, column, patches, height, width, at, COLUMNS: tl.constexpr, LEFT: tl.constexpr):
+    def _read(
+        source,
+        p,
+        plane,
+        row,
+        column,
+        patches,
+        height,
+        width,
+        at,
+        COLUMNS: tl.constexpr,
+        LEFT: tl.constexpr,
+    ):
         offset, ok = _place(row, column, at, height, width, COLUMNS, LEFT)
-        return tl.load(source + plane[:, None] + offset, mask=ok & (p < patches)[:, None], other=0.0)
+        return tl.load(
+            source + plane[:, None] + offset, mask=ok & (p < patches)[:, None], other=0.0
+        )
 
-    @triton.jit(do_not_specialize=["across", "down", "width"])  # a 1 would become a constant without .to()
-    def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs, K: tl.constexpr,
-                   ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
+    @triton.jit(
+        do_not_specialize=["across", "down", "width"]
+    )  # a 1 would become a constant without .to()
+    def _correlate(x, t, bias, y, patches, channels, height, width, across, down, inputs,
+                   K: tl.constexpr,
+                   ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+                   BM: tl.constexpr,
                    GROUP: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
                    VALUES: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
         c = tl.program_id(1)
@@ -157,13 +202,37 @@ if triton is not None:
         if GELU:
             acc = gelu_in(acc, y.dtype.element_ty)
         offset, ok = _place(row, column, out, height, width, BN, 0)
-        tl.store(y + plane[:, None] + offset, acc.to(y.dtype.element_ty), mask=ok & (p < patches)[:, None])
+        tl.store(
+            y + plane[:, None] + offset,
+            acc.to(y.dtype.element_ty),
+            mask=ok & (p < patches)[:, None],
+        )
 
     @triton.jit(do_not_specialize=["across", "down"])  # a 1 would become a constant without .to()
-    def _weight_products(x, dy, g, gb, patches, channels, height, width, across, down, steps, K: tl.constexpr,
-                         ROWS: tl.constexpr, LEFT: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
-                         GROUP: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-        """g[c, split, group of input rows] = x^T dy over the patches of the split; gb[c, split] = sums of dy."""
+    def _weight_products(
+        x,
+        dy,
+        g,
+        gb,
+        patches,
+        channels,
+        height,
+        width,
+        across,
+        down,
+        steps,
+        K: tl.constexpr,
+        ROWS: tl.constexpr,
+        LEFT: tl.constexpr,
+        BN: tl.constexpr,
+        BK: tl.constexpr,
+        BM: tl.constexpr,
+        GROUP: tl.constexpr,
+        EVEN: tl.constexpr,
+        PRECISION: tl.constexpr,
+    ):
+        """g[c, split, group of input rows] = x^T dy over the patches of the split; gb[c, split] =
+        sums of dy."""
         group, split, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         if EVEN:
             width = width // 8 * 8
@@ -188,7 +257,8 @@ if triton is not None:
             tl.store(gb + (c * splits + split) * (ROWS * BN) + out, tl.sum(total, axis=0))
 
     @triton.jit
-    def _diagonals(g, dw, splits, inputs, K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    def _diagonals(g, dw, splits, inputs, K: tl.constexpr, ROWS: tl.constexpr, BN: tl.constexpr,
+                   BK: tl.constexpr,
                    SHIFT: tl.constexpr, BW: tl.constexpr):  # fmt: skip
         """dw[c, kh, kw] = sum over splits, r, n of g[c, split, kh + r, kw + n + shift, (r, n)]."""
         kh, c = tl.program_id(0), tl.program_id(1)
@@ -200,7 +270,9 @@ if triton is not None:
         for split in range(splits):
             start = (c.to(tl.int64) * splits + split) * (inputs * BK * ROWS * BN)
             total += tl.load(g + start + at, mask=(kw < K)[:, None], other=0.0)
-        tl.store(dw + (c * K + kh) * K + kw, tl.sum(total, axis=1).to(dw.dtype.element_ty), mask=kw < K)
+        tl.store(
+            dw + (c * K + kh) * K + kw, tl.sum(total, axis=1).to(dw.dtype.element_ty), mask=kw < K
+        )
 
     def _plan(x: Tensor, kernel: int, tiles: Tiles) -> tuple[int, tuple, dict]:
         """Number of patches; arguments and constants that the kernels share."""
@@ -208,9 +280,12 @@ if triton is not None:
         across, down = triton.cdiv(width, COLUMNS), triton.cdiv(height, tiles.rows)
         left, columns = _border(kernel)
         constants = {
-            "K": kernel, "ROWS": tiles.rows, "LEFT": left, "BN": COLUMNS, "BK": columns, "BM": tiles.patches,
-            "GROUP": tiles.group, "EVEN": width % 8 == 0, "num_warps": tiles.warps, "num_stages": tiles.stages,
-            "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",  # "tf32" says nothing about 16-bit products
+            "K": kernel, "ROWS": tiles.rows, "LEFT": left, "BN": COLUMNS, "BK": columns,
+            "BM": tiles.patches,
+            "GROUP": tiles.group, "EVEN": width % 8 == 0, "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
+            # "tf32" says nothing about 16-bit products
+            "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
         }  # fmt: skip
         patches = batch * across * down
         return patches, (patches, channels, height, width, across, down), constants
@@ -224,16 +299,24 @@ if triton is not None:
     ) -> Tensor:
         kernel, channels = weight.shape[-1], x.shape[1]
         tiles = _forward_tiles(kernel, x)
-        x, weight, y = x.contiguous(), weight.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+        x, weight, y = (
+            x.contiguous(),
+            weight.contiguous(),
+            torch.empty_like(x, memory_format=torch.contiguous_format),
+        )
         patches, sizes, constants = _plan(x, kernel, tiles)
         inputs, (left, columns) = _inputs(kernel, tiles), _border(kernel)
-        t = torch.empty(channels, inputs, columns, tiles.rows * COLUMNS, device=x.device, dtype=x.dtype)
+        t = torch.empty(
+            channels, inputs, columns, tiles.rows * COLUMNS, device=x.device, dtype=x.dtype
+        )
         _toeplitz[(inputs, channels)](
-            weight, t, inputs, K=kernel, FLIP=flip, ROWS=tiles.rows, BN=COLUMNS, BK=columns, SHIFT=left - kernel // 2,
+            weight, t, inputs, K=kernel, FLIP=flip, ROWS=tiles.rows, BN=COLUMNS, BK=columns,
+            SHIFT=left - kernel // 2,
             num_warps=4,
         )  # fmt: skip
         _correlate[(triton.cdiv(patches, tiles.patches), channels)](
-            x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None, GELU=gelu,
+            x, t, weight if bias is None else bias, y, *sizes, inputs, BIAS=bias is not None,
+            GELU=gelu,
             VALUES=tiles.values, **constants,
         )  # fmt: skip
         return y
@@ -266,12 +349,15 @@ if triton is not None:
         # enough programs to fill the card, few enough that the partial sums stay small
         splits, steps = in_parts(patches, tiles.patches, 1024 // (channels * groups))
         cells = tiles.rows * COLUMNS
-        g = torch.empty(channels, splits, inputs, columns, cells, device=x.device, dtype=torch.float32)
+        g = torch.empty(
+            channels, splits, inputs, columns, cells, device=x.device, dtype=torch.float32
+        )
         gb = torch.empty(channels, splits, cells, device=x.device, dtype=torch.float32)
         _weight_products[(groups, splits, channels)](x, dy, g, gb, *sizes, steps, **constants)
         dw = torch.empty_like(weight, memory_format=torch.contiguous_format)
         _diagonals[(kernel, channels)](
-            g, dw, splits, inputs, K=kernel, ROWS=tiles.rows, BN=COLUMNS, BK=columns, SHIFT=left - kernel // 2,
+            g, dw, splits, inputs, K=kernel, ROWS=tiles.rows, BN=COLUMNS, BK=columns,
+            SHIFT=left - kernel // 2,
             BW=triton.next_power_of_2(kernel), num_warps=4,
         )  # fmt: skip
         return dx, dw, gb.sum(dim=(1, 2)).to(dy.dtype)
@@ -279,7 +365,11 @@ if triton is not None:
     @_depthwise_backward.register_fake
     def _(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         contiguous = {"memory_format": torch.contiguous_format}
-        return torch.empty_like(x, **contiguous), torch.empty_like(weight, **contiguous), dy.new_empty(dy.shape[1])
+        return (
+            torch.empty_like(x, **contiguous),
+            torch.empty_like(weight, **contiguous),
+            dy.new_empty(dy.shape[1]),
+        )
 
     def _save(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs[:2])

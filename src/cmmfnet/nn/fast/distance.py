@@ -1,8 +1,10 @@
-"""The "l1" distance of perceptual.py and its gradient by hand, on a CUDA device: what training waits for beside the generator.
+"""The "l1" distance of perceptual.py and its gradient by hand, on a CUDA device: what training
+waits for beside the generator.
 
-Both pictures go through the frozen network as one batch, whose weights are cast once. Around the convolutions, which stay
-cuDNN's, each map is read once: ops/taps.py where maps are compared, ops/bias.py between. Autograd would keep every
-intermediate map and pass over each of them six times more.
+Both pictures go through the frozen network as one batch, whose weights are cast once. Around the
+convolutions, which stay cuDNN's, each map is read once: ops/taps.py where maps are compared,
+ops/bias.py between. Autograd would keep every intermediate map and pass over each of them six times
+more.
 """
 
 from __future__ import annotations
@@ -23,14 +25,22 @@ def serves_distance(x: Tensor) -> bool:
 
 
 class Convolutions:
-    """The frozen 3x3 convolutions of a VGG up to its last tap, in ``dtype``, each followed by a ReLU, for pictures less
-    ``shift`` over ``scale``.
+    """The frozen 3x3 convolutions of a VGG up to its last tap, in ``dtype``, each followed by a
+    ReLU, for pictures less ``shift`` over ``scale``.
 
-    ``steps``: of each, its weight (channels last), its bias (float32), whether it is a tap, and whether a pool follows, which
-    only does behind taps. ``entry`` is the first one, where a kernel of ours runs it.
+    ``steps``: of each, its weight (channels last), its bias (float32), whether it is a tap, and
+    whether a pool follows, which only does behind taps. ``entry`` is the first one, where a kernel
+    of ours runs it.
     """
 
-    def __init__(self, layers: nn.Sequential, taps: Sequence[int], shift: Tensor, scale: Tensor, dtype: torch.dtype):
+    def __init__(
+        self,
+        layers: nn.Sequential,
+        taps: Sequence[int],
+        shift: Tensor,
+        scale: Tensor,
+        dtype: torch.dtype,
+    ):
         layers = layers[: max(taps) + 2]
         self.dtype, self.shift, self.scale = dtype, shift, scale
         self.steps: list[tuple[Tensor, Tensor, bool, bool]] = []
@@ -45,8 +55,8 @@ class Convolutions:
 
 
 class FeatureDistance(torch.autograd.Function):
-    """``apply(x, y, convolutions)`` of pictures (B,3,H,W) in [-1,1]: mean absolute difference of their maps, summed over the
-    taps, (B,) float32. Gradients are of x alone."""
+    """``apply(x, y, convolutions)`` of pictures (B,3,H,W) in [-1,1]: mean absolute difference of
+    their maps, summed over the taps, (B,) float32. Gradients are of x alone."""
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, network: Convolutions) -> Tensor:
@@ -59,7 +69,9 @@ class FeatureDistance(torch.autograd.Function):
                 z = z.to(network.dtype, memory_format=torch.channels_last)
             else:
                 shape, steps = (2 * count, len(steps[0][0]), *x.shape[2:]), steps[1:]
-                z = torch.empty(shape, dtype=network.dtype, device=x.device, memory_format=torch.channels_last)
+                z = torch.empty(
+                    shape, dtype=network.dtype, device=x.device, memory_format=torch.channels_last
+                )
                 network.entry(x, z[:count])
                 network.entry(y, z[count:])
                 kept = [z[:count]]
@@ -79,14 +91,30 @@ class FeatureDistance(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradients: Tensor) -> tuple[Tensor, None, None]:
         kept, dz, network = list(ctx.saved_tensors), None, ctx.network
-        for weight, _, tap, _ in reversed(network.steps if network.entry is None else network.steps[1:]):
+        for weight, _, tap, _ in reversed(
+            network.steps if network.entry is None else network.steps[1:]
+        ):
             passed, given = kept.pop(), kept.pop()
             if tap:
                 dz = compare_backward(passed, gradients, dz, network.dtype)
             else:
                 dz = torch.ops.aten.threshold_backward(dz, passed, 0)
             dz = torch.ops.aten.convolution_backward(
-                dz, given, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, (True, False, False)
+                dz,
+                given,
+                weight,
+                None,
+                [1, 1],
+                [1, 1],
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                (True, False, False),
             )[0]
-        dx = dz.float() / network.scale if network.entry is None else network.entry.backward(dz, *kept)
+        dx = (
+            dz.float() / network.scale
+            if network.entry is None
+            else network.entry.backward(dz, *kept)
+        )
         return dx.to(ctx.like), None, None

@@ -1,5 +1,5 @@
-"""GELU (erf) and its derivative for Triton kernels. For 16 bits by multiply-adds alone: with an exponential and a division
-they would be most of the work of a kernel that reads a map once."""
+"""GELU (erf) and its derivative for Triton kernels. For 16 bits by multiply-adds alone: with an
+exponential and a division they would be most of the work of a kernel that reads a map once."""
 
 import torch
 import triton
@@ -10,8 +10,8 @@ NVIDIA = tl.constexpr(torch.version.hip is None)
 
 @triton.jit
 def normal(v):
-    """Of float32 v: the normal distribution function, and exp(-v^2 / 2). Abramowitz and Stegun 7.1.26: off by 7.5e-8 at
-    most, with a third of the instructions of erf."""
+    """Of float32 v: the normal distribution function, and exp(-v^2 / 2). Abramowitz and Stegun
+    7.1.26: off by 7.5e-8 at most, with a third of the instructions of erf."""
     t = 1.0 / (1.0 + 0.2316419 * tl.abs(v))
     bell = tl.exp(-0.5 * v * v)
     tail = 0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)
@@ -21,7 +21,8 @@ def normal(v):
 
 @triton.jit
 def coarse_normal(v):
-    """The normal distribution function, off by 2e-5: a least-squares fit of (it - 1/2) / v in v^2 on |v| <= 4.25."""
+    """The normal distribution function, off by 2e-5: a least-squares fit of (it - 1/2) / v in v^2
+    on |v| <= 4.25."""
     inside = tl.minimum(tl.maximum(v, -4.25), 4.25)
     u = inside * inside
     p = -4.515731788501398e-09 + u * 4.547582796443628e-11
@@ -43,7 +44,8 @@ def gelu_of(v, FINE: tl.constexpr):
 
 @triton.jit
 def gelu_slope(v, FINE: tl.constexpr):
-    """The derivative of GELU at float32 v: FINE to 1e-7, else to 1.1e-4, fitted as ``coarse_normal``."""
+    """The derivative of GELU at float32 v: FINE to 1e-7, else to 1.1e-4, fitted as
+    ``coarse_normal``."""
     if FINE:
         below, bell = normal(v)
         slope = below + v * bell * 0.3989422804014327
@@ -60,7 +62,8 @@ def gelu_slope(v, FINE: tl.constexpr):
 
 @triton.jit
 def gelu_and_slope(v, FINE: tl.constexpr):
-    """Both at once: the distribution function serves both, and the density is one exponential, which another unit computes."""
+    """Both at once: the distribution function serves both, and the density is one exponential,
+    which another unit computes."""
     if FINE:
         below, bell = normal(v)
     else:
@@ -72,21 +75,26 @@ def gelu_and_slope(v, FINE: tl.constexpr):
 @triton.jit
 def _tanh(v):
     """By the instruction, off by 2^-11."""
-    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
 def _power(v):
     """2^v by the instruction alone, without what would keep denormal results."""
-    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
 def gelu_in(v, dtype: tl.constexpr):
-    """For maps that are written or multiplied: GELU (erf) of float32 v for a result of ``dtype``. In bfloat16, whose values near
-    1 are 4e-3 or 8e-3 apart, off by 2.7e-4 at most, and by the instruction's 2^-11 of its result; the constants are a minimax
-    fit. Of a fused feed-forward the polynomial's instructions are most of the time; this takes half as many, on two units side
-    by side."""
+    """For maps that are written or multiplied: GELU (erf) of float32 v for a result of ``dtype``.
+    In bfloat16, whose values near 1 are 4e-3 or 8e-3 apart, off by 2.7e-4 at most, and by the
+    instruction's 2^-11 of its result; the constants are a minimax fit. Of a fused feed-forward the
+    polynomial's instructions are most of the time; this takes half as many, on two units side by
+    side."""
     if dtype == tl.bfloat16 and NVIDIA:  # the instruction is NVIDIA's
         slope = 0.8001565681509738 + 0.034701071256603835 * (v * v)
         bent = _tanh(v * slope)
@@ -99,7 +107,8 @@ def gelu_in(v, dtype: tl.constexpr):
 
 @triton.jit
 def gelu_and_slope_in(v, dtype: tl.constexpr):
-    """``gelu_in`` and the derivative of GELU, in bfloat16 off by 7e-4 at most, as the instruction's distribution function is."""
+    """``gelu_in`` and the derivative of GELU, in bfloat16 off by 7e-4 at most, as the instruction's
+    distribution function is."""
     if dtype == tl.bfloat16 and NVIDIA:
         square = v * v
         below = 0.5 + 0.5 * _tanh(v * (0.8001565681509738 + 0.034701071256603835 * square))

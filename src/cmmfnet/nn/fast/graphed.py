@@ -1,8 +1,9 @@
 """A generator's forward pass and its gradients as two CUDA graphs, for training.
 
-A step of CMMF-Net launches thousands of kernels, which takes Python longer than the card takes to run them. Captured once,
-both passes are launched whole. The arithmetic is the same. ``torch.cuda.make_graphed_callables`` would do, but it forbids
-every other thread what the one that pins a loader's batches does.
+A step of CMMF-Net launches thousands of kernels, which takes Python longer than the card takes to
+run them. Captured once, both passes are launched whole. The arithmetic is the same.
+``torch.cuda.make_graphed_callables`` would do, but it forbids every other thread what the one that
+pins a loader's batches does.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from cmmfnet.thermal.stretch_cuda import capturing
 
 
 class Graphed:
-    """Called like ``network(*inputs, **options)``; the first call captures, later ones with other shapes run as they are.
+    """Called like ``network(*inputs, **options)``; the first call captures, later ones with other
+    shapes run as they are.
 
-    What a call returns is overwritten by the next: one call a step, whose gradients are taken before the next one. Inputs
-    are tensors or, after the first, None. Where capturing fails, for want of memory or because the network asks the host
-    for something, a warning says so and the network runs as it is.
+    What a call returns is overwritten by the next: one call a step, whose gradients are taken
+    before the next one. Inputs are tensors or, after the first, None. Where capturing fails, for
+    want of memory or because the network asks the host for something, a warning says so and the
+    network runs as it is.
     """
 
     WARM_UP = 3
@@ -41,20 +44,30 @@ class Graphed:
                 with capturing(inputs[0].device):
                     self._capture(inputs)
             except RuntimeError as error:  # torch.cuda.OutOfMemoryError among them
-                warnings.warn(f"no CUDA graph of the training step, which will take longer: {error}", stacklevel=2)
+                warnings.warn(
+                    f"no CUDA graph of the training step, which will take longer: {error}",
+                    stacklevel=2,
+                )
         if self._replay is None or key != self._key:
             return self.network(*inputs, **self.options)
         found = iter(self._replay.apply(*(x for x in inputs if x is not None), *self._parameters))
         leaves, structure = self._shape
-        return tree_unflatten([next(found) if is_tensor else None for is_tensor in leaves], structure)
+        return tree_unflatten(
+            [next(found) if is_tensor else None for is_tensor in leaves], structure
+        )
 
     def _capture(self, inputs: tuple[Tensor | None, ...]) -> None:
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         kept = [buffer.clone() for buffer in self.network.buffers()]
-        places = [None if x is None else x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+        places = [
+            None if x is None else x.detach().clone().requires_grad_(x.requires_grad)
+            for x in inputs
+        ]
         given = [x for x in places if x is not None]
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-        self._call = call = Copied(self.network, dtype) if on else self.network  # kept: the graphs use its copies
+        self._call = call = (
+            Copied(self.network, dtype) if on else self.network
+        )  # kept: the graphs use its copies
         felt = [x for x in [*given, *self._parameters] if x.requires_grad]
         wanted = [call.leaf(x) for x in felt] if on else felt
 
@@ -64,17 +77,23 @@ class Graphed:
             return tuple(x for x in leaves if isinstance(x, Tensor))
 
         def gradients(out: tuple[Tensor, ...], of: list[Tensor]) -> list[Tensor | None]:
-            found = torch.autograd.grad([x for x in out if x.requires_grad], wanted, of, allow_unused=True)
+            found = torch.autograd.grad(
+                [x for x in out if x.requires_grad], wanted, of, allow_unused=True
+            )
             return Copied.alike(found, felt)
 
         def zeros(out: tuple[Tensor, ...]) -> list[Tensor]:
             return [torch.zeros_like(x) for x in out if x.requires_grad]
 
-        # A cast weight that outlives the capture would be stale. Runs to warm up leave neither draws nor statistics behind,
-        # so that a resumed training goes on as one that was never stopped.
+        # A cast weight that outlives the capture would be stale. Runs to warm up leave neither
+        # draws nor statistics behind, so that a resumed training goes on as one that was never
+        # stopped.
         device, side, pool = given[0].device, torch.cuda.Stream(), torch.cuda.graph_pool_handle()
         passes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.autocast("cuda", dtype, on, cache_enabled=False), torch.random.fork_rng([device]):
+        with (
+            torch.autocast("cuda", dtype, on, cache_enabled=False),
+            torch.random.fork_rng([device]),
+        ):
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(self.WARM_UP):
@@ -82,10 +101,14 @@ class Graphed:
                     gradients(out, zeros(out))
                     del out  # or its gradients' nodes would live on into the capture
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(passes[0], pool=pool, stream=side, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                passes[0], pool=pool, stream=side, capture_error_mode="thread_local"
+            ):
                 out = forward()
             of = zeros(out)
-            with torch.cuda.graph(passes[1], pool=pool, stream=side, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                passes[1], pool=pool, stream=side, capture_error_mode="thread_local"
+            ):
                 found = iter(gradients(out, of))
         back = [next(found) if x.requires_grad else None for x in [*given, *self._parameters]]
         with torch.no_grad():
@@ -104,17 +127,22 @@ def _replayed(
     of: list[Tensor],
     back: list[Tensor | None],
 ) -> type[torch.autograd.Function]:
-    """The two graphs as one differentiable function of inputs and parameters. ``of`` takes the gradients of those outputs
-    that are ``differentiable``, ``back`` has those of inputs and parameters."""
+    """The two graphs as one differentiable function of inputs and parameters. ``of`` takes the
+    gradients of those outputs that are ``differentiable``, ``back`` has those of inputs and
+    parameters."""
 
     class Replay(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *inputs: Tensor) -> tuple[Tensor, ...]:
-            for place, value in zip(places, inputs, strict=False):  # the parameters, which follow, are read in place
+            for place, value in zip(
+                places, inputs, strict=False
+            ):  # the parameters, which follow, are read in place
                 place.copy_(value)
             passes[0].replay()
             results = tuple(x.detach() for x in out)
-            ctx.mark_non_differentiable(*(x for x, yes in zip(results, differentiable, strict=True) if not yes))
+            ctx.mark_non_differentiable(
+                *(x for x, yes in zip(results, differentiable, strict=True) if not yes)
+            )
             return results
 
         @staticmethod

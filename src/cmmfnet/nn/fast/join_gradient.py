@@ -1,9 +1,11 @@
-"""The 1x1 convolution of two maps together for training on CUDA, without putting them together: ffn.py's ``join`` with a gradient.
+"""The 1x1 convolution of two maps together for training on CUDA, without putting them together:
+ffn.py's ``join`` with a gradient.
 
-By separate operators a decoder turns the map from below around, copies both into one, has PyTorch add two biases in passes of
-their own and sum them in two more, and on the way back cuts the gradient in two, neither half of which is contiguous, so that
-whatever they meet next is slow. Here every product is a matrix product of each picture, which cuBLAS takes in either order of
-the maps, and each gradient comes in the order of its map.
+By separate operators a decoder turns the map from below around, copies both into one, has PyTorch
+add two biases in passes of their own and sum them in two more, and on the way back cuts the
+gradient in two, neither half of which is contiguous, so that whatever they meet next is slow. Here
+every product is a matrix product of each picture, which cuBLAS takes in either order of the maps,
+and each gradient comes in the order of its map.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ except ImportError:  # no Triton on this platform: the network goes its ordinary
 
 
 def serves_join_with_gradient(x: Tensor, skip: Tensor, layer: nn.Conv2d) -> bool:
-    """Whether ``join_with_gradient`` takes ``layer`` of both maps here: CUDA, 16 bits, a gradient wanted, no compiler at work.
-    Of x channels and dtype are looked at, for it may still be half as large."""
+    """Whether ``join_with_gradient`` takes ``layer`` of both maps here: CUDA, 16 bits, a gradient
+    wanted, no compiler at work. Of x channels and dtype are looked at, for it may still be half as
+    large."""
     return (
         triton is not None
         and trains_on_cuda(skip)
@@ -35,12 +38,14 @@ def serves_join_with_gradient(x: Tensor, skip: Tensor, layer: nn.Conv2d) -> bool
     )
 
 
-def join_with_gradient(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None = None) -> Tensor:
-    """x and skip (B,C,H,W), weight (O,2C,1,1), bias (O,), x_bias (C,) or none -> the 1x1 convolution of (x + x_bias) and skip
-    together, (B,O,H,W), contiguous, in the maps' dtype.
+def join_with_gradient(
+    x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor | None = None
+) -> Tensor:
+    """x and skip (B,C,H,W), weight (O,2C,1,1), bias (O,), x_bias (C,) or none -> the 1x1
+    convolution of (x + x_bias) and skip together, (B,O,H,W), contiguous, in the maps' dtype.
 
-    Maps may be plain or channels-last, each by itself, and their gradients are likewise. Weight and biases may be float32:
-    products take the maps' dtype, and gradients are in the parameters' own.
+    Maps may be plain or channels-last, each by itself, and their gradients are likewise. Weight and
+    biases may be float32: products take the maps' dtype, and gradients are in the parameters' own.
     """
     return _Join.apply(x, skip, weight, bias, x_bias)
 
@@ -51,7 +56,9 @@ def _in_order(x: Tensor) -> Tensor:
 
 def _pixels(x: Tensor) -> Tensor:
     """(B,C,H,W) in either order -> its pixels as rows, (B,HW,C), a view."""
-    return x.flatten(2).transpose(1, 2) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1, 2)
+    return (
+        x.flatten(2).transpose(1, 2) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1, 2)
+    )
 
 
 class _Join(torch.autograd.Function):
@@ -73,7 +80,8 @@ class _Join(torch.autograd.Function):
         dx = _of_map(dy, left, x) if ctx.needs_input_grad[0] else None
         dskip = _of_map(dy, right, skip) if ctx.needs_input_grad[1] else None
         dw = db = d_x_bias = None
-        # of a whole row at a time: PyTorch's sum over pictures and pixels at once takes three times as long
+        # of a whole row at a time: PyTorch's sum over pictures and pixels at once takes three times
+        # as long
         total = dy.sum(dim=2, dtype=torch.float32).sum(dim=0)
         if ctx.needs_input_grad[2]:
             dw = _of_weight(dy, x, skip)
@@ -83,7 +91,9 @@ class _Join(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             db = total.to(ctx.bias_dtype)
         if ctx.needs_input_grad[4]:
-            d_x_bias = (total[:, None] * left.float()).sum(dim=0).to(x_bias.dtype)  # in float32: it is small
+            d_x_bias = (
+                (total[:, None] * left.float()).sum(dim=0).to(x_bias.dtype)
+            )  # in float32: it is small
         return dx, dskip, dw, db, d_x_bias
 
 
@@ -96,13 +106,16 @@ def _of_map(dy: Tensor, matrix: Tensor, x: Tensor) -> Tensor:
 
 
 def _of_weight(dy: Tensor, x: Tensor, skip: Tensor) -> Tensor:
-    """dy (B,O,HW) -> the gradient of the matrix, (O,2C) float32: that of each picture in the maps' dtype, summed in float32, is
-    as exact as a sum that is rounded once, for the pictures' roundings are independent."""
+    """dy (B,O,HW) -> the gradient of the matrix, (O,2C) float32: that of each picture in the maps'
+    dtype, summed in float32, is as exact as a sum that is rounded once, for the pictures' roundings
+    are independent."""
     halves = [torch.bmm(dy, _pixels(of)) for of in (x, skip)]
     return torch.cat([half.sum(dim=0, dtype=torch.float32) for half in halves], dim=1)
 
 
-def _products(x: Tensor, skip: Tensor, matrix: Tensor, bias: Tensor, x_bias: Tensor | None) -> Tensor:
+def _products(
+    x: Tensor, skip: Tensor, matrix: Tensor, bias: Tensor, x_bias: Tensor | None
+) -> Tensor:
     """What ``join`` computes, for any number of channels."""
     batch, channels = x.shape[:2]
     left, right = (part.expand(batch, -1, -1) for part in matrix.split(channels, dim=1))

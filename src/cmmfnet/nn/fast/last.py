@@ -1,14 +1,17 @@
-"""The end of a U-Net for training on CUDA: bias, GELU, and the convolution to colours, with a gradient, each way in one pass.
+"""The end of a U-Net for training on CUDA: bias, GELU, and the convolution to colours, with a
+gradient, each way in one pass.
 
-cuDNN is made for many channels, of which this convolution has few on one side, and its map is the largest of the network. Here
-the map is kept as it is in front of the bias; what has gone through GELU is never written.
+cuDNN is made for many channels, of which this convolution has few on one side, and its map is the
+largest of the network. Here the map is kept as it is in front of the bias; what has gone through
+GELU is never written.
 
-Forwards, a program walks down some columns of the picture. A row of its pixels takes part in three rows of outputs, so it is
-multiplied by the three rows of weights at once, and the three sums move up by one. Left and right neighbours, which are other
-threads', are added by a kernel of its own: it reads three planes for each colour, a twelfth of the map's channels in float32.
+Forwards, a program walks down some columns of the picture. A row of its pixels takes part in three
+rows of outputs, so it is multiplied by the three rows of weights at once, and the three sums move
+up by one. Left and right neighbours, which are other threads', are added by a kernel of its own: it
+reads three planes for each colour, a twelfth of the map's channels in float32.
 
-Backwards, a pixel's 27 neighbours in the colours' gradient are multiplied by the weights for the map's gradient, and by the map
-for the weights'. Sums are in float32 and in a fixed order.
+Backwards, a pixel's 27 neighbours in the colours' gradient are multiplied by the weights for the
+map's gradient, and by the map for the weights'. Sums are in float32 and in a fixed order.
 """
 
 from __future__ import annotations
@@ -32,12 +35,14 @@ CHANNELS = (32, 64, 128)
 FORWARD = {"pixels": 64, "rows": 64, "warps": 4, "stages": 3}
 """Columns and rows of outputs of a program, warps, stages of loads ahead."""
 BACKWARD = {"pixels": 64, "parts": 32, "warps": 4, "stages": 3, "registers": 168}
-"""Pixels at a time, parts of a picture whose sums are kept apart, warps, stages of loads ahead, registers of a thread at most."""
+"""Pixels at a time, parts of a picture whose sums are kept apart, warps, stages of loads ahead,
+registers of a thread at most."""
 
 
 def serves_last(x: Tensor, inner: nn.Conv2d, last: nn.Conv2d) -> bool:
-    """Whether ``gelu_convolve`` takes what ``inner`` makes of x, and ``last``, here: CUDA, 16 bits, a gradient wanted, no
-    compiler at work, a 3x3 convolution of 32, 64 or 128 channels to three at most."""
+    """Whether ``gelu_convolve`` takes what ``inner`` makes of x, and ``last``, here: CUDA, 16 bits,
+    a gradient wanted, no compiler at work, a 3x3 convolution of 32, 64 or 128 channels to three at
+    most."""
     return (
         triton is not None
         and trains_on_cuda(x)
@@ -52,10 +57,12 @@ def serves_last(x: Tensor, inner: nn.Conv2d, last: nn.Conv2d) -> bool:
 
 
 def gelu_convolve(u: Tensor, bias: Tensor, weight: Tensor, last_bias: Tensor) -> Tensor:
-    """u (B,C,H,W) in 16 bits, bias (C,), weight (O,C,3,3), last_bias (O,), O three at most -> the convolution with zeros around
-    of gelu(u + bias), plus ``last_bias``: (B,O,H,W) of u's dtype, contiguous.
+    """u (B,C,H,W) in 16 bits, bias (C,), weight (O,C,3,3), last_bias (O,), O three at most -> the
+    convolution with zeros around of gelu(u + bias), plus ``last_bias``: (B,O,H,W) of u's dtype,
+    contiguous.
 
-    u's gradient is channels-last. Weights and biases may be float32: products take u's dtype, and gradients are in their own.
+    u's gradient is channels-last. Weights and biases may be float32: products take u's dtype, and
+    gradients are in their own.
     """
     return _GeluConvolve.apply(u, bias, weight, last_bias)
 
@@ -63,7 +70,11 @@ def gelu_convolve(u: Tensor, bias: Tensor, weight: Tensor, last_bias: Tensor) ->
 class _GeluConvolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, bias, weight, last_bias):
-        u, bias, weight = u.contiguous(memory_format=torch.channels_last), bias.contiguous(), weight.contiguous()
+        u, bias, weight = (
+            u.contiguous(memory_format=torch.channels_last),
+            bias.contiguous(),
+            weight.contiguous(),
+        )
         ctx.save_for_backward(u, bias, weight)
         ctx.last_dtype = last_bias.dtype
         return _forward(u, bias, weight, last_bias.contiguous())
@@ -73,7 +84,11 @@ class _GeluConvolve(torch.autograd.Function):
     def backward(ctx, dy):
         dy = dy.contiguous()
         found = _backward(dy, *ctx.saved_tensors)
-        last = dy.sum(dim=(0, 2, 3), dtype=torch.float32).to(ctx.last_dtype) if ctx.needs_input_grad[3] else None
+        last = (
+            dy.sum(dim=(0, 2, 3), dtype=torch.float32).to(ctx.last_dtype)
+            if ctx.needs_input_grad[3]
+            else None
+        )
         return *found, last
 
 
@@ -87,15 +102,17 @@ if triton is not None:
 
     @triton.jit
     def _taps_of_row(weight, c, k, row: tl.constexpr, C: tl.constexpr, COLOURS: tl.constexpr):
-        """(C,16) of a row of weight (COLOURS,C,3,3): column k = 3 * colour + the weight's column, zero beyond."""
+        """(C,16) of a row of weight (COLOURS,C,3,3): column k = 3 * colour + the weight's column,
+        zero beyond."""
         at = ((k // 3)[None, :] * C + c[:, None]) * 9 + 3 * row + (k % 3)[None, :]
         return tl.load(weight + at, mask=(k < 3 * COLOURS)[None, :], other=0.0)
 
     @triton.jit
-    def _columns(u, bias, weight, columns, H, W, rows, C: tl.constexpr, COLOURS: tl.constexpr, BP: tl.constexpr,
+    def _columns(u, bias, weight, columns, H, W, rows, C: tl.constexpr, COLOURS: tl.constexpr,
+                 BP: tl.constexpr,
                  STAGES: tl.constexpr):  # fmt: skip
-        """columns (B,COLOURS,3,H,W): of every pixel and colour, what its column gives to outputs to its right, here, and to its
-        left: sums over channels and three rows."""
+        """columns (B,COLOURS,3,H,W): of every pixel and colour, what its column gives to outputs to
+        its right, here, and to its left: sums over channels and three rows."""
         across = tl.cdiv(W, BP)
         picture = tl.program_id(1).to(tl.int64)
         first = tl.program_id(0) // across * rows
@@ -108,9 +125,13 @@ if triton is not None:
         added = tl.load(bias + c).to(tl.float32)[None, :]
         u += picture * H * W * C
         columns += picture * 3 * COLOURS * H * W
-        above = tl.zeros((BP, 16), tl.float32)  # of the row above the one that is read, and of itself
+        above = tl.zeros(
+            (BP, 16), tl.float32
+        )  # of the row above the one that is read, and of itself
         here = tl.zeros((BP, 16), tl.float32)
-        for row in tl.range(tl.maximum(first - 1, 0), tl.minimum(first + rows + 1, H), num_stages=STAGES):
+        for row in tl.range(
+            tl.maximum(first - 1, 0), tl.minimum(first + rows + 1, H), num_stages=STAGES
+        ):
             at = (row * W + column)[:, None] * C + c[None, :]
             v = tl.load(u + at, mask=(column < W)[:, None], other=0.0).to(tl.float32) + added
             a = gelu_in(v, dtype).to(dtype)
@@ -135,10 +156,11 @@ if triton is not None:
         tl.store(y + plane * size + at, v.to(y.dtype.element_ty), mask=ok)
 
     @triton.jit(do_not_specialize=["steps"])
-    def _gradients(u, bias, weight, dy, du, sums, H, W, steps, C: tl.constexpr, COLOURS: tl.constexpr, BP: tl.constexpr,
+    def _gradients(u, bias, weight, dy, du, sums, H, W, steps, C: tl.constexpr,
+                   COLOURS: tl.constexpr, BP: tl.constexpr,
                    STAGES: tl.constexpr):  # fmt: skip
-        """du (B,H,W,C), and of a part of a picture's pixels sums (B,parts,33,C): the weight's gradient by 9 * colour + tap, and
-        as the last row that of the bias."""
+        """du (B,H,W,C), and of a part of a picture's pixels sums (B,parts,33,C): the weight's
+        gradient by 9 * colour + tap, and as the last row that of the bias."""
         part, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
         place = picture * tl.num_programs(0) + part
         size = H * W
@@ -147,7 +169,11 @@ if triton is not None:
         colour, tap = k // 9, k % 9
         down, right = tap // 3 - 1, tap % 3 - 1
         real = k < 9 * COLOURS
-        w = tl.load(weight + (colour[:, None] * C + c[None, :]) * 9 + tap[:, None], mask=real[:, None], other=0.0)
+        w = tl.load(
+            weight + (colour[:, None] * C + c[None, :]) * 9 + tap[:, None],
+            mask=real[:, None],
+            other=0.0,
+        )
         w = w.to(dtype)
         added = tl.load(bias + c).to(tl.float32)[None, :]
         u += picture * size * C
@@ -155,17 +181,32 @@ if triton is not None:
         # an output is below and to the right of what its first weight saw
         from_pixel = (dy + picture * COLOURS * size) + (colour * size - down * W - right)[:, None]
         acc = tl.zeros((C, 32), tl.float32)
-        sum_d = tl.zeros((C, 16), tl.float32)  # the same in every column: a product takes fewer instructions than a sum
+        sum_d = tl.zeros(
+            (C, 16), tl.float32
+        )  # the same in every column: a product takes fewer instructions than a sum
         ones = tl.full((BP, 16), 1.0, dtype)
         for step in tl.range(0, steps, num_stages=STAGES):
             p = (part * steps + step) * BP + tl.arange(0, BP)
-            v = tl.load(u + p[:, None] * C + c[None, :], mask=(p < size)[:, None], other=0.0).to(tl.float32) + added
+            v = (
+                tl.load(u + p[:, None] * C + c[None, :], mask=(p < size)[:, None], other=0.0).to(
+                    tl.float32
+                )
+                + added
+            )
             row, column = (p // W)[None, :] - down[:, None], (p % W)[None, :] - right[:, None]
-            ok = (row >= 0) & (row < H) & (column >= 0) & (column < W) & real[:, None] & (p < size)[None, :]
+            ok = (
+                (row >= 0)
+                & (row < H)
+                & (column >= 0)
+                & (column < W)
+                & real[:, None]
+                & (p < size)[None, :]
+            )
             g = tl.load(from_pixel + p[None, :], mask=ok, other=0.0)
             a, slope = gelu_and_slope_in(v, dtype)
             d = tl.dot(tl.trans(g), w)
-            # adds nothing, but has the compiler compute the GELU in d's order; else it does so twice, once for each product
+            # adds nothing, but has the compiler compute the GELU in d's order; else it does so
+            # twice, once for each product
             a += 0.0 * d
             d = (d * slope).to(dtype)
             acc = tl.dot(tl.trans(a.to(dtype)), tl.trans(g), acc)
@@ -177,27 +218,37 @@ if triton is not None:
 
     def _forward(u: Tensor, bias: Tensor, weight: Tensor, last_bias: Tensor) -> Tensor:
         (batch, channels, height, width), colours = u.shape, len(weight)
-        columns = torch.empty(batch, colours, 3, height, width, device=u.device, dtype=torch.float32)
+        columns = torch.empty(
+            batch, colours, 3, height, width, device=u.device, dtype=torch.float32
+        )
         y = torch.empty(batch, colours, height, width, device=u.device, dtype=u.dtype)
         tiles = FORWARD
         programs = triton.cdiv(width, tiles["pixels"]) * triton.cdiv(height, tiles["rows"])
         _columns[(programs, batch)](
-            u, bias, weight, columns, height, width, tiles["rows"], C=channels, COLOURS=colours, BP=tiles["pixels"],
+            u, bias, weight, columns, height, width, tiles["rows"], C=channels, COLOURS=colours,
+            BP=tiles["pixels"],
             STAGES=tiles["stages"], num_warps=tiles["warps"],
         )  # fmt: skip
         size = height * width
-        _across[(triton.cdiv(size, 1024), colours, batch)](columns, last_bias, y, size, width, BLOCK=1024, num_warps=4)
+        _across[(triton.cdiv(size, 1024), colours, batch)](
+            columns, last_bias, y, size, width, BLOCK=1024, num_warps=4
+        )
         return y
 
-    def _backward(dy: Tensor, u: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward(
+        dy: Tensor, u: Tensor, bias: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """dy (B,O,H,W), contiguous -> the gradients of u, channels-last, of bias and of weight."""
         (batch, channels, height, width), colours, tiles = u.shape, len(weight), BACKWARD
         parts, steps = in_parts(height * width, tiles["pixels"], tiles["parts"])
-        limit = {} if torch.version.hip else {"maxnreg": tiles["registers"]}  # only NVIDIA's compiler takes one
+        limit = (
+            {} if torch.version.hip else {"maxnreg": tiles["registers"]}
+        )  # only NVIDIA's compiler takes one
         du = torch.empty_like(u, memory_format=torch.channels_last)
         sums = torch.empty(batch * parts, 33, channels, device=u.device, dtype=torch.float32)
         _gradients[(parts, batch)](
-            u, bias, weight, dy, du, sums, height, width, steps, C=channels, COLOURS=colours, BP=tiles["pixels"],
+            u, bias, weight, dy, du, sums, height, width, steps, C=channels, COLOURS=colours,
+            BP=tiles["pixels"],
             STAGES=tiles["stages"], num_warps=tiles["warps"], **limit,
         )  # fmt: skip
         total = sums.sum(dim=0)

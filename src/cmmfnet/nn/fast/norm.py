@@ -1,9 +1,12 @@
-"""Instance normalisation, with GELU and a residual behind it where asked for: Triton on CUDA, PyTorch elsewhere.
+"""Instance normalisation, with GELU and a residual behind it where asked for: Triton on CUDA,
+PyTorch elsewhere.
 
-Around a large kernel these two are most of the memory traffic. PyTorch reads and writes the map five times forwards and nine
-times backwards (statistics, normalisation, GELU, and their gradients); here one program takes one plane (picture, channel),
-which fits the cache, so device memory sees one read and one write, and backwards two reads and one write. Statistics are in
-float32, computed in two passes (mean, then deviations; of a large plane for each of its parts), so that flat planes stay exact.
+Around a large kernel these two are most of the memory traffic. PyTorch reads and writes the map
+five times forwards and nine times backwards (statistics, normalisation, GELU, and their gradients);
+here one program takes one plane (picture, channel), which fits the cache, so device memory sees one
+read and one write, and backwards two reads and one write. Statistics are in float32, computed in
+two passes (mean, then deviations; of a large plane for each of its parts), so that flat planes stay
+exact.
 """
 
 from __future__ import annotations
@@ -27,14 +30,17 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 """What the kernels take; their arithmetic is in float32."""
 
 
-def instance_norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """(B,C,H,W) -> the same shape and dtype: (x - mean) / sqrt(variance + eps) over each plane, then GELU (erf) if asked for,
-    then plus ``residual`` (B,C,H,W) where there is one."""
+def instance_norm(
+    x: Tensor, gelu: bool = False, residual: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """(B,C,H,W) -> the same shape and dtype: (x - mean) / sqrt(variance + eps) over each plane,
+    then GELU (erf) if asked for, then plus ``residual`` (B,C,H,W) where there is one."""
     if triton is None or not x.is_cuda or x.dtype not in DTYPES:
         if x.shape[2] * x.shape[3] == 1:
             y = torch.zeros_like(x)  # one value has no variance, which PyTorch refuses; gelu(0) = 0
             return y if residual is None else residual + y
-        # Flat, because for a batch of one and a channels-last gradient PyTorch 2.13 on the CPU returns a wrong gradient.
+        # Flat, because for a batch of one and a channels-last gradient PyTorch 2.13 on the CPU
+        # returns a wrong gradient.
         y = F.instance_norm(x.flatten(2), eps=eps).reshape(x.shape)
         y = F.gelu(y) if gelu else y
         return y if residual is None else residual + y
@@ -48,8 +54,11 @@ def plane_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
     return _statistics(x.detach(), eps)
 
 
-def residual_norm(x: Tensor, residual: Tensor, gelu: bool = False, eps: float = 1e-5) -> tuple[Tensor, Statistics]:
-    """``instance_norm(x, gelu, residual)`` and the statistics of its planes, for the norm that comes next; CUDA only."""
+def residual_norm(
+    x: Tensor, residual: Tensor, gelu: bool = False, eps: float = 1e-5
+) -> tuple[Tensor, Statistics]:
+    """``instance_norm(x, gelu, residual)`` and the statistics of its planes, for the norm that
+    comes next; CUDA only."""
     y, _, statistics = residual_norm_and_own(x, residual, gelu, eps)
     return y, statistics
 
@@ -63,7 +72,8 @@ def residual_norm_and_own(
 
 
 def instance_norm_backward(dy: Tensor, x: Tensor, statistics: Statistics, gelu: bool) -> Tensor:
-    """From dy (B,C,H,W), the gradient of ``instance_norm(x, gelu)``: that of x, in x's dtype; CUDA only."""
+    """From dy (B,C,H,W), the gradient of ``instance_norm(x, gelu)``: that of x, in x's dtype; CUDA
+    only."""
     return _norm_backward(dy, x, *statistics, gelu)
 
 
@@ -71,7 +81,8 @@ if triton is not None:
 
     @triton.jit
     def _write(v, residual, y, start, at, size, GELU: tl.constexpr, ADD: tl.constexpr):
-        """What follows the norm of the values v (float32) at ``at`` in a plane, and their way to memory; -> what is there."""
+        """What follows the norm of the values v (float32) at ``at`` in a plane, and their way to
+        memory; -> what is there."""
         if GELU:
             v = gelu_of(v, y.dtype.element_ty == tl.float32)
         if ADD:
@@ -82,21 +93,40 @@ if triton is not None:
 
     @triton.jit
     def _centred(v, at, size, eps):
-        """A plane's values less their mean, zeros beyond it; the mean, and the scale that makes their variance 1."""
+        """A plane's values less their mean, zeros beyond it; the mean, and the scale that makes
+        their variance 1."""
         mean = tl.sum(tl.where(at < size, v, 0.0)) / size
         v = tl.where(at < size, v - mean, 0.0)
         return v, mean, 1.0 / tl.sqrt(tl.sum(v * v) / size + eps)
 
     @triton.jit
-    def _forward(x, residual, y, mean_out, scale_out, mean_after, scale_after, size, eps, GELU: tl.constexpr, ADD: tl.constexpr,
-                 WRITE: tl.constexpr, AFTER: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-        """A plane that fits into the registers of one program, with its statistics and, for AFTER, those of y."""
+    def _forward(
+        x,
+        residual,
+        y,
+        mean_out,
+        scale_out,
+        mean_after,
+        scale_after,
+        size,
+        eps,
+        GELU: tl.constexpr,
+        ADD: tl.constexpr,
+        WRITE: tl.constexpr,
+        AFTER: tl.constexpr,
+        FULL: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        """A plane that fits into the registers of one program, with its statistics and, for AFTER,
+        those of y."""
         if FULL:
             size = BLOCK  # so that the compiler leaves all masks out
         plane = tl.program_id(0)
         start = plane.to(tl.int64) * size
         at = tl.arange(0, BLOCK)
-        v, mean, scale = _centred(tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32), at, size, eps)
+        v, mean, scale = _centred(
+            tl.load(x + start + at, mask=at < size, other=0.0).to(tl.float32), at, size, eps
+        )
         tl.store(mean_out + plane, mean)
         tl.store(scale_out + plane, scale)
         if WRITE:
@@ -119,9 +149,12 @@ if triton is not None:
         tl.store(to + 1, tl.sum(v * v))
 
     @triton.jit
-    def _forward_parts(x, residual, y, moments, mean_out, scale_out, size, parts, eps, GELU: tl.constexpr,
-                       ADD: tl.constexpr, WRITE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-        """One part of a plane, whose statistics come from the moments of all its parts (Chan et al., 1983, eq. 2.1)."""
+    def _forward_parts(x, residual, y, moments, mean_out, scale_out, size, parts, eps,
+                       GELU: tl.constexpr,
+                       ADD: tl.constexpr, WRITE: tl.constexpr, PARTS: tl.constexpr,
+                       BLOCK: tl.constexpr):  # fmt: skip
+        """One part of a plane, whose statistics come from the moments of all its parts (Chan et
+        al., 1983, eq. 2.1)."""
         plane, part = tl.program_id(0), tl.program_id(1)
         i = tl.arange(0, PARTS)
         count = tl.where(i < parts, tl.minimum(BLOCK, size - i * BLOCK), 0).to(tl.float32)
@@ -150,7 +183,8 @@ if triton is not None:
         return v, d
 
     @triton.jit
-    def _backward(x, dy, dx, mean_in, scale_in, size, GELU: tl.constexpr, WHOLE: tl.constexpr, FULL: tl.constexpr,
+    def _backward(x, dy, dx, mean_in, scale_in, size, GELU: tl.constexpr, WHOLE: tl.constexpr,
+                  FULL: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
         if FULL:
             size = BLOCK
@@ -185,11 +219,14 @@ if triton is not None:
 
     def _cut(size: int) -> dict[str, int]:
         block = triton.next_power_of_2(size) if size <= WHOLE else BLOCK
-        # 16 values a lane: of small planes, few lanes each and many programs at a time keep the most bytes on their way
+        # 16 values a lane: of small planes, few lanes each and many programs at a time keep the
+        # most bytes on their way
         return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16)}
 
     @torch.library.custom_op("cmmfnet::instance_norm", mutates_args=())
-    def _norm(x: Tensor, residual: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _norm(
+        x: Tensor, residual: Tensor | None, gelu: bool, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = x.contiguous()
         y = torch.empty_like(x)
         return y, *_run(x, None if residual is None else residual.contiguous(), y, gelu, eps)
@@ -199,7 +236,12 @@ if triton is not None:
         return mean, torch.empty_like(mean)
 
     def _run(
-        x: Tensor, residual: Tensor | None, y: Tensor | None, gelu: bool, eps: float, after: bool = False
+        x: Tensor,
+        residual: Tensor | None,
+        y: Tensor | None,
+        gelu: bool,
+        eps: float,
+        after: bool = False,
     ) -> tuple[Tensor, ...]:
         """Writes y, where there is one; -> mean and scale of x, and ``after`` those of y."""
         planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
@@ -209,7 +251,15 @@ if triton is not None:
         does = {"GELU": gelu, "ADD": residual is not None, "WRITE": y is not None, **_cut(size)}
         if size <= WHOLE:
             _forward[(planes,)](
-                *operands, mean, scale, *found[-2:], size, eps, AFTER=after, FULL=size == does["BLOCK"], **does
+                *operands,
+                mean,
+                scale,
+                *found[-2:],
+                size,
+                eps,
+                AFTER=after,
+                FULL=size == does["BLOCK"],
+                **does,
             )
         else:  # parts side by side, for of one large frame there are fewer planes than processors
             parts = triton.cdiv(size, BLOCK)
@@ -217,7 +267,15 @@ if triton is not None:
             _moments[(planes, parts)](x, moments, size, parts, **_cut(size))
             last = (planes, parts if y is not None else 1)
             _forward_parts[last](
-                *operands, moments, mean, scale, size, parts, eps, PARTS=triton.next_power_of_2(parts), **does
+                *operands,
+                moments,
+                mean,
+                scale,
+                size,
+                parts,
+                eps,
+                PARTS=triton.next_power_of_2(parts),
+                **does,
             )
             if after:
                 return mean, scale, *_run(y, None, None, False, eps)
@@ -240,12 +298,16 @@ if triton is not None:
         return _empty_statistics(x)
 
     @_residual_norm.register_fake
-    def _(x: Tensor, residual: Tensor, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _(
+        x: Tensor, residual: Tensor, gelu: bool, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         return y, *_empty_statistics(x), *_empty_statistics(x)
 
     @_norm.register_fake
-    def _(x: Tensor, residual: Tensor | None, gelu: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _(
+        x: Tensor, residual: Tensor | None, gelu: bool, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(x, memory_format=torch.contiguous_format), *_empty_statistics(x)
 
     @torch.library.custom_op("cmmfnet::instance_norm_backward", mutates_args=())
@@ -255,7 +317,16 @@ if triton is not None:
         dx = torch.empty_like(x)
         cut = _cut(size)
         _backward[(planes,)](
-            x, dy, dx, mean, scale, size, GELU=gelu, WHOLE=size <= WHOLE, FULL=size == cut["BLOCK"], **cut
+            x,
+            dy,
+            dx,
+            mean,
+            scale,
+            size,
+            GELU=gelu,
+            WHOLE=size <= WHOLE,
+            FULL=size == cut["BLOCK"],
+            **cut,
         )
         return dx
 

@@ -1,10 +1,12 @@
-"""L1, total variation and SSIM of pictures in one pass, and their gradient in another: Triton, CUDA only.
+"""L1, total variation and SSIM of pictures in one pass, and their gradient in another: Triton, CUDA
+only.
 
-losses.py has the formulas, which are what a CPU runs and what the tests compare with. Operator by operator they are some sixty
-passes over the pictures. Here a program takes a tile of 64x64 pixels; a Gaussian window over its rows or columns is a product with
-a band matrix, which is what tensor cores are for: three products of 16 bits, which are as exact as one of float32 (the compiler's
-own such product, "tf32x3", does not fit the registers). SSIM is taken of pictures in [-.5,.5]: variances are the same as of those
-in [0,1], and are differences of smaller numbers.
+losses.py has the formulas, which are what a CPU runs and what the tests compare with. Operator by
+operator they are some sixty passes over the pictures. Here a program takes a tile of 64x64 pixels;
+a Gaussian window over its rows or columns is a product with a band matrix, which is what tensor
+cores are for: three products of 16 bits, which are as exact as one of float32 (the compiler's own
+such product, "tf32x3", does not fit the registers). SSIM is taken of pictures in [-.5,.5]:
+variances are the same as of those in [0,1], and are differences of smaller numbers.
 """
 
 from __future__ import annotations
@@ -27,12 +29,19 @@ WINDOW = 11
 def serves_pictures(x: Tensor, y: Tensor) -> bool:
     """Whether :func:`picture_losses` takes these pictures."""
     fits = x.shape == y.shape and min(x.shape[-2:]) >= WINDOW
-    return triton is not None and x.is_cuda and fits and x.dtype in DTYPES and y.dtype in DTYPES and not y.requires_grad
+    return (
+        triton is not None
+        and x.is_cuda
+        and fits
+        and x.dtype in DTYPES
+        and y.dtype in DTYPES
+        and not y.requires_grad
+    )
 
 
 def picture_losses(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``l1(x, y)``, ``total_variation(x)`` and ``ssim(x, y)`` of losses.py, of x and y (B,C,H,W) in [-1,1]: float32 scalars.
-    Gradients are of x alone. The same result from run to run."""
+    """``l1(x, y)``, ``total_variation(x)`` and ``ssim(x, y)`` of losses.py, of x and y (B,C,H,W) in
+    [-1,1]: float32 scalars. Gradients are of x alone. The same result from run to run."""
     return _losses(x, y)[0].unbind()
 
 
@@ -43,7 +52,8 @@ if triton is not None:
 
     @triton.jit
     def _band(at, to):
-        """Weight of pixel ``to`` in the window that begins at ``at``: exp(-(d - 5)^2 / (2 * 1.5^2)), of sum 1."""
+        """Weight of pixel ``to`` in the window that begins at ``at``: exp(-(d - 5)^2 / (2 *
+        1.5^2)), of sum 1."""
         d = to - at
         weight = tl.exp((d - 5) * (d - 5) * (-1.0 / 4.5)) * 0.26601172486179436
         return tl.where((d >= 0) & (d <= 10), weight, 0.0)
@@ -56,7 +66,8 @@ if triton is not None:
 
     @triton.jit
     def _blurred(i, j, z):
-        """The window's sums over z (64,64), beginning at each pixel; right for the first 54 rows and columns."""
+        """The window's sums over z (64,64), beginning at each pixel; right for the first 54 rows
+        and columns."""
         high, low = _halves(z)
         band, rest = _halves(_band(i, j))
         z = tl.dot(band, high, tl.dot(rest, high, tl.dot(band, low)))
@@ -66,7 +77,8 @@ if triton is not None:
 
     @triton.jit
     def _tile(height, width):
-        """Of this program: rows (64,1) and columns (1,64) in its tile and in the picture, and its plane's offset."""
+        """Of this program: rows (64,1) and columns (1,64) in its tile and in the picture, and its
+        plane's offset."""
         across = tl.cdiv(width, _OWN)
         i, j = tl.arange(0, _TILE)[:, None], tl.arange(0, _TILE)[None, :]
         r = tl.program_id(0) // across * _OWN + i
@@ -75,7 +87,8 @@ if triton is not None:
 
     @triton.jit
     def _similarity(mx, my, xx, yy, xy):
-        """Luminance and structure terms of SSIM, and their denominators, from means and second moments less 1/2."""
+        """Luminance and structure terms of SSIM, and their denominators, from means and second
+        moments less 1/2."""
         a, b = mx + 0.5, my + 0.5
         low, bottom = a * a + b * b + 1e-4, xx - mx * mx + yy - my * my + 9e-4
         return (2 * a * b + 1e-4) / low, (2 * (xy - mx * my) + 9e-4) / bottom, low, bottom
@@ -86,8 +99,9 @@ if triton is not None:
 
     @triton.jit
     def _forward(x, y, maps, sums, height, width, size, over_l1, over_tv, over_ssim):
-        """sums (3, programs): each tile's share of the three means. maps (3, planes, H-10, W-10): derivatives of each window's
-        similarity for its mean of x, of x^2 and of xy. size: elements of one of the maps; over_: 1 / number of elements."""
+        """sums (3, programs): each tile's share of the three means. maps (3, planes, H-10, W-10):
+        derivatives of each window's similarity for its mean of x, of x^2 and of xy. size: elements
+        of one of the maps; over_: 1 / number of elements."""
         i, j, r, c, plane = _tile(height, width)
         at = plane + r * width + c
         inside = (r < height) & (c < width)
@@ -96,7 +110,9 @@ if triton is not None:
         own = inside & (i < _OWN) & (j < _OWN)
         down = tl.load(x + at + width, mask=own & (r + 1 < height), other=0.0).to(tl.float32)
         right = tl.load(x + at + 1, mask=own & (c + 1 < width), other=0.0).to(tl.float32)
-        variation = tl.where(r + 1 < height, tl.abs(down - u), 0.0) + tl.where(c + 1 < width, tl.abs(right - u), 0.0)
+        variation = tl.where(r + 1 < height, tl.abs(down - u), 0.0) + tl.where(
+            c + 1 < width, tl.abs(right - u), 0.0
+        )
         l1 = tl.sum(tl.where(own, tl.abs(u - v), 0.0)) * over_l1
         tv = tl.sum(tl.where(own, variation, 0.0)) * over_tv
 
@@ -109,8 +125,16 @@ if triton is not None:
         ssim = tl.sum(tl.where(fits, luminance * structure, 0.0)) * over_ssim
         by_square = -luminance * structure / bottom
         by_product = 2 * luminance / bottom
-        by_mean = structure * (2 * (my + 0.5) - 2 * (mx + 0.5) * luminance) / low - 2 * mx * by_square - my * by_product
-        to = tl.program_id(1).to(tl.int64) * (height - _HALO) * (width - _HALO) + r * (width - _HALO) + c
+        by_mean = (
+            structure * (2 * (my + 0.5) - 2 * (mx + 0.5) * luminance) / low
+            - 2 * mx * by_square
+            - my * by_product
+        )
+        to = (
+            tl.program_id(1).to(tl.int64) * (height - _HALO) * (width - _HALO)
+            + r * (width - _HALO)
+            + c
+        )
         tl.store(maps + to, by_mean, mask=fits)
         tl.store(maps + size + to, by_square, mask=fits)
         tl.store(maps + 2 * size + to, by_product, mask=fits)
@@ -127,7 +151,11 @@ if triton is not None:
         i, j, r, c, plane = _tile(height, width)
         first, left = r - _HALO, c - _HALO  # the windows that this tile's pixels are in
         inside = (first >= 0) & (left >= 0) & (r < height) & (c < width)
-        at = tl.program_id(1).to(tl.int64) * (height - _HALO) * (width - _HALO) + first * (width - _HALO) + left
+        at = (
+            tl.program_id(1).to(tl.int64) * (height - _HALO) * (width - _HALO)
+            + first * (width - _HALO)
+            + left
+        )
         by_mean = _blurred(i, j, tl.load(maps + at, mask=inside, other=0.0))
         by_square = _blurred(i, j, tl.load(maps + size + at, mask=inside, other=0.0))
         by_product = _blurred(i, j, tl.load(maps + 2 * size + at, mask=inside, other=0.0))
@@ -140,23 +168,38 @@ if triton is not None:
         down = tl.load(x + at + width, mask=own & (r + 1 < height), other=0.0).to(tl.float32)
         left_of = tl.load(x + at - 1, mask=own & (c > 0), other=0.0).to(tl.float32)
         right = tl.load(x + at + 1, mask=own & (c + 1 < width), other=0.0).to(tl.float32)
-        variation = tl.where(r > 0, _sign(u - up), 0.0) - tl.where(r + 1 < height, _sign(down - u), 0.0)
-        variation += tl.where(c > 0, _sign(u - left_of), 0.0) - tl.where(c + 1 < width, _sign(right - u), 0.0)
+        variation = tl.where(r > 0, _sign(u - up), 0.0) - tl.where(
+            r + 1 < height, _sign(down - u), 0.0
+        )
+        variation += tl.where(c > 0, _sign(u - left_of), 0.0) - tl.where(
+            c + 1 < width, _sign(right - u), 0.0
+        )
         ssim = 0.5 * (by_mean + u * by_square + 0.5 * v * by_product)
-        found = tl.load(gradients) * over_l1 * _sign(u - v) + tl.load(gradients + 1) * over_tv * variation
+        found = (
+            tl.load(gradients) * over_l1 * _sign(u - v)
+            + tl.load(gradients + 1) * over_tv * variation
+        )
         found += tl.load(gradients + 2) * over_ssim * ssim
         tl.store(dx + at, found.to(dx.dtype.element_ty), mask=own)
 
-    def _setting(x: Tensor) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[float, float, float]]:
+    def _setting(
+        x: Tensor,
+    ) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[float, float, float]]:
         batch, channels, height, width = x.shape
         grid = triton.cdiv(height, _OWN.value) * triton.cdiv(width, _OWN.value), batch * channels
         windows = batch * channels * (height - WINDOW + 1) * (width - WINDOW + 1)
-        return grid, (height, width, windows), (1 / x.numel(), 1 / (batch * height * width), 1 / windows)
+        return (
+            grid,
+            (height, width, windows),
+            (1 / x.numel(), 1 / (batch * height * width), 1 / windows),
+        )
 
     @torch.library.custom_op("cmmfnet::picture_losses", mutates_args=())
     def _losses(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         grid, sizes, over = _setting(x)
-        maps = x.new_empty(3, *x.shape[:2], *(side - WINDOW + 1 for side in x.shape[2:]), dtype=torch.float32)
+        maps = x.new_empty(
+            3, *x.shape[:2], *(side - WINDOW + 1 for side in x.shape[2:]), dtype=torch.float32
+        )
         sums = x.new_empty(3, grid[0] * grid[1], dtype=torch.float32)
         _forward[grid](x.contiguous(), y.contiguous(), maps, sums, *sizes, *over, num_warps=8)
         return sums.sum(dim=1), maps
@@ -165,13 +208,24 @@ if triton is not None:
     def _losses_backward(gradients: Tensor, x: Tensor, y: Tensor, maps: Tensor) -> Tensor:
         grid, sizes, over = _setting(x)
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-        _backward[grid](gradients.contiguous(), x.contiguous(), y.contiguous(), maps, dx, *sizes, *over, num_warps=8)
+        _backward[grid](
+            gradients.contiguous(),
+            x.contiguous(),
+            y.contiguous(),
+            maps,
+            dx,
+            *sizes,
+            *over,
+            num_warps=8,
+        )
         return dx
 
     @_losses.register_fake
     def _(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         sides = (side - WINDOW + 1 for side in x.shape[2:])
-        return x.new_empty(3, dtype=torch.float32), x.new_empty(3, *x.shape[:2], *sides, dtype=torch.float32)
+        return x.new_empty(3, dtype=torch.float32), x.new_empty(
+            3, *x.shape[:2], *sides, dtype=torch.float32
+        )
 
     @_losses_backward.register_fake
     def _(gradients: Tensor, x: Tensor, y: Tensor, maps: Tensor) -> Tensor:

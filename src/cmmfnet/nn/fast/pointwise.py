@@ -1,21 +1,26 @@
-"""Products of 1x1 convolutions in training on CUDA, with the norms and GELUs around them: what ops/block.py is made of.
+"""Products of 1x1 convolutions in training on CUDA, with the norms and GELUs around them: what
+ops/block.py is made of.
 
-Maps keep PyTorch's order (a plane for each channel), in which cuDNN would turn them before and after each of its products.
-Nothing is stored that is a product away: neither a normalised map, nor the wide map of a feed-forward, nor the output of a
-GELU in front of a 1x1 convolution. They are computed again where they are needed, for multiply-adds in place of bytes.
+Maps keep PyTorch's order (a plane for each channel), in which cuDNN would turn them before and
+after each of its products. Nothing is stored that is a product away: neither a normalised map, nor
+the wide map of a feed-forward, nor the output of a GELU in front of a 1x1 convolution. They are
+computed again where they are needed, for multiply-adds in place of bytes.
 
-**IN, 1x1, IN.** With n = IN(x) (C planes), h = W n (R planes) and v = (h - mean) s, the second norm's statistics follow from
-the covariance S of n over a plane's pixels: h has the variances diag(W S W').
+**IN, 1x1, IN.** With n = IN(x) (C planes), h = W n (R planes) and v = (h - mean) s, the second
+norm's statistics follow from the covariance S of n over a plane's pixels: h has the variances
+diag(W S W').
 
-**The gradient of IN, 1x1, IN, GELU.** With dv the gradient at v, the second norm's is dh = s (dv - m1 - v m2), where m1 and
-m2 are the means of dv and dv v over a plane. A first kernel (``slopes``) writes s dv and sums m1, m2 and D = (s dv) n'. What
-else is needed is small: as n and dh have means of zero, and v is linear in n,
+**The gradient of IN, 1x1, IN, GELU.** With dv the gradient at v, the second norm's is dh = s (dv -
+m1 - v m2), where m1 and m2 are the means of dv and dv v over a plane. A first kernel (``slopes``)
+writes s dv and sums m1, m2 and D = (s dv) n'. What else is needed is small: as n and dh have means
+of zero, and v is linear in n,
 
-    dW = dh n' = D - s^2 m2 size W S,     W' dh = W' (s dv) - M n + shift,     M = W' diag(s^2 m2) W,
-    mean(n W' dh) = the sums over R of W dW / size = k.
+    dW = dh n' = D - s^2 m2 size W S,     W' dh = W' (s dv) - M n + shift,     M = W' diag(s^2 m2)
+    W, mean(n W' dh) = the sums over R of W dW / size = k.
 
-So the first norm's gradient, scale (W' dh - n k), is a product of s dv and n with known matrices (``through_norms``), and the
-residual's gradient is added on the way. Products take the maps' dtype, all sums are float32 in a fixed order.
+So the first norm's gradient, scale (W' dh - n k), is a product of s dv and n with known matrices
+(``through_norms``), and the residual's gradient is added on the way. Products take the maps' dtype,
+all sums are float32 in a fixed order.
 """
 
 from __future__ import annotations
@@ -30,8 +35,8 @@ from cmmfnet.nn.fast.gelu import gelu_and_slope, gelu_of
 
 
 class Tiles(NamedTuple):
-    """How the work is cut: pixels at a time, rows (wide channels) at a time, warps, stages of loads ahead; ``parts`` of a
-    picture whose sums are kept apart."""
+    """How the work is cut: pixels at a time, rows (wide channels) at a time, warps, stages of loads
+    ahead; ``parts`` of a picture whose sums are kept apart."""
 
     pixels: int
     rows: int
@@ -40,8 +45,8 @@ class Tiles(NamedTuple):
     parts: int = 1
 
 
-# By channels C, the fastest on an H200 (benchmarks/blocks.py --tune); "narrow", "leave" and "enter" are the gradients in front
-# of a GELU.
+# By channels C, the fastest on an H200 (benchmarks/blocks.py --tune); "narrow", "leave" and "enter"
+# are the gradients in front of a GELU.
 TILES = {
     "covariance": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(64, 64, 8, 3, 4)},
     "inward": {64: Tiles(128, 64, 8, 2), 128: Tiles(64, 64, 8, 2)},
@@ -50,14 +55,20 @@ TILES = {
     "narrow": {64: Tiles(32, 64, 4, 3, 4), 128: Tiles(32, 128, 8, 3, 4)},
     "leave": {64: Tiles(64, 64, 4, 3, 16), 128: Tiles(32, 64, 4, 3, 8)},
     "enter": {64: Tiles(64, 64, 4, 3, 32), 128: Tiles(32, 64, 4, 3, 8)},
-    "between": {64: Tiles(16, 64, 4, 4), 128: Tiles(32, 64, 8, 4)},  # columns in the place of pixels
+    "between": {
+        64: Tiles(16, 64, 4, 4),
+        128: Tiles(32, 64, 8, 4),
+    },  # columns in the place of pixels
     "through": {64: Tiles(128, 32, 4, 3), 128: Tiles(128, 32, 8, 3)},
 }
 
 
 @triton.jit(do_not_specialize=["steps"])
-def _covariance(x, mean, scale, out, size, steps, C: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr):
-    """Of n = IN(x), over a part of a picture's pixels: out[picture, part, row, c] = n n' and, as the row behind it, the sum."""
+def _covariance(
+    x, mean, scale, out, size, steps, C: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr
+):
+    """Of n = IN(x), over a part of a picture's pixels: out[picture, part, row, c] = n n' and, as
+    the row behind it, the sum."""
     part, picture = tl.program_id(0), tl.program_id(1)
     c = tl.arange(0, C)
     acc = tl.zeros((C, C), dtype=tl.float32)
@@ -73,9 +84,11 @@ def _covariance(x, mean, scale, out, size, steps, C: tl.constexpr, BP: tl.conste
 
 
 @triton.jit
-def _wide_statistics(sums, weight, mean_out, scale_out, ws, size, eps, ROWS: tl.constexpr, C: tl.constexpr,
+def _wide_statistics(sums, weight, mean_out, scale_out, ws, size, eps, ROWS: tl.constexpr,
+                     C: tl.constexpr,
                      BR: tl.constexpr):  # fmt: skip
-    """From ``sums`` (B,C+1,C), of all parts, of BR planes of h = weight n mean and scale; and ws[picture, row, c] = weight S."""
+    """From ``sums`` (B,C+1,C), of all parts, of BR planes of h = weight n mean and scale; and
+    ws[picture, row, c] = weight S."""
     picture = tl.program_id(1)
     r = tl.program_id(0) * BR + tl.arange(0, BR)
     c = tl.arange(0, C)
@@ -91,7 +104,8 @@ def _wide_statistics(sums, weight, mean_out, scale_out, ws, size, eps, ROWS: tl.
 
 
 @triton.jit
-def _inward(x, weight, mean, scale, h_mean, h_scale, y, size, ROWS: tl.constexpr, C: tl.constexpr, BH: tl.constexpr,
+def _inward(x, weight, mean, scale, h_mean, h_scale, y, size, ROWS: tl.constexpr, C: tl.constexpr,
+            BH: tl.constexpr,
             BP: tl.constexpr):  # fmt: skip
     """y (ROWS planes) = gelu(IN(weight IN(x)))."""
     picture = tl.program_id(1)
@@ -105,11 +119,16 @@ def _inward(x, weight, mean, scale, h_mean, h_scale, y, size, ROWS: tl.constexpr
         factor = tl.load(h_scale + picture * ROWS + r)
         v = v * factor[:, None] - (tl.load(h_mean + picture * ROWS + r) * factor)[:, None]
         v = gelu_of(v, y.dtype.element_ty == tl.float32)
-        tl.store(y + r[:, None] * size + pixel[None, :], v.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
+        tl.store(
+            y + r[:, None] * size + pixel[None, :],
+            v.to(y.dtype.element_ty),
+            mask=(pixel < size)[None, :],
+        )
 
 
 @triton.jit
-def _feed_forward(x, widen, narrow, mean, scale, h_mean, h_scale, y, size, ROWS: tl.constexpr, C: tl.constexpr,
+def _feed_forward(x, widen, narrow, mean, scale, h_mean, h_scale, y, size, ROWS: tl.constexpr,
+                  C: tl.constexpr,
                   BH: tl.constexpr, BP: tl.constexpr):  # fmt: skip
     """y (C planes) = narrow gelu(IN(widen IN(x)))."""
     picture = tl.program_id(1)
@@ -125,11 +144,16 @@ def _feed_forward(x, widen, narrow, mean, scale, h_mean, h_scale, y, size, ROWS:
         v = gelu_of(v, x.dtype.element_ty == tl.float32).to(x.dtype.element_ty)
         acc = tl.dot(tl.load(narrow + c[:, None] * ROWS + r[None, :]), v, acc)
     y += picture.to(tl.int64) * C * size
-    tl.store(y + c[:, None] * size + pixel[None, :], acc.to(y.dtype.element_ty), mask=(pixel < size)[None, :])
+    tl.store(
+        y + c[:, None] * size + pixel[None, :],
+        acc.to(y.dtype.element_ty),
+        mask=(pixel < size)[None, :],
+    )
 
 
 @triton.jit
-def _onward(u, weight, y, size, ROWS: tl.constexpr, C: tl.constexpr, BH: tl.constexpr, BP: tl.constexpr,
+def _onward(u, weight, y, size, ROWS: tl.constexpr, C: tl.constexpr, BH: tl.constexpr,
+            BP: tl.constexpr,
             STAGES: tl.constexpr):  # fmt: skip
     """y (C planes) = weight gelu(u), of ROWS planes."""
     picture = tl.program_id(1)
@@ -148,15 +172,19 @@ def _onward(u, weight, y, size, ROWS: tl.constexpr, C: tl.constexpr, BH: tl.cons
 
 
 @triton.jit(do_not_specialize=["steps"])
-def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, sums, dn, dw, size, steps,
-            ROWS: tl.constexpr, C: tl.constexpr, INSIDE: tl.constexpr, OUTSIDE: tl.constexpr, BH: tl.constexpr,
+def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, sums, dn, dw, size,
+            steps,
+            ROWS: tl.constexpr, C: tl.constexpr, INSIDE: tl.constexpr, OUTSIDE: tl.constexpr,
+            BH: tl.constexpr,
             BP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """The gradient in front of a GELU, and all that can be summed on the way, of BH rows and a part of a picture's pixels.
+    """The gradient in front of a GELU, and all that can be summed on the way, of BH rows and a part
+    of a picture's pixels.
 
-    INSIDE: the GELU's input is v of the module's text, with W = ``inside`` (ROWS,C), and out = s dv; sums[picture, part, 0
-    and 1, row] of dv and dv v, dn[picture, part, row, c] = D. Else its input is u, and out = dv.
-    OUTSIDE: behind it is a 1x1 convolution with ``outside`` (C,ROWS), whose output's gradient is ``grad`` (C planes); its own
-    is dw[picture, part, c, row]. Else ``grad`` (ROWS planes) is the gradient behind the GELU.
+    INSIDE: the GELU's input is v of the module's text, with W = ``inside`` (ROWS,C), and out = s
+        dv; sums[picture, part, 0 and 1, row] of dv and dv v, dn[picture, part, row, c] = D. Else
+        its input is u, and out = dv. OUTSIDE: behind it is a 1x1 convolution with ``outside``
+        (C,ROWS), whose output's gradient is ``grad`` (C planes); its own is dw[picture, part, c,
+        row]. Else ``grad`` (ROWS planes) is the gradient behind the GELU.
     """
     part, parts, picture = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     dtype = out.dtype.element_ty
@@ -206,9 +234,11 @@ def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, 
 
 
 @triton.jit(do_not_specialize=["parts"])
-def _between(sums, dn, ws, weight, mean, scale, dw, matrix, shift_out, size, parts, ROWS: tl.constexpr, C: tl.constexpr,
+def _between(sums, dn, ws, weight, mean, scale, dw, matrix, shift_out, size, parts,
+             ROWS: tl.constexpr, C: tl.constexpr,
              BR: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """Of a picture and BC of its C columns: dW (ROWS,C) float32, -(M + diag(k)) in the maps' dtype, and the shift (C,)."""
+    """Of a picture and BC of its C columns: dW (ROWS,C) float32, -(M + diag(k)) in the maps' dtype,
+    and the shift (C,)."""
     picture = tl.program_id(1)
     c = tl.arange(0, C)
     b = tl.program_id(0) * BC + tl.arange(0, BC)
@@ -241,7 +271,8 @@ def _between(sums, dn, ws, weight, mean, scale, dw, matrix, shift_out, size, par
 
 
 @triton.jit
-def _through_norms(sdv, weight, x, x_mean, x_scale, matrix, shift, dy, dx, size, ROWS: tl.constexpr, C: tl.constexpr,
+def _through_norms(sdv, weight, x, x_mean, x_scale, matrix, shift, dy, dx, size, ROWS: tl.constexpr,
+                   C: tl.constexpr,
                    BH: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """dx = dy + scale (weight' sdv + matrix n + shift), with n = IN(x)."""
     picture = tl.program_id(1)
@@ -255,7 +286,9 @@ def _through_norms(sdv, weight, x, x_mean, x_scale, matrix, shift, dy, dx, size,
         r = first + tl.arange(0, BH)
         g = tl.load(sdv + r[:, None] * size + pixel[None, :], mask=ok, other=0.0)
         acc = tl.dot(tl.load(weight + r[None, :] * C + c[:, None]), g, acc)
-    acc = (acc + tl.load(shift + picture * C + c)[:, None]) * tl.load(x_scale + picture * C + c)[:, None]
+    acc = (acc + tl.load(shift + picture * C + c)[:, None]) * tl.load(x_scale + picture * C + c)[
+        :, None
+    ]
     at = (picture * C).to(tl.int64) * size + c[:, None] * size + pixel[None, :]
     acc += tl.load(dy + at, mask=ok, other=0.0).to(tl.float32)
     tl.store(dx + at, acc.to(dx.dtype.element_ty), mask=ok)

@@ -1,4 +1,5 @@
-"""What the conditions have in common under which kernels serve: dtypes, autocast, and whether a gradient is wanted here."""
+"""What the conditions have in common under which kernels serve: dtypes, autocast, and whether a
+gradient is wanted here."""
 
 from __future__ import annotations
 
@@ -19,5 +20,6 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def trains_on_cuda(x: Tensor) -> bool:
-    """Whether x is on CUDA and a gradient is wanted here, with no compiler at work, which would want fake kernels."""
+    """Whether x is on CUDA and a gradient is wanted here, with no compiler at work, which would
+    want fake kernels."""
     return x.is_cuda and torch.is_grad_enabled() and not torch.compiler.is_compiling()

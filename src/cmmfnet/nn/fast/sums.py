@@ -1,7 +1,9 @@
-"""The parts that kernels cut their work into, and the sums of what they leave apart, in float32: Triton.
+"""The parts that kernels cut their work into, and the sums of what they leave apart, in float32:
+Triton.
 
-PyTorch's reduction over leading axes gives few programs long columns to walk down. Here a tile takes many rows at once, and
-there are enough tiles to fill a GPU. The order is fixed, so that sums are the same from run to run.
+PyTorch's reduction over leading axes gives few programs long columns to walk down. Here a tile
+takes many rows at once, and there are enough tiles to fill a GPU. The order is fixed, so that sums
+are the same from run to run.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def _sums(parts, out, rows, columns, BR: tl.constexpr, BC: tl.constexpr):
 
 
 def in_parts(size: int, step: int, most: int) -> tuple[int, int]:
-    """How many parts ``size`` values are cut into, ``most`` at most, and the steps of ``step`` values through each."""
+    """How many parts ``size`` values are cut into, ``most`` at most, and the steps of ``step``
+    values through each."""
     blocks = triton.cdiv(size, step)
     steps = triton.cdiv(blocks, max(1, min(blocks, most)))
     return triton.cdiv(blocks, steps), steps
@@ -43,8 +46,8 @@ def float32(x: Tensor, *shape: int) -> Tensor:
 
 
 def sum_of_parts(parts: Tensor, kept: int = 0) -> Tensor:
-    """parts (..., P, *shape) float32, contiguous -> ``parts.sum`` over all axes in front of ``shape``, the last two, but the
-    first ``kept``."""
+    """parts (..., P, *shape) float32, contiguous -> ``parts.sum`` over all axes in front of
+    ``shape``, the last two, but the first ``kept``."""
     shape, leading = parts.shape[-2:], parts.shape[:kept]
     planes, columns = leading.numel(), shape.numel()
     rows = parts.shape[kept:-2].numel()
@@ -55,5 +58,7 @@ def sum_of_parts(parts: Tensor, kept: int = 0) -> Tensor:
     while wide < 256 and planes * columns >= 2 * wide * PROGRAMS:
         wide *= 2
     tall = min(triton.next_power_of_2(rows), VALUES // wide)
-    _sums[(triton.cdiv(columns, wide), planes)](parts, out, rows, columns, BR=tall, BC=wide, num_warps=4)
+    _sums[(triton.cdiv(columns, wide), planes)](
+        parts, out, rows, columns, BR=tall, BC=wide, num_warps=4
+    )
     return out

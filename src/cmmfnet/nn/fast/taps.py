@@ -1,8 +1,10 @@
-"""What lies between two convolutions of a loss network at a tap, for two pictures at once, in one pass over their maps each way.
+"""What lies between two convolutions of a loss network at a tap, for two pictures at once, in one
+pass over their maps each way.
 
-There a map is given its bias and ReLU, compared with the map of the other picture (sum of absolute differences), and pooled. All
-that the gradient needs of this is a byte an element: the difference's sign where the ReLU lets it through, and whether the pool
-took it. Maps are channels last, which is how cuDNN makes them. Triton, CUDA only; perceptual.py has the same in PyTorch.
+There a map is given its bias and ReLU, compared with the map of the other picture (sum of absolute
+differences), and pooled. All that the gradient needs of this is a byte an element: the difference's
+sign where the ReLU lets it through, and whether the pool took it. Maps are channels last, which is
+how cuDNN makes them. Triton, CUDA only; perceptual.py has the same in PyTorch.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ if triton is not None:
 
     @triton.jit
     def _one(raw, half, bias, base, row, column, channel, ok, H, W, C):
-        """Of pixels (row, column): both pictures' activations, and the offset of the first one's."""
+        """Of pixels (row, column): both pictures' activations, and the offset of the first
+        one's."""
         ok = ok & ((row < H) & (column < W))[:, None]
         at = base + (row * W + column)[:, None].to(tl.int64) * C + channel[None, :]
         a = tl.load(raw + at, mask=ok, other=0.0).to(tl.float32) + bias
@@ -34,13 +37,15 @@ if triton is not None:
     @triton.jit
     def _code(codes, at, ok, a, b, taken):
         sign = (a > b).to(tl.int32) - (a < b).to(tl.int32)
-        tl.store(codes + at, tl.where(a > 0, sign + 1 + 4 * taken.to(tl.int32), 1).to(tl.uint8), mask=ok)
+        tl.store(
+            codes + at, tl.where(a > 0, sign + 1 + 4 * taken.to(tl.int32), 1).to(tl.uint8), mask=ok
+        )
 
     @triton.jit
     def _forward(raw, biases, pooled, codes, sums, H, W, C, half, quarter, POOL: tl.constexpr,
                  CELLS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
-        """A program takes cells of 2x2 pixels of one picture and its other. half, quarter: elements of a picture's batch, and of
-        its pooled maps. sums (B, programs)."""
+        """A program takes cells of 2x2 pixels of one picture and its other. half, quarter: elements
+        of a picture's batch, and of its pooled maps. sums (B, programs)."""
         picture = tl.program_id(2).to(tl.int64)
         across = (W + 1) // 2
         cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
@@ -52,7 +57,9 @@ if triton is not None:
         a0, b0, at0, ok0, d0 = _one(raw, half, bias, base, 2 * i, 2 * j, channel, ok, H, W, C)
         a1, b1, at1, ok1, d1 = _one(raw, half, bias, base, 2 * i, 2 * j + 1, channel, ok, H, W, C)
         a2, b2, at2, ok2, d2 = _one(raw, half, bias, base, 2 * i + 1, 2 * j, channel, ok, H, W, C)
-        a3, b3, at3, ok3, d3 = _one(raw, half, bias, base, 2 * i + 1, 2 * j + 1, channel, ok, H, W, C)
+        a3, b3, at3, ok3, d3 = _one(
+            raw, half, bias, base, 2 * i + 1, 2 * j + 1, channel, ok, H, W, C
+        )
         programs = tl.num_programs(0) * tl.num_programs(1)
         program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
         tl.store(sums + picture * programs + program, tl.sum(d0 + d1 + d2 + d3))
@@ -84,10 +91,12 @@ if triton is not None:
         tl.store(out + at, found.to(out.dtype.element_ty), mask=ok)
 
     @triton.jit
-    def _backward(codes, gradients, through, out, H, W, C, over, POOL: tl.constexpr, CELLS: tl.constexpr,
+    def _backward(codes, gradients, through, out, H, W, C, over, POOL: tl.constexpr,
+                  CELLS: tl.constexpr,
                   CHANNELS: tl.constexpr):  # fmt: skip
-        """out: the gradient of the convolution's result, from that of each picture's mean difference, ``gradients`` (B,), and
-        that of its pooled map, ``through``. over: 1 / elements of a picture's map."""
+        """out: the gradient of the convolution's result, from that of each picture's mean
+        difference, ``gradients`` (B,), and that of its pooled map, ``through``. over: 1 / elements
+        of a picture's map."""
         picture = tl.program_id(2).to(tl.int64)
         across = (W + 1) // 2
         cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
@@ -114,33 +123,43 @@ def _grid(batch: int, channels: int, height: int, width: int) -> tuple[int, int,
 
 
 def compare(raw: Tensor, bias: Tensor, pool: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """``raw`` (2B,C,H,W) channels last: a convolution of B pictures and of B others, without its ``bias`` (C,) -> the mean
-    absolute difference of their activations (B,) float32; both pooled by 2x2 (2B,C,H//2,W//2) if ``pool``; codes for
-    :func:`compare_backward`."""
+    """``raw`` (2B,C,H,W) channels last: a convolution of B pictures and of B others, without its
+    ``bias`` (C,) -> the mean absolute difference of their activations (B,) float32; both pooled by
+    2x2 (2B,C,H//2,W//2) if ``pool``; codes for :func:`compare_backward`."""
     batch, channels, height, width = raw.shape[0] // 2, *raw.shape[1:]
     raw = raw.contiguous(memory_format=torch.channels_last)
     grid = _grid(batch, channels, height, width)
     shape = 2 * batch, channels, height // 2, width // 2
-    pooled = torch.empty(shape, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last) if pool else None
+    pooled = (
+        torch.empty(shape, dtype=raw.dtype, device=raw.device, memory_format=torch.channels_last)
+        if pool
+        else None
+    )
     codes = torch.empty((batch, height, width, channels), dtype=torch.uint8, device=raw.device)
     sums = torch.empty((batch, grid[0] * grid[1]), dtype=torch.float32, device=raw.device)
     quarter = batch * channels * (height // 2) * (width // 2)
     _forward[grid](
-        raw, bias, raw if pooled is None else pooled, codes, sums, height, width, channels, raw.numel() // 2, quarter,
+        raw, bias, raw if pooled is None else pooled, codes, sums, height, width, channels,
+        raw.numel() // 2, quarter,
         POOL=pool, CELLS=_CELLS, CHANNELS=_CHANNELS, num_warps=4,
     )  # fmt: skip
     return sums.sum(dim=1) / (channels * height * width), pooled, codes
 
 
-def compare_backward(codes: Tensor, gradients: Tensor, through: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Gradient (B,C,H,W) channels last of the first pictures' ``raw``: from those of their differences (B,) float32, and of
-    their pooled maps, ``through`` (B,C,H//2,W//2), where there are some."""
+def compare_backward(
+    codes: Tensor, gradients: Tensor, through: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Gradient (B,C,H,W) channels last of the first pictures' ``raw``: from those of their
+    differences (B,) float32, and of their pooled maps, ``through`` (B,C,H//2,W//2), where there are
+    some."""
     batch, height, width, channels = codes.shape
     out = torch.empty_like(codes, dtype=dtype).permute(0, 3, 1, 2)
     if through is not None:
         through = through.contiguous(memory_format=torch.channels_last)
     _backward[_grid(batch, channels, height, width)](
-        codes, gradients.contiguous(), out if through is None else through, out, height, width, channels,
-        1 / (channels * height * width), POOL=through is not None, CELLS=_CELLS, CHANNELS=_CHANNELS, num_warps=4,
+        codes, gradients.contiguous(), out if through is None else through, out, height, width,
+        channels,
+        1 / (channels * height * width), POOL=through is not None, CELLS=_CELLS, CHANNELS=_CHANNELS,
+        num_warps=4,
     )  # fmt: skip
     return out

@@ -1,7 +1,9 @@
-"""Linear layers on tokens for training on CUDA in 16 bits: products by torch.mm as ever, gradients of biases by kernels.
+"""Linear layers on tokens for training on CUDA in 16 bits: products by torch.mm as ever, gradients
+of biases by kernels.
 
-Around the products of a transformer's tokens PyTorch spends as much time again: a slow reduction for each bias, a pass for
-GELU's gradient, and for query, key and value of the same tokens three products each way and two additions of gradients.
+Around the products of a transformer's tokens PyTorch spends as much time again: a slow reduction
+for each bias, a pass for GELU's gradient, and for query, key and value of the same tokens three
+products each way and two additions of gradients.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ WIDEST = 4096  # channels of a token that a norm's kernel holds
 
 
 def serves_tokens(x: Tensor) -> bool:
-    """Whether the functions here and in token_norm.py take x (...,D): CUDA, a gradient wanted, products in 16 bits, no compiler
-    at work."""
+    """Whether the functions here and in token_norm.py take x (...,D): CUDA, a gradient wanted,
+    products in 16 bits, no compiler at work."""
     return (
         triton is not None
         and trains_on_cuda(x)
@@ -37,8 +39,8 @@ def serves_tokens(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear``: x (...,K), weight (N,K), bias (N,) -> (...,N) of ``product_dtype``; x and weights of any dtype, which
-    their gradients have, too. Where ``serves_tokens``."""
+    """``F.linear``: x (...,K), weight (N,K), bias (N,) -> (...,N) of ``product_dtype``; x and
+    weights of any dtype, which their gradients have, too. Where ``serves_tokens``."""
     return _Linear.apply(x.to(product_dtype(x)), weight, bias, False)
 
 
@@ -47,9 +49,11 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _Linear.apply(x.to(product_dtype(x)), weight, bias, True)
 
 
-def linear_of_three(x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Three linear layers of the same x and size, as ``linear`` of each; one product for all. The results are views of one
-    tensor (...,3N)."""
+def linear_of_three(
+    x: Tensor, weights: tuple[Tensor, ...], biases: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Three linear layers of the same x and size, as ``linear`` of each; one product for all. The
+    results are views of one tensor (...,3N)."""
     return _Three.apply(x.to(product_dtype(x)), *weights, *biases)
 
 

@@ -1,9 +1,12 @@
-"""Layer norm for training on CUDA in 16 bits, and the addition of a residual branch that comes before it: Triton.
+"""Layer norm for training on CUDA in 16 bits, and the addition of a residual branch that comes
+before it: Triton.
 
-Under autocast PyTorch's norm is in float32: a float32 map goes out, and each linear layer behind it casts it, and its gradient
-back. The addition in front is a pass of its own each way, and the gradients of the norm's weights are another. Here a map is
-read once: sum, norm and cast forwards; backwards the norm's gradient, that beside it, and the sums over tokens that the gradients
-of weights are, among them that of the bias of the branch's last layer. Arithmetic is in float32, sums have a fixed order.
+Under autocast PyTorch's norm is in float32: a float32 map goes out, and each linear layer behind it
+casts it, and its gradient back. The addition in front is a pass of its own each way, and the
+gradients of the norm's weights are another. Here a map is read once: sum, norm and cast forwards;
+backwards the norm's gradient, that beside it, and the sums over tokens that the gradients of
+weights are, among them that of the bias of the branch's last layer. Arithmetic is in float32, sums
+have a fixed order.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ except ImportError:  # no Triton on this platform: transformer.py goes its ordin
 
 
 class Cut(NamedTuple):
-    """How the work is cut: values of a program at a time (whole tokens), warps, about how many programs in all."""
+    """How the work is cut: values of a program at a time (whole tokens), warps, about how many
+    programs in all."""
 
     values: int
     warps: int
@@ -38,16 +42,20 @@ FORWARD = Cut(2048, 4)
 BACKWARD = Cut(1024, 2, 528)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None) -> Tensor:
-    """``F.layer_norm`` of x (...,D) over D, weight and bias (D,): of ``dtype``, else of ``product_dtype``. Where
-    ``serves_tokens``."""
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``F.layer_norm`` of x (...,D) over D, weight and bias (D,): of ``dtype``, else of
+    ``product_dtype``. Where ``serves_tokens``."""
     return _Norm.apply(x, weight, bias, eps, dtype or product_dtype(x))
 
 
 def add_layer_norm(
-    x: Tensor, branch: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, dtype: torch.dtype | None = None
+    x: Tensor, branch: Tensor, added: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5,
+    dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """x and branch (...,D), added (D,) -> x + (branch + added), of the wider dtype of x and branch, and its ``layer_norm``."""
+    """x and branch (...,D), added (D,) -> x + (branch + added), of the wider dtype of x and branch,
+    and its ``layer_norm``."""
     return _AddNorm.apply(x, branch, added, weight, bias, eps, dtype or product_dtype(x))
 
 
@@ -93,7 +101,8 @@ class _AddNorm(torch.autograd.Function):
 if triton is not None:
 
     @triton.jit
-    def _forward(x, branch, added, total, weight, bias, y, mean, scale, rows, width, eps, ADD: tl.constexpr,
+    def _forward(x, branch, added, total, weight, bias, y, mean, scale, rows, width, eps,
+                 ADD: tl.constexpr,
                  FULL: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):  # fmt: skip
         if FULL:
             width = BD  # so that the compiler leaves masks out
@@ -119,10 +128,13 @@ if triton is not None:
         tl.store(y + at, v.to(y.dtype.element_ty), mask=ok)
 
     @triton.jit
-    def _backward(dy, dtotal, x, mean, scale, weight, dx, dbranch, parts, rows, width, each, ADD: tl.constexpr,
-                  SPLIT: tl.constexpr, BRANCH: tl.constexpr, FULL: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr):  # fmt: skip
-        """parts[part, kind, column]: over ``each`` tokens, the sums of dy times the normalised value, of dy, and for BRANCH of
-        dx. ADD: dx has dtotal in it. SPLIT: dx goes to dbranch, too, in another dtype."""
+    def _backward(dy, dtotal, x, mean, scale, weight, dx, dbranch, parts, rows, width, each,
+                  ADD: tl.constexpr,
+                  SPLIT: tl.constexpr, BRANCH: tl.constexpr, FULL: tl.constexpr, BR: tl.constexpr,
+                  BD: tl.constexpr):  # fmt: skip
+        """parts[part, kind, column]: over ``each`` tokens, the sums of dy times the normalised
+        value, of dy, and for BRANCH of dx. ADD: dx has dtotal in it. SPLIT: dx goes to dbranch,
+        too, in another dtype."""
         if FULL:
             width = BD
         part, column = tl.program_id(0), tl.arange(0, BD)
@@ -138,11 +150,17 @@ if triton is not None:
             g = tl.load(dy + at, mask=ok, other=0.0).to(tl.float32)
             n = tl.load(x + at, mask=ok, other=0.0).to(tl.float32)
             over = tl.load(scale + row, mask=row < rows, other=0.0)[:, None]
-            n = tl.where(ok, (n - tl.load(mean + row, mask=row < rows, other=0.0)[:, None]) * over, 0.0)
+            n = tl.where(
+                ok, (n - tl.load(mean + row, mask=row < rows, other=0.0)[:, None]) * over, 0.0
+            )
             of_weight += g * n
             of_bias += g
             g *= w
-            d = over * (g - (tl.sum(g, axis=1) / width)[:, None] - n * (tl.sum(g * n, axis=1) / width)[:, None])
+            d = over * (
+                g
+                - (tl.sum(g, axis=1) / width)[:, None]
+                - n * (tl.sum(g * n, axis=1) / width)[:, None]
+            )
             if ADD:
                 d += tl.load(dtotal + at, mask=ok, other=0.0).to(tl.float32)
             tl.store(dx + at, d.to(dx.dtype.element_ty), mask=ok)
@@ -159,10 +177,16 @@ if triton is not None:
 
     def _cut(cut: Cut, width: int) -> dict[str, int]:
         block = triton.next_power_of_2(width)
-        return {"BR": max(1, cut.values // block), "BD": block, "FULL": block == width, "num_warps": cut.warps}
+        return {
+            "BR": max(1, cut.values // block),
+            "BD": block,
+            "FULL": block == width,
+            "num_warps": cut.warps,
+        }
 
     def _run(
-        x: Tensor, branch: Tensor | None, added: Tensor | None, total: Tensor, weight: Tensor, bias: Tensor, eps: float,
+        x: Tensor, branch: Tensor | None, added: Tensor | None, total: Tensor, weight: Tensor,
+        bias: Tensor, eps: float,
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Writes ``total`` where there is a branch; -> y, mean and scale."""
@@ -170,16 +194,19 @@ if triton is not None:
         rows, cut = x.numel() // width, _cut(FORWARD, width)
         mean, scale = torch.empty(2, rows, dtype=torch.float32, device=x.device)
         _forward[(triton.cdiv(rows, cut["BR"]),)](
-            x, x if branch is None else branch, weight if added is None else added, total, weight, bias, y, mean, scale, rows,
+            x, x if branch is None else branch, weight if added is None else added, total, weight,
+            bias, y, mean, scale, rows,
             width, eps, ADD=branch is not None, **cut,
         )  # fmt: skip
         return y, mean, scale
 
     def _run_backward(
-        dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, statistics: list[Tensor], vectors: list[Tensor],
+        dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, statistics: list[Tensor],
+        vectors: list[Tensor],
         of_branch: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Writes the gradients of weight, bias and, where there is a branch (of that dtype), ``added``; -> those of x and of it."""
+        """Writes the gradients of weight, bias and, where there is a branch (of that dtype),
+        ``added``; -> those of x and of it."""
         dy, width, dx = dy.contiguous(), x.shape[-1], torch.empty_like(x)
         dtotal = None if dtotal is None else dtotal.contiguous()
         split = of_branch not in (None, x.dtype)
@@ -188,8 +215,10 @@ if triton is not None:
         count, steps = in_parts(rows, cut["BR"], BACKWARD.programs)
         parts = torch.empty(count, len(vectors), width, dtype=torch.float32, device=x.device)
         _backward[(count,)](
-            dy, dy if dtotal is None else dtotal, x, *statistics, weight, dx, dbranch, parts, rows, width,
-            steps * cut["BR"], ADD=dtotal is not None, SPLIT=split, BRANCH=of_branch is not None, **cut,
+            dy, dy if dtotal is None else dtotal, x, *statistics, weight, dx, dbranch, parts, rows,
+            width,
+            steps * cut["BR"], ADD=dtotal is not None, SPLIT=split, BRANCH=of_branch is not None,
+            **cut,
         )  # fmt: skip
         totals(parts, vectors)
         return dx, dbranch

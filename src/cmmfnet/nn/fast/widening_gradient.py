@@ -1,15 +1,19 @@
-"""The first layer of a U-Net on a thermal frame for training on CUDA: widening.py's, with a gradient.
+"""The first layer of a U-Net on a thermal frame for training on CUDA: widening.py's, with a
+gradient.
 
-Its map is the largest of the network, and what makes it is a line (or a plane) of one value (or two) at each pixel. So nothing of
-the map is kept: what goes backwards computes it again from the frame. With x' the deviations of the frame's channels from their
-means, S their covariance over a picture's N pixels, w a row of the convolution and s = 1 / sqrt(w S w' + eps), the normalised
-map is v = s w x'. Behind it comes d, the gradient in front of the GELU, and through the norm
+Its map is the largest of the network, and what makes it is a line (or a plane) of one value (or
+two) at each pixel. So nothing of the map is kept: what goes backwards computes it again from the
+frame. With x' the deviations of the frame's channels from their means, S their covariance over a
+picture's N pixels, w a row of the convolution and s = 1 / sqrt(w S w' + eps), the normalised map is
+v = s w x'. Behind it comes d, the gradient in front of the GELU, and through the norm
 
-    dw = sum of s (d - mean(d) - v mean(d v)) x' = s (D - s^2 (w D) S w) = s^3 (eps D + (w S w') D - (w D) S w)
+    dw = sum of s (d - mean(d) - v mean(d v)) x' = s (D - s^2 (w D) S w) = s^3 (eps D + (w S w') D -
+    (w D) S w)
 
-with D = sum of d x', all that has to be summed: one read of the map's gradient. The last two terms cancel for one channel, whose
-scale the norm takes away but for eps, and are w's other channel times D_0 (S w)_1 - D_1 (S w)_0 (or its negative) for two; put
-so, nothing is lost in differences of large numbers, which is all that autograd finds for one channel.
+with D = sum of d x', all that has to be summed: one read of the map's gradient. The last two terms
+cancel for one channel, whose scale the norm takes away but for eps, and are w's other channel times
+D_0 (S w)_1 - D_1 (S w)_0 (or its negative) for two; put so, nothing is lost in differences of large
+numbers, which is all that autograd finds for one channel.
 """
 
 from __future__ import annotations
@@ -34,14 +38,15 @@ except ImportError:  # no Triton on this platform: layers.Downsample goes its or
 FORWARD = {"values": 4096, "warps": 4}
 """Of a program that writes the map: pixels times channels, warps."""
 BACKWARD = {"pixels": 32, "parts": 44, "warps": 4, "stages": 1}
-"""Pixels at a time (of 64 channels), parts of a picture whose sums are kept apart, warps, stages of loads ahead."""
+"""Pixels at a time (of 64 channels), parts of a picture whose sums are kept apart, warps, stages of
+loads ahead."""
 PART = 4096
 """Pixels of a frame whose moments are taken together."""
 
 
 def serves_widen_with_gradient(x: Tensor) -> bool:
-    """Whether ``widen_with_gradient`` takes this frame here: CUDA, a gradient wanted but not of the frame, one channel or two,
-    what comes out in 16 bits, no compiler at work."""
+    """Whether ``widen_with_gradient`` takes this frame here: CUDA, a gradient wanted but not of the
+    frame, one channel or two, what comes out in 16 bits, no compiler at work."""
     return (
         triton is not None
         and trains_on_cuda(x)
@@ -53,9 +58,11 @@ def serves_widen_with_gradient(x: Tensor) -> bool:
 
 
 def widen_with_gradient(x: Tensor, weight: Tensor, unfelt: Tensor, eps: float = 1e-5) -> Tensor:
-    """x (B,I,H,W), weight (O,I,1,1) -> gelu(IN(weight * x)), (B,O,H,W), channels-last, in autocast's dtype or else x's.
+    """x (B,I,H,W), weight (O,I,1,1) -> gelu(IN(weight * x)), (B,O,H,W), channels-last, in
+    autocast's dtype or else x's.
 
-    ``unfelt``: the convolution's bias (O,), whose gradient is zero. That of the weight is in the weight's dtype.
+    ``unfelt``: the convolution's bias (O,), whose gradient is zero. That of the weight is in the
+    weight's dtype.
     """
     return _Widen.apply(x, weight, unfelt, product_dtype(x), eps)
 
@@ -73,7 +80,11 @@ class _Widen(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         x, weight, unfelt, *factors = ctx.saved_tensors
-        dw = _backward(dy, x, weight, factors, ctx.eps).reshape(ctx.shape) if ctx.needs_input_grad[1] else None
+        dw = (
+            _backward(dy, x, weight, factors, ctx.eps).reshape(ctx.shape)
+            if ctx.needs_input_grad[1]
+            else None
+        )
         return None, dw, torch.zeros_like(unfelt) if ctx.needs_input_grad[2] else None, None, None
 
 
@@ -81,8 +92,8 @@ if triton is not None:
 
     @triton.jit
     def _moments(x, moments, size, parts, INPUTS: tl.constexpr, BLOCK: tl.constexpr):
-        """moments (B,parts,5): of a part of a picture's pixels the means of both channels, and the sums of their deviations'
-        products 00, 01, 11. Of one channel only what is of it."""
+        """moments (B,parts,5): of a part of a picture's pixels the means of both channels, and the
+        sums of their deviations' products 00, 01, 11. Of one channel only what is of it."""
         part, picture = tl.program_id(0), tl.program_id(1)
         at = part * BLOCK + tl.arange(0, BLOCK)
         ok = at < size
@@ -103,10 +114,12 @@ if triton is not None:
             tl.store(to + 4, tl.sum(b * b))
 
     @triton.jit
-    def _lines(moments, weight, matrix, shift, known, size, parts, channels, eps, INPUTS: tl.constexpr, PARTS: tl.constexpr,
+    def _lines(moments, weight, matrix, shift, known, size, parts, channels, eps,
+               INPUTS: tl.constexpr, PARTS: tl.constexpr,
                BLOCK: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-        """matrix (B,O,I) and shift (B,O): what a picture's pixels are multiplied by, and what is added, to be normalised.
-        known (B,5): means and covariance of its channels, from the moments of all parts (Chan et al., 1983, eq. 2.1)."""
+        """matrix (B,O,I) and shift (B,O): what a picture's pixels are multiplied by, and what is
+        added, to be normalised. known (B,5): means and covariance of its channels, from the moments
+        of all parts (Chan et al., 1983, eq. 2.1)."""
         picture = tl.program_id(1)
         i = tl.arange(0, PARTS)
         ok = i < parts
@@ -143,7 +156,8 @@ if triton is not None:
         tl.store(shift + to, -moved, mask=inside)
 
     @triton.jit(do_not_specialize=["steps", "parts"])
-    def _sums(dy, x, matrix, shift, known, found, size, channels, steps, parts, INPUTS: tl.constexpr, BP: tl.constexpr,
+    def _sums(dy, x, matrix, shift, known, found, size, channels, steps, parts,
+              INPUTS: tl.constexpr, BP: tl.constexpr,
               BC: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
         """found (B,parts,I,O): D of the module's text, of a part of a picture's pixels."""
         part, picture = tl.program_id(0), tl.program_id(2)
@@ -163,7 +177,11 @@ if triton is not None:
         for step in tl.range(0, steps, num_stages=STAGES):
             pixel = (part * steps + step) * BP + tl.arange(0, BP)
             ok = pixel < size
-            d = tl.load(dy + pixel[:, None] * channels + c[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
+            d = tl.load(
+                dy + pixel[:, None] * channels + c[None, :],
+                mask=ok[:, None] & inside[None, :],
+                other=0.0,
+            )
             a = tl.load(x + pixel, mask=ok, other=0.0).to(tl.float32)
             v = a[:, None] * factor_a + added
             if INPUTS == 2:
@@ -179,7 +197,8 @@ if triton is not None:
             tl.store(to + channels, tl.sum(sum_b, axis=0), mask=inside)
 
     @triton.jit
-    def _through_norm(found, weight, known, dw, parts, channels, eps, INPUTS: tl.constexpr, PARTS: tl.constexpr,
+    def _through_norm(found, weight, known, dw, parts, channels, eps, INPUTS: tl.constexpr,
+                      PARTS: tl.constexpr,
                       BC: tl.constexpr):  # fmt: skip
         """dw (B,O,I): a picture's share of the weight's gradient."""
         picture = tl.program_id(1)
@@ -219,7 +238,9 @@ if triton is not None:
         )  # fmt: skip
         return matrix, shift, known
 
-    def _backward(dy: Tensor, x: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor, Tensor], eps: float) -> Tensor:
+    def _backward(
+        dy: Tensor, x: Tensor, weight: Tensor, factors: tuple[Tensor, Tensor, Tensor], eps: float
+    ) -> Tensor:
         """dy (B,O,H,W) -> the gradient of ``weight`` (O,I), in its dtype."""
         (matrix, shift, known), size = factors, x.shape[2] * x.shape[3]
         batch, channels, inputs = matrix.shape
@@ -229,11 +250,14 @@ if triton is not None:
         found, dw = float32(x, batch, parts, inputs, channels), float32(x, batch, channels, inputs)
         across = triton.cdiv(channels, columns)
         _sums[(parts, across, batch)](
-            dy.contiguous(memory_format=torch.channels_last), x, matrix, shift, known, found, size, channels, steps, parts,
-            INPUTS=inputs, BP=pixels, BC=columns, STAGES=BACKWARD["stages"], num_warps=BACKWARD["warps"],
+            dy.contiguous(memory_format=torch.channels_last), x, matrix, shift, known, found, size,
+            channels, steps, parts,
+            INPUTS=inputs, BP=pixels, BC=columns, STAGES=BACKWARD["stages"],
+            num_warps=BACKWARD["warps"],
         )  # fmt: skip
         _through_norm[(across, batch)](
-            found, weight, known, dw, parts, channels, eps, INPUTS=inputs, PARTS=triton.next_power_of_2(parts), BC=columns,
+            found, weight, known, dw, parts, channels, eps, INPUTS=inputs,
+            PARTS=triton.next_power_of_2(parts), BC=columns,
             num_warps=4,
         )  # fmt: skip
         return dw.sum(dim=0).to(weight.dtype)

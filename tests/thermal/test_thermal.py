@@ -320,7 +320,7 @@ def test_torch_tensors_are_read_without_importing_torch():
     "source",
     [
         np.zeros((2, 2), complex),
-        np.array([[object()]]),
+        pytest.param(np.array([[object()]]), id="objects"),
         np.array([["a"]]),
         np.zeros((2, 2), "datetime64[s]"),
         np.zeros((0, 5)),
@@ -333,7 +333,7 @@ def test_torch_tensors_are_read_without_importing_torch():
         None,
         3,
         [[1, 2], [3, 4]],
-        object(),
+        pytest.param(object(), id="an object"),
     ],
     ids=repr,
 )

@@ -18,10 +18,11 @@ from cmmfnet.data.made.lab import to_lab
 from cmmfnet.data.made.recolour import foliage, nightfall, paint, painted_surface, snow
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.scenes.repaint import repaint
-from cmmfnet.data.scenes.scenes import CLASSES, render
+from cmmfnet.data.scenes.scenes import render
 from cmmfnet.evaluation.evaluate import centre_crops
 from cmmfnet.evaluation.intervals import percentile_interval
 from cmmfnet.text.colour_words import FOLIAGE, PAINT
+from cmmfnet.text.labels import CLASSES
 from cmmfnet.thermal.frame import normalise
 
 

@@ -20,9 +20,9 @@ from test_pairs import data_set
 from cmmfnet.data import batches as batches_module
 from cmmfnet.data import items as items_module
 from cmmfnet.data.augment import stretch
-from cmmfnet.data.batches import IGNORE, Batch, Batches, Source
+from cmmfnet.data.batches import Batch, Batches, Source
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.scenes.scenes import CLASSES
+from cmmfnet.text.labels import CLASSES, IGNORE
 
 ENTRIES = [
     {

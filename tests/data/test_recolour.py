@@ -12,9 +12,10 @@ from cmmfnet.data.made import recolour as r
 from cmmfnet.data.made.repainted import changes, repainted, write_repainted
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.scenes.repaint import repaint
-from cmmfnet.data.scenes.scenes import CLASSES, render, write_pairs
+from cmmfnet.data.scenes.scenes import render, write_pairs
 from cmmfnet.text import colour_words
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
+from cmmfnet.text.labels import CLASSES
 from cmmfnet.text.vocabulary import WORDS
 
 SIZE = (96, 128)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cmmfnet.data.scenes.scenes import CLASSES
 from cmmfnet.data.simulate import PRIOR, level, simulate_thermal, simulation_draws
+from cmmfnet.text.labels import CLASSES
 
 
 def generator(seed: int) -> torch.Generator:

@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.data.batches import IGNORE, Batch
+from cmmfnet.data.batches import Batch
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.interaction import ImageEncoder, tone_channels
-from cmmfnet.methods.cmmfnet.method import MAX_TAGS, CMMFNetMethod
+from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
 from cmmfnet.methods.cmmfnet.network import PAPER, RELEASED
 from cmmfnet.methods.method import Moment, in_full_precision
 from cmmfnet.nn import perceptual
 from cmmfnet.nn.blocks import PatchDiscriminator
 from cmmfnet.nn.perceptual import feature_layers
+from cmmfnet.text.labels import IGNORE
 from cmmfnet.text.sentences import DEFAULT_PROMPT, WORDS
+from cmmfnet.text.vocabulary import MAX_TAGS
 
 TINY = {
     "method": "cmmfnet", "channels": (4, 8, 16), "encoder_blocks": (1, 1, 1),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from cmmfnet.data.scenes.scenes import CLASSES
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
 from cmmfnet.methods.cmmfnet.regions import (
@@ -20,6 +19,7 @@ from cmmfnet.methods.cmmfnet.regions import (
     region_targets,
 )
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights, said_of
+from cmmfnet.text.labels import CLASSES
 from cmmfnet.text.parser import parse_tags
 from cmmfnet.text.sentences import tag_ids
 from cmmfnet.text.vocabulary import WORDS

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cmmfnet.data.items import IGNORE
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.scenes.scenes import CLASSES, write_pairs
+from cmmfnet.data.scenes.scenes import write_pairs
 from cmmfnet.methods import build_network
+from cmmfnet.text.labels import CLASSES, IGNORE
 from cmmfnet.training.found_labels import found, guided, write_found_labels
 from cmmfnet.weights.files import save_model
 

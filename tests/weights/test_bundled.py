@@ -11,8 +11,9 @@ from scipy.ndimage import binary_dilation
 import cmmfnet.weights.files
 from cmmfnet import Colorizer
 from cmmfnet.data.made.lab import to_lab
-from cmmfnet.data.scenes.scenes import CLASSES, render
+from cmmfnet.data.scenes.scenes import render
 from cmmfnet.evaluation.metrics import colourfulness, psnr
+from cmmfnet.text.labels import CLASSES
 
 LIMIT = 32 * 2**20  # of all bundled weights together: they travel with every clone
 

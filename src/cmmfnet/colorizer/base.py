@@ -22,7 +22,7 @@ from cmmfnet.colorizer.sizes import guided_upsample, pad, resize, to_picture
 from cmmfnet.text.attributes import said_of
 from cmmfnet.text.parser import Parsed, warn_unknown
 from cmmfnet.text.prompt import CorrectionError, Prompt, read_prompt
-from cmmfnet.text.vocabulary import WORDS
+from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 from cmmfnet.thermal.frame import Thermal, normalise, parse_span, read_thermal
 
 Source = str | Path | bytes | np.ndarray | Thermal
@@ -319,9 +319,6 @@ class FrameColorizer:
         if not getattr(self.network, "takes_colours", False):
             return self._embed(names)
         return self._embed(names, said_of(names, colours, text))
-
-
-MAX_TAGS = 16  # of one picture; of more names the first count
 
 
 @dataclass(frozen=True)

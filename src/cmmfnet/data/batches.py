@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from cmmfnet.data.augment import Crop, Draws, sensor, sensor_draws, stretch
-from cmmfnet.data.items import IGNORE, Items, Source
+from cmmfnet.data.items import Items, Source
 from cmmfnet.data.pairs import PairsError
 from cmmfnet.data.simulate import simulate_thermal, simulation_draws
+from cmmfnet.text.labels import IGNORE
 from cmmfnet.training.recipe import GIVEN, givers
 
-__all__ = ["IGNORE", "Batch", "Batches", "Source"]
+__all__ = ["Batch", "Batches", "Source"]
 
 PATIENCE = 900.0
 """Seconds to wait for a batch: long enough to fetch a shard over a slow line, short enough to

@@ -21,12 +21,10 @@ from cmmfnet.data.made.lab import colours_of
 from cmmfnet.data.made.recolour import Recoloured, recolour
 from cmmfnet.data.made.repainted import repainted
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.scenes.scenes import CLASSES, COCOSTUFF
 from cmmfnet.data.simulate import level
+from cmmfnet.text.labels import CLASSES, COCOSTUFF, IGNORE
 from cmmfnet.text.parser import parse_tags
 from cmmfnet.training.recipe import GIVEN
-
-IGNORE = 255  # label of pixels that have none
 
 
 @dataclass
@@ -310,7 +308,7 @@ def _check_label(label: np.ndarray, what: str) -> None:
     if unknown.size:
         raise PairsError(
             f"{what}: label map with class {int(unknown.max())}; expected ids below {len(CLASSES)} "
-            f"(cmmfnet.data.scenes.scenes.CLASSES), 0 or {IGNORE} where there is none"
+            f"(cmmfnet.text.labels.CLASSES), 0 or {IGNORE} where there is none"
         )
 
 

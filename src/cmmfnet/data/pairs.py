@@ -9,7 +9,7 @@ A folder with
   (COCO-Stuff names) are used where they are given.
 - ``thermal/NAME.EXT``: one-channel pictures, 8 or 16 bit, anything that ``read_thermal`` takes.
 - ``visible/NAME.EXT``: 8-bit RGB pictures of the same size.
-- ``label/NAME.png`` (optional): uint8 class ids (``data.scenes.CLASSES``), for sources that have
+- ``label/NAME.png`` (optional): uint8 class ids (``text.labels.CLASSES``), for sources that have
   them.
 
 Labelled colour photos without thermal (for simulation) have the same layout with ``photo`` in place

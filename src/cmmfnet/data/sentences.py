@@ -92,7 +92,7 @@ def sentence(data: Path, entry: dict) -> str:
     tags = entry.get("tags") or []
     label = data / "label" / f"{entry['name']}.png"
     if not tags and label.is_file():
-        from cmmfnet.data.scenes.scenes import CLASSES, COCOSTUFF
+        from cmmfnet.text.labels import CLASSES, COCOSTUFF
 
         with Image.open(label) as picture:
             area = np.bincount(np.asarray(picture).ravel(), minlength=len(CLASSES))[: len(CLASSES)]

@@ -22,7 +22,7 @@ from cmmfnet.data.augment import Draws, blur, normal, uniform
 from cmmfnet.data.decode import quantile
 
 # Class -> mean and deviation of its apparent temperature on a 0..1 scale, by day (ids:
-# data.scenes.CLASSES).
+# text.labels.CLASSES).
 PRIOR: tuple[tuple[float, float], ...] = (
     (0.50, 0.25),  # unlabelled
     (0.05, 0.10),  # sky

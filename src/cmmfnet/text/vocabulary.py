@@ -119,8 +119,8 @@ couch: sofa, settee
 chair: armchair, stool, seat
 table: coffee table, picnic table, desk
 dining table: dinner table
-potted plant: pot plant, plant pot, houseplant, house plant, planter, flower pot, flowerpot, flower
-urn
+potted plant: pot plant, plant pot, houseplant, house plant, planter, flower pot, flowerpot
+potted plant: flower urn
 teddy bear: teddy, stuffed bear
 book: textbook
 clock: post clock, wall clock
@@ -451,3 +451,6 @@ doored edged sided
 faced ish mid outdoors mown cobbled neon hi vis footage drone aerial country security surveillance
 happy lively
 """)
+
+MAX_TAGS = 16
+"""Names of one picture that a network takes; of more names the first count."""

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet.colorizer.sizes import box_mean
-from cmmfnet.data.items import IGNORE
 from cmmfnet.data.pairs import Folder, Pairs, PairsError
 from cmmfnet.data.prepare.place import place_pair
 from cmmfnet.data.prepare.raw import RawPair
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.text.labels import IGNORE
 
 SIDE = 256  # pixels of the short side at which the network looks and regions are drawn
 
@@ -101,7 +101,7 @@ def write_found_labels(
 
 def found(network, thermal: np.ndarray, visible: np.ndarray, least: float, device) -> np.ndarray:
     """thermal (H,W) uint8 and visible (H,W,3) uint8 -> label (H,W) uint8, ids of
-    data.scenes.CLASSES or IGNORE.
+    text.labels.CLASSES or IGNORE.
 
     The mean of the network's shares for the frame and its mirror image, smoothed along the photo's
     edges (guided filter, He et al. 2013), so that a region that is painted ends where the thing

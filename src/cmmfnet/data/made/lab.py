@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cmmfnet.data.scenes.scenes import CLASSES
+from cmmfnet.text.labels import CLASSES
 
 LEAST = 0.01
 """Part of the picture that a region must have to be painted: smaller ones give no signal."""
@@ -102,7 +102,7 @@ def colours_of(
     photo: np.ndarray, label: np.ndarray, names: dict[str, str | None]
 ) -> list[tuple[str, str]]:
     """(colour, name) of the regions whose colour has a name; ``names``: class -> what it is called
-    (data.scenes.COCOSTUFF).
+    (text.labels.COCOSTUFF).
 
     What is far darker than paint of its colour is called so ("dark green" trees): the plain word
     would mean less and less.

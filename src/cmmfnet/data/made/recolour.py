@@ -7,7 +7,7 @@ the words must. Shading and fine texture stay: the work is a shift in CIELAB tow
 lightness as a power law about the region's median, so that black stays black.
 
 Everything is a function of the picture, its label map and a generator. Arrays: photo (H,W,3) uint8
-sRGB, label (H,W) uint8 (ids of data.scenes.CLASSES).
+sRGB, label (H,W) uint8 (ids of text.labels.CLASSES).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cmmfnet.data.made.lab import LEAST, to_lab, to_rgb
-from cmmfnet.data.scenes.scenes import CLASSES
 from cmmfnet.text.colour_words import (
     BLUE_SKY,
     CAR_COLOURS,
@@ -33,6 +32,7 @@ from cmmfnet.text.colour_words import (
     draw_foliage,
     near,
 )
+from cmmfnet.text.labels import CLASSES
 
 _PAINTED = {
     "car": PAINT, "truck": PAINT, "bus": PAINT, "door": PAINT, "building": MASONRY, "wall": MASONRY,

@@ -27,9 +27,10 @@ from tqdm import tqdm
 from cmmfnet.data.made.lab import LEAST, to_rgb
 from cmmfnet.data.made.recolour import Recoloured
 from cmmfnet.data.scenes.repaint import repaint
-from cmmfnet.data.scenes.scenes import CLASSES, Scene, render
+from cmmfnet.data.scenes.scenes import Scene, render
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.text.colour_words import CAR_COLOURS, PAINT, draw_colour, draw_foliage
+from cmmfnet.text.labels import CLASSES
 from cmmfnet.text.vocabulary import EXTRA_WORDS
 
 

@@ -29,25 +29,9 @@ from tqdm import tqdm
 
 from cmmfnet.data.scenes.layout import build
 from cmmfnet.data.scenes.render import frame
+from cmmfnet.text.labels import CLASSES, COCOSTUFF
 from cmmfnet.text.vocabulary import LIGHTINGS
 
-CLASSES: tuple[str, ...] = (
-    "unlabelled", "sky", "building", "wall", "fence", "pole", "road", "pavement", "vegetation",
-    "grass", "terrain",
-    "mountain", "water", "snow", "car", "truck", "bus", "person", "bicycle", "sign",
-    "traffic light", "window",
-    "door", "roof", "other",
-)  # fmt: skip
-COCOSTUFF: dict[str, str | None] = {
-    "unlabelled": None, "sky": "sky-other", "building": "building-other", "wall": "wall-concrete",
-    "fence": "fence",
-    "pole": "metal", "road": "road", "pavement": "pavement", "vegetation": "tree", "grass": "grass",
-    "terrain": "dirt", "mountain": "mountain", "water": "water-other", "snow": "snow", "car": "car",
-    "truck": "truck",
-    "bus": "bus", "person": "person", "bicycle": "bicycle", "sign": "banner",
-    "traffic light": "traffic light",
-    "window": "window-other", "door": "door-stuff", "roof": "roof", "other": None,
-}  # fmt: skip
 KINDS = ("street", "house", "park")
 TAG_SHARE = 0.001  # of the picture: smaller things are not named
 _PLURAL = {

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmmfnet.colorizer.base import MAX_TAGS
-from cmmfnet.data.batches import IGNORE
 from cmmfnet.methods.cmmfnet.network import CMMFNet
 from cmmfnet.methods.cmmfnet.regions import colour_loss, draw_words, region_loss
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
 from cmmfnet.nn.perceptual import Cropped, load_features
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
+from cmmfnet.text.labels import IGNORE
 from cmmfnet.text.sentences import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
+from cmmfnet.text.vocabulary import MAX_TAGS
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

@@ -20,56 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.data.scenes.scenes import CLASSES
+from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
 from cmmfnet.text.vocabulary import COCO_STUFF, COLOURS, EXTRA_WORDS
-
-_PLACES = """
-sky: sky-other clouds
-building: building-other house skyscraper
-wall: wall-concrete wall-brick wall-stone wall-wood wall-panel wall-tile wall-other house
-fence: fence railing
-pole: metal
-road: road
-pavement: pavement
-vegetation: tree bush leaves branch plant-other flower
-grass: grass playingfield
-terrain: dirt ground-other gravel sand mud
-mountain: mountain hill
-water: water-other river sea
-snow: snow
-car: car
-truck: truck
-bus: bus
-person: person clothes
-bicycle: bicycle motorcycle
-sign: banner
-traffic light: traffic light
-window: window-other window-blind
-door: door-stuff
-roof: roof
-"""
-
-
-def _places() -> dict[str, tuple[int, ...]]:
-    table: dict[str, list[int]] = {}
-    for line in _PLACES.strip().splitlines():
-        class_name, names = line.split(": ")
-        for name in ["traffic light"] if class_name == "traffic light" else names.split():
-            table.setdefault(name, []).append(CLASSES.index(class_name))
-    return {name: tuple(ids) for name, ids in table.items()}
-
-
-PLACES: dict[str, tuple[int, ...]] = _places()
-"""Name -> classes of a label map (data.scenes.CLASSES) that it is a name of."""
-_CLASS = {name: i for i, name in enumerate(CLASSES)}
-CLAIMS: dict[str, tuple[int, ...]] = {
-    "snow": (_CLASS["grass"], _CLASS["terrain"]),
-    "grass": (_CLASS["terrain"],), "dirt": (_CLASS["grass"],), "sand": (_CLASS["grass"],),
-    "wall-brick": (_CLASS["building"],), "wall-stone": (_CLASS["building"],),
-    "wall-wood": (_CLASS["building"],),
-}  # fmt: skip
-"""Name -> further classes that it takes where nothing that is said is their own name: snow lies on
-what was grass."""
 
 
 def memberships(words: Sequence[str]) -> Tensor:

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.colorizer.base import MAX_TAGS
 from cmmfnet.methods.cmmfnet.interaction import Modulation, resize
 from cmmfnet.methods.cmmfnet_small.stem import VGG, FactoredStem
 from cmmfnet.methods.matched import Matched
@@ -32,6 +31,7 @@ from cmmfnet.nn.blocks import pointwise
 from cmmfnet.nn.fast import modulated
 from cmmfnet.nn.perceptual import Cropped
 from cmmfnet.text.sentences import WORDS, tag_ids
+from cmmfnet.text.vocabulary import MAX_TAGS
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

@@ -23,6 +23,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING
 
 from cmmfnet import __version__
+from cmmfnet.files.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -289,14 +290,9 @@ def _docstring(function: Callable) -> tuple[str, dict[str, str]]:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether the message alone is what a user needs.
-
-    The package raises types of its own for what a user can put right; anything else is our mistake,
-    and its traceback is wanted.
-    """
-    ours = any(cls.__module__.partition(".")[0] == "cmmfnet" for cls in type(error).__mro__)
+    """Whether the message alone is what a user needs; of any other error the traceback is wanted."""
     missing_extra = isinstance(error, ImportError) and "pip install" in str(error)
-    return ours or missing_extra or isinstance(error, OSError)
+    return isinstance(error, UserError | OSError) or missing_extra
 
 
 def _overview() -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import list_sources, plan_outputs, write_picture
 from cmmfnet.text.prompt import has_corrections, read_prompt
 from cmmfnet.text.prompt_files import check_prompt, picture_texts
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 GALLERY_LIMIT = 200
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """Arguments that make no sense; the message says what to type instead."""
 
 

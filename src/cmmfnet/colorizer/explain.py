@@ -15,6 +15,7 @@ import numpy as np
 
 from cmmfnet import __version__
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.errors import UserError
 from cmmfnet.text.attributes import said_of
 from cmmfnet.text.parser import parse_tags
 
@@ -28,7 +29,7 @@ Box = tuple[int, int, int, int]
 SHOWN_TAGS = 12
 
 
-class ExplainError(ValueError):
+class ExplainError(UserError):
     """A request that cannot be explained; the message says what to give instead."""
 
 

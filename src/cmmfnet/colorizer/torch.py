@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from cmmfnet.colorizer.base import Batch, FrameColorizer
 from cmmfnet.colorizer.sizes import guided_upsample, pad
+from cmmfnet.files.errors import UserError
 from cmmfnet.text.attributes import attribute_weights
 from cmmfnet.text.sentences import SentenceEncoder, WordEncoder, tag_ids
 from cmmfnet.thermal.frame import Thermal
@@ -27,7 +28,7 @@ from cmmfnet.thermal.stretch_cuda import Graphs, normalised, stretched_counts
 from cmmfnet.weights.files import load_model
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError):
     """The device asked for is not there, or too small; the message says what to use instead."""
 
 

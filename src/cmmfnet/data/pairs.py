@@ -30,12 +30,13 @@ from typing import Protocol
 import numpy as np
 
 from cmmfnet.data.decode import DECODERS
+from cmmfnet.files.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 KINDS = ("thermal", "visible", "photo", "label")
 
 
-class PairsError(ValueError):
+class PairsError(UserError):
     """A data set is not in the layout that this module documents, or a file of it cannot be
     used."""
 

@@ -25,9 +25,10 @@ from cmmfnet.evaluation.protocol import (
 )
 from cmmfnet.evaluation.report import GridRow, write_report
 from cmmfnet.evaluation.scoring import Rows, cells, colour_all
+from cmmfnet.files.errors import UserError
 
 
-class CompareError(ValueError):
+class CompareError(UserError):
     """What cannot be compared; the message says what to give instead."""
 
 

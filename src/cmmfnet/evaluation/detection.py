@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cmmfnet.files.errors import UserError
+
 TRUTH_SCORE = 0.5
 """Findings on the true picture that are at least this sure are the objects to be found."""
 SCORE = 0.3
@@ -27,7 +29,7 @@ NMS_IOU = 0.45
 STRIDES = (8, 16, 32)
 
 
-class DetectorError(ValueError):
+class DetectorError(UserError):
     """A file that is no detector of the layout above."""
 
 

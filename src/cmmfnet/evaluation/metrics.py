@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmmfnet.files.errors import UserError
 
-class MetricError(ValueError):
+
+class MetricError(UserError):
     """A metric that does not exist, or that cannot be had from these pictures; the message says
     what to choose instead."""
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from cmmfnet.data.pairs import SUFFIXES, Pairs
 from cmmfnet.evaluation.protocol import SIZE, cut
+from cmmfnet.files.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ TEXTS = ("none", "caption", "tags")
 RUN_MODEL = "model.safetensors"
 
 
-class PredictionError(ValueError):
+class PredictionError(UserError):
     """A folder of predictions that does not fit the frames, or text that the index does not
     have."""
 

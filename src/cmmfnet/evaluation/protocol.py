@@ -18,6 +18,7 @@ from PIL import Image
 from cmmfnet import __version__
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS, STATIC
+from cmmfnet.files.errors import UserError
 from cmmfnet.thermal.frame import normalise
 
 SIZE = 256
@@ -45,7 +46,7 @@ COMPARED = (
 )
 
 
-class ProtocolError(ValueError):
+class ProtocolError(UserError):
     """A protocol that does not exist, does not fit these frames, or differs between results that
     are to be compared."""
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cmmfnet.colorizer.onnx import TEXT_INPUTS
+from cmmfnet.files.errors import UserError
 from cmmfnet.text.attributes import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ FLOAT32_OPERATORS = (
 )
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The model has no ONNX form, or its graph does not give the network's colours; nothing was
     written."""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmmfnet.colorizer.sizes import pad, resize
+from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import SourceError, list_sources
 from cmmfnet.thermal.frame import normalise, read_thermal
 
@@ -33,7 +34,7 @@ SHORT_SIDE = 256
 WORST = 0.03
 
 
-class CalibrationError(ValueError):
+class CalibrationError(UserError):
     """Frames that cannot calibrate a graph, or a graph that 8 bits are too few for; nothing was
     written."""
 

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from cmmfnet import __version__
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _FORMATS = {
@@ -36,7 +37,7 @@ _OPTIONS = {
 _EXIF_SOFTWARE, _EXIF_DESCRIPTION = 0x0131, 0x010E
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """Pictures that were asked for are not there, or their results have nowhere to go; the message
     says which."""
 

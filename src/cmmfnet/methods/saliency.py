@@ -12,13 +12,14 @@ from torch import Tensor
 
 from cmmfnet.data.augment import blur
 from cmmfnet.data.pairs import SUFFIXES
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods.tir2lab import rgb_to_lab
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
 
 
-class SaliencyError(ValueError):
+class SaliencyError(UserError):
     """A saliency map is missing or is not of its frame's size."""
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.errors import UserError
 
 
-class CaptionError(ValueError):
+class CaptionError(UserError):
     """A captions file or an option does not fit the data set; nothing was written."""
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from cmmfnet.files.errors import UserError
 from cmmfnet.text.parser import MAX_PROMPT_CHARS, parse_tags
 from cmmfnet.text.vocabulary import EXTRA_WORDS, LIGHTINGS, SKIES, WORDS
 
@@ -21,7 +22,7 @@ EXCLUSIVE = (LIGHTINGS, SKIES)
 _SIGN = re.compile(r"(?:^|(?<=[\s,;.]))([+−-])(?=[^\W\d_])")
 
 
-class CorrectionError(ValueError):
+class CorrectionError(UserError):
     """A text of corrections that cannot be meant as it is written; the message says what to
     write."""
 

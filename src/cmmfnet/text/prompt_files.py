@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import PICTURES, list_sources
 from cmmfnet.text.caption_files import CaptionError, read_captions
 from cmmfnet.text.prompt import read_prompt
@@ -34,7 +35,7 @@ MAX_FILE_BYTES, MAX_SIDECAR_BYTES, MAX_LINE = 64_000_000, 64_000, 40_000
 OWN, FOLDER, COMMON, NONE = "their own", "their folder's", "--text", "none"
 
 
-class PromptFileError(ValueError):
+class PromptFileError(UserError):
     """A file of texts cannot be used; the message names the file and the line. Nothing was
     coloured."""
 

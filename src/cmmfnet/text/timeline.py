@@ -21,13 +21,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cmmfnet.files.errors import UserError
+
 _POINT = r"\d+(?::\d+){1,2}(?:\.\d+)?|\d+"
 _SPAN = re.compile(rf"({_POINT})\s*[-–]\s*({_POINT})?(?=\s|$)")
 _FPS = re.compile(r"fps\s*[:=]?\s*(\S+)$", re.IGNORECASE)
 _NEXT = re.compile(rf";\s*(?=(?:{_POINT})\s*[-–])")
 
 
-class TimelineError(ValueError):
+class TimelineError(UserError):
     """A file of times that is not as described above; the message names the line."""
 
 

@@ -19,8 +19,10 @@ import numpy as np
 import tifffile
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from cmmfnet.files.errors import UserError
 
-class ThermalFileError(ValueError):
+
+class ThermalFileError(UserError):
     """The picture cannot be used. The message says what was found, what was expected and what to
     do."""
 

@@ -21,6 +21,7 @@ from cmmfnet.data.batches import Batch
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation.evaluate import centre_crops, without_text
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network, method_class
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment
@@ -30,7 +31,7 @@ from cmmfnet.training.recipe import Recipe, RecipeError
 from cmmfnet.weights.files import ModelError, load_model, save_model
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """A loss became NaN or infinite; the batch is saved beside the log."""
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<commit>[^/]+))?(?:/(?P<file>.+))?")
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model that cannot be found, trusted or loaded; the message says what to do instead."""
 
 

@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.errors import UserError
 from cmmfnet.thermal.frame import ThermalFileError
 
 LONGEST_SIDE = 640  # larger pictures are measured at this size
@@ -40,7 +41,7 @@ TRUSTED = 1.0  # least confidence
 _TILES = 4
 
 
-class AlignmentError(ValueError):
+class AlignmentError(UserError):
     """The check cannot be made; the message says why."""
 
 

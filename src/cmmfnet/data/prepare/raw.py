@@ -6,11 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmmfnet.files.errors import UserError
+
 Box = tuple[int, int, int, int]
 """left, top, right, bottom in pixels, right and bottom excluded."""
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError):
     """A raw data set is not what its name says; the message tells what was found, expected and
     missing."""
 

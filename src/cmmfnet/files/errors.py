@@ -1,0 +1,11 @@
+"""The one kind of error that is for users: the command line prints its message alone."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A request that cannot be carried out as given.
+
+    The message says what was found, what was expected and what to give instead, so no traceback
+    is needed. Any other exception, except ``OSError``, is a mistake of this package.
+    """

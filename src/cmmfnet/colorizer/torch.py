@@ -7,6 +7,7 @@ frame_colorizer.py's; here live devices, number types and the way of arrays thro
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import threading
@@ -125,6 +126,7 @@ class Colorizer(FrameColorizer):
             self.device, torch.bfloat16 if half and on_gpu else self.dtype
         ).eval()
         self._forward = Graphs(self.network) if on_gpu else self.network
+        # frames stay tensors on a GPU; elsewhere they are arrays
         self._stretched = Graphs(stretched_counts) if on_gpu else None
         self.name = name
         super().__init__()
@@ -175,12 +177,8 @@ class Colorizer(FrameColorizer):
     def _batch(self, frames: list[np.ndarray] | list[Tensor]) -> Tensor:
         if isinstance(frames[0], np.ndarray):
             return torch.from_numpy(super()._batch(frames))
-        batch = torch.stack(frames)
-        for axis in (1, 2):
-            if (side := batch.shape[axis]) % self._multiple():
-                places = torch.from_numpy(pad(np.arange(side)[None], self._multiple())[0])
-                batch = batch.index_select(axis, places.to(batch.device))
-        return batch
+        multiple = self._multiple()
+        return torch.stack([_pad(frame, multiple) for frame in frames])
 
     def _finish(
         self, colour: Tensor, low: np.ndarray | Tensor, full: np.ndarray | Tensor
@@ -201,7 +199,8 @@ class Colorizer(FrameColorizer):
         )
         # the host has not waited for anything so far, and waits once, for both
         picture, total = (x.to("cpu", non_blocking=True) for x in (picture, total))
-        torch.cuda.current_stream(self.device).synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         self._check(total)
         return picture.numpy().copy()
 
@@ -332,6 +331,21 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # torch has no public name for a CPU's; where a release drops the private one, float32 it is
     return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def _pad(frame: Tensor, multiple: int) -> Tensor:
+    """``sizes.pad`` for a tensor (H, W)."""
+    for axis, side in enumerate(frame.shape):
+        if side % multiple:
+            frame = frame.index_select(axis, _padded_places(side, multiple, frame.device))
+    return frame
+
+
+@functools.lru_cache(maxsize=64)
+def _padded_places(side: int, multiple: int, device: torch.device) -> Tensor:
+    """Index of the row or column that stands at each place of a padded side."""
+    with torch.inference_mode(False):  # a tensor that any later call may use
+        return torch.from_numpy(pad(np.arange(side)[None], multiple)[0]).to(device)
 
 
 def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pairs import data_set
+from tiny_data import data_set, same
 
 from cmmfnet.data import batches as batches_module
 from cmmfnet.data import items as items_module
@@ -51,14 +51,6 @@ def sources(data: Path, shares=((1.0, 0.3), (1.0, 2.0))) -> list[Source]:
 
 def batches(data: Path, **more) -> Batches:
     return Batches(sources(data), **({"batch_size": 3, "size": 16, "steps": 12, "seed": 7} | more))
-
-
-def same(x: Batch, y: Batch) -> bool:
-    tensors = all(
-        torch.equal(getattr(x, k), getattr(y, k)) for k in ("thermal", "visible", "label", "tagged")
-    )
-    lists = all(getattr(x, k) == getattr(y, k) for k in ("tags", "captions", "names", "positions"))
-    return tensors and lists
 
 
 def joined(parts: list[Batch]) -> Batch:

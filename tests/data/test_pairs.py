@@ -12,30 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_data import data_set
 
 from cmmfnet.data.decode import quantile, stretched
 from cmmfnet.data.pairs import Pairs, PairsError, inside
 from cmmfnet.thermal.frame import normalise, read_thermal
-
-
-def data_set(
-    root: Path, entries: list[dict], size: tuple[int, int] = (24, 32), colour: str = "visible"
-) -> Path:
-    """A data set of noise with the given index; thermal for pairs only, labels of class 1 and 2."""
-    rng = np.random.default_rng(0)
-    for kind in ("thermal", colour, "label"):
-        (root / kind).mkdir(parents=True, exist_ok=True)
-    for entry in entries:
-        name = f"{entry['name']}.png"
-        if colour == "visible":
-            Image.fromarray(rng.integers(7000, 8000, size, dtype=np.uint16)).save(
-                root / "thermal" / name
-            )
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / colour / name)
-        Image.fromarray(rng.integers(1, 3, size, dtype=np.uint8)).save(root / "label" / name)
-    (root / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return root
-
 
 ENTRIES = [
     {"name": "a", "split": "train", "lighting": "day", "source": "one"},

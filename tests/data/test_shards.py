@@ -21,8 +21,7 @@ import fsspec
 import numpy as np
 import pytest
 from PIL import Image
-from test_batches import same
-from test_pairs import data_set
+from tiny_data import data_set, same
 
 from cmmfnet.data.batches import Batch, Batches, Source
 from cmmfnet.data.pairs import Pairs, PairsError

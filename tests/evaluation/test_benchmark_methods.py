@@ -166,7 +166,7 @@ def test_seeds_are_averaged_by_picture():
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> tuple[Path, Path]:
     """Two seeds of cmmfnet and one pix2pix, scored by `cmmfnet evaluate` on folders of pictures."""
-    from test_pairs import data_set
+    from tiny_data import data_set
 
     from cmmfnet.evaluation.evaluate import evaluate
 

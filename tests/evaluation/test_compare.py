@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
-from test_evaluate import BASELINES, write_data
+from tiny_data import BASELINES, write_data
 
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation import intervals, report

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fake_network import Fake
 from PIL import Image
+from tiny_data import BASELINES, write_data
 
 from cmmfnet import methods
 from cmmfnet.cli import main
@@ -24,35 +25,10 @@ from cmmfnet.evaluation.predictors import PredictionError, open_predictor
 from cmmfnet.evaluation.protocol import ProtocolError, centre_crop, cut, frames
 from cmmfnet.weights.files import ModelError, save_model
 
-BASELINES = [
-    "grey replicate", "mean colour", "mean picture", "mean colour of each level",
-    "nearest training picture",
-]  # fmt: skip
-
 
 @pytest.fixture(autouse=True)
 def no_pretrained_files(monkeypatch):
     monkeypatch.delenv("CMMFNET_PRETRAINED", raising=False)
-
-
-def write_data(root, entries, size=(64, 80)):
-    """Pairs of blobs: the colour depends on the thermal value and on the scene; in a sequence a
-    square moves."""
-    for kind in ("thermal", "visible"):
-        (root / kind).mkdir(parents=True, exist_ok=True)
-    y, x = np.mgrid[: size[0], : size[1]]
-    scenes: dict[str, int] = {}
-    for number, entry in enumerate(entries):
-        i = scenes.setdefault(entry.get("sequence") or entry["name"], number)
-        thermal = np.clip(128 + 90 * np.sin(x / 9 + i) * np.cos(y / 11 + 2 * i), 0, 255)
-        thermal[20:30, 4 * number : 4 * number + 10] = 250
-        tint = np.array([[1.0, 0.6, 0.3], [0.4, 0.9, 0.5], [0.5, 0.6, 1.0]])[i % 3]
-        Image.fromarray(thermal.astype(np.uint8)).save(root / "thermal" / f"{entry['name']}.png")
-        Image.fromarray((thermal[..., None] * tint).astype(np.uint8)).save(
-            root / "visible" / f"{entry['name']}.png"
-        )
-    (root / "index.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return root
 
 
 @pytest.fixture(scope="module")

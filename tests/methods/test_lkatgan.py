@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
+from method_checks import check_generator, count, pairs, pictures, sharpen, train
 from test_ticcgan import check_losses_and_order
 from torch import Tensor, nn
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from method_checks import check_generator, count, pairs, pictures, sharpen, train
 from skimage.feature import canny
-from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_patchgan import check_generator, count, pairs, pictures, sharpen, train
+from method_checks import check_generator, count, pairs, pictures, sharpen, train
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from method_checks import count, pairs, pictures, train
 from PIL import Image
 from skimage.color import rgb2lab
-from test_patchgan import count, pairs, pictures, train
 from torch import Tensor, nn
 
 from cmmfnet.data.augment import Crop

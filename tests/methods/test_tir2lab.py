@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from method_checks import check_generator, count, pairs, pictures, train
 from skimage import color
-from test_patchgan import check_generator, count, pairs, pictures, train
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pairs import data_set
+from tiny_data import data_set
 
 from cmmfnet.cli import read_recipe
 from cmmfnet.data.batches import Batches

@@ -23,7 +23,7 @@ from cmmfnet.evaluation.evaluate import centre_crops
 from cmmfnet.evaluation.intervals import percentile_interval
 from cmmfnet.text.colour_words import FOLIAGE, PAINT
 from cmmfnet.text.labels import CLASSES
-from cmmfnet.thermal.frame import normalise
+from cmmfnet.thermal.stretch import normalise
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from cmmfnet import Colorizer
 from cmmfnet.colorizer.gallery import as_grey
 from cmmfnet.data.scenes.scenes import render
-from cmmfnet.thermal.frame import normalise
+from cmmfnet.thermal.stretch import normalise
 
 SCENES = (
     ("street", 1),

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cmmfnet import Colorizer
 from cmmfnet.colorizer.gallery import as_grey
 from cmmfnet.data.scenes.scenes import render
-from cmmfnet.thermal.frame import normalise
+from cmmfnet.thermal.stretch import normalise
 
 SCENES = [
     (3, "street", ["", "a red car", "a street with snow", "night"]),

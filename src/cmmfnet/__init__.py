@@ -18,7 +18,7 @@ _PUBLIC = {
     "Thermal": "cmmfnet.thermal.frame",
     "ThermalFileError": "cmmfnet.thermal.frame",
     "read_thermal": "cmmfnet.thermal.frame",
-    "normalise": "cmmfnet.thermal.frame",
+    "normalise": "cmmfnet.thermal.stretch",
     "Pairs": "cmmfnet.data.pairs",
     "METHODS": "cmmfnet.methods",
 }

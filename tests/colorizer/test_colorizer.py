@@ -17,7 +17,8 @@ from PIL import Image
 from cmmfnet.colorizer import torch as module
 from cmmfnet.colorizer.sizes import box_mean, guided_upsample, pad, resize
 from cmmfnet.colorizer.torch import Colorizer, DeviceError
-from cmmfnet.thermal.frame import ThermalFileError, normalise, read_thermal
+from cmmfnet.thermal.frame import ThermalFileError, read_thermal
+from cmmfnet.thermal.stretch import normalise
 
 
 def make(**options) -> Colorizer:

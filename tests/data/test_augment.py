@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cmmfnet.data.augment import Crop, blur, sensor, sensor_draws, stretch
-from cmmfnet.thermal.frame import normalise
+from cmmfnet.thermal.stretch import normalise
 
 
 def generator(seed: int) -> torch.Generator:

@@ -9,14 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import data_set
 
-from cmmfnet.data.decode import quantile, stretched
 from cmmfnet.data.pairs import Pairs, PairsError, inside
-from cmmfnet.thermal.frame import normalise, read_thermal
 
 ENTRIES = [
     {"name": "a", "split": "train", "lighting": "day", "source": "one"},
@@ -143,43 +139,6 @@ def test_nothing_selected_says_what_there_is(tmp_path):
 
 
 # ---- decoding
-
-
-def slowly(frame: np.ndarray) -> np.ndarray:
-    return np.round((normalise(frame) + 1) * 127.5).astype(np.uint8)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize(
-    "size", [(1, 1), (3, 5), (48, 64), (1000, 1201)]
-)  # normalise samples the last
-def test_stretched_is_what_normalise_gives(dtype, size):
-    rng = np.random.default_rng(size[0])
-    top = np.iinfo(dtype).max
-    frames = [
-        rng.integers(0, top + 1, size),
-        rng.normal(top / 3, top / 30, size).clip(0, top),
-        np.full(size, top // 2),
-    ]
-    spiked = np.full(size, 9)
-    spiked[0, 0] = 200  # equal percentiles of unequal pixels
-    for frame in [*frames, spiked]:
-        frame = frame.astype(dtype)
-        assert np.array_equal(stretched(read_thermal(frame)), slowly(frame))
-
-
-def test_stretched_takes_floats_and_the_luminance_of_colour(recwarn):
-    frame = np.random.default_rng(0).normal(20, 5, (20, 30)).astype(np.float32)
-    frame[3, 4] = np.nan
-    assert np.array_equal(stretched(read_thermal(frame)), slowly(frame))
-    colour = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    assert np.array_equal(stretched(read_thermal(colour)), slowly(colour))
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.floats(0, 1))
-def test_quantile_of_a_histogram_is_numpy_s_to_the_bit(values, q):
-    assert quantile(np.bincount(values), q) == np.quantile(np.array(values, np.float64), q)
 
 
 @pytest.mark.parametrize("kind", ["thermal", "visible", "label"])

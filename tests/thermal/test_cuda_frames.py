@@ -9,7 +9,8 @@ import torch
 
 from cmmfnet.colorizer.sizes import pad
 from cmmfnet.colorizer.torch import Colorizer
-from cmmfnet.thermal.frame import normalise, read_thermal
+from cmmfnet.thermal.frame import read_thermal
+from cmmfnet.thermal.stretch import normalise
 from cmmfnet.thermal.stretch_cuda import Graphs, normalised
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -23,7 +23,8 @@ from cmmfnet.text.attributes import said_of
 from cmmfnet.text.parser import Parsed, warn_unknown
 from cmmfnet.text.prompt import CorrectionError, Prompt, read_prompt
 from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
-from cmmfnet.thermal.frame import Thermal, normalise, parse_span, read_thermal
+from cmmfnet.thermal.frame import Thermal, read_thermal
+from cmmfnet.thermal.stretch import normalise, parse_span
 
 Source = str | Path | bytes | np.ndarray | Thermal
 Span = str | tuple[float, float]

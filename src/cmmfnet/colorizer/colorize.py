@@ -221,8 +221,8 @@ def _check(
     gallery: str | None,
 ) -> None:
     """What would be wrong for every picture is said once, before anything is done."""
-    from cmmfnet.thermal.frame import parse_span
     from cmmfnet.thermal.palettes import PALETTES
+    from cmmfnet.thermal.stretch import parse_span
 
     try:
         check_prompt(text or "")
@@ -344,7 +344,8 @@ def _items(
     from PIL import Image
 
     from cmmfnet.colorizer.gallery import Item, as_grey
-    from cmmfnet.thermal.frame import normalise, parse_span, read_thermal
+    from cmmfnet.thermal.frame import read_thermal
+    from cmmfnet.thermal.stretch import normalise, parse_span
 
     if len(pairs) > GALLERY_LIMIT:
         print(

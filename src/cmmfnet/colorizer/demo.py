@@ -34,7 +34,7 @@ def demo(*, out: str = "out/demo", model: str = "cmmfnet", device: str = "auto")
     """
     from cmmfnet.colorizer.gallery import Item, as_grey, write_gallery
     from cmmfnet.data.scenes.scenes import render
-    from cmmfnet.thermal.frame import normalise
+    from cmmfnet.thermal.stretch import normalise
 
     folder = Path(out)
     scenes = {}

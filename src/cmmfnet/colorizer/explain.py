@@ -150,7 +150,8 @@ def look(
     import torch
 
     from cmmfnet.colorizer.gallery import as_grey
-    from cmmfnet.thermal.frame import normalise, parse_span, read_thermal
+    from cmmfnet.thermal.frame import read_thermal
+    from cmmfnet.thermal.stretch import normalise, parse_span
 
     network = colorizer.network
     if getattr(network, "text_source", "none") != "clip-tags":

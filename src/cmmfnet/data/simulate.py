@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmmfnet.data.augment import Draws, blur, normal, uniform
-from cmmfnet.data.decode import quantile
+from cmmfnet.thermal.stretch import quantiles_of_counts
 
 # Class -> mean and deviation of its apparent temperature on a 0..1 scale, by day (ids:
 # text.labels.CLASSES).
@@ -58,7 +58,8 @@ def level(photo: np.ndarray) -> np.ndarray:
     quantile to white."""
     sample = photo.reshape(-1, 3)[:: max(1, photo.size // 3 // 20000)]
     counts = [np.bincount(sample[:, c], minlength=256) for c in range(3)]
-    low, high = [quantile(n, 0.005) for n in counts], max(quantile(n, 0.997) for n in counts)
+    ends = [quantiles_of_counts(n, 0.005, 0.997) for n in counts]
+    low, high = [dark for dark, _ in ends], max(bright for _, bright in ends)
     levelled = np.empty_like(photo)
     for c in range(3):
         table = (np.arange(256) - low[c]) / max(high - low[c], 16.0) * 255

@@ -43,7 +43,7 @@ from cmmfnet.evaluation.scoring import (
     summary,
 )
 from cmmfnet.files.atomic import atomic_write
-from cmmfnet.thermal.frame import normalise
+from cmmfnet.thermal.stretch import normalise
 
 if TYPE_CHECKING:
     import torch

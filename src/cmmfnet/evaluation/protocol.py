@@ -19,7 +19,7 @@ from cmmfnet import __version__
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS, STATIC
 from cmmfnet.files.errors import UserError
-from cmmfnet.thermal.frame import normalise
+from cmmfnet.thermal.stretch import normalise
 
 SIZE = 256
 GEOMETRIES: dict[str, str] = {

@@ -20,7 +20,8 @@ import numpy as np
 from cmmfnet.colorizer.sizes import pad, resize
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import SourceError, list_sources
-from cmmfnet.thermal.frame import normalise, read_thermal
+from cmmfnet.thermal.frame import read_thermal
+from cmmfnet.thermal.stretch import normalise
 
 if TYPE_CHECKING:
     import onnx

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.thermal.frame import (
+from cmmfnet.thermal.frame import Thermal
+from cmmfnet.thermal.stretch import (
     PERCENTILES,
-    Thermal,
     may_be_counts,
     normalise,
-    percentile_ranks,
+    quantile_ranks,
     sampling_step,
     stretched_levels,
 )
@@ -36,7 +36,7 @@ def normalised(
     device: torch.device,
     stretch: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """:func:`cmmfnet.thermal.frame.normalise` as a tensor (H, W) float32 on ``device``.
+    """:func:`cmmfnet.thermal.stretch.normalise` as a tensor (H, W) float32 on ``device``.
 
     Of counts and grey levels the card counts how often each occurs, and where a frame is known to
     be such, the host need not wait for it; anything else is stretched where NumPy is. ``stretch``:
@@ -61,10 +61,10 @@ def normalised(
 
 
 def stretched_counts(values: Tensor, ranks: Tensor, weights: Tensor) -> Tensor:
-    """:func:`cmmfnet.thermal.frame.normalise`, to the bit, of whole numbers (H, W) float32 from
+    """:func:`cmmfnet.thermal.stretch.normalise`, to the bit, of whole numbers (H, W) float32 from
     -2^15 to 2^16 - 1, on their device and without waiting for it. ``ranks`` (3, 2) int64 and
     ``weights`` (2,) float64: of both percentiles
-    (:func:`cmmfnet.thermal.frame.percentile_ranks`)."""
+    (:func:`cmmfnet.thermal.stretch.quantile_ranks`)."""
     lowest = -(2**15)
     counts = torch.zeros(2**16 - lowest, dtype=torch.int32, device=values.device)
     values = values.double()
@@ -84,7 +84,7 @@ def stretched_counts(values: Tensor, ranks: Tensor, weights: Tensor) -> Tensor:
 def _ranks(shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
     sampled = -(-shape[0] * shape[1] // sampling_step(shape))
     *ranks, weights = zip(
-        *(percentile_ranks(sampled, percentile) for percentile in PERCENTILES), strict=True
+        *(quantile_ranks(sampled, percentile / 100) for percentile in PERCENTILES), strict=True
     )
     return torch.tensor(ranks, device=device), torch.tensor(
         weights, dtype=torch.float64, device=device

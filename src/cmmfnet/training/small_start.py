@@ -55,7 +55,7 @@ def rendered(side: int, count: int = 8) -> Tensor:
     """Stretched thermal frames (count,1,side,side) of rendered scenes whose seeds are those of
     training."""
     from cmmfnet.data.scenes.scenes import render
-    from cmmfnet.thermal.frame import normalise
+    from cmmfnet.thermal.stretch import normalise
 
     frames = [
         normalise(render(10_000 + i, size=(side, side)).thermal.astype(np.float32))
@@ -69,7 +69,7 @@ def day(folder: str, side: int) -> tuple[Tensor, Tensor]:
     (N,3,side,side) uint8."""
     from cmmfnet.data.pairs import Pairs
     from cmmfnet.evaluation.protocol import centre_crop
-    from cmmfnet.thermal.frame import normalise
+    from cmmfnet.thermal.stretch import normalise
 
     pairs = Pairs(folder, "train", ("day",))
     thermal = np.empty((len(pairs), 1, side, side), np.float32)

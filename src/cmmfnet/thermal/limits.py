@@ -1,0 +1,26 @@
+"""The error of every decoder, and the limit on the size of a picture."""
+
+from __future__ import annotations
+
+from cmmfnet.files.errors import UserError
+
+
+class ThermalFileError(UserError):
+    """The picture cannot be used. The message names what was found, what was expected and what to
+    do."""
+
+
+def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    """Refuse a picture of no pixels, or of more than ``max_pixels``, before it is decoded.
+
+    Raises:
+        ThermalFileError: too small or too large.
+    """
+    if width < 1 or height < 1:
+        raise ThermalFileError(f"{name}: {width} x {height} pixels; expected at least 1 x 1")
+    if width * height > max_pixels:
+        raise ThermalFileError(
+            f"{name}: the header claims {width} x {height} = {width * height} pixels, the limit "
+            f"is {max_pixels}; "
+            "if you trust the file, pass a larger max_pixels to read_thermal"
+        )

@@ -203,6 +203,7 @@ def run_one(training: Training, given: argparse.Namespace) -> int:
 
     from cmmfnet.data.pairs import find
     from cmmfnet.evaluation.evaluate import evaluate
+    from cmmfnet.evaluation.setting import Setting
     from cmmfnet.training import checkpoint
     from cmmfnet.training.train import train
 
@@ -231,11 +232,20 @@ def run_one(training: Training, given: argparse.Namespace) -> int:
     if training.text:
         text = "caption" if recipe.model.get("text", "clip-sentence") == "clip-sentence" else "tags"
     evaluate(
-        str(out), data=str(find(given.data, "pairs")), split=given.split, lighting=given.lighting,
-        sources=given.sources,
-        geometry=given.geometry, text=text, pretrained=given.pretrained, save=pictures,
-        device=given.device, json=scores,
-    )  # fmt: skip
+        str(out),
+        Setting(
+            data=str(find(given.data, "pairs")),
+            split=given.split,
+            lighting=given.lighting,
+            sources=given.sources,
+            geometry=given.geometry,
+            text=text,
+            pretrained=given.pretrained,
+            device=given.device,
+        ),
+        save=pictures,
+        json=scores,
+    )
     minutes = minutes_spent(out / "log.jsonl")
     cuda = torch.cuda.is_available() and given.device != "cpu"
     result = {

@@ -20,7 +20,6 @@ from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.scenes.repaint import repaint
 from cmmfnet.data.scenes.scenes import render
 from cmmfnet.evaluation.evaluate import centre_crops
-from cmmfnet.evaluation.intervals import percentile_interval
 from cmmfnet.text.colour_words import FOLIAGE, PAINT
 from cmmfnet.text.labels import CLASSES
 from cmmfnet.thermal.stretch import normalise
@@ -227,7 +226,7 @@ def medians(seeds: Sequence[Sequence[float]]) -> dict | None:
     each = np.median(values, axis=1)
     return {
         "median": float(each.mean()),
-        "interval": percentile_interval(draws),
+        "interval": np.quantile(draws, [0.025, 0.975]).tolist(),
         "seeds": each.tolist(),
     }
 

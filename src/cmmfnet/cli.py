@@ -2,9 +2,9 @@
 their help.
 
 Positional parameters of the function are positional here, keyword-only ones are options:
-``batch_size`` is ``--batch-size``, a ``False`` default makes a flag, a dataclass a group of nested
-options. A command's module is imported when that command is asked for, so ``cmmfnet --help`` is
-quick.
+``batch_size`` is ``--batch-size``, a ``False`` default makes a flag, the fields of a dataclass are
+options, too. A command's module is imported when that command is asked for, so ``cmmfnet --help``
+is quick.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 from cmmfnet import __version__
@@ -104,14 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatwarning = warnings.formatwarning
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"cmmfnet: warning: {message}\n"
     try:
-        values = _values(parser, arguments)
-        several = [
-            p.name
-            for p in inspect.signature(function).parameters.values()
-            if p.kind is p.VAR_POSITIONAL
-        ]
-        positional = [item for key in several for item in values.pop(key)]
-        result = function(*positional, **values)
+        positional, named = _values(parser, function, arguments)
+        result = function(*positional, **named)
     except argparse.ArgumentError as error:
         message = re.sub(r":?\s*\n\s*(- )?", ": ", str(error))
         print(f"cmmfnet {name}: error: {message}; see cmmfnet {name} --help", file=sys.stderr)
@@ -140,14 +134,32 @@ def arguments_of(name: str, function: Callable, argv: Sequence[str] | None = Non
     no command."""
     parser = make_parser(name, function)
     parser.prog = f"python -m cmmfnet.data.{name}"
-    return _values(parser, list(sys.argv[1:] if argv is None else argv))
+    return _values(parser, function, list(sys.argv[1:] if argv is None else argv))[1]
 
 
-def _values(parser, arguments: list[str]) -> dict:
+def _values(parser, function: Callable, arguments: list[str]) -> tuple[list, dict]:
+    """Positional and named arguments of ``function`` for the typed ``arguments``."""
     instantiate = (
         getattr(parser, "instantiate", None) or parser.instantiate_classes
     )  # renamed in jsonargparse 4.49
-    return instantiate(parser.parse_args(_named_config(_normal(arguments)))).as_dict()
+    named = instantiate(parser.parse_args(_named_config(_normal(arguments)))).as_dict()
+    positional = []
+    hints = typing.get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            positional += named.pop(parameter.name)
+        elif _is_options(parameter, hints):
+            kind = hints[parameter.name]
+            named[parameter.name] = kind(**{f.name: named.pop(f.name) for f in fields(kind)})
+    return positional, named
+
+
+def _is_options(parameter: inspect.Parameter, hints: dict) -> bool:
+    """Whether a parameter is a dataclass whose fields are options of the command.
+
+    The exception is ``config``, whose fields are read from a file and nested under ``--config``.
+    """
+    return is_dataclass(hints[parameter.name]) and parameter.name != "config"
 
 
 def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> None:
@@ -195,7 +207,19 @@ def make_parser(name: str, function: Callable):
         prog=f"cmmfnet {name}", description=text, exit_on_error=False
     )
     hints = typing.get_type_hints(function)
+    parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(function).parameters.values():
+        if _is_options(parameter, hints):
+            kind = hints[parameter.name]
+            parameters += [
+                each.replace(kind=each.KEYWORD_ONLY)
+                for each in inspect.signature(kind).parameters.values()
+            ]
+            hints |= typing.get_type_hints(kind)
+            notes |= _docstring(kind)[1]
+        else:
+            parameters.append(parameter)
+    for parameter in parameters:
         kind, note = hints[parameter.name], notes.get(parameter.name, "")
         option = "--" + parameter.name.replace("_", "-")
         optional = parameter.default is not inspect.Parameter.empty
@@ -272,9 +296,11 @@ def read_recipe(file: Path) -> Recipe:
 
 
 def _docstring(function: Callable) -> tuple[str, dict[str, str]]:
-    """The text before ``Args:``, and what stands under ``Args:`` for each parameter, as one
-    line."""
-    text, _, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    """The text before ``Args:`` (``Attributes:`` of a class), and the note on each argument, as
+    one line."""
+    text, _, rest = re.sub(
+        "\nAttributes:\n", "\nArgs:\n", inspect.getdoc(function) or ""
+    ).partition("\nArgs:\n")
     notes: dict[str, str] = {}
     name = None
     for line in rest.splitlines():
@@ -290,7 +316,7 @@ def _docstring(function: Callable) -> tuple[str, dict[str, str]]:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether the message alone is what a user needs; of any other error the traceback is wanted."""
+    """Whether the message is all that a user needs; other errors keep their traceback."""
     missing_extra = isinstance(error, ImportError) and "pip install" in str(error)
     return isinstance(error, UserError | OSError) or missing_extra
 

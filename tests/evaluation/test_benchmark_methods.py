@@ -169,6 +169,7 @@ def results(tmp_path_factory) -> tuple[Path, Path]:
     from tiny_data import data_set
 
     from cmmfnet.evaluation.evaluate import evaluate
+    from cmmfnet.evaluation.setting import Setting
 
     entries = [
         {"name": f"{split}{i}", "split": split, "lighting": "day"}
@@ -187,10 +188,8 @@ def results(tmp_path_factory) -> tuple[Path, Path]:
             )
         evaluate(
             str(pictures),
-            data=str(data),
-            metrics="psnr,ssim",
+            Setting(data=str(data), metrics="psnr,ssim", device="cpu"),
             json=out / training.name / "scores.json",
-            device="cpu",
         )
         result = {
             "key": "", "training": vars(training), "pictures_seen": 1000, "budget": 1000,

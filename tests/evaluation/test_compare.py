@@ -21,6 +21,7 @@ from cmmfnet.evaluation.comparison import by_disagreement, groups, paired, read_
 from cmmfnet.evaluation.evaluate import evaluate
 from cmmfnet.evaluation.protocol import ProtocolError, frames
 from cmmfnet.evaluation.report_chart import chart, ticks
+from cmmfnet.evaluation.setting import Setting
 
 NASTY = "soft <b>&\"'"
 
@@ -68,7 +69,9 @@ def folders(data, tmp_path_factory):
 
 def ask(folders, data, *names, **options):
     return compare(
-        *(str(folders / name) for name in names), data=str(data), device="cpu", **options
+        *(str(folders / name) for name in names),
+        setting=Setting(data=str(data), device="cpu"),
+        **options,
     )
 
 
@@ -99,8 +102,7 @@ def stored(folders, data, tmp_path_factory):
         for name in ("close", "far"):
             evaluate(
                 str(folders / name),
-                data=data,
-                device="cpu",
+                Setting(data=data, device="cpu"),
                 save=out / name,
                 json=out / f"{name}.json",
             )
@@ -153,20 +155,19 @@ def row(name, **values):
     return {"name": name, "source": "", "lighting": "", "sequence": "", **values}
 
 
-def test_ratios_missing_values_and_infinite_scores():
+def test_missing_values_and_infinite_scores():
     rows = {
         "a": [
-            row("1", found=1, objects=2, psnr=float("inf")),
-            row("2", found=0, objects=2, psnr=20.0, flicker=3.0),
+            row("1", psnr=float("inf")),
+            row("2", psnr=20.0, flicker=3.0),
         ],
         "b": [
-            row("1", found=2, objects=2, psnr=float("inf")),
-            row("2", found=1, objects=2, psnr=22.0),
+            row("1", psnr=float("inf")),
+            row("2", psnr=22.0),
         ],
     }
-    cells = paired(rows, ["a", "b"], "a", ["psnr", "recall", "flicker", "colour_share"], 0)["b"]
-    assert set(cells) == {"psnr", "recall"}  # nothing to pair, and no direction
-    assert cells["recall"]["difference"] == pytest.approx(3 / 4 - 1 / 4)
+    cells = paired(rows, ["a", "b"], "a", ["psnr", "flicker", "colour_share"], 0)["b"]
+    assert set(cells) == {"psnr"}  # nothing to pair, and no direction
     assert cells["psnr"]["difference"] == 1.0  # equal pictures on both sides differ by nothing
     rows["b"][0]["psnr"] = 30.0
     cell = paired(rows, ["a", "b"], "a", ["psnr"], 0)["b"]["psnr"]
@@ -244,7 +245,7 @@ def test_stored_results_compare_without_running_anything(found, folders, data, s
     mixed = compare(
         str(folders / NASTY),
         str(tmp_path / "far.json"),
-        data=str(data),
+        setting=Setting(data=str(data)),
         report=tmp_path / "page.html",
     )
     assert mixed["compared"] == [NASTY, "far"] and mixed["scores"]["far"] == result["scores"]["far"]
@@ -277,7 +278,11 @@ def test_pictures_of_data_that_changed_are_not_shown(data, stored, tmp_path):
 def test_results_of_different_protocols_are_refused(
     folders, data, stored, tmp_path, options, message
 ):
-    evaluate(str(folders / "far"), data=data, device="cpu", json=tmp_path / "two.json", **options)
+    evaluate(
+        str(folders / "far"),
+        Setting(data=data, device="cpu", **options),
+        json=tmp_path / "two.json",
+    )
     with pytest.raises(
         ProtocolError,
         match="were made under different protocols and cannot be compared: .*" + message,
@@ -286,7 +291,11 @@ def test_results_of_different_protocols_are_refused(
     with pytest.raises(
         ProtocolError, match=r"this command and .*two.json were made under different protocols"
     ):
-        compare(str(folders / "close"), str(tmp_path / "two.json"), data=str(data), device="cpu")
+        compare(
+            str(folders / "close"),
+            str(tmp_path / "two.json"),
+            setting=Setting(data=str(data), device="cpu"),
+        )
 
 
 def test_equal_names_with_other_pictures_are_refused(folders, data, stored, tmp_path):
@@ -297,7 +306,11 @@ def test_equal_names_with_other_pictures_are_refused(folders, data, stored, tmp_
     with pytest.raises(ProtocolError, match=r"cannot be compared: truth_sha256: \w+ and 0+$"):
         compare(str(stored / "close.json"), str(tmp_path / "two.json"))
     with pytest.raises(ProtocolError, match="truth_sha256"):  # known only after the run
-        compare(str(folders / "far"), str(tmp_path / "two.json"), data=str(data), device="cpu")
+        compare(
+            str(folders / "far"),
+            str(tmp_path / "two.json"),
+            setting=Setting(data=str(data), device="cpu"),
+        )
 
 
 # --- mistakes
@@ -308,24 +321,24 @@ def test_mistakes_are_explained(folders, data, tmp_path):
     with pytest.raises(
         CompareError, match="found 1 to compare; give two or more, or use cmmfnet evaluate"
     ):
-        compare(one, data=str(data))
+        compare(one, setting=Setting(data=str(data)))
     with pytest.raises(CompareError, match=r"--report is one HTML page; name it page.html"):
-        compare(one, two, data=str(data), report=tmp_path / "page.pdf")
+        compare(one, two, setting=Setting(data=str(data)), report=tmp_path / "page.pdf")
     with pytest.raises(CompareError, match=r"--data is needed to score .*close, .*far"):
         compare(one, two)
     with pytest.raises(CompareError, match=r"--pictures is -1; expected 0 or more"):
-        compare(one, two, data=str(data), pictures=-1)
+        compare(one, two, setting=Setting(data=str(data)), pictures=-1)
     with pytest.raises(CompareError, match=r"reference is 'nobody'; expected one of close, far"):
-        compare(one, two, data=str(data), reference="nobody", device="cpu")
+        compare(one, two, setting=Setting(data=str(data), device="cpu"), reference="nobody")
     with pytest.raises(CompareError, match=r"two of what is compared are called 'close \(close\)'"):
-        compare(one, one, one, data=str(data), device="cpu")
+        compare(one, one, one, setting=Setting(data=str(data), device="cpu"))
     for content, message in [
         ("{", "is no JSON"),
         ('{"scores": 1}', "has the format None, expected 'cmmfnet-evaluate-1'"),
     ]:
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(CompareError, match=message):
-            compare(one, str(tmp_path / "bad.json"), data=str(data))
+            compare(one, str(tmp_path / "bad.json"), setting=Setting(data=str(data)))
     with pytest.raises(FileNotFoundError):
         read_result(tmp_path / "gone.json")
 

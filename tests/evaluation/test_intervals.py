@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,6 @@ from cmmfnet.evaluation.intervals import (
     holm,
     mean_interval,
     mean_over_clusters,
-    resampled_ratios,
     sign_flip_p,
 )
 
@@ -62,13 +63,17 @@ def test_interval_of_a_ratio_and_what_has_none():
     )  # some resamples have nothing to divide by
 
 
-def test_equal_seeds_draw_equal_clusters_whatever_the_block():
+def test_the_interval_of_a_difference_is_paired():
+    """What sequences share cancels: the same constant everywhere has an interval of no width."""
     values, clusters = simulated(np.random.default_rng(2))
-    ones = np.ones(len(values))
-    both = resampled_ratios(values + 3, ones, clusters, seed=5) - resampled_ratios(
-        values, ones, clusters, seed=5
-    )
-    assert both == pytest.approx(3)  # paired: what clusters share cancels
+    gaps = (values + 3) - values
+    assert mean_interval(gaps, np.ones(len(gaps)), clusters) == pytest.approx((3, 3))
+
+
+def test_an_interval_by_hand():
+    """Two sequences: a resample has both (half of the time) or one of them twice."""
+    low, high = mean_interval([1.0, 3.0, 10.0], [1] * 3, ["a", "a", "b"])
+    assert (low, high) == pytest.approx((2.0, 10.0))
 
 
 def test_p_is_uniform_where_nothing_differs():
@@ -92,11 +97,15 @@ def test_p_is_tiny_for_a_clear_difference_and_no_smaller_than_the_clusters_allow
     assert sign_flip_p([np.inf, 1.0], ["a", "b"]) is None
 
 
-def test_exact_and_drawn_patterns_agree(monkeypatch):
+def test_exact_and_drawn_patterns_agree():
+    """An exact p is the share of sign patterns with a sum at least as far from 0."""
     values, clusters = simulated(np.random.default_rng(5), clusters=10, mean=0.5)
-    exact = sign_flip_p(values, clusters)
-    monkeypatch.setattr("cmmfnet.evaluation.intervals._EXACT", 0)
-    assert sign_flip_p(values, clusters, flips=40_000) == pytest.approx(exact, abs=0.01)
+    sums = cluster_sums(values, clusters)
+    patterns = np.array(list(itertools.product((-1, 1), repeat=10)))
+    exact = np.mean(np.abs(patterns @ sums) >= abs(sums.sum()) * (1 - 1e-12))
+    assert sign_flip_p(values, clusters) == exact
+    drawn = [sign_flip_p(values, clusters, flips=1000, seed=seed) for seed in range(20)]
+    assert len(set(drawn)) > 1 and np.mean(drawn) == pytest.approx(exact, abs=0.01)
 
 
 def test_flipping_single_pictures_would_find_what_is_not_there():

@@ -258,6 +258,7 @@ def test_validation_of_a_network_of_another_size(data, tmp_path):
     """It sees the scored 256x256 crop resized, as `cmmfnet colorize` does it; evaluate agrees with
     training."""
     from cmmfnet.evaluation.evaluate import evaluate
+    from cmmfnet.evaluation.setting import Setting
 
     small = {
         "method": "lkatgan", "size": 32, "width": 8, "blocks": (1, 1, 1), "kernel": 5, "patch": 4,
@@ -272,11 +273,9 @@ def test_validation_of_a_network_of_another_size(data, tmp_path):
         assert sheet.size == (6 * 256, 2 * 256)
     result = evaluate(
         str(tmp_path / "run"),
-        data=str(data / "pairs"),
-        split="train",
-        lighting="day",
-        metrics="psnr",
-        device="cpu",
+        Setting(
+            data=str(data / "pairs"), split="train", lighting="day", metrics="psnr", device="cpu"
+        ),
     )
     found = result["scores"]["all"]["run"]["psnr"]["mean"]
     assert found == pytest.approx(scores["psnr"], abs=0.05)  # the saved weights are float16

@@ -1,7 +1,7 @@
-"""The numbers of a comparison: paired differences with tests, means by group, curves of training,
+"""The numbers of a comparison: paired differences with tests, means by group, training curves,
 disagreement.
 
-Rows are those of scoring.py; all lists of rows are of the same frames in the same order.
+Rows come from scoring.py; all lists of rows cover the same frames in the same order.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ GROUPS = ("source", "lighting", "sequence")
 def paired(
     rows: dict[str, Rows], labels: Sequence[str], reference: str, names: Sequence[str], seed: int
 ) -> dict:
-    """Label -> metric -> its mean less that of the reference on the pictures that both have, 95 %
-    bootstrap interval of that difference, p of the sign-flip test, and p after Holm's correction
-    over all tests of this call, metrics included.
+    """Label -> metric -> difference, low, high, p, p_holm, compared with the reference.
 
-    Metrics of whole sets and those without a better direction are not tested.
+    ``difference`` is between the means over the pictures that both have; ``low`` and ``high`` are
+    its 95 % bootstrap interval, ``p`` is from the sign-flip test, ``p_holm`` is corrected over all
+    tests of this call (labels times metrics). Metrics without a better direction are not tested.
     """
     found: dict[str, dict] = {label: {} for label in labels if label != reference}
-    tested = [n for n in names if METRICS[n].better in ("higher", "lower") and not METRICS[n].set]
+    tested = [n for n in names if METRICS[n].better in ("higher", "lower")]
     for label, name in itertools.product(found, tested):
         key, per = METRICS[name].values, METRICS[name].per
         both = [
@@ -69,11 +69,7 @@ def groups(rows: dict[str, Rows], names: Sequence[str]) -> dict[str, dict]:
             }
             found.setdefault(kind, {})[value] = {
                 label: {"pairs": len(part)}
-                | {
-                    n: mean
-                    for n in names
-                    if not METRICS[n].set and (mean := mean_of(METRICS[n], part)) is not None
-                }
+                | {n: mean for n in names if (mean := mean_of(METRICS[n], part)) is not None}
                 for label, part in of_value.items()
             }
     return found
@@ -99,11 +95,11 @@ def read_curve(what: str | None) -> dict[str, list]:
 
 
 def by_disagreement(rows: dict[str, Rows], names: Sequence[str]) -> dict[str, list]:
-    """Metric -> [frame, range of its scores over the methods], largest first."""
+    """Metric -> [frame, range of its scores over the methods], the largest range first."""
     found = {}
     for name in names:
         key = METRICS[name].values
-        if METRICS[name].set or METRICS[name].per or name == "colourfulness":
+        if METRICS[name].per or name == "colourfulness":
             continue
         spread = []
         for together in zip(*rows.values(), strict=True):
@@ -115,8 +111,10 @@ def by_disagreement(rows: dict[str, Rows], names: Sequence[str]) -> dict[str, li
 
 
 def varied(names: Sequence[str], sequences: dict[str, str]) -> list[str]:
-    """``names`` in their order, but of every sequence the first before any second: neighbours look
-    alike."""
+    """``names`` in their order, but the first of every sequence before the second of any.
+
+    Neighbouring frames look alike, so a page of a few frames should show many sequences.
+    """
     seen: dict[str, int] = {}
     ranks = {}
     for name in names:

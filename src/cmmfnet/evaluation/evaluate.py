@@ -1,8 +1,8 @@
-"""``cmmfnet evaluate``: scores of a model, a run or a folder of predictions on pairs under one
+"""``cmmfnet evaluate``: scores of a model, a run or a folder of predictions on pairs, under one
 protocol.
 
-PSNR and SSIM alone reward grey blur; read them with LPIPS, with the colourfulness of output and
-truth, and with the trivial baselines that are scored the same way (docs/evaluation.md).
+PSNR and SSIM alone reward grey blur. Read them together with LPIPS, the colourfulness of output and
+truth, and the trivial baselines, which are scored the same way (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json as jsonlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,6 @@ from cmmfnet.evaluation.learned import Lpips
 from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS, MetricError
 from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor, takes, to_picture
 from cmmfnet.evaluation.protocol import (
-    DEFAULT_GEOMETRY,
     SIZE,
     ProtocolError,
     centre_crop,
@@ -42,13 +40,16 @@ from cmmfnet.evaluation.scoring import (
     measure,
     summary,
 )
+from cmmfnet.evaluation.setting import Setting
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.errors import UserError
 from cmmfnet.thermal.stretch import normalise
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Evaluation",
     "centre_crops",
     "evaluate",
     "score",
@@ -60,7 +61,6 @@ __all__ = [
 ]
 
 FORMAT = "cmmfnet-evaluate-1"
-PROTOCOL = sentence(DEFAULT_GEOMETRY, next(iter(SSIM_PRESETS)))
 
 
 # --- for training
@@ -69,8 +69,8 @@ PROTOCOL = sentence(DEFAULT_GEOMETRY, next(iter(SSIM_PRESETS)))
 def centre_crops(
     pairs: Pairs, size: int = SIZE, limit: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
-    """thermal (size,size) float32 in [-1,1] (stretched after the crop), truth (size,size,3) uint8,
-    the index entry."""
+    """For each pair: thermal (size,size) float32 in [-1,1], stretched after the crop; truth
+    (size,size,3) uint8; the index entry."""
     for i in range(min(len(pairs), limit or len(pairs))):
         pair = pairs[i]
         yield normalise(centre_crop(pair.thermal, size)), centre_crop(pair.visible, size), pair.meta
@@ -79,9 +79,10 @@ def centre_crops(
 def score_all(
     methods: dict[str, Colour], pairs: Pairs, pretrained: str | Path | None = None
 ) -> dict[str, Rows]:
-    """Method -> one row a picture under the default protocol: name, source, lighting, sequence,
-    psnr, ssim, colourfulness, that of the truth, and lpips where its files are at hand. Every
-    picture is decoded once.
+    """Method -> one row per picture, under the default protocol. Decodes every picture once.
+
+    A row has name, source, lighting, sequence, psnr, ssim, colourfulness, truth (the colourfulness
+    of the truth), and lpips if its files are found.
     """
     scorer = Scorer(default_metrics(pretrained), pretrained=pretrained)
     return measure([baseline(name, colour) for name, colour in methods.items()], pairs, scorer)[0]
@@ -93,9 +94,12 @@ def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) ->
 
 
 def without_text(network: torch.nn.Module) -> Colour:
-    """What ``network`` (evaluation mode, float32, on its device) makes of a square frame alone; a
-    size that it does not take is brought to one that it does, and back, as ``cmmfnet colorize``
-    does."""
+    """A function that colours square frames with ``network``, without text.
+
+    The network is in evaluation mode, in float32, on its device. A frame of a size that the network
+    does not take is resized to one that it takes, and its picture is resized back, as
+    ``cmmfnet colorize`` does.
+    """
     import torch
 
     device = next(network.parameters()).device
@@ -123,74 +127,39 @@ def score_network(
 
 
 def evaluate(
-    what: str,
-    *,
-    data: str,
-    split: str = "val",
-    lighting: str | None = None,
-    sources: str | None = None,
-    geometry: str = DEFAULT_GEOMETRY,
-    text: str = "none",
-    metrics: str | None = None,
-    ssim: str = "skimage-u7",
-    detector: Path | None = None,
-    pretrained: Path | None = None,
-    save: Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    json: Path | None = None,
+    what: str, setting: Setting, *, save: Path | None = None, json: Path | None = None
 ) -> dict:
-    """Score a model, a run or a folder of predictions on pairs, beside what needs no learning:
-    means by source and in all.
+    """Score a model, a run or a folder of predictions on pairs, beside trivial baselines: means by
+    source and overall.
 
     The protocol is printed with the numbers. The trivial baselines come from the split "train" of
-    the same folder, lighting and sources. Intervals are 95 % bootstrap intervals with whole
-    sequences drawn (docs/evaluation.md).
+    the same folder, lighting and sources. Intervals are 95 % bootstrap intervals that resample
+    whole sequences (docs/evaluation.md).
 
     Args:
         what: a name of `cmmfnet models`, a .safetensors or .onnx file, hf:OWNER/REPO@COMMIT, a
             run's folder, or a folder of predictions with NAME.png for every frame
-        data: a folder of pairs (docs/data.md)
-        split: train, val or test, as in its index
-        lighting: only these, with commas between: day,dusk
-        sources: only these, with commas between
-        geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b or whole
-            (docs/evaluation.md)
-        text: what models are told: none, caption or tags, as the index has them
-        metrics: with commas between, of psnr, ssim, lpips, lpips_vgg, delta_e, colourfulness,
-            colour_share, apce, flicker, frechet_vgg16 (default: psnr, ssim, lpips where its files
-            are at hand, colour_share)
-        ssim: window of SSIM: skimage-u7, gauss-11 or w3
-        detector: a YOLOX detector as ONNX; also says how many objects of the true pictures it finds
-            in the outputs
-        pretrained: folder with the files for LPIPS (default: environment variable
-            CMMFNET_PRETRAINED)
+        setting: pairs, geometry and metrics
         save: a new folder for the outputs as they are scored, NAME.png
-        seed: of the bootstrap
-        device: auto, cpu, cuda, cuda:1 or mps
         json: also write protocol, means, intervals and every picture's scores to this file
 
     Returns:
-        What goes into ``json``: protocol; method, the label of ``what``; methods, label -> what it
-        is; scores, source ("all" for all of them) -> label -> pairs, sequences, and metric -> mean,
+        The content of ``json``: protocol; method, the label of ``what``; methods, label -> record;
+        scores, source ("all" for all of them) -> label -> pairs, sequences, and metric -> mean,
         low, high, over_sequences; pictures, label -> rows.
 
     Raises:
-        PairsError, ModelError, PredictionError, PretrainedError, ProtocolError, MetricError,
-            DetectorError, DeviceError: nothing was scored.
+        UserError: the request makes no sense, or a file, model or metric cannot be used; nothing
+            was scored.
     """
-    setting = Setting(
-        data=data, split=split, lighting=lighting, sources=sources, geometry=geometry, text=text,
-        metrics=metrics,
-        ssim=ssim, detector=detector, pretrained=pretrained, seed=seed, device=device,
-    )  # fmt: skip
+    evaluation = Evaluation(setting)
     if save is not None and Path(save).exists() and any(Path(save).iterdir()):
         raise FileExistsError(f"{save} is not empty; name a new folder for the outputs")
-    predictor = setting.open(what)
-    result = setting.run([predictor], {predictor.name: Path(save)} if save is not None else {})
-    print(describe(result["protocol"], data))
-    if metrics is None and not Lpips.at_hand(pretrained):
-        print("no LPIPS: its files are not at hand (--pretrained)")
+    predictor = evaluation.open(what)
+    result = evaluation.run([predictor], {predictor.name: Path(save)} if save is not None else {})
+    print(describe(result["protocol"], evaluation.pairs.root))
+    if setting.metrics is None and not Lpips.at_hand(setting.pretrained):
+        print("no LPIPS: its files are not found (--pretrained)")
     print(table(result))
     result["method"] = predictor.name
     if json is not None:
@@ -198,63 +167,56 @@ def evaluate(
     return result
 
 
-@dataclass
-class Setting:
-    """A protocol with its frames, ready to score methods; the fields are the options of
-    :func:`evaluate`."""
+class Evaluation:
+    """A :class:`Setting` with its pairs opened and its options checked.
 
-    data: str | Path
-    split: str = "val"
-    lighting: str | None = None
-    sources: str | None = None
-    geometry: str = DEFAULT_GEOMETRY
-    text: str = "none"
-    metrics: str | None = None
-    ssim: str = "skimage-u7"
-    detector: Path | None = None
-    pretrained: Path | None = None
-    seed: int = 0
-    device: str = "auto"
+    Raises:
+        UserError: no data, or an option that does not exist or does not fit the pairs.
+        ImportError: scikit-image is not installed.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, setting: Setting):
         if importlib.util.find_spec("skimage") is None:
             raise ImportError("SSIM needs scikit-image: pip install 'cmmfnet[train]'")
-        check_geometry(self.geometry)
-        if self.ssim not in SSIM_PRESETS:
-            raise MetricError(f"ssim is {self.ssim!r}; expected one of {', '.join(SSIM_PRESETS)}")
-        self.chosen = {"lighting": _names(self.lighting), "sources": _names(self.sources)}
-        self.pairs = Pairs(self.data, self.split, **self.chosen).require("thermal")
-        self.names = list(dict.fromkeys(_names(self.metrics) or default_metrics(self.pretrained)))
-        check_metrics(self.names, self.pairs, self.geometry)
-        self.found_by = None
-        if self.detector is not None:
-            from cmmfnet.evaluation.detection import Detector
-
-            self.found_by = Detector(self.detector)
-            if not any(entry.get("lighting", "day") == "day" for entry in self.pairs.entries):
-                raise MetricError(
-                    "a detector is asked about daylight pictures only, and none of these frames "
-                    "is by day"
-                )
+        if setting.data is None:
+            raise UserError("--data is missing; give a folder of pairs (docs/data.md)")
+        check_geometry(setting.geometry)
+        if setting.ssim not in SSIM_PRESETS:
+            raise MetricError(
+                f"ssim is {setting.ssim!r}; expected one of {', '.join(SSIM_PRESETS)}"
+            )
+        self.setting = setting
+        self.chosen = {"lighting": _names(setting.lighting), "sources": _names(setting.sources)}
+        self.pairs = Pairs(setting.data, setting.split, **self.chosen).require("thermal")
+        self.metrics = list(
+            dict.fromkeys(_names(setting.metrics) or default_metrics(setting.pretrained))
+        )
+        check_metrics(self.metrics, self.pairs, setting.geometry)
 
     def protocol(self, truth_sha256: str) -> dict:
-        detector = self.found_by.record if self.found_by else None
+        """The record of what must be equal for two results to be compared."""
         return make_protocol(
-            self.pairs, truth_sha256, self.geometry, self.ssim, self.all_names(), detector
+            self.pairs, truth_sha256, self.setting.geometry, self.setting.ssim, self.metrics
         )
 
-    def all_names(self) -> list[str]:
-        return self.names + (["recall", "ap50"] if self.found_by else [])
-
     def open(self, what: str) -> Predictor:
-        return open_predictor(what, self.pairs, self.geometry, text=self.text, device=self.device)
+        """The model, run or folder of predictions called ``what``."""
+        return open_predictor(
+            what,
+            self.pairs,
+            self.setting.geometry,
+            text=self.setting.text,
+            device=self.setting.device,
+        )
 
     def baselines(self) -> list[Predictor]:
+        """The trivial baselines made from the split "train"; none, with a warning, if there is no
+        such split."""
         try:
-            train = Pairs(self.data, "train", **self.chosen).require("thermal")
+            train = Pairs(self.setting.data, "train", **self.chosen).require("thermal")
         except PairsError as error:
             warnings.warn(
-                f"without trivial baselines, which come from the split train: {error}", stacklevel=3
+                f"no trivial baselines, which come from the split train: {error}", stacklevel=3
             )
             return []
         origin = {
@@ -262,50 +224,47 @@ class Setting:
             "frames": len(train),
             "frames_sha256": frames_sha256(train.entries),
         }
-        made = trivial_baselines(train, self.geometry)
+        made = trivial_baselines(train, self.setting.geometry)
         return [
             Predictor(name, baseline(name, colour).colour, origin) for name, colour in made.items()
         ]
 
     def run(self, predictors: Sequence[Predictor], save: dict[str, Path]) -> dict:
-        """Scores of ``predictors`` and of the trivial baselines, as :func:`evaluate` returns
-        them."""
+        """Scores of ``predictors`` and of the trivial baselines, as :func:`evaluate` returns them
+        without the key "method". ``save``: name of a predictor -> folder for its pictures."""
         from cmmfnet.colorizer.torch import pick_device
 
-        baselines = self.baselines()
+        setting, baselines = self.setting, self.baselines()
         if taken := {p.name for p in predictors} & {p.name for p in baselines}:
             raise ProtocolError(
                 f"{', '.join(taken)} is the name of a trivial baseline; rename the folder or file"
             )
         everything = [*predictors, *baselines]
         scorer = Scorer(
-            self.names, ssim=self.ssim, pretrained=self.pretrained,
-            device=str(pick_device(self.device)),
-            detector=self.found_by,
-        )  # fmt: skip
-        rows, truth_sha256 = measure(everything, self.pairs, scorer, self.geometry, save)
+            self.metrics,
+            ssim=setting.ssim,
+            pretrained=setting.pretrained,
+            device=str(pick_device(setting.device)),
+        )
+        rows, truth_sha256 = measure(everything, self.pairs, scorer, setting.geometry, save)
+        root = self.pairs.root
         return {
             "format": FORMAT,
-            "data": str(
-                self.pairs.root.resolve() if isinstance(self.pairs.root, Path) else self.pairs.root
-            ),
+            "data": str(root.resolve() if isinstance(root, Path) else root),
             "protocol": self.protocol(truth_sha256),
-            "metrics": self.all_names(),
-            "seed": self.seed,
+            "metrics": self.metrics,
+            "seed": setting.seed,
             "methods": {
                 p.name: p.record
                 | ({"saved": str(save[p.name].resolve())} if p.name in save else {})
                 for p in everything
             },
-            "sets": (sets := {name: scorer.of_the_set(name) for name in rows}),
-            "scores": by_source(rows, self.all_names(), self.seed, sets),
+            "scores": by_source(rows, self.metrics, setting.seed),
             "pictures": rows,
         }
 
 
-def by_source(
-    rows: dict[str, Rows], names: Sequence[str], seed: int, sets: dict[str, dict]
-) -> dict[str, dict]:
+def by_source(rows: dict[str, Rows], names: Sequence[str], seed: int) -> dict[str, dict]:
     """Source, and "all" -> method -> pairs, sequences, metric -> cell."""
     found = sorted({str(row["source"]) for row in next(iter(rows.values()))})
     scores: dict[str, dict] = {}
@@ -317,9 +276,7 @@ def by_source(
                 "pairs": len(part),
                 "sequences": len({row["sequence"] or row["name"] for row in part}),
             }
-            scores[source][method] = counts | cells(
-                part, names, seed, sets[method] if source == "all" else None
-            )
+            scores[source][method] = counts | cells(part, names, seed)
     return scores
 
 
@@ -331,7 +288,7 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     )
 
 
-# --- in words and on disk
+# --- as text and as a file
 
 
 def describe(protocol: dict, data: str | Path) -> str:

@@ -1,18 +1,19 @@
-"""Uncertainty of mean scores: bootstrap intervals and paired tests, both by cluster.
+"""Uncertainty of mean scores: bootstrap intervals and paired permutation tests, by sequence.
 
-Frames of one fixed camera, or of one drive, are near copies of each other: taken for independent
-they give intervals that are far too narrow. So whole sequences are drawn (bootstrap) or change sign
-(permutation) together; a picture without sequence is its own cluster.
+Frames of one fixed camera or one drive are near copies of each other. Treated as independent, they
+give intervals that are far too narrow. So whole sequences are resampled (bootstrap) or change sign
+(permutation test); a picture without a sequence is a sequence of its own.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 RESAMPLES, FLIPS, LEVEL = 2_000, 10_000, 0.95
-_EXACT = 12  # clusters up to which all sign patterns are gone through: 4,096
+_BATCH = 2_000_000  # numbers resampled at a time, to bound memory
 
 
 def cluster_sums(values: Sequence[float], clusters: Sequence[str]) -> np.ndarray:
@@ -22,42 +23,6 @@ def cluster_sums(values: Sequence[float], clusters: Sequence[str]) -> np.ndarray
     return np.bincount(places, np.asarray(values, np.float64), len(index))
 
 
-def resampled_ratios(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    clusters: Sequence[str],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> np.ndarray:
-    """Bootstrap distribution of sum(numerators) / sum(denominators) over resampled clusters:
-    (resamples,) float64.
-
-    Denominators of one give the mean per picture. As many clusters as there are, are drawn with
-    replacement (Davison & Hinkley 1997, section 3.8). Equal clusters and seed give equal draws, so
-    that the difference of two results is the paired bootstrap of the difference. NaN where a
-    resample's denominators sum to 0.
-    """
-    top, bottom = cluster_sums(numerators, clusters), cluster_sums(denominators, clusters)
-    count, rng = len(top), np.random.default_rng(seed)
-    block = max(1, 2_000_000 // count)  # resamples at a time: memory
-    parts = []
-    for start in range(0, resamples, block):
-        drawn = rng.multinomial(count, np.full(count, 1 / count), min(block, resamples - start))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            parts.append((drawn @ top) / (drawn @ bottom))
-    return np.concatenate(parts)
-
-
-def percentile_interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """The middle ``level`` of a bootstrap distribution; None where a sample is not finite (a PSNR
-    of equal pictures)."""
-    if not np.isfinite(samples).all():
-        return None
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def mean_interval(
     numerators: Sequence[float],
     denominators: Sequence[float],
@@ -65,18 +30,44 @@ def mean_interval(
     *,
     seed: int = 0,
 ) -> tuple[float, float] | None:
-    """95 % bootstrap interval of a mean or ratio; None for a single cluster, whose spread nobody
-    knows."""
-    if len(set(clusters)) < 2 or not np.isfinite(numerators).all():
+    """95 % percentile bootstrap interval of sum(numerators) / sum(denominators).
+
+    Whole clusters are drawn with replacement, 2,000 times (Davison & Hinkley 1997, section 3.8).
+    With denominators of 1 the ratio is the mean per picture. Equal clusters and seed give equal
+    draws. None for a single cluster, whose spread is unknown, and where a ratio is not finite (the
+    PSNR of equal pictures, a resample without denominator).
+    """
+    from scipy.stats import DegenerateDataWarning, bootstrap
+
+    sums = cluster_sums(numerators, clusters), cluster_sums(denominators, clusters)
+    if len(sums[0]) < 2 or not np.isfinite(sums).all():
         return None
-    return percentile_interval(resampled_ratios(numerators, denominators, clusters, seed=seed))
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # ratios that are not finite
+        found = bootstrap(
+            sums,
+            lambda top, bottom, axis: top.sum(axis) / bottom.sum(axis),
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            batch=max(1, _BATCH // len(sums[0])),
+            confidence_level=LEVEL,
+            method="percentile",
+            random_state=seed,
+        )
+    if not np.isfinite(found.bootstrap_distribution).all():
+        return None
+    low, high = found.confidence_interval
+    return float(low), float(high)
 
 
 def mean_over_clusters(
     numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[str]
 ) -> float:
-    """The mean where every sequence counts once, whatever its number of frames. Clusters without
-    denominator are left out."""
+    """The mean in which every cluster counts once, whatever its number of frames.
+
+    Clusters whose denominators sum to 0 are left out; NaN if none is left.
+    """
     top, bottom = cluster_sums(numerators, clusters), cluster_sums(denominators, clusters)
     return (
         float(np.mean(top[bottom > 0] / bottom[bottom > 0])) if (bottom > 0).any() else float("nan")
@@ -86,32 +77,36 @@ def mean_over_clusters(
 def sign_flip_p(
     differences: Sequence[float], clusters: Sequence[str], *, flips: int = FLIPS, seed: int = 0
 ) -> float | None:
-    """Two-sided p of "the two methods are exchangeable" for paired differences, whose sign is
-    flipped by whole clusters.
+    """Two-sided p of "the two methods are exchangeable", for paired differences.
 
-    Statistic: the sum of the differences. Up to 12 clusters all sign patterns are gone through, and
-        p is the share whose absolute sum is at least the one found; beyond, ``flips`` random
-        patterns, and p = (1 + that many) / (1 + flips) (Phipson & Smyth 2010). K clusters cannot
-        give less than 2 / 2^K. None for differences that are not finite.
+    The statistic is the absolute sum of the differences; the signs of whole clusters are flipped.
+    If there are at most ``flips`` patterns of signs (13 clusters by default), all are tried and p
+    is the share whose statistic is at least the one found. With more clusters ``flips`` random
+    patterns are drawn and p = (1 + extreme) / (1 + flips) (Phipson & Smyth 2010). K clusters cannot
+    give less than 2 / 2^K. None for differences that are not finite.
     """
+    from scipy.stats import permutation_test
+
     sums = cluster_sums(differences, clusters)
     if not np.isfinite(sums).all():
         return None
-    found = abs(sums.sum()) * (1 - 1e-12)  # equal sums in another order of addition
-    count = len(sums)
-    if count <= _EXACT:
-        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
-        return float(np.mean(np.abs(signs @ sums) >= found))
-    rng, block, extreme = np.random.default_rng(seed), max(1, 2_000_000 // count), 0
-    for start in range(0, flips, block):
-        signs = 1 - 2 * rng.integers(0, 2, (min(block, flips - start), count), dtype=np.int8)
-        extreme += int((np.abs(signs @ sums) >= found).sum())
-    return (1 + extreme) / (1 + flips)
+    if len(sums) < 2:
+        return 1.0  # both signs have the same absolute sum
+    found = permutation_test(
+        (sums,),
+        lambda x, axis: np.abs(x.sum(axis)),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=flips,
+        batch=max(1, _BATCH // len(sums)),
+        alternative="greater",
+        random_state=seed,
+    )
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): adjusted p values, in the order given, that keep the
-    family's error rate."""
+    """Adjusted p values by Holm's step-down correction (1979), in the order given."""
     order = np.argsort(p_values)
     adjusted, largest = [0.0] * len(order), 0.0
     for rank, place in enumerate(order):

@@ -1,9 +1,9 @@
 """Picture metrics on (H,W,3) uint8 arrays, and the table of everything that is scored
 (``METRICS``).
 
-SSIM has named presets, because numbers of different windows and ranges cannot be compared. What
-needs a network stands in learned.py (LPIPS, Frechet distance) and detection.py; formulas, sources
-and how to read them in docs/evaluation.md.
+SSIM has named presets, because numbers of different windows and ranges cannot be compared. LPIPS,
+which needs a network, is in learned.py. docs/evaluation.md has formulas, sources and how to read
+the numbers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ class Metric:
     """One column of a table.
 
     ``better`` is "higher", "lower", "near 1" or "" (no direction: to be read beside others). The
-    value over a set of pictures is the sum of ``values`` over that of ``per`` in the pictures'
-    rows, where "" counts pictures: a mean. A metric of a whole ``set`` has no value of a single
-    picture.
+    value over a set of pictures is the sum of ``values`` divided by the sum of ``per`` in the
+    pictures' rows, where "" counts pictures: a mean.
     """
 
     title: str
@@ -37,7 +36,6 @@ class Metric:
     meaning: str
     values: str
     per: str = ""
-    set: bool = False
 
 
 METRICS: dict[str, Metric] = {
@@ -70,27 +68,6 @@ METRICS: dict[str, Metric] = {
         "change between frames where the truth stands still",
         "flicker",
     ),
-    "frechet_vgg16": Metric(
-        "FD VGG-16", "lower", 1, "", "Frechet distance on VGG-16 relu5_3", "", set=True
-    ),
-    "recall": Metric(
-        "recall",
-        "higher",
-        3,
-        "",
-        "objects of the true picture that are detected",
-        "found",
-        "objects",
-    ),
-    "ap50": Metric(
-        "AP50",
-        "higher",
-        3,
-        "",
-        "average precision at IoU .5, objects of the true picture",
-        "",
-        set=True,
-    ),
 }
 
 
@@ -118,7 +95,6 @@ SSIM_PRESETS: dict[str, dict] = {
         "use_sample_covariance": False,
         "win_size": 11,
     },
-    "w3": {"win_size": 3},
 }
 
 

@@ -42,7 +42,6 @@ COMPARED = (
     "pictures",
     "psnr",
     "ssim",
-    "detector",
 )
 
 
@@ -134,7 +133,6 @@ def make_protocol(
     geometry: str,
     ssim_preset: str,
     metrics: list[str],
-    detector: dict | None,
 ) -> dict:
     """The record of a protocol, JSON-able.
 
@@ -156,7 +154,6 @@ def make_protocol(
         | SSIM_PRESETS[ssim_preset],
         "metrics": {name: METRICS[name].meaning for name in metrics},
         "static pixels": f"change of at most {STATIC} levels (flicker)",
-        "detector": detector,
         "versions": versions(),
     }
 

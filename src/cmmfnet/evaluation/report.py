@@ -225,7 +225,7 @@ def _curves(found: dict) -> str:
 
 
 def _groups(found: dict) -> str:
-    names = [name for name in _shown(found) if not METRICS[name].set]
+    names = _shown(found)
     options = "".join(f'<option value="{name}">{METRICS[name].title}</option>' for name in names)
     text = (
         '<h2>By scene</h2><p class="note">Means over pictures. Small groups scatter widely.</p>'

@@ -1,4 +1,4 @@
-"""Scores of pictures, one row a picture, and what is said about a set of rows."""
+"""Scores of pictures, one row per picture, and summaries of rows."""
 
 from __future__ import annotations
 
@@ -10,49 +10,43 @@ import numpy as np
 
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation import edges, intervals, metrics
-from cmmfnet.evaluation.learned import Lpips, VggFeatures, frechet_distance
+from cmmfnet.evaluation.learned import Lpips
 from cmmfnet.evaluation.metrics import METRICS, Metric, MetricError
 from cmmfnet.evaluation.predictors import Predictor
 from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, frame
-
-SELECTABLE = tuple(name for name in METRICS if name not in ("recall", "ap50"))
-"""What can be asked for by name; detection comes with a detector."""
 
 Rows = list[dict[str, float | str]]
 
 
 def default_metrics(pretrained: str | Path | None = None) -> list[str]:
-    """PSNR, SSIM, LPIPS where its files are at hand, share of colour."""
+    """PSNR, SSIM, LPIPS if its files are found, share of colour."""
     return ["psnr", "ssim", *(["lpips"] if Lpips.at_hand(pretrained) else []), "colour_share"]
 
 
 def check_metrics(names: Sequence[str], pairs: Pairs, geometry: str) -> None:
-    """Raises :class:`MetricError` for a metric that does not exist or that these frames cannot
-    give."""
-    if unknown := [name for name in names if name not in SELECTABLE]:
-        also = "; recall and ap50 come with --detector" if set(unknown) & {"recall", "ap50"} else ""
+    """Raises :class:`MetricError` for unknown metrics and for those that ``pairs`` cannot give."""
+    if unknown := [name for name in names if name not in METRICS]:
         raise MetricError(
-            f"unknown metric {', '.join(unknown)}; choose some of {', '.join(SELECTABLE)}{also}"
+            f"unknown metric {', '.join(unknown)}; choose some of {', '.join(METRICS)}"
         )
     if "flicker" in names:
         if geometry == "kaist-b":
             raise MetricError(
-                "flicker compares frames pixel by pixel, and geometry kaist-b cuts each elsewhere"
+                "flicker compares frames pixel by pixel, but geometry kaist-b cuts each frame at "
+                "another place"
             )
         sequences = [entry["sequence"] for entry in pairs.entries if entry.get("sequence")]
         if len(sequences) == len(set(sequences)):
             raise MetricError(
                 f"flicker needs sequences of two frames or more; {pairs.root}/index.jsonl has none"
             )
-    if "frechet_vgg16" in names and len(pairs) < 2:
-        raise MetricError("a Frechet distance needs two pictures or more; found 1")
 
 
 class Scorer:
-    """Scores outputs of methods, frame by frame: :meth:`begin` a frame, then :meth:`row` for each
-    method's output.
+    """Scores the outputs of several methods frame by frame: :meth:`begin` a frame, then
+    :meth:`row` for each method's output.
 
-    Raises :class:`PretrainedError` where a metric's files are missing.
+    Raises :class:`PretrainedError` if the files of a metric are missing.
     """
 
     def __init__(
@@ -62,26 +56,15 @@ class Scorer:
         ssim: str = "skimage-u7",
         pretrained: str | Path | None = None,
         device: str = "cpu",
-        detector=None,
     ):
-        if ssim not in metrics.SSIM_PRESETS:
-            raise MetricError(
-                f"ssim is {ssim!r}; expected one of {', '.join(metrics.SSIM_PRESETS)}"
-            )
-        self.names, self.ssim, self.detector = tuple(names), ssim, detector
+        self.names, self.ssim = tuple(names), ssim
         self.lpips = {
             name: Lpips(pretrained, network, device)
             for name, network in (("lpips", "alex"), ("lpips_vgg", "vgg16"))
             if name in names
         }
-        self.features = VggFeatures(pretrained, device) if "frechet_vgg16" in names else None
-        self.seen: dict[
-            str, list[np.ndarray]
-        ] = {}  # method -> features of its pictures; "" -> of the truth
-        self.before: dict[
-            tuple[str, str], tuple[np.ndarray, np.ndarray]
-        ] = {}  # method, sequence -> output, truth
-        self.detections: dict = {}
+        # (method, sequence) -> output and truth of the frame before
+        self.before: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
     def begin(self, thermal: np.ndarray, truth: np.ndarray, meta: dict) -> None:
         self.truth, self.meta = truth, meta
@@ -89,16 +72,9 @@ class Scorer:
             self.truth_colourfulness = metrics.colourfulness(truth)
         if "apce" in self.names:
             self.thermal_edges = edges.edge_maps(((thermal + 1) * 127.5).round().astype(np.uint8))
-        if self.features:
-            self.seen.setdefault("", []).append(self.features(truth))
-        self.objects = None
-        if self.detector and meta.get("lighting", "day") == "day":
-            from cmmfnet.evaluation.detection import TRUTH_SCORE
-
-            self.objects = self.detector(truth).above(TRUTH_SCORE)
 
     def row(self, method: str, out: np.ndarray) -> dict[str, float | str]:
-        """Scores of ``out`` (h,w,3) uint8; a value that this frame cannot have is left out."""
+        """Scores of ``out`` (h,w,3) uint8, without those that this frame cannot have."""
         truth, meta, names = self.truth, self.meta, self.names
         row: dict = {key: meta.get(key) or "" for key in ("name", "source", "lighting", "sequence")}
         if "psnr" in names:
@@ -119,25 +95,7 @@ class Scorer:
                 metrics.flicker(out, before[0], truth, before[1]) if before is not None else None
             )
             self.before[method, row["sequence"]] = out, truth
-        if self.features:
-            self.seen.setdefault(method, []).append(self.features(out))
-        if self.objects is not None:
-            from cmmfnet.evaluation.detection import DetectionScore
-
-            score = self.detections.setdefault(method, DetectionScore())
-            row["found"], row["objects"] = score.add(self.detector(out), self.objects)
         return {key: value for key, value in row.items() if value is not None}
-
-    def of_the_set(self, method: str) -> dict[str, float]:
-        """The metrics that belong to all of a method's pictures together."""
-        values = {}
-        if self.features:
-            values["frechet_vgg16"] = frechet_distance(
-                np.stack(self.seen[method]), np.stack(self.seen[""])
-            )
-        if method in self.detections and (ap50 := self.detections[method].ap50()) is not None:
-            values["ap50"] = ap50
-        return values
 
 
 def measure(
@@ -147,10 +105,10 @@ def measure(
     geometry: str = DEFAULT_GEOMETRY,
     save: dict[str, Path] | None = None,
 ) -> tuple[dict[str, Rows], str]:
-    """Rows of each method, and the sha256 of the true pictures as they were scored. Every picture
-    is decoded once.
+    """Rows of each method, and the sha256 of the true pictures as scored. Decodes every picture
+    once.
 
-    ``save``: method -> folder for its pictures, NAME.png.
+    ``save``: method -> folder to write its pictures to, as NAME.png.
     """
     from tqdm import tqdm
 
@@ -180,7 +138,7 @@ def measure(
 def colour_all(
     predictor: Predictor, thermals: list[np.ndarray], metas: list[dict]
 ) -> list[np.ndarray]:
-    """The predictor's pictures, its ``batch`` frames of one size at a time."""
+    """The predictor's pictures for all frames, up to ``batch`` frames of one size at a time."""
     pictures: list = [None] * len(thermals)
     groups: dict[tuple, list[int]] = {}
     for i, thermal in enumerate(thermals):
@@ -194,7 +152,7 @@ def colour_all(
     return pictures
 
 
-# --- what is said about rows
+# --- summaries
 
 
 def columns(metric: Metric, rows: Rows) -> tuple[list[float], list[float], list[str]]:
@@ -209,7 +167,7 @@ def columns(metric: Metric, rows: Rows) -> tuple[list[float], list[float], list[
 
 
 def mean_of(metric: Metric, rows: Rows) -> float | None:
-    """The metric over a set of pictures; None where none of them has it."""
+    """The metric over a set of pictures; None if no picture has it."""
     values, weights, _ = columns(metric, rows)
     return float(np.sum(values) / np.sum(weights)) if np.sum(weights) > 0 else None
 
@@ -217,27 +175,27 @@ def mean_of(metric: Metric, rows: Rows) -> float | None:
 def summary(
     rows: Rows, names: Sequence[str] = ("psnr", "ssim", "lpips", "colour_share")
 ) -> dict[str, float]:
-    """Means over pictures; ``colour_share`` = mean colourfulness of the outputs over that of the
-    truth."""
+    """Metric -> its mean over pictures, for the metrics that some picture has.
+
+    ``colour_share`` is the mean colourfulness of the outputs over that of the truth.
+    """
     return {name: mean for name in names if (mean := mean_of(METRICS[name], rows)) is not None}
 
 
-def cells(
-    rows: Rows, names: Sequence[str], seed: int, sets: dict[str, float] | None = None
-) -> dict[str, dict]:
-    """Metric -> mean per picture, low and high (95 %, sequences drawn together; None where it
-    cannot be had), over_sequences (the mean where each sequence counts once). Metrics of the whole
-    set have a mean only."""
+def cells(rows: Rows, names: Sequence[str], seed: int) -> dict[str, dict]:
+    """Metric -> mean, low, high, over_sequences.
+
+    ``mean`` is per picture. ``low`` and ``high`` are its 95 % interval over sequences, or None
+    (:func:`intervals.mean_interval`). In ``over_sequences`` every sequence counts once.
+    """
     found: dict[str, dict] = {}
     for name in names:
         values, weights, clusters = columns(METRICS[name], rows)
-        if METRICS[name].set or (mean := mean_of(METRICS[name], rows)) is None:
+        if (mean := mean_of(METRICS[name], rows)) is None:
             continue
         interval = intervals.mean_interval(values, weights, clusters, seed=seed)
         found[name] = {
             "mean": mean, "low": interval and interval[0], "high": interval and interval[1],
             "over_sequences": intervals.mean_over_clusters(values, weights, clusters),
         }  # fmt: skip
-    for name, value in (sets or {}).items():
-        found[name] = {"mean": value, "low": None, "high": None, "over_sequences": None}
     return found

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from cmmfnet import __version__
-from cmmfnet.data.scenes.scenes import write_pairs
+from cmmfnet.data.scenes import write_pairs
 from cmmfnet.training import checkpoint
 from cmmfnet.weights.files import load_model
 

@@ -78,7 +78,7 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does
     import torch
 
-    from cmmfnet.data.scenes.scenes import render
+    from cmmfnet.data.scenes import render
 
     torch.set_num_threads(arguments.threads)
     frame = render(3, "street", size=tuple(arguments.size)).thermal

@@ -28,9 +28,10 @@ import PIL
 import torch
 from PIL import Image
 
-from cmmfnet.data.batches import Batches, Source
+from cmmfnet.data.batches import Batches
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.data.shards import write_shards
+from cmmfnet.data.prepare.write_shards import write_shards
+from cmmfnet.data.source import Source
 
 HEIGHT, WIDTH = 512, 640
 ENDLESS = 10**9  # steps; the windows end it
@@ -95,7 +96,8 @@ def rate(stream: Iterable, warm_up: int, images: int, arguments: argparse.Namesp
 
 def measure(pairs: Pairs, workers: int, arguments: argparse.Namespace) -> tuple[float, float]:
     batches = Batches(
-        [Source(pairs, (1, 1))], batch_size=arguments.batch, size=arguments.size, steps=ENDLESS,
+        [Source(str(pairs.root)).opened()], batch_size=arguments.batch,
+        size=arguments.size, steps=ENDLESS,
         device=arguments.device, workers=workers,
     )  # fmt: skip
     warm_up = 2 + 3 * workers
@@ -155,7 +157,10 @@ def main() -> None:
         torch.set_num_threads(1)  # as in a worker
         count = min(48, len(sets["folder"]))
         items = Batches(
-            [Source(sets["folder"], (1, 1))], batch_size=1, size=arguments.size, steps=ENDLESS
+            [Source(str(sets["folder"].root)).opened()],
+            batch_size=1,
+            size=arguments.size,
+            steps=ENDLESS,
         )._items
         print(f"one core, ms a pair: {milliseconds(lambda i: items[i], count):.2f} in all", end="")
         for kind in ("visible", "thermal"):

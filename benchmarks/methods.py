@@ -43,10 +43,10 @@ from pathlib import Path
 import yaml
 from methods_table import pack, write_table
 
-from cmmfnet.cli import read_recipe
+from cmmfnet.data.source import Source
 from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY
 from cmmfnet.methods import METHODS
-from cmmfnet.training.recipe import Recipe, SourceRecipe, find_config
+from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 
 SEEDS = {"cmmfnet": 3, "cmmfnet-paper": 3, "lkatgan": 3, "pix2pix": 3}
 """Configuration -> seeds; 1 for the others. Ablations and controls have as many as what they
@@ -115,7 +115,7 @@ def merged(recipe: Recipe, changes: dict) -> Recipe:
         for k, v in changes.items()
     }
     if "sources" in whole:
-        whole["sources"] = [SourceRecipe(**source) for source in whole["sources"]]
+        whole["sources"] = [Source(**source) for source in whole["sources"]]
     return replace(recipe, **whole)
 
 
@@ -149,7 +149,7 @@ def recipe_of(training: Training, given: argparse.Namespace) -> Recipe:
     part = tuple(given.sources.split(",")) if given.sources else None
     # nothing is looked at of a test set before the end
     watched = (
-        SourceRecipe("pairs", split="val", lighting=lighting, sources=part)
+        Source("pairs", split="val", lighting=lighting, sources=part)
         if given.split == "val"
         else None
     )

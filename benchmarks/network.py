@@ -24,7 +24,6 @@ import torch
 from cuda_graph import captured
 from torch import Tensor, nn
 
-from cmmfnet.cli import read_recipe
 from cmmfnet.methods import build_network, method_class
 from cmmfnet.nn.fast import (
     bias,
@@ -39,7 +38,7 @@ from cmmfnet.nn.fast import (
     widening,
     widening_gradient,
 )
-from cmmfnet.training.recipe import find_config
+from cmmfnet.training.recipe import find_config, read_recipe
 
 NETWORKS = ["cmmfnet-paper", "cmmfnet", "lkatgan", "ticcgan", "mugan", "cyclegan", "pix2pix"]
 OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels

@@ -28,12 +28,10 @@ import torch
 from accelerate import Accelerator
 from network import without_our_kernels
 
-from cmmfnet.cli import read_recipe
 from cmmfnet.data.batches import Batches
 from cmmfnet.nn.fast import block, distance, pictures
-from cmmfnet.training.recipe import Recipe, find_config
+from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 from cmmfnet.training.run import Run
-from cmmfnet.training.train import open_source
 
 
 @contextlib.contextmanager
@@ -72,7 +70,7 @@ def begin(
     run = Run(recipe, out, accelerator, pretrained=given.pretrained)
     run.method.graphs = graphs
     batches = Batches(
-        [open_source(given.data, source) for source in recipe.sources], batch_size=batch,
+        [source.opened(given.data) for source in recipe.sources], batch_size=batch,
         size=recipe.size,
         steps=recipe.steps, seed=recipe.seed, device=accelerator.device, rank=0, world=1,
         workers=given.workers,

@@ -17,8 +17,7 @@ from cmmfnet import Colorizer
 from cmmfnet.data.made.lab import to_lab
 from cmmfnet.data.made.recolour import foliage, nightfall, paint, painted_surface, snow
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.data.scenes.repaint import repaint
-from cmmfnet.data.scenes.scenes import render
+from cmmfnet.data.scenes import render, repaint
 from cmmfnet.evaluation.evaluate import centre_crops
 from cmmfnet.text.colour_words import FOLIAGE, PAINT
 from cmmfnet.text.labels import CLASSES

@@ -544,7 +544,7 @@ def test_models_describes_a_file(model, capsys):
 
 
 def test_demo_renders_colours_and_writes_its_page(tmp_path, model, monkeypatch, capsys):
-    import cmmfnet.data.scenes.scenes as scenes
+    import cmmfnet.data.scenes as scenes
 
     def render(seed, kind, *_args, **_kwargs):
         thermal = np.random.default_rng(seed).integers(7000, 8000, (20, 30), dtype=np.uint16)

@@ -20,15 +20,9 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING
 
 from cmmfnet import __version__
 from cmmfnet.files.errors import UserError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from cmmfnet.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,21 @@ COMMANDS: dict[str, Command] = {
         "cmmfnet.colorizer.explain:explain", "show where in a frame each word of a text holds"
     ),
     "export": Command("cmmfnet.export.export:export", "write a model as an ONNX file"),
-    "scenes": Command("cmmfnet.cli:scenes", "render pairs to train on, with nothing at hand"),
+    "scenes": Command(
+        "cmmfnet.data.scenes.scenes:scenes", "render pairs to train on, with nothing at hand"
+    ),
+    "repaint": Command(
+        "cmmfnet.data.made.repainted:write_repainted",
+        "render scenes in other colours, with the words for them",
+    ),
+    "found-labels": Command(
+        "cmmfnet.training.found_labels:write_found_labels",
+        "write label maps that a model finds in the thermal frames of pairs",
+    ),
+    "distil": Command(
+        "cmmfnet.training.distilled:write_distilled",
+        "write pairs with a model's colours, to train a smaller one on",
+    ),
     "models": Command(
         "cmmfnet.training.models:models", "list the known models and methods, or describe a model"
     ),
@@ -129,14 +137,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return getattr(result, "exit_status", 0)
 
 
-def arguments_of(name: str, function: Callable, argv: Sequence[str] | None = None) -> dict:
-    """Keywords of ``function`` as typed after ``python -m cmmfnet.data.NAME``, for tools that are
-    no command."""
-    parser = make_parser(name, function)
-    parser.prog = f"python -m cmmfnet.data.{name}"
-    return _values(parser, function, list(sys.argv[1:] if argv is None else argv))[1]
-
-
 def _values(parser, function: Callable, arguments: list[str]) -> tuple[list, dict]:
     """Positional and named arguments of ``function`` for the typed ``arguments``."""
     instantiate = (
@@ -160,42 +160,6 @@ def _is_options(parameter: inspect.Parameter, hints: dict) -> bool:
     The exception is ``config``, whose fields are read from a file and nested under ``--config``.
     """
     return is_dataclass(hints[parameter.name]) and parameter.name != "config"
-
-
-def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> None:
-    """Render street, house and park scenes as a folder of pairs: computer graphics, free to use and
-    publish.
-
-    Args:
-        out: a new folder for thermal/, visible/, label/ and index.jsonl; the last fifth is for
-            validation
-        count: number of scenes; each takes about a second
-        seed: seed of the first scene, the next has the next; other seeds give other scenes
-        size: HEIGHT,WIDTH in pixels
-    """
-    from pathlib import Path
-
-    from cmmfnet.colorizer.colorize import UsageError
-    from cmmfnet.data.scenes.scenes import write_pairs
-
-    match = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", size)
-    if match is None or min(height := int(match[1]), width := int(match[2])) < 16:
-        raise UsageError(
-            f"--size is {size!r}; expected HEIGHT,WIDTH of at least 16 pixels each, for example "
-            "256,320"
-        )
-    if count < 1 or seed < 0:
-        raise UsageError(
-            f"--count is {count}, --seed is {seed}; expected a count of 1 or more and a seed of 0 "
-            "or more"
-        )
-    if (Path(out) / "index.jsonl").exists():
-        raise FileExistsError(
-            f"{out} is a data set already (it has index.jsonl); name another folder"
-        )
-    print(f"rendering {count} scenes, about a second each for a core", file=sys.stderr)
-    index = write_pairs(out, count, seed=seed, size=(height, width), jobs=os.cpu_count() or 1)
-    print(f"{count} pairs in {index.parent}")
 
 
 def make_parser(name: str, function: Callable):
@@ -277,22 +241,6 @@ def _named_config(arguments: list[str]) -> list[str]:
             out[i + 1] = str(find_config(arguments[i + 1]))
     fine_tunes = any(a.partition("=")[0] in ("--from", "--start-from") for a in arguments)
     return [f"--config={find_config('finetune')}", *out] if fine_tunes and not given else out
-
-
-def read_recipe(file: Path) -> Recipe:
-    """The recipe in a YAML file. Raises :class:`cmmfnet.training.recipe.RecipeError` for what it
-    does not take."""
-    import jsonargparse
-
-    from cmmfnet.training.recipe import Recipe, RecipeError
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", type=Recipe, required=True)
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    try:
-        return instantiate(parser.parse_args([f"--config={file}"])).config
-    except argparse.ArgumentError as error:
-        raise RecipeError(f"{file}: {error}") from error
 
 
 def _docstring(function: Callable) -> tuple[str, dict[str, str]]:

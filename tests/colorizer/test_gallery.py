@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmmfnet.colorizer.gallery import LONGEST_SIDE, Item, as_grey, write_gallery
+from cmmfnet.colorizer.gallery import Item, write_gallery
+from cmmfnet.files.page import LONGEST_SIDE, as_grey
 
 
 def item(name: str = "frame.png", size: tuple[int, int] = (40, 60), **more) -> Item:

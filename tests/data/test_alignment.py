@@ -23,7 +23,7 @@ from cmmfnet.data.prepare.alignment import (
     estimate_shift,
     summary,
 )
-from cmmfnet.data.scenes.scenes import render
+from cmmfnet.data.scenes import render
 
 MARGIN = 14
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "pairs"

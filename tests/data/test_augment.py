@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cmmfnet.data.augment import Crop, blur, sensor, sensor_draws, stretch
+from cmmfnet.data.augment import Crop, sensor, sensor_draws, stretch
+from cmmfnet.nn.blur import blur
 from cmmfnet.thermal.stretch import normalise
 
 

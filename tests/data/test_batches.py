@@ -20,8 +20,9 @@ from tiny_data import data_set, same
 from cmmfnet.data import batches as batches_module
 from cmmfnet.data import items as items_module
 from cmmfnet.data.augment import stretch
-from cmmfnet.data.batches import Batch, Batches, Source
+from cmmfnet.data.batches import Batch, Batches
 from cmmfnet.data.pairs import Pairs, PairsError
+from cmmfnet.data.source import Source
 from cmmfnet.text.labels import CLASSES, IGNORE
 
 ENTRIES = [
@@ -45,8 +46,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def sources(data: Path, shares=((1.0, 0.3), (1.0, 2.0))) -> list[Source]:
-    photos = Source(Pairs(data / "photos"), shares[1], simulate=True, level=True)
-    return [Source(Pairs(data / "pairs"), shares[0]), photos]
+    photos = Source(str(data / "photos"), shares[1], simulate=True, level=True).opened()
+    return [Source(str(data / "pairs"), shares[0]).opened(), photos]
 
 
 def batches(data: Path, **more) -> Batches:
@@ -86,7 +87,10 @@ def test_constant_pictures_give_finite_batches(tmp_path):
     root = data_set(tmp_path, [{"name": "a"}])
     Image.fromarray(np.full((24, 32), 7000, np.uint16)).save(root / "thermal" / "a.png")
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(root / "visible" / "a.png")
-    both = [Source(Pairs(root), (1, 1)), Source(Pairs(root), (1, 1), simulate=True, level=True)]
+    both = [
+        Source(str(root)).opened(),
+        Source(str(root), simulate=True, level=True).opened(),
+    ]
     batch = Batches(both, batch_size=8, size=16, steps=1)[0]
     assert batch.thermal.isfinite().all() and batch.visible.isfinite().all()
     assert batch.thermal.abs().max() <= 1 and batch.visible.abs().max() <= 1
@@ -204,7 +208,11 @@ def test_a_broken_picture_is_raised_here_with_its_name(tmp_path, workers):
     with pytest.raises(PairsError, match=r"visible.p\d.png cannot be used") as raised:
         list(
             Batches(
-                [Source(Pairs(root), (1, 1))], batch_size=2, size=16, steps=6, workers=workers
+                [Source(str(root)).opened()],
+                batch_size=2,
+                size=16,
+                steps=6,
+                workers=workers,
             ).from_step()
         )
     assert "Traceback" not in str(raised.value)
@@ -274,7 +282,10 @@ def test_shares_move_from_first_to_last(data):
 def test_the_frames_of_a_sequence_are_drawn_as_one_scene(tmp_path):
     entries = [{"name": str(i), "sequence": "clip" if i < 8 else None} for i in range(10)]
     items = Batches(
-        [Source(Pairs(data_set(tmp_path, entries)), (1, 1))], batch_size=1000, size=16, steps=1
+        [Source(str(data_set(tmp_path, entries))).opened()],
+        batch_size=1000,
+        size=16,
+        steps=1,
     )._items
     drawn = [items.choose(0, position)[1] for position in range(1000)]
     assert sum(index < 8 for index in drawn) / 1000 == pytest.approx(1 / 3, abs=0.05)
@@ -282,7 +293,7 @@ def test_the_frames_of_a_sequence_are_drawn_as_one_scene(tmp_path):
 
 
 def test_an_epoch_takes_every_picture_once(data):
-    source = Source(Pairs(data / "pairs"), (1, 1), order="epoch")
+    source = Source(str(data / "pairs"), order="epoch").opened()
     names = [
         n
         for _, batch in Batches([source], batch_size=3, size=16, steps=10).from_step()
@@ -303,18 +314,18 @@ def test_an_epoch_takes_every_picture_once(data):
 def test_an_epoch_goes_with_a_single_source(data):
     both = sources(data)
     both[0].order = "epoch"
-    with pytest.raises(ValueError, match="order is epoch for one of 2 sources"):
+    with pytest.raises(ValueError, match="is epoch for one of 2 sources"):
         Batches(both, batch_size=3, size=16, steps=1)
-    with pytest.raises(ValueError, match="order is 'random'; expected scenes or epoch"):
-        Source(both[0].pairs, (1, 1), order="random")
+    with pytest.raises(ValueError, match="order of pairs is 'random'; expected one of"):
+        Source("pairs", order="random")
 
 
 def test_without_sensor_effects_a_frame_is_only_stretched(data):
-    plain = Source(Pairs(data / "pairs"), (1, 1), sensor=False, aspect=1.0, scale=(1, 1))
+    plain = Source(str(data / "pairs"), sensor=False, aspect=1.0, scale=(1, 1)).opened()
     batch = Batches([plain], batch_size=6, size=24, steps=1)[0]
     items = Batches([plain], batch_size=6, size=24, steps=1)._items[0]
     assert torch.equal(batch.thermal, stretch(items["thermal"].float() / 255))
-    mixed = Batches([plain, Source(plain.pairs, (1, 1))], batch_size=8, size=24, steps=1)
+    mixed = Batches([plain, Source(plain.folder).opened()], batch_size=8, size=24, steps=1)
     sensed = mixed._items[0]["sensor"]
     assert sensed.any() and not sensed.all()
     untouched = stretch(mixed._items[0]["thermal"].float() / 255)
@@ -326,11 +337,11 @@ def test_aspect_reaches_the_crop(data, monkeypatch):
     seen = []
     draw = items_module.Crop.draw
     monkeypatch.setattr(items_module.Crop, "draw", lambda *a: seen.append(draw(*a)) or seen[-1])
-    source = Source(Pairs(data / "pairs"), (1, 1), aspect=1.0)
+    source = Source(str(data / "pairs"), aspect=1.0).opened()
     Batches([source], batch_size=10, size=16, steps=1)[0]
     assert len(seen) == 10 and all(crop.height == crop.width for crop in seen)
-    with pytest.raises(ValueError, match=r"aspect is 0.5; expected 1"):
-        Source(source.pairs, (1, 1), aspect=0.5)
+    with pytest.raises(ValueError, match=r"aspect of .* is 0.5; expected 1"):
+        Source(source.folder, aspect=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +370,8 @@ def told(visible: torch.Tensor) -> torch.Tensor:
 
 
 def test_unpaired_colour_is_drawn_independently(plain_colours):
-    mixed = Batches([Source(plain_colours, (1, 1))], batch_size=64, size=16, steps=1, unpaired=True)
+    source = Source(str(plain_colours.root)).opened()
+    mixed = Batches([source], batch_size=64, size=16, steps=1, unpaired=True)
     batch = mixed[0]
     thermal = torch.tensor(
         [[e["name"] for e in plain_colours.entries].index(n) for n in batch.names]
@@ -369,7 +381,7 @@ def test_unpaired_colour_is_drawn_independently(plain_colours):
         batch.label[:, 8, 8], thermal + 1
     )  # the label map goes with the thermal frame
     assert 0 < (colour == thermal).sum() < 40 and len(set(colour.tolist())) == 7
-    paired = Batches([Source(plain_colours, (1, 1))], batch_size=64, size=16, steps=1)[0]
+    paired = Batches([source], batch_size=64, size=16, steps=1)[0]
     assert paired.names == batch.names  # the same thermal frames
     assert torch.equal(paired.thermal, batch.thermal)
     own = torch.tensor([[e["name"] for e in plain_colours.entries].index(n) for n in paired.names])
@@ -377,7 +389,7 @@ def test_unpaired_colour_is_drawn_independently(plain_colours):
 
 
 def test_unpaired_simulation_is_made_from_its_own_photo(data):
-    photos = [Source(Pairs(data / "photos"), (1, 1), simulate=True)]
+    photos = [Source(str(data / "photos"), simulate=True).opened()]
     paired, unpaired = (
         Batches(photos, batch_size=6, size=16, steps=1, unpaired=u)[0] for u in (False, True)
     )
@@ -390,7 +402,7 @@ def test_unpaired_simulation_is_made_from_its_own_photo(data):
 @pytest.mark.parametrize("unpaired", [False, True])
 def test_three_frames_are_neighbours_with_one_geometry(plain_colours, unpaired):
     batch = Batches(
-        [Source(plain_colours, (1, 1))],
+        [Source(str(plain_colours.root)).opened()],
         batch_size=48,
         size=16,
         steps=1,
@@ -417,7 +429,7 @@ def test_the_frames_of_a_sequence_have_one_size(tmp_path):
     data_set(tmp_path / "other", [{"name": "f0", "sequence": "clip"}], size=(16, 16))
     for kind in ("thermal", "visible", "label"):
         (tmp_path / "other" / kind / "f0.png").replace(root / kind / "f0.png")
-    three = Batches([Source(Pairs(root), (1, 1))], batch_size=8, size=16, steps=1, frames=3)
+    three = Batches([Source(str(root)).opened()], batch_size=8, size=16, steps=1, frames=3)
     with pytest.raises(
         PairsError, match=r"f1: its pictures are \(24, 32\), those of its neighbour .* \(16, 16\)"
     ):
@@ -431,7 +443,10 @@ def test_simulated_frames_come_from_the_photo_s_labels(tmp_path):
     half[16:] = CLASSES.index("person")
     Image.fromarray(half).save(root / "label" / "a.png")
     batch = Batches(
-        [Source(Pairs(root), (1, 1), simulate=True, scale=(1, 1))], batch_size=16, size=32, steps=1
+        [Source(str(root), simulate=True, scale=(1, 1)).opened()],
+        batch_size=16,
+        size=32,
+        steps=1,
     )[0]
     sky = (batch.label == 1).unsqueeze(1)
     person = (batch.label == CLASSES.index("person")).unsqueeze(1)
@@ -448,7 +463,7 @@ def one(root: Path, label: np.ndarray | None, **entry) -> Batch:
         (root / "label" / "a.png").unlink()
     else:
         Image.fromarray(label).save(root / "label" / "a.png")
-    return Batches([Source(Pairs(root), (1, 1), scale=(1, 1))], batch_size=1, size=40, steps=1)[0]
+    return Batches([Source(str(root), scale=(1, 1)).opened()], batch_size=1, size=40, steps=1)[0]
 
 
 def test_tags_are_what_covers_a_hundredth_of_the_crop(tmp_path):
@@ -491,7 +506,7 @@ def test_unlabelled_pixels_are_ignored(tmp_path):
     assert (batch.label == IGNORE).float().mean() == pytest.approx(0.75, abs=0.1)
     assert batch.tags == [["road"]]
     simulated = Batches(
-        [Source(Pairs(tmp_path), (1, 1), simulate=True)], batch_size=2, size=16, steps=1
+        [Source(str(tmp_path), simulate=True).opened()], batch_size=2, size=16, steps=1
     )[0]
     assert simulated.thermal.isfinite().all()
 
@@ -505,12 +520,12 @@ def test_a_class_that_is_not_known_is_an_error(tmp_path):
 
 def test_half_data_sets_are_refused_at_once(data, tmp_path):
     with pytest.raises(PairsError, match="4 of 4 entries have no picture thermal/NAME"):
-        Source(Pairs(data / "photos"), (1, 1))
+        Source(str(data / "photos")).opened()
     root = data_set(tmp_path, ENTRIES)
     (root / "label" / "p3.png").unlink()
-    assert Source(Pairs(root), (1, 1)).pairs is not None  # labels are an extra of real pairs
+    assert Source(str(root)).opened().pairs is not None  # labels are an extra of real pairs
     with pytest.raises(PairsError, match=r"1 of 5 entries have no picture label/NAME .*'p3'"):
-        Source(Pairs(root), (1, 1), simulate=True)
+        Source(str(root), simulate=True).opened()
 
 
 def test_split_gives_the_batch_in_parts(data):

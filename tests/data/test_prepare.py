@@ -978,7 +978,7 @@ def test_alignment_and_shards_follow_also_on_a_finished_folder(tmp_path, small_k
     calls = []
     alignment, shards = (
         type(sys)("cmmfnet.data.prepare.alignment"),
-        type(sys)("cmmfnet.data.shards"),
+        type(sys)("cmmfnet.data.prepare.write_shards"),
     )
     alignment.check_alignment = lambda out, *, jobs: calls.append(("alignment", out, jobs))
     shards.write_shards = lambda folder, out, *, shard_mb: (
@@ -987,7 +987,10 @@ def test_alignment_and_shards_follow_also_on_a_finished_folder(tmp_path, small_k
     for module in (alignment, shards):
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr(
-            sys.modules["cmmfnet.data"], module.__name__.rpartition(".")[2], module, raising=False
+            sys.modules["cmmfnet.data.prepare"],
+            module.__name__.rpartition(".")[2],
+            module,
+            raising=False,
         )
     raw, out = kaist(tmp_path / "raw", DAY_SETS), tmp_path / "out"
     quiet("kaist", raw, out, shards=64, jobs=1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cmmfnet.data.batches import Batches, Source
+from cmmfnet.data.batches import Batches
 from cmmfnet.data.items import Items
 from cmmfnet.data.made import lab
 from cmmfnet.data.made import recolour as r
 from cmmfnet.data.made.repainted import changes, repainted, write_repainted
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.data.scenes.repaint import repaint
-from cmmfnet.data.scenes.scenes import render, write_pairs
+from cmmfnet.data.scenes import render, repaint, write_pairs
+from cmmfnet.data.source import Source
 from cmmfnet.text import colour_words
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.text.labels import CLASSES
@@ -206,7 +206,7 @@ def folder(tmp_path_factory):
 
 
 def batches(folder, recolour: float, **options) -> Batches:
-    source = Source(Pairs(folder), (1, 1), recolour=recolour, **options)
+    source = Source(str(folder), (1, 1), recolour=recolour, **options).opened()
     return Batches([source], batch_size=6, size=32, steps=9, seed=1)
 
 
@@ -270,7 +270,7 @@ def test_scenes_rendered_anew_are_pairs_with_words(anew):
 
 def test_training_says_what_holds_in_the_crop(anew):
     items = Items(
-        [Source(Pairs(anew), (1, 1), recolour=0.01)], batch_size=6, size=32, steps=9, seed=1,
+        [Source(str(anew), (1, 1), recolour=0.01).opened()], batch_size=6, size=32, steps=9, seed=1,
         rank=0, world=1,
         unpaired=False, frames=1, workers=0,
     )  # fmt: skip

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmmfnet.data.scenes.scenes import KINDS, TAG_SHARE, render, write_pairs
+from cmmfnet.data.scenes import KINDS, TAG_SHARE, render, write_pairs
 from cmmfnet.text.labels import CLASSES, COCOSTUFF
 
 SMALL = (72, 96)

@@ -23,10 +23,12 @@ import pytest
 from PIL import Image
 from tiny_data import data_set, same
 
-from cmmfnet.data.batches import Batch, Batches, Source
+from cmmfnet.data.batches import Batch, Batches
 from cmmfnet.data.pairs import Pairs, PairsError
+from cmmfnet.data.prepare.write_shards import write_shards
 from cmmfnet.data.remote import Remote
-from cmmfnet.data.shards import key, write_shards
+from cmmfnet.data.shards import key
+from cmmfnet.data.source import Source
 
 NAMES = ["a", "b.c", "d e", ".f", "ü%", "w" * 120, "g", "h"]
 ENTRIES = [
@@ -90,7 +92,7 @@ def rewrite(root: Path, change) -> None:
 
 
 def some_batches(root: Path | str, workers: int = 0) -> list[Batch]:
-    source = Source(Pairs(root, split="train"), (1, 1))
+    source = Source(str(root), split="train").opened()
     return [
         b
         for _, b in Batches(
@@ -368,7 +370,7 @@ def test_a_truncated_shard_is_named(copy):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_is_truncated_later_is_named(copy, workers):
-    source = Source(Pairs(copy), (1, 1))
+    source = Source(str(copy), (1, 1)).opened()
     for file in copy.glob("*.tar"):
         os.truncate(file, 700)
     with pytest.raises(PairsError, match=r"shard-\d+.tar has 700 bytes, expected"):

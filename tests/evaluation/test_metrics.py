@@ -190,7 +190,7 @@ def scene(seed=0, size=(48, 60)):
 def test_edges_are_those_of_canny(high):
     """scikit-image's, given the same thresholds in its own units."""
     picture = scene()
-    largest = edges.gradient_maxima(picture).max()
+    largest = gradient_maxima(picture).max()
     want = canny(
         picture / 255,
         sigma=2**0.5,

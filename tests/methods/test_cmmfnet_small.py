@@ -13,7 +13,8 @@ from torch import nn
 
 from cmmfnet import Colorizer
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.scenes.scenes import write_pairs
+from cmmfnet.data.scenes import write_pairs
+from cmmfnet.data.source import Source
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.interaction import tone_channels
 from cmmfnet.methods.cmmfnet.network import CMMFNet
@@ -21,9 +22,8 @@ from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, CMMFNetSmallMeth
 from cmmfnet.methods.cmmfnet_small.stem import FactoredStem
 from cmmfnet.methods.method import Moment
 from cmmfnet.nn.perceptual import Cropped, feature_layers
-from cmmfnet.training import checkpoint, taught
-from cmmfnet.training import small_start as cmmfnet_small_start
-from cmmfnet.training.recipe import Recipe, SourceRecipe
+from cmmfnet.training import checkpoint, distilled, small_start
+from cmmfnet.training.recipe import Recipe
 from cmmfnet.training.train import train
 from cmmfnet.weights.files import save_model
 
@@ -169,9 +169,9 @@ def test_a_fresh_network_takes_over_the_stem_of_the_teacher(monkeypatch, tmp_pat
     torch.manual_seed(3)
     net = build_network(teacher)
     save_model(tmp_path / "teacher.safetensors", net, teacher)
-    monkeypatch.setattr(cmmfnet_small_start, "rendered", lambda side: frames(2, 1, side, side))
+    monkeypatch.setattr(small_start, "rendered", lambda side: frames(2, 1, side, side))
     pupil = network(ranks=[0] * 13)
-    method(pupil, teacher=str(tmp_path / "teacher.safetensors")).start()
+    small_start.start(method(pupil, teacher=str(tmp_path / "teacher.safetensors")))
     x = frames(2, 1, 32, 32)
     mine, theirs = pupil.stem(tones(x)), whole_maps(net.image_encoder.stem, tones(x))
     assert all(
@@ -183,7 +183,7 @@ def test_a_teacher_without_a_stem_is_refused(tmp_path):
     config = SMALL
     save_model(tmp_path / "no.safetensors", network(), config)
     with pytest.raises(ValueError, match="has no VGG-16 stem"):
-        method(teacher=str(tmp_path / "no.safetensors")).start()
+        small_start.start(method(teacher=str(tmp_path / "no.safetensors")))
 
 
 def test_readouts_explain_colours_that_follow_from_the_frame():
@@ -200,17 +200,17 @@ def test_readouts_explain_colours_that_follow_from_the_frame():
         .byte()
     )
     before = (net(thermal) - (colour / 127.5 - 1)).abs().mean()
-    errors = cmmfnet_small_start.fit_readouts(net, thermal, colour)
+    errors = small_start.fit_readouts(net, thermal, colour)
     assert (net(thermal) - (colour / 127.5 - 1)).abs().mean() < 0.5 * before
     assert errors[0] < 0.1
 
 
 def test_a_folder_to_fit_on_gives_a_fresh_network_its_colours(school, tmp_path, stem, monkeypatch):
     arguments, _ = school
-    taught.write_taught(tmp_path / "out", count=4, night=0.0, **arguments)
-    monkeypatch.setattr(cmmfnet_small_start, "stem_of", lambda teacher: stem)
+    distilled.write_distilled(tmp_path / "out", count=4, night=0.0, **arguments)
+    monkeypatch.setattr(small_start, "stem_of", lambda teacher: stem)
     pupil = network(ranks=[0] * 13)
-    method(pupil, teacher="any", fit=str(tmp_path / "out")).start()
+    small_start.start(method(pupil, teacher="any", fit=str(tmp_path / "out")))
     assert all(readout.weight.abs().max() > 0 for readout in pupil.readouts)
     assert torch.isfinite(pupil(frames(1, 1, 32, 32))).all()
 
@@ -219,7 +219,7 @@ def test_frozen_layers_have_no_gradient_and_the_rest_of_the_stem_its_own_rate():
     one = method(frozen=2, stem_learning_rate=0.3)
     net = one.networks["generator"]
     assert not any(p.requires_grad for p in net.stem.layers[:2].parameters())
-    groups = one.parameter_groups("generator", Recipe(SMALL, LOSSES, [SourceRecipe(".")], steps=1))
+    groups = one.parameter_groups("generator", Recipe(SMALL, LOSSES, [Source(".")], steps=1))
     in_groups = {id(p): group["factor"] for group in groups for p in group["params"]}
     assert set(in_groups) == {id(p) for p in net.parameters() if p.requires_grad}
     assert {in_groups[id(p)] for p in net.stem.layers[2:].parameters()} == {0.3}
@@ -306,7 +306,7 @@ def school(tmp_path_factory):
     recipe = Recipe(
         {"method": "cmmfnet-small"},
         LOSSES,
-        [SourceRecipe("scenes", split="train")],
+        [Source("scenes", split="train")],
         steps=1,
         size=32,
     )
@@ -317,7 +317,7 @@ def school(tmp_path_factory):
 
 def test_the_colours_are_the_teachers(school, tmp_path):
     arguments, teacher = school
-    index = taught.write_taught(tmp_path / "out", count=4, night=0.0, **arguments)
+    index = distilled.write_distilled(tmp_path / "out", count=4, night=0.0, **arguments)
     pairs = Pairs(tmp_path / "out", "train")
     assert len(pairs) == 4 == len(index.read_text().splitlines())
     for pair in (pairs[i] for i in range(4)):
@@ -333,7 +333,7 @@ def test_the_colours_are_the_teachers(school, tmp_path):
 
 def test_some_frames_are_coloured_by_night_and_say_so(school, tmp_path):
     arguments, _ = school
-    taught.write_taught(tmp_path / "out", count=4, night=1.0, **arguments)
+    distilled.write_distilled(tmp_path / "out", count=4, night=1.0, **arguments)
     assert [json.loads(line)["lighting"] for line in (tmp_path / "out" / "index.jsonl").open()] == [
         "night"
     ] * 4
@@ -341,9 +341,9 @@ def test_some_frames_are_coloured_by_night_and_say_so(school, tmp_path):
 
 def test_it_goes_on_where_it_was_stopped(school, tmp_path):
     arguments, _ = school
-    straight = taught.write_taught(tmp_path / "straight", count=4, **arguments)
-    taught.write_taught(tmp_path / "parts", count=2, **arguments)
-    parts = taught.write_taught(tmp_path / "parts", count=4, **arguments)
+    straight = distilled.write_distilled(tmp_path / "straight", count=4, **arguments)
+    distilled.write_distilled(tmp_path / "parts", count=2, **arguments)
+    parts = distilled.write_distilled(tmp_path / "parts", count=4, **arguments)
     assert straight.read_text() == parts.read_text()
     for file in (tmp_path / "straight").rglob("*.png"):
         assert (
@@ -351,10 +351,10 @@ def test_it_goes_on_where_it_was_stopped(school, tmp_path):
             == (tmp_path / "parts" / file.relative_to(tmp_path / "straight")).read_bytes()
         )
     with pytest.raises(PairsError, match="no multiple of 3"):
-        taught.write_taught(tmp_path / "parts", count=6, **(arguments | {"batch_size": 3}))
+        distilled.write_distilled(tmp_path / "parts", count=6, **(arguments | {"batch_size": 3}))
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"night": 1.5}])
 def test_a_request_out_of_range_is_refused(school, tmp_path, wrong):
     with pytest.raises(ValueError, match="expected 1 or more, and 0 to 1"):
-        taught.write_taught(tmp_path / "out", **({"count": 2} | school[0] | wrong))
+        distilled.write_distilled(tmp_path / "out", **({"count": 2} | school[0] | wrong))

@@ -17,10 +17,11 @@ import torch
 from run_checks import equal
 
 from cmmfnet import Colorizer
-from cmmfnet.data.scenes.scenes import write_pairs
+from cmmfnet.data.scenes import write_pairs
+from cmmfnet.data.source import Source
 from cmmfnet.methods import METHODS, method_class
 from cmmfnet.training import checkpoint
-from cmmfnet.training.recipe import Recipe, SourceRecipe, find_config
+from cmmfnet.training.recipe import Recipe, find_config
 from cmmfnet.training.train import train
 
 OTHERS = sorted(name for name in METHODS if not name.startswith("cmmfnet"))
@@ -37,7 +38,7 @@ def recipe(name: str, **changes) -> Recipe:
     basic = {
         "model": about.SMALL, "losses": about.LOSSES, "options": getattr(about, "OPTIONS", {}),
         "size": about.SIZE,
-        "sources": [SourceRecipe(".", split="train")], "steps": 2, "batch_size": 2,
+        "sources": [Source(".", split="train")], "steps": 2, "batch_size": 2,
         "learning_rate": 1e-4, "log_every": 1,
     }  # fmt: skip
     return Recipe(**(basic | changes))
@@ -85,7 +86,7 @@ def test_our_losses_train_its_network_too(data, tmp_path, name):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_configuration_comes_with_it(name):
-    from cmmfnet.cli import read_recipe
+    from cmmfnet.training.recipe import read_recipe
 
     own = read_recipe(find_config(name))
     assert own.model["method"] == name and own.training is None

@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 from tiny_data import data_set
 
-from cmmfnet.cli import read_recipe
 from cmmfnet.data.batches import Batches
-from cmmfnet.data.items import Source
-from cmmfnet.data.pairs import Pairs, PairsError, find
+from cmmfnet.data.pairs import PairsError, find
+from cmmfnet.data.source import Source
 from cmmfnet.methods import build_network
 from cmmfnet.training import checkpoint
-from cmmfnet.training.recipe import Recipe, RecipeError, SourceRecipe, find_config
-from cmmfnet.training.train import open_pairs, train
+from cmmfnet.training.recipe import Recipe, RecipeError, find_config, read_recipe
+from cmmfnet.training.train import train
 
 ENTRIES = [
     {
@@ -53,7 +52,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def source(data: Path, folder="pairs", lighting=None, **more) -> Source:
-    return Source(Pairs(data / folder, lighting=lighting), (1, 1), **more)
+    return Source(str(data / folder), (1, 1), **more, lighting=lighting).opened()
 
 
 def shown(batch) -> set[int]:
@@ -96,14 +95,14 @@ def recipe(**changes) -> Recipe:
     basic = {
         "model": {"method": "cyclegan", "width": 4, "blocks": 1}, "losses": {"cycle": 1.0},
         "batch_size": 2, "size": 16,
-        "sources": [SourceRecipe("pairs")], "steps": 1,
+        "sources": [Source("pairs")], "steps": 1,
     }  # fmt: skip
     return Recipe(**(basic | changes))
 
 
 def test_training_by_night_frames_and_daylight_colour(data, tmp_path):
-    night = SourceRecipe("pairs", lighting=("night",), gives="thermal", order="epoch", scale=(1, 1))
-    day = SourceRecipe("pairs", lighting=("day",), gives="colour", order="epoch", scale=(1, 1))
+    night = Source("pairs", lighting=("night",), gives="thermal", order="epoch", scale=(1, 1))
+    day = Source("pairs", lighting=("day",), gives="colour", order="epoch", scale=(1, 1))
     given = {"data": data, "device": "cpu", "workers": 0}
     train(config=recipe(sources=[night, day], steps=None, epochs=1), out=tmp_path / "run", **given)
     assert (
@@ -131,12 +130,12 @@ def test_training_by_night_frames_and_daylight_colour(data, tmp_path):
             [{"gives": "thermal"}, {"gives": "colour", "share": (1, 0)}],
             "no source gives colour pictures all the time",
         ),
-        ([{"order": "epoch"}, {"gives": "colour"}], "order of pairs is 'epoch'"),
+        ([{"order": "epoch"}, {"gives": "colour"}], "order of pairs is epoch"),
     ],
 )
 def test_sources_that_make_no_sense(sources, message):
     with pytest.raises(RecipeError, match=message):
-        recipe(sources=[SourceRecipe("pairs", **each) for each in sources])
+        recipe(sources=[Source("pairs", **each) for each in sources])
 
 
 # --- text that is not the picture's own
@@ -174,7 +173,7 @@ def test_shuffled_text_of_labelled_pictures_is_from_label_maps(tmp_path):
     for name, label in (("a", 1), ("b", 6)):  # sky, road
         Image.fromarray(np.full((24, 32), label, np.uint8)).save(root / "label" / f"{name}.png")
     batch = Batches(
-        [Source(Pairs(root), (1, 1), text="shuffled")], batch_size=32, size=16, steps=1
+        [Source(str(root), (1, 1), text="shuffled").opened()], batch_size=32, size=16, steps=1
     )[0]
     said = {(name, tags[0]) for name, tags in zip(batch.names, batch.tags, strict=True)}
     assert said == {(n, t) for n in "ab" for t in ("sky-other", "road")}
@@ -216,9 +215,7 @@ def test_pairs_are_found_inside_data_or_are_data(data, tmp_path):
     url = (data / "pairs").as_uri()
     assert find(data.as_uri(), "pairs") == url and find(url, "pairs") == url
     assert (
-        len(open_pairs(url, SourceRecipe("pairs")))
-        == len(open_pairs(str(data), SourceRecipe("pairs")))
-        == 8
+        len(Source("pairs").opened(url).pairs) == len(Source("pairs").opened(str(data)).pairs) == 8
     )
     with pytest.raises(
         PairsError,
@@ -243,7 +240,7 @@ def test_own_and_matched_recipes_read_the_same_data(data, tmp_path, folder):
         assert own.validation.folder == "pairs" and any(s.folder == "pairs" for s in own.sources)
         for source in own.sources:
             if source.folder == "pairs":
-                assert len(open_pairs(data / folder, source)) >= 4
+                assert len(source.opened(data / folder).pairs) >= 4
 
 
 def test_matched_without_photos_says_what_to_do(data, tmp_path):
@@ -265,7 +262,7 @@ def test_validation_of_a_network_of_another_size(data, tmp_path):
         "vit": (16, 2, 2),
         "decoder": (8, 1, 2),
     }  # fmt: skip
-    validation = SourceRecipe("pairs", lighting=("day",))
+    validation = Source("pairs", lighting=("day",))
     made = recipe(model=small, losses={"l1": 1.0}, size=32, validation=validation, ema=0.0)
     scores = train(config=made, data=data, out=tmp_path / "run", device="cpu", workers=0)
     assert 2 < scores["psnr"] < 40
@@ -288,6 +285,6 @@ def test_the_sources_in_the_methods_page(data):
 
     page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
-    made = recipe(sources=[SourceRecipe(**each) for each in yaml.safe_load(block)["sources"]])
+    made = recipe(sources=[Source(**each) for each in yaml.safe_load(block)["sources"]])
     assert [s.gives for s in made.sources] == ["thermal", "colour"]
-    assert [len(open_pairs(data, s)) for s in made.sources] == [4, 4]
+    assert [len(s.opened(data).pairs) for s in made.sources] == [4, 4]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.scenes.scenes import write_pairs
+from cmmfnet.data.scenes import write_pairs
 from cmmfnet.methods import build_network
 from cmmfnet.text.labels import CLASSES, IGNORE
 from cmmfnet.training.found_labels import found, guided, write_found_labels
@@ -89,7 +89,8 @@ def test_a_folder_like_the_one_it_was_made_from(pairs, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "cmmfnet.training.found_labels",
+        "cmmfnet",
+        "found-labels",
         str(tmp_path / "out"),
         "--pairs",
         str(pairs),
@@ -98,9 +99,7 @@ def test_a_folder_like_the_one_it_was_made_from(pairs, tmp_path):
         [*command, "--model", str(pairs / "model.safetensors"), "--least", "0.0", "--device", "cpu"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "out" / "index.jsonl"), (
-        done.stderr
-    )
+    assert done.returncode == 0 and f"pairs in {tmp_path / 'out'}" in done.stdout, done.stderr
     old, new = Pairs(pairs, "train"), Pairs(tmp_path / "out")
     assert [e["name"] for e in new.entries] == [e["name"] for e in old.entries]
     dark = old.entries[0]["name"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import jsonargparse
 import pytest
 
-from cmmfnet.training.recipe import Recipe, RecipeError, SourceRecipe
+from cmmfnet.data.source import Source
+from cmmfnet.training.recipe import Recipe, RecipeError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -16,7 +17,7 @@ def recipe(**changes) -> Recipe:
     basic = {
         "model": {"method": "cmmfnet"},
         "losses": {"l1": 1.0},
-        "sources": [SourceRecipe("pairs")],
+        "sources": [Source("pairs")],
         "steps": 100,
     }
     return Recipe(**(basic | changes))
@@ -49,20 +50,22 @@ def read(name: str) -> Recipe:
         ({"losses": {}}, "at least one needs a weight"),
         ({"losses": {"l1": 0.0}}, "at least one needs a weight"),
         ({"sources": []}, "sources is empty; name at least one folder"),
-        ({"sources": [SourceRecipe("a", share=(1, -1))]}, "none may be negative"),
+        ({"sources": [{"folder": "a", "share": (1, -1)}]}, "none may be negative"),
         (
-            {"sources": [SourceRecipe("a", share=(1, 0)), SourceRecipe("b", share=(1, 0))]},
+            {"sources": [{"folder": "a", "share": (1, 0)}, {"folder": "b", "share": (1, 0)}]},
             "nor all 0 at the start or",
         ),
-        ({"sources": [SourceRecipe("a", scale=(0.8, 0.5))]}, r"scale of a is \(0.8, 0.5\)"),
+        ({"sources": [{"folder": "a", "scale": (0.8, 0.5)}]}, r"scale of a is \(0.8, 0.5\)"),
         (
-            {"sources": [SourceRecipe("a", scale=(0.5, 1.5))]},
+            {"sources": [{"folder": "a", "scale": (0.5, 1.5)}]},
             "expected 0 < smallest <= largest <= 1",
         ),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_says_why(changes, message):
     with pytest.raises(RecipeError, match=message):
+        if "sources" in changes:
+            changes = {"sources": [Source(**each) for each in changes["sources"]]}
         recipe(**changes)
 
 

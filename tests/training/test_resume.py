@@ -21,7 +21,7 @@ import torch
 import yaml
 from run_checks import equal, log
 
-from cmmfnet.data.scenes.scenes import write_pairs
+from cmmfnet.data.scenes import write_pairs
 from cmmfnet.methods import METHODS
 from cmmfnet.training import checkpoint
 from cmmfnet.weights.files import load_model

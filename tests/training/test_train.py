@@ -24,14 +24,15 @@ from run_checks import equal, log
 from cmmfnet import cli, methods
 from cmmfnet.cli import main
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.scenes.scenes import write_pairs
+from cmmfnet.data.scenes import write_pairs
+from cmmfnet.data.source import Source
 from cmmfnet.evaluation.evaluate import centre_crops, without_text
 from cmmfnet.methods import build_network
 from cmmfnet.methods import matched as method
 from cmmfnet.nn.perceptual import PretrainedError
 from cmmfnet.training import checkpoint
 from cmmfnet.training import train as training
-from cmmfnet.training.recipe import Recipe, RecipeError, SourceRecipe
+from cmmfnet.training.recipe import Recipe, RecipeError
 from cmmfnet.training.run import NonFiniteLoss, Run
 from cmmfnet.training.train import train
 from cmmfnet.weights.files import ModelError, load_model, save_model
@@ -65,8 +66,8 @@ def no_pretrained_files(monkeypatch):
 
 def recipe(**changes) -> Recipe:
     """All losses that need no files, text dropout, real and simulated frames."""
-    real = SourceRecipe("rendered", share=(0.3, 0.8), split="train")
-    simulated = SourceRecipe("rendered", share=(0.7, 0.2), split="train", simulate=True, level=True)
+    real = Source("rendered", share=(0.3, 0.8), split="train")
+    simulated = Source("rendered", share=(0.7, 0.2), split="train", simulate=True, level=True)
     basic = {
         "model": SMALL, "sources": [real, simulated], "steps": 6, "batch_size": 2, "size": 32,
         "options": {"text_dropout": 0.5},
@@ -87,7 +88,7 @@ def straight(data, tmp_path_factory) -> Path:
     """The folder of six steps without a stop, with a sheet and scores at the end."""
     out = tmp_path_factory.mktemp("straight")
     with pytest.warns(UserWarning, match="vectors of words start at random"):
-        scores = start(data, out, config=recipe(validation=SourceRecipe("rendered", split="val")))
+        scores = start(data, out, config=recipe(validation=Source("rendered", split="val")))
     assert set(scores) == {"psnr", "ssim", "colour_share"} and 3 < scores["psnr"] < 30
     return out
 
@@ -145,7 +146,7 @@ def test_the_model_is_the_averaged_network(straight, trained):
 def test_it_learns_two_scenes(tmp_path):
     write_pairs(tmp_path / "rendered", 2, seed=11, size=(64, 80), val_fraction=0)
     made = recipe(
-        sources=[SourceRecipe("rendered", scale=(0.8, 1.0))], losses={"l1": 1.0}, steps=60,
+        sources=[Source("rendered", scale=(0.8, 1.0))], losses={"l1": 1.0}, steps=60,
         batch_size=4, ema=0.0,
         learning_rate=4e-3, model=SMALL | {"text": "none", "words": []},
     )  # fmt: skip
@@ -328,14 +329,14 @@ def test_the_discriminator_waits_for_its_turn(data, tmp_path):
         ({"model": SMALL | {"dept": 3}}, RecipeError, "unexpected keyword argument 'dept'"),
         ({"model": SMALL | {"ci": "both"}}, RecipeError, "ci is 'both'; expected"),
         ({"losses": {"l2": 1.0}}, RecipeError, "unknown loss l2; expected some of l1, perceptual"),
-        ({"sources": [SourceRecipe("gone")]}, PairsError, "gone/index.jsonl does not exist"),
+        ({"sources": [Source("gone")]}, PairsError, "gone/index.jsonl does not exist"),
         (
-            {"sources": [SourceRecipe("rendered", split="trian")]},
+            {"sources": [Source("rendered", split="trian")]},
             PairsError,
             "no entry with split='trian'",
         ),
         (
-            {"validation": SourceRecipe("rendered", lighting=("noon",))},
+            {"validation": Source("rendered", lighting=("noon",))},
             PairsError,
             r"lighting=\('noon',\)",
         ),

@@ -11,7 +11,7 @@ from scipy.ndimage import binary_dilation
 import cmmfnet.weights.files
 from cmmfnet import Colorizer
 from cmmfnet.data.made.lab import to_lab
-from cmmfnet.data.scenes.scenes import render
+from cmmfnet.data.scenes import render
 from cmmfnet.evaluation.metrics import colourfulness, psnr
 from cmmfnet.text.labels import CLASSES
 

@@ -343,7 +343,8 @@ def _items(
     import numpy as np
     from PIL import Image
 
-    from cmmfnet.colorizer.gallery import Item, as_grey
+    from cmmfnet.colorizer.gallery import Item
+    from cmmfnet.files.page import as_grey
     from cmmfnet.thermal.frame import read_thermal
     from cmmfnet.thermal.stretch import normalise, parse_span
 

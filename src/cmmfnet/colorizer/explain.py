@@ -149,7 +149,7 @@ def look(
     """
     import torch
 
-    from cmmfnet.colorizer.gallery import as_grey
+    from cmmfnet.files.page import as_grey
     from cmmfnet.thermal.frame import read_thermal
     from cmmfnet.thermal.stretch import normalise, parse_span
 
@@ -293,7 +293,7 @@ def write_folder(folder: Path, found: Explanation) -> None:
 
 def write_page(path: Path, found: Explanation, title: str) -> None:
     """One self-contained page: the pictures, a map for each word, and the predicted tags."""
-    from cmmfnet.colorizer.gallery import data_url
+    from cmmfnet.files.page import data_url
 
     figures = [
         ("thermal", found.thermal),

@@ -3,20 +3,16 @@ each."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from cmmfnet import __version__
 from cmmfnet.files.atomic import atomic_write
-
-LONGEST_SIDE = 640
+from cmmfnet.files.page import data_url
 
 
 @dataclass(frozen=True)
@@ -28,11 +24,6 @@ class Item:
     colour: np.ndarray  # (H, W, 3) uint8
     caption: str = ""
     truth: np.ndarray | None = None  # (H, W, 3) uint8, where the real colours are known
-
-
-def as_grey(thermal: np.ndarray) -> np.ndarray:
-    """A normalised frame (H, W) in [-1, 1] as (H, W) uint8."""
-    return np.clip((thermal + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
 
 
 def write_gallery(path: str | Path, items: Iterable[Item], title: str) -> Path:
@@ -77,16 +68,6 @@ def _card(item: Item) -> str:
   <header><h2>{name}</h2><span>{width} × {height}</span>{caption}</header>
 </article>
 """
-
-
-def data_url(pixels: np.ndarray, longest_side: int = LONGEST_SIDE, quality: int = 88) -> str:
-    """(H, W) or (H, W, 3) uint8 -> a JPEG inside of a page, reduced to ``longest_side`` where it is
-    larger."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 # An invisible range input holds the position, for keyboards and screen readers. Pointers are

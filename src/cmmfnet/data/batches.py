@@ -21,13 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from cmmfnet.data.augment import Crop, Draws, sensor, sensor_draws, stretch
-from cmmfnet.data.items import Items, Source
-from cmmfnet.data.pairs import PairsError
+from cmmfnet.data.items import Items
 from cmmfnet.data.simulate import simulate_thermal, simulation_draws
+from cmmfnet.data.source import Source, check_mix
+from cmmfnet.data.store import PairsError
 from cmmfnet.text.labels import IGNORE
-from cmmfnet.training.recipe import GIVEN, givers
-
-__all__ = ["Batch", "Batches", "Source"]
 
 PATIENCE = 900.0
 """Seconds to wait for a batch: long enough to fetch a shard over a slow line, short enough to
@@ -84,7 +82,7 @@ class Batches:
     process does. ``unpaired``: the colour picture (with a crop of its own) is drawn independently
     of the thermal frame, from the same mix (see ``Source.gives``). ``frames`` = 3: three neighbours
     of a sequence (``Pairs.triplets``) with one crop, one set of sensor and simulation draws, white
-    noise apart.
+    noise apart. ``sources`` are opened ones (``Source.opened``).
 
     Raises ``ValueError`` for a request that makes no sense.
     """
@@ -105,12 +103,7 @@ class Batches:
             )
         if frames not in (1, 3):
             raise ValueError(f"frames is {frames}; expected 1 or 3")
-        parts = [givers(sources, kind) for kind in GIVEN]
-        if any(s.order == "epoch" for s in sources) and max(map(len, parts)) > 1:
-            raise ValueError(
-                f"order is epoch for one of {len(sources)} sources; it takes a single source, a "
-                "mix scenes"
-            )
+        check_mix(sources)
         self.batch_size, self.size, self.steps, self.seed = batch_size, size, steps, seed
         self.device, self.workers, self.frames = torch.device(device), workers, frames
         self._own = slice(rank, None, world)

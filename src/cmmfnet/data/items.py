@@ -8,7 +8,6 @@ that it does not matter which worker of which process makes which step, nor wher
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -20,53 +19,11 @@ from cmmfnet.data.augment import Crop
 from cmmfnet.data.made.lab import colours_of
 from cmmfnet.data.made.recolour import Recoloured, recolour
 from cmmfnet.data.made.repainted import repainted
-from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.simulate import level
+from cmmfnet.data.source import GIVEN, Source
+from cmmfnet.data.store import PairsError
 from cmmfnet.text.labels import CLASSES, COCOSTUFF, IGNORE
 from cmmfnet.text.parser import parse_tags
-from cmmfnet.training.recipe import GIVEN
-
-
-@dataclass
-class Source:
-    """One data set in the mix. ``share`` = (first, last) part of a batch at the start and the end
-    of training.
-
-    ``simulate``: the thermal frame is made from the photo and its label map. ``level``: photos are
-    levelled first. ``scale``: side of the random crop in parts of the short side; ``aspect``: its
-    largest stretch either way, 1 = none. ``sensor``: random sensor effects (augment.sensor);
-    without them a frame is only stretched between its 1st and 99th percentile. ``order``: "scenes"
-    draws with replacement, each scene as often (Pairs.weights); "epoch" takes every picture once a
-    pass, in an order drawn anew for each pass, and goes with a single source only. ``gives``:
-    "both", or what alone an unpaired batch takes from it, "thermal" or "colour". ``text``: "own",
-    "shuffled" or "empty" captions and tags. ``recolour``: part of the labelled pictures whose
-    colours are changed, with words that say so (recolour.py); more than 0 also names the colours of
-    things.
-
-    Raises :class:`PairsError` where a thermal frame, or for ``simulate`` a label map, is missing.
-    """
-
-    pairs: Pairs
-    share: tuple[float, float]
-    simulate: bool = False
-    level: bool = False
-    scale: tuple[float, float] = (0.5, 1.0)
-    sensor: bool = True
-    aspect: float = 1.3
-    order: str = "scenes"
-    gives: str = "both"
-    text: str = "own"
-    recolour: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.gives != "colour":
-            self.pairs.require("label" if self.simulate else "thermal")
-        if self.order not in ("scenes", "epoch"):
-            raise ValueError(f"order is {self.order!r}; expected scenes or epoch")
-        if not self.aspect >= 1:
-            raise ValueError(
-                f"aspect is {self.aspect}; expected 1 (no stretch) or more, 1.3 is usual"
-            )
 
 
 @lru_cache(maxsize=4)

@@ -22,55 +22,17 @@ import copy
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from cmmfnet.data.decode import DECODERS
-from cmmfnet.files.errors import UserError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-KINDS = ("thermal", "visible", "photo", "label")
-
-
-class PairsError(UserError):
-    """A data set is not in the layout that this module documents, or a file of it cannot be
-    used."""
-
-
-class Store(Protocol):
-    """Where the files of a data set are: :class:`Folder`, or ``data.shards.Shards``."""
-
-    def names(self, kind: str) -> Collection[str]:
-        """The entries that have a file of ``kind`` (one of ``KINDS``)."""
-
-    def where(self, kind: str, name: str) -> str:
-        """The file, as messages name it."""
-
-    def source(self, kind: str, name: str) -> Path | bytes:
-        """The file or its content. Raises :class:`PairsError`."""
-
-
-class Folder:
-    """A folder of pictures as a :class:`Store`."""
-
-    def __init__(self, root: Path):
-        self._files: dict[str, dict[str, Path]] = {}
-        for kind in KINDS:
-            found = (root / kind).iterdir() if (root / kind).is_dir() else ()
-            self._files[kind] = {p.stem: p for p in found if p.suffix.lower() in SUFFIXES}
-
-    def names(self, kind: str) -> Collection[str]:
-        return self._files[kind].keys()
-
-    def where(self, kind: str, name: str) -> str:
-        return str(self._files[kind][name])
-
-    def source(self, kind: str, name: str) -> Path:
-        return self._files[kind][name]
+from cmmfnet.data.remote import Remote
+from cmmfnet.data.shards import Shards
+from cmmfnet.data.store import Folder, PairsError, Store
+from cmmfnet.files.pictures import PICTURES
 
 
 @dataclass(frozen=True)
@@ -100,9 +62,10 @@ class Pairs:
     lighting: tuple[str, ...] | None = None
     sources: tuple[str, ...] | None = None
     entries: list[dict] = field(init=False, repr=False)
+    store: Store = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.root, read, self._store = _open(self.root)
+        self.root, read, self.store = _open(self.root)
         self.entries = [
             entry
             for entry in read
@@ -119,12 +82,12 @@ class Pairs:
                 f"{_values(read, 'source')}"
             )
         self._weigh()
-        colour = {*self._store.names("visible"), *self._store.names("photo")}
+        colour = {*self.store.names("visible"), *self.store.names("photo")}
         self._complain(
             [e["name"] for e in self.entries if e["name"] not in colour],
             "visible/NAME or photo/NAME",
         )
-        if self._store.names("thermal"):
+        if self.store.names("thermal"):
             self.require("thermal")
 
     def _weigh(self) -> None:
@@ -136,7 +99,7 @@ class Pairs:
     def require(self, kind: str) -> Pairs:
         """These pairs, if every entry has a file of ``kind`` ("thermal", "label"); else raises
         :class:`PairsError`."""
-        names = self._store.names(kind)
+        names = self.store.names(kind)
         self._complain([e["name"] for e in self.entries if e["name"] not in names], f"{kind}/NAME")
         return self
 
@@ -145,7 +108,7 @@ class Pairs:
             raise PairsError(
                 f"{self.root}: {len(missing)} of {len(self.entries)} entries have no picture "
                 f"{what} "
-                f"({', '.join(SUFFIXES)}); the first is {missing[0]!r}"
+                f"({', '.join(PICTURES)}); the first is {missing[0]!r}"
             )
 
     def thinned(self, count: int) -> Pairs:
@@ -197,17 +160,17 @@ class Pairs:
         found: dict[str, np.ndarray | None] = {}
         for kind in kinds:
             stored = (
-                "photo" if kind == "visible" and name not in self._store.names("visible") else kind
+                "photo" if kind == "visible" and name not in self.store.names("visible") else kind
             )
-            if name not in self._store.names(stored):
+            if name not in self.store.names(stored):
                 found[kind] = None
                 continue
-            source = self._store.source(stored, name)
+            source = self.store.source(stored, name)
             try:
                 found[kind] = DECODERS[kind](source)
             except Exception as error:  # decoders raise almost anything on damaged bytes
                 raise PairsError(
-                    f"{self._store.where(stored, name)} cannot be used ({error}); copy it again, "
+                    f"{self.store.where(stored, name)} cannot be used ({error}); copy it again, "
                     "or take its line out of "
                     "the index"
                 ) from error
@@ -271,8 +234,6 @@ def find(data: Path | str, folder: str) -> Path | str:
 
 def _has_index(root: Path | str) -> bool:
     if is_url(root):
-        from cmmfnet.data.remote import Remote
-
         root = Remote.open(root)
         if not isinstance(root, Path):
             return root.has("index.jsonl")
@@ -283,8 +244,6 @@ def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
     """-> the root (a path for anything on this machine), the entries without what only the store
     needs, and the store."""
     if is_url(root):
-        from cmmfnet.data.remote import Remote
-
         opened = Remote.open(root)
     else:
         opened = Path(root)
@@ -299,8 +258,6 @@ def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
     else:
         entries = _parse(opened.text("index.jsonl"), f"{root}/index.jsonl")
     if any("shard" in entry for entry in entries):
-        from cmmfnet.data.shards import Shards
-
         return root, entries, Shards(opened, entries)
     if not isinstance(opened, Path):
         raise PairsError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmmfnet.data.pairs import PairsError
+from cmmfnet.data.store import PairsError
 from cmmfnet.files.atomic import atomic_write
 
 

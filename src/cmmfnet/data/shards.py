@@ -5,170 +5,31 @@ Every shard is an ordinary tar in the WebDataset convention: the files of a pair
 and share their name up to the first dot (``NAME.thermal.jpg``, ``NAME.visible.jpg``,
 ``NAME.label.png``, ``NAME.json``). ``index.jsonl`` is the data set's own index, each entry with the
 place of its files, so that a picture is read with one seek; ``shards.json`` has the size and
-SHA-256 of each shard. docs/shards.md has the format in full.
+SHA-256 of each shard. docs/shards.md has the format in full; data/prepare/write_shards.py writes
+it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from tqdm import tqdm
 
-from cmmfnet.data.pairs import KINDS, Folder, Pairs, PairsError
 from cmmfnet.data.remote import Remote
-from cmmfnet.files.atomic import atomic_write
+from cmmfnet.data.store import KINDS, PairsError
 
-_BLOCK = 512  # of a tar file: a header takes one, and every file is padded to the next
-_UNFINISHED = "UNFINISHED"
-
-
-# ---- writing
-# --------------------------------------------------------------------------------------------------
-
-
-def write_shards(folder: Path, out: Path, *, shard_mb: int = 256) -> Path:
-    """Pack the data set in ``folder`` into tar shards of at most ``shard_mb`` MB (2^20 bytes; a
-    larger pair stands alone).
-
-    Pictures are copied byte for byte; equal data sets give equal shards. ``out`` is a new or empty
-    folder. Each shard appears whole or not at all, the index last; after an interruption the same
-    command starts over.
-
-    Returns ``out``, which ``Pairs`` opens. Raises :class:`PairsError` where ``folder`` is no folder
-    of pictures, ``out`` is in use, or two entries have one name.
-    """
-    if shard_mb < 1:
-        raise PairsError(f"shards of {shard_mb} MB; expected 1 or more, 256 is usual")
-    pairs, out = Pairs(folder), Path(out)
-    store = pairs._store
-    if not isinstance(store, Folder):
-        raise PairsError(
-            f"{folder} is in shards already; to cut them anew, start from the folder of pictures"
-        )
-    _check_names(pairs)
-    _claim(out)
-    lines, shards = [], []
-    with tqdm(total=len(pairs), desc="shards", unit="pair", mininterval=2, disable=None) as bar:
-        for number, group in enumerate(_groups(pairs.entries, store, shard_mb * 2**20)):
-            file = f"shard-{number:06d}.tar"
-            with (
-                atomic_write(out / file) as stream,
-                tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
-            ):
-                for entry in group:
-                    lines.append(
-                        json.dumps(
-                            entry | {"shard": _pack(tar, entry, store) | {"file": file}},
-                            ensure_ascii=False,
-                        )
-                    )
-                    bar.update()
-            with (out / file).open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            shards.append(
-                {
-                    "file": file,
-                    "size": (out / file).stat().st_size,
-                    "sha256": digest,
-                    "pairs": len(group),
-                }
-            )
-    with atomic_write(out / "shards.json", text=True) as stream:
-        json.dump(shards, stream, indent=1)
-    with atomic_write(out / "index.jsonl", text=True) as stream:
-        stream.write("\n".join(lines) + "\n")
-    (out / _UNFINISHED).unlink()
-    return out
+BLOCK = 512  # of a tar file: a header takes one, and every file is padded to the next
 
 
 def key(name: str) -> str:
     """A pair's name as its files in a shard have it: without the dots and slashes that would end
     WebDataset's key."""
     return quote(name, safe=" ").replace(".", "%2E")
-
-
-def _check_names(pairs: Pairs) -> None:
-    seen: set[str] = set()
-    for entry in pairs.entries:
-        if entry["name"] in seen:
-            raise PairsError(
-                f"{pairs.root} has two entries {entry['name']!r}; in a shard every pair needs a "
-                "name of its own"
-            )
-        seen.add(entry["name"])
-
-
-def _claim(out: Path) -> None:
-    """Make ``out``, or empty it where an interrupted run of ours was the one that filled it."""
-    out.mkdir(parents=True, exist_ok=True)
-    found = sorted(p.name for p in out.iterdir())
-    if _UNFINISHED in found:
-        for name in found:
-            if re.fullmatch(r"shard-\d{6}\.tar|\..*\.part|shards\.json|index\.jsonl", name):
-                (out / name).unlink()
-    elif found:
-        raise PairsError(
-            f"{out} is not empty (it has {', '.join(found[:4])}); shards go to a new folder"
-        )
-    (out / _UNFINISHED).write_text(
-        "write_shards is at work here, or was interrupted; the same command starts over\n"
-    )
-
-
-def _groups(entries: list[dict], store: Folder, limit: int) -> Iterator[list[dict]]:
-    """The entries of each shard, by the sizes of their files."""
-    group: list[dict] = []
-    total = tarfile.RECORDSIZE  # a tar is padded to a multiple of it
-    for entry in entries:
-        files = [
-            store.source(kind, entry["name"])
-            for kind in KINDS
-            if entry["name"] in store.names(kind)
-        ]
-        # a header of up to three blocks (long names) and the padding, for the pictures and the
-        # entry
-        size = (
-            sum(p.stat().st_size + 4 * _BLOCK for p in files) + len(json.dumps(entry)) + 4 * _BLOCK
-        )
-        if group and total + size > limit:
-            yield group
-            group, total = [], tarfile.RECORDSIZE
-        group.append(entry)
-        total += size
-    yield group
-
-
-def _pack(tar: tarfile.TarFile, entry: dict, store: Folder) -> dict[str, list]:
-    """Adds the files of one entry -> kind: [name in the tar, offset of the content, size]."""
-    name, members = entry["name"], {}
-    for kind in KINDS:
-        if name in store.names(kind):
-            path = store.source(kind, name)
-            members[kind] = _add(tar, f"{key(name)}.{kind}{path.suffix.lower()}", path.read_bytes())
-    _add(tar, f"{key(name)}.json", json.dumps(entry, ensure_ascii=False).encode())
-    return members
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> list:
-    info = tarfile.TarInfo(
-        name
-    )  # of nobody, from 1970: nothing in it that differs between two runs
-    info.size = len(content)
-    offset = tar.offset + len(info.tobuf(tar.format, tar.encoding, tar.errors))
-    tar.addfile(info, io.BytesIO(content))
-    return [name, offset, len(content)]
-
-
-# ---- reading
-# --------------------------------------------------------------------------------------------------
 
 
 class Shards:
@@ -224,14 +85,14 @@ class Shards:
         offset, size = self._place[row, KINDS.index(kind)].tolist()
         path = self._local(int(self._shard[row]))
         with path.open("rb") as file:
-            file.seek(offset - _BLOCK)
-            content = file.read(_BLOCK + size)
-        if len(content) < _BLOCK + size:
+            file.seek(offset - BLOCK)
+            content = file.read(BLOCK + size)
+        if len(content) < BLOCK + size:
             raise PairsError(
                 f"{self.where(kind, name)}: the shard ends before it; copy the shard again"
             )
         try:
-            header = tarfile.TarInfo.frombuf(content[:_BLOCK], "utf-8", "surrogateescape")
+            header = tarfile.TarInfo.frombuf(content[:BLOCK], "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise PairsError(
                 f"{self.where(kind, name)}: no file starts at byte {offset} ({error}); {_REWRITE}"
@@ -245,7 +106,7 @@ class Shards:
                 f"{offset}, expected "
                 f"{expected}* of {size}; {_REWRITE}"
             )
-        return content[_BLOCK:]
+        return content[BLOCK:]
 
     def _local(self, number: int) -> Path:
         """The shard as a file on this machine, of the size that the table says."""
@@ -300,7 +161,7 @@ def _check_place(place: object, limit: int, what: str) -> tuple[int, int]:
         if (
             type(offset) is int
             and type(size) is int
-            and offset >= _BLOCK
+            and offset >= BLOCK
             and size >= 0
             and offset + size <= limit
         ):
@@ -309,5 +170,5 @@ def _check_place(place: object, limit: int, what: str) -> tuple[int, int]:
         pass
     raise PairsError(
         f"{what}: {place!r:.200}; expected [name, offset, size] inside the shard's {limit} bytes, "
-        f"after a header of {_BLOCK}"
+        f"after a header of {BLOCK}"
     )

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmmfnet.data.augment import Draws, blur, normal, uniform
+from cmmfnet.data.augment import Draws, normal, uniform
+from cmmfnet.nn.blur import blur
 from cmmfnet.thermal.stretch import quantiles_of_counts
 
 # Class -> mean and deviation of its apparent temperature on a 0..1 scale, by day (ids:

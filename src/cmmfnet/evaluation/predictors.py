@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from cmmfnet.data.pairs import SUFFIXES, Pairs
+from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation.protocol import SIZE, cut
 from cmmfnet.files.errors import UserError
+from cmmfnet.files.pictures import PICTURES
 
 if TYPE_CHECKING:
     import torch
@@ -222,7 +223,7 @@ def folder_predictor(folder: Path, pairs: Pairs, geometry: str) -> Predictor:
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if path.suffix.lower() not in PICTURES or path.name.startswith("."):
             continue
         if path.stem in files:
             raise PredictionError(

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from cmmfnet import __version__
-from cmmfnet.colorizer.gallery import as_grey, data_url
 from cmmfnet.evaluation.metrics import METRICS
 from cmmfnet.evaluation.report_chart import chart
 from cmmfnet.evaluation.report_style import FOOT, HEAD
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.page import as_grey, data_url
 
 ARROWS = {"higher": "↑", "lower": "↓", "near 1": "→ 1", "": ""}
 ALPHA = 0.05

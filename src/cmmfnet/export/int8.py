@@ -51,7 +51,7 @@ def calibration_frames(source: str) -> list[np.ndarray]:
             cannot be read.
     """
     if match := re.fullmatch(r"scenes:(\d+)", source):
-        from cmmfnet.data.scenes.scenes import render
+        from cmmfnet.data.scenes import render
 
         values = [render(30_000 + seed).thermal for seed in range(min(int(match[1]), FRAMES))]
     else:

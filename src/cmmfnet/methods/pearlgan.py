@@ -31,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.evaluation.edges import gradient_maxima
 from cmmfnet.methods.combogan import (
     DomainTranslation,
     ResidualBlock,
@@ -40,6 +39,7 @@ from cmmfnet.methods.combogan import (
     luma,
 )
 from cmmfnet.methods.method import Losses, Moment
+from cmmfnet.nn.edges import gradient_maxima
 from cmmfnet.nn.losses import ssim
 from cmmfnet.nn.patchgan import InstanceNorm, as_channels, init_normal
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmmfnet.data.augment import blur
-from cmmfnet.data.pairs import SUFFIXES
 from cmmfnet.files.errors import UserError
+from cmmfnet.files.pictures import PICTURES
 from cmmfnet.methods.tir2lab import rgb_to_lab
+from cmmfnet.nn.blur import blur
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
@@ -52,7 +52,7 @@ class SaliencyMaps:
                 f"{folder} is no folder; it should have a saliency map NAME.png for every frame "
                 "NAME"
             )
-        self.files = {p.stem: p for p in self.folder.iterdir() if p.suffix.lower() in SUFFIXES}
+        self.files = {p.stem: p for p in self.folder.iterdir() if p.suffix.lower() in PICTURES}
 
     def __call__(self, batch: Batch) -> Tensor:
         size = batch.visible.shape[-1]

@@ -1,7 +1,7 @@
 """Label maps of real pairs, found by a trained network in the thermal frame and drawn along the
 photo's edges.
 
-    python -m cmmfnet.training.found_labels data/found --pairs data/pairs --model cmmfnet
+    cmmfnet found-labels data/found --pairs data/pairs --model cmmfnet
 
 Nobody drew label maps for thermal/colour pairs at hand; a network whose label head learned them
 from simulated frames finds most of what is large. With them, real frames are recoloured in training
@@ -11,7 +11,6 @@ learns to tell the two apart, and ignores words on real ones (docs/text.md).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +18,11 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet.colorizer.sizes import box_mean
-from cmmfnet.data.pairs import Folder, Pairs, PairsError
+from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.prepare.place import place_pair
 from cmmfnet.data.prepare.raw import RawPair
-from cmmfnet.files.atomic import atomic_write
+from cmmfnet.data.store import Folder, PairsError
+from cmmfnet.data.write import PairsWriter
 from cmmfnet.text.labels import IGNORE
 
 SIDE = 256  # pixels of the short side at which the network looks and regions are drawn
@@ -38,8 +38,8 @@ def write_found_labels(
     least: float = 0.5,
     device: str = "auto",
 ) -> Path:
-    """A folder of pairs like ``pairs`` (its pictures are links), with a label map for each of the
-    chosen ones.
+    """Write a folder of pairs like ``pairs`` (its pictures are links) with label maps that a model
+    finds in the thermal frames.
 
     Args:
         out: a new folder for thermal/, visible/, label/ and index.jsonl, whose entries say
@@ -59,11 +59,7 @@ def write_found_labels(
     from cmmfnet.colorizer.torch import pick_device
     from cmmfnet.weights.files import load_model
 
-    out = Path(out)
-    if (out / "index.jsonl").exists():
-        raise FileExistsError(
-            f"{out} is a data set already (it has index.jsonl); name another folder"
-        )
+    writer = PairsWriter(Path(out)).refuse_finished()
     place = pick_device(device)
     network = load_model(model).network.to(place)
     if getattr(network, "label_head", None) is None:
@@ -72,31 +68,31 @@ def write_found_labels(
             "cmmfnet"
         )
     chosen = Pairs(pairs, split).require("thermal")
-    store = chosen._store
+    store = chosen.store
     if not isinstance(store, Folder):
         raise PairsError(
             f"{pairs} is packed in shards; expected a folder of pictures, which label maps can be "
             "put beside"
         )
     for kind in ("thermal", "visible", "label"):
-        (out / kind).mkdir(parents=True, exist_ok=True)
+        (writer.root / kind).mkdir(parents=True, exist_ok=True)
     rows = []
     for i, entry in enumerate(chosen.entries):
         if entry.get("lighting", "day") in lighting:
             pair = chosen[i]
             label = found(network, pair.thermal, pair.visible, least, place)
-            Image.fromarray(label).save(out / "label" / f"{entry['name']}.png")
+            writer.write(entry["name"], label=label)
             entry = entry | {"labels": "predicted"}
         files = (store.source(kind, entry["name"]) for kind in ("thermal", "visible"))
         _, wrong = place_pair(
-            RawPair(entry["name"], *files, split, entry.get("source", "")), out, copy=False
+            RawPair(entry["name"], *files, split, entry.get("source", "")), writer.root, copy=False
         )
         if wrong:
             raise PairsError(wrong)
         rows.append(entry)
-    with atomic_write(out / "index.jsonl", text=True) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-    return out / "index.jsonl"
+    index = writer.finish(rows)
+    print(f"{len(rows)} pairs in {writer.root}")
+    return index
 
 
 def found(network, thermal: np.ndarray, visible: np.ndarray, least: float, device) -> np.ndarray:
@@ -138,14 +134,3 @@ def guided(planes: np.ndarray, guide: np.ndarray, radius: int, eps: float = 1e-3
         box_mean(guide * guide, radius) - level**2 + eps
     )
     return box_mean(slope, radius) * guide + box_mean(middle - slope * level, radius)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    from cmmfnet.cli import arguments_of
-
-    values = arguments_of("found_labels", write_found_labels, argv)
-    print(write_found_labels(values.pop("out"), **values))
-
-
-if __name__ == "__main__":
-    main()

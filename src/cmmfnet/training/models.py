@@ -72,9 +72,8 @@ def describe_methods() -> list[dict[str, Any]]:
 def _describe(name: str, weights: dict[str, str]) -> dict[str, Any]:
     import torch
 
-    from cmmfnet.cli import read_recipe
     from cmmfnet.methods import build_network, method_class
-    from cmmfnet.training.recipe import find_config
+    from cmmfnet.training.recipe import find_config, read_recipe
 
     recipe = read_recipe(find_config(name))
     key = recipe.model["method"]

@@ -3,65 +3,12 @@ unknown keys an error."""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cmmfnet.files.errors import UserError
-
-
-class RecipeError(UserError):
-    """A recipe that cannot be trained; the message names the field, what it is and what was
-    expected."""
-
-
-GIVEN = ("thermal", "colour")
-
-
-def givers(sources: Sequence, kind: str) -> list:
-    """Those of ``sources`` (``SourceRecipe``, or data.items.Source) from which an unpaired method
-    takes thermal frames, or colour pictures; a paired method takes pairs from all."""
-    return [source for source in sources if source.gives in ("both", kind)]
-
-
-@dataclass
-class SourceRecipe:
-    folder: str
-    """Folder in the project's layout (data/pairs.py), relative to the data folder given to the
-    command. ``pairs`` is DATA/pairs, or DATA itself where that is a single data set, so that one
-    recipe takes both."""
-    share: tuple[float, float] = (1.0, 1.0)
-    """Part of a batch at the start and at the end of training, relative to the other sources."""
-    split: str | None = None
-    lighting: tuple[str, ...] | None = None
-    sources: tuple[str, ...] | None = None
-    """Only entries with this split, one of these lightings, one of these sources; null takes
-    all."""
-    simulate: bool = False
-    """Make the thermal frame from the photo and its label map (data/simulate.py)."""
-    level: bool = False
-    """Level photos first: darkest 0.5 % to black, 99.7 % of the brightest channel to white."""
-    scale: tuple[float, float] = (0.5, 1.0)
-    """Side of the random crop, in parts of the picture's short side."""
-    aspect: float = 1.3
-    """Largest stretch of the random crop, either way; 1 keeps things as wide as they are."""
-    sensor: bool = True
-    """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only
-    stretches it."""
-    order: str = "scenes"
-    """scenes: drawn at random, every scene as often; epoch: every picture once a pass (for a single
-    source)."""
-    gives: str = "both"
-    """What an unpaired method takes from here: both, thermal or colour; so night frames can meet
-    daylight colour."""
-    text: str = "own"
-    """Caption and tags that go with a picture: own; shuffled (those of any picture of the source,
-    drawn anew each time); empty (none). The last two are controls: what a method gains beside them,
-    it gains by reading."""
-    recolour: float = 0.0
-    """Part of the labelled pictures whose colours are changed, with words that say so
-    (data/recolour.py); more than 0 also names the colours of things."""
+from cmmfnet.data.source import RecipeError, Source, check_mix
 
 
 @dataclass
@@ -71,7 +18,7 @@ class Recipe:
     "image_query"}."""
     losses: dict[str, float]
     """Loss name -> weight."""
-    sources: list[SourceRecipe]
+    sources: list[Source]
     steps: int | None = None
     epochs: float | None = None
     """Length of the training: one of the two. An epoch is as many pictures as the sources have;
@@ -84,7 +31,7 @@ class Recipe:
     memory at once."""
     size: int = 256
     """Side of the square training crops in pixels, a multiple of 8."""
-    validation: SourceRecipe | None = None
+    validation: Source | None = None
     """Pictures for sample sheets and for the scores in the log; centre crops."""
     validation_pictures: int = 200
     """At most so many of them, evenly spaced."""
@@ -168,57 +115,7 @@ class Recipe:
                 f"losses are {self.losses}; at least one needs a weight other than 0, for example "
                 "l1: 1.0"
             )
-        if not self.sources:
-            raise RecipeError(
-                "sources is empty; name at least one folder of pairs, for example {folder: pairs, "
-                "split: train}"
-            )
-        shares = [source.share for source in self.sources]
-        if min(map(min, shares)) < 0 or not all(sum(end) > 0 for end in zip(*shares, strict=True)):
-            raise RecipeError(
-                f"the sources' shares are {shares}; none may be negative, nor all 0 at the start "
-                "or the end"
-            )
-        for source in self.sources:
-            if not 0 < source.scale[0] <= source.scale[1] <= 1:
-                raise RecipeError(
-                    f"scale of {source.folder} is {source.scale}; expected 0 < smallest <= "
-                    "largest <= 1"
-                )
-            if not 0 <= source.recolour <= 1:
-                raise RecipeError(
-                    f"recolour of {source.folder} is {source.recolour}; expected a part between 0 "
-                    "and 1"
-                )
-            if source.aspect < 1:
-                raise RecipeError(
-                    f"aspect of {source.folder} is {source.aspect}; expected 1 or more"
-                )
-            for name, allowed in (
-                ("gives", ("both", *GIVEN)),
-                ("text", ("own", "shuffled", "empty")),
-            ):
-                if getattr(source, name) not in allowed:
-                    raise RecipeError(
-                        f"{name} of {source.folder} is {getattr(source, name)!r}; expected one of "
-                        f"{', '.join(allowed)}"
-                    )
-        parts = {kind: givers(self.sources, kind) for kind in GIVEN}
-        for kind, part in parts.items():
-            if not part or not all(
-                sum(end) > 0 for end in zip(*(s.share for s in part), strict=True)
-            ):
-                raise RecipeError(
-                    f"no source gives {kind} pictures all the time; expected gives: both or "
-                    f"{kind} for one"
-                )
-        for source in self.sources:
-            alone = all(len(part) == 1 for part in parts.values() if source in part)
-            if source.order not in ("scenes", "epoch") or (source.order == "epoch" and not alone):
-                raise RecipeError(
-                    f"order of {source.folder} is {source.order!r}; expected scenes, or epoch for "
-                    "a single source"
-                )
+        check_mix(self.sources)
 
     def with_steps(self, pictures: int) -> Recipe:
         """The same with ``steps``, from ``epochs`` over ``pictures`` where it has them."""
@@ -241,8 +138,8 @@ class Recipe:
         return rise
 
     def matched(self) -> Recipe:
-        """This recipe's data, losses and budget with ours for any network: what `--recipe` makes of
-        a file.
+        """This recipe's data, losses and budget for the network of any method: what `--recipe`
+        makes of a file.
 
         Losses and options that only CMMF-Net has (text, tags, labels) fall away.
         """
@@ -271,3 +168,18 @@ def find_config(name: str) -> Path:
     if name not in known:
         raise RecipeError(f"no file and no configuration {name!r}; there are {', '.join(known)}")
     return known[name]
+
+
+def read_recipe(file: Path) -> Recipe:
+    """The recipe in a YAML file. Raises :class:`RecipeError` for keys and values it does not
+    take."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", type=Recipe, required=True)
+    # renamed in jsonargparse 4.49
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    try:
+        return instantiate(parser.parse_args([f"--config={file}"])).config
+    except argparse.ArgumentError as error:
+        raise RecipeError(f"{file}: {error}") from error

@@ -25,7 +25,7 @@ from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network, method_class
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment
-from cmmfnet.training import checkpoint
+from cmmfnet.training import checkpoint, small_start
 from cmmfnet.training.averaging import EMA, Readings
 from cmmfnet.training.recipe import Recipe, RecipeError
 from cmmfnet.weights.files import ModelError, load_model, save_model
@@ -117,6 +117,7 @@ class Run:
             raise RecipeError(str(error)) from error
         if state is None and start_from is None:
             self.method.start()
+            small_start.start(self.method)
         self.method.to(device)
         # parts of a batch would write over each other's output
         self.method.graphs = device.type == "cuda" and recipe.accumulate == 1

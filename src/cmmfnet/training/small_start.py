@@ -1,5 +1,5 @@
-"""How a fresh CMMF-Net small begins: with a teacher's stem in factors, and with colours that are
-read from its maps.
+"""The start of a fresh CMMF-Net small: its stem is factored from a teacher's, its first colours are
+fitted by regression.
 
 Both are closed forms: two passes of some hundred frames through the stem, and no gradient.
 """
@@ -11,10 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmmfnet.data.source import RecipeError
 from cmmfnet.methods.cmmfnet.interaction import resize
-from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, tones
+from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, CMMFNetSmallMethod, tones
+from cmmfnet.methods.method import Method
 
 FACTOR_FRAMES = 12  # more change little, and all of a stem's maps of them are in memory
+
+
+def start(method: Method) -> None:
+    """Initialise the generator of a fresh CMMF-Net small from the teacher in its options; other
+    methods stay as they are."""
+    if isinstance(method, CMMFNetSmallMethod) and method.teacher:
+        begin(method.networks["generator"], method.teacher, method.fit)
 
 
 def begin(network: CMMFNetSmall, teacher: str, fit: str | None = None) -> None:
@@ -23,7 +32,7 @@ def begin(network: CMMFNetSmall, teacher: str, fit: str | None = None) -> None:
 
     ``teacher``: a model with a VGG-16 stem. ``fit``: a folder of pairs whose frames the stem and
     whose daytime colours the readouts are fitted to; None: rendered scenes for the stem, and the
-    readouts stay as they are. Raises ``ValueError``.
+    readouts stay as they are. Raises :class:`RecipeError`.
     """
     stem, side = stem_of(teacher), network.global_size
     thermal, colour = day(fit, side) if fit else (rendered(side), None)
@@ -39,12 +48,12 @@ def begin(network: CMMFNetSmall, teacher: str, fit: str | None = None) -> None:
 
 
 def stem_of(teacher: str) -> nn.Sequential:
-    """The VGG-16 stem of a model. Raises ``ValueError`` where it has none."""
+    """The VGG-16 stem of a model. Raises :class:`RecipeError` where it has none."""
     from cmmfnet.weights.files import load_model
 
     encoder = getattr(load_model(teacher).network, "image_encoder", None)
     if not getattr(encoder, "hybrid", False):
-        raise ValueError(
+        raise RecipeError(
             f"teacher is {teacher!r}, which has no VGG-16 stem; expected a model like cmmfnet, or "
             "''"
         )
@@ -54,7 +63,7 @@ def stem_of(teacher: str) -> nn.Sequential:
 def rendered(side: int, count: int = 8) -> Tensor:
     """Stretched thermal frames (count,1,side,side) of rendered scenes whose seeds are those of
     training."""
-    from cmmfnet.data.scenes.scenes import render
+    from cmmfnet.data.scenes import render
     from cmmfnet.thermal.stretch import normalise
 
     frames = [

@@ -21,35 +21,15 @@ import signal
 import threading
 import time
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
-from cmmfnet.data.pairs import Pairs, find
-from cmmfnet.training.recipe import GIVEN, Recipe, RecipeError, SourceRecipe, givers
-
-if TYPE_CHECKING:
-    from cmmfnet.data.batches import Source
-
-
-def open_pairs(data: str | Path, source: SourceRecipe) -> Pairs:
-    return Pairs(find(data, source.folder), source.split, source.lighting, source.sources)
-
-
-def open_source(data: str | Path, source: SourceRecipe) -> Source:
-    """What a training draws from: the pairs that a recipe names, and all that it says of their
-    use."""
-    from cmmfnet.data.batches import (
-        Source,
-    )  # here, so that `cmmfnet train --help` does not wait for torch
-
-    said = {
-        field.name: getattr(source, field.name) for field in fields(Source) if field.name != "pairs"
-    }
-    return Source(open_pairs(data, source), **said)
+from cmmfnet.data.source import GIVEN, RecipeError, sources_for
+from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 
 
 @contextmanager
@@ -220,14 +200,12 @@ def train(
             _render(str(data), out / "scenes")
         accelerator.wait_for_everyone()
         data = out / "scenes"
-    sources = [open_source(data, source) for source in config.sources]
-    validation = (
-        open_pairs(data, config.validation).require("thermal") if config.validation else None
-    )
-    if validation is not None:
-        validation = validation.thinned(config.validation_pictures)
+    sources = [source.opened(data) for source in config.sources]
+    validation = None
+    if config.validation is not None:
+        validation = config.validation.opened(data).pairs.thinned(config.validation_pictures)
     config = config.with_steps(
-        max(sum(len(source.pairs) for source in givers(sources, kind)) for kind in GIVEN)
+        max(sum(len(source.pairs) for source in sources_for(sources, kind)) for kind in GIVEN)
     )
     state = checkpoint.load(newest) if newest else None
     start = state["step"] if state else 0
@@ -348,14 +326,9 @@ def train(
 
 
 def _matched(config: Recipe, recipe: str) -> Recipe:
-    """``config``, or what ``recipe`` says for the network of ``config``."""
+    """``config``, or the data, losses and budget of ``recipe`` for the network of ``config``."""
     if recipe == "own":
         return config
-    from dataclasses import replace
-
-    from cmmfnet.cli import read_recipe
-    from cmmfnet.training.recipe import find_config
-
     other = read_recipe(find_config("cmmfnet" if recipe == "matched" else recipe)).matched()
     notes = {
         "summary": f"{config.model.get('method')} with the losses and data of {recipe} "
@@ -366,7 +339,7 @@ def _matched(config: Recipe, recipe: str) -> Recipe:
 
 def _render(data: str, folder: Path) -> None:
     """The scenes that ``scenes:COUNT`` asks for, unless they are there."""
-    from cmmfnet.data.scenes.scenes import write_pairs
+    from cmmfnet.data.scenes import write_pairs
 
     count = data.removeprefix("scenes:")
     if not count.isdecimal() or int(count) < 5:

@@ -1,18 +1,17 @@
 """Rendered scenes with other leaves, cars, ground or light, and the words that say which: pairs
 whose colours are exact.
 
-    python -m cmmfnet.data.made.repainted data/repainted --count 300 --seed 10000 --jobs 16
+    cmmfnet repaint data/repainted --count 300 --seed 10000 --jobs 16
 
-Painting a photo over (recolour.py) gives a car the colour that a word means. Here the renderer does
-it (scene_repaint.py), so that the paint lies in the shade of its scene: red in a dark street is a
-dark red. The thermal frame and the label map stay those of the scene. What only the words can tell
-stands in the index, at ``repainted``: ``told``, ``colours`` and ``removed`` of
-`recolour.Recoloured`.
+Recolouring a photo (recolour.py) gives a car the colour that a word means. Here the renderer paints
+the car (data/scenes/repainting.py), so that the paint lies in the shade of its scene: red in a dark
+street is a dark red. Thermal frame and label map stay those of the scene. The index has at
+``repainted`` what only the words can tell: ``told``, ``colours`` and ``removed`` of
+``recolour.Recoloured``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -21,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from cmmfnet.data.made.lab import LEAST, to_rgb
 from cmmfnet.data.made.recolour import Recoloured
-from cmmfnet.data.scenes.repaint import repaint
-from cmmfnet.data.scenes.scenes import Scene, render
-from cmmfnet.files.atomic import atomic_write
+from cmmfnet.data.scenes import Scene, render, repaint
+from cmmfnet.data.write import PairsWriter
 from cmmfnet.text.colour_words import CAR_COLOURS, PAINT, draw_colour, draw_foliage
 from cmmfnet.text.labels import CLASSES
 from cmmfnet.text.vocabulary import EXTRA_WORDS
@@ -43,8 +40,8 @@ def write_repainted(
     size: tuple[int, int] = (288, 352),
     jobs: int = 1,
 ) -> Path:
-    """A folder of pairs (docs/data.md): every day scene ``each`` times, with other colours every
-    time.
+    """Render scenes in other colours, with the words for them, as a folder of pairs: every day
+    scene several times, with other leaves, cars, snow or light each time.
 
     Args:
         out: a new folder for thermal/, visible/, label/ and index.jsonl
@@ -57,24 +54,15 @@ def write_repainted(
 
     Returns: the index. Raises FileExistsError for a used folder.
     """
-    out = Path(out)
-    if (out / "index.jsonl").exists():
-        raise FileExistsError(
-            f"{out} is a data set already (it has index.jsonl); name another folder"
-        )
-    for kind in ("thermal", "visible", "label"):
-        (out / kind).mkdir(parents=True, exist_ok=True)
-    one = partial(_write, out, each, size)
+    writer = PairsWriter(Path(out)).refuse_finished()
+    one = partial(_write, writer, each, size)
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
         made = (pool.map if pool else map)(one, range(seed, seed + count))
-        rows = [
-            row
-            for some in tqdm(made, desc="repaint", unit="scene", total=count, disable=None)
-            for row in some
-        ]
-    with atomic_write(out / "index.jsonl", text=True) as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-    return out / "index.jsonl"
+        bar = tqdm(made, desc="repaint", unit="scene", total=count, disable=None)
+        rows = [row for some in bar for row in some]
+    index = writer.finish(rows)
+    print(f"{len(rows)} pairs in {writer.root}")
+    return index
 
 
 def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
@@ -120,7 +108,7 @@ def changes(
     return change, words
 
 
-def _write(folder: Path, each: int, size: tuple[int, int], seed: int) -> list[dict]:
+def _write(writer: PairsWriter, each: int, size: tuple[int, int], seed: int) -> list[dict]:
     """Render and write one scene's pictures; their entries of the index."""
     scene, rows = render(seed, size=size), []
     for number in range(each if scene.lighting == "day" else 0):
@@ -131,31 +119,14 @@ def _write(folder: Path, each: int, size: tuple[int, int], seed: int) -> list[di
         name, tags = f"repainted_{seed:06d}_{number}", scene.tags
         if "snow" in words["told"]:
             tags = ["snow" if tag == "grass" else tag for tag in tags]
-        pictures = {
-            "thermal": scene.thermal,
-            "visible": repaint(seed, scene.kind, size, **change),
-            "label": scene.labels,
-        }
-        for kind, picture in pictures.items():
-            Image.fromarray(picture).save(folder / kind / f"{name}.png", compress_level=1)
-        row = {
+        colour = repaint(seed, scene.kind, size, **change)
+        writer.write(name, thermal=scene.thermal, visible=colour, label=scene.labels)
+        rows.append({
             "name": name, "split": "train", "source": "repainted",
             "sequence": f"rendered_{seed:06d}",
             "lighting": change.get("lighting", "day"), "sky": scene.sky, "tags": tags,
             "repainted": words,
             "width": size[1], "height": size[0], "licence": "Apache-2.0",
-            "origin": f"cmmfnet.data.repainted seed {seed}",
-        }  # fmt: skip
-        rows.append(row)
+            "origin": f"cmmfnet.data.made.repainted seed {seed}",
+        })  # fmt: skip
     return rows
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    from cmmfnet.cli import arguments_of
-
-    values = arguments_of("repainted", write_repainted, argv)
-    print(write_repainted(values.pop("out"), **values))
-
-
-if __name__ == "__main__":
-    main()

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cmmfnet import __version__
-from cmmfnet.colorizer.gallery import data_url
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.page import data_url
 
 if TYPE_CHECKING:
     from cmmfnet.data.prepare.alignment import PairShift

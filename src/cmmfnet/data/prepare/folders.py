@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmmfnet.data.pairs import SUFFIXES
 from cmmfnet.data.prepare.found import (
     EXPECTED,
     FoundPair,
@@ -32,7 +31,7 @@ from cmmfnet.data.prepare.hold_out import hold_out
 from cmmfnet.data.prepare.layouts import contents
 from cmmfnet.data.prepare.lists import LISTS, SPLITS, columns, read_list
 from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair
-from cmmfnet.files.pictures import natural_key
+from cmmfnet.files.pictures import PICTURES, natural_key
 
 THERMAL = ("thermal", "ir", "lwir", "infrared", "tir")
 VISIBLE = ("visible", "vis", "rgb", "vi", "color", "colour")
@@ -85,7 +84,7 @@ def _recognise(raw: Path) -> Callable[[], list[FoundPair]]:
     """The reader of the one layout that fits."""
     if not raw.is_dir():
         raise PrepareError(f"{raw} does not exist; expected a folder of pairs or a list of them")
-    pictures = [p for p in _walk(raw) if p.suffix.lower() in SUFFIXES]
+    pictures = [p for p in _walk(raw) if p.suffix.lower() in PICTURES]
     fits: dict[str, Callable[[], list[FoundPair]]] = {}
     for path in sorted(raw.iterdir()):
         if path.suffix.lower() in LISTS and columns(path) >= {"source", "target"}:
@@ -108,7 +107,7 @@ def _recognise(raw: Path) -> Callable[[], list[FoundPair]]:
     if pictures:
         return lambda: _read_side_by_side(raw, pictures)
     raise PrepareError(
-        f"{raw} has no pairs: found {contents(raw)}, no picture ({', '.join(SUFFIXES)}); {EXPECTED}"
+        f"{raw} has no pairs: found {contents(raw)}, no picture ({', '.join(PICTURES)}); {EXPECTED}"
     )
 
 

@@ -17,9 +17,8 @@ from typing import Literal
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from cmmfnet.data.pairs import SUFFIXES
 from cmmfnet.data.prepare.raw import PrepareError, RawPair
-from cmmfnet.files.pictures import natural_key
+from cmmfnet.files.pictures import PICTURES, natural_key
 
 SPLITS = ("train", "val", "test")
 Need = Literal["whole", "partial", "listed"]
@@ -197,7 +196,7 @@ def choose_frames(pairs: list[RawPair], path: Path) -> list[RawPair]:
                 "NAME"
             )
         name = words[-1].removesuffix(
-            Path(words[-1]).suffix if Path(words[-1]).suffix.lower() in SUFFIXES else ""
+            Path(words[-1]).suffix if Path(words[-1]).suffix.lower() in PICTURES else ""
         )
         name = name.strip("/").replace("/", "_")
         if name in chosen:
@@ -277,7 +276,7 @@ def list_pictures(folder: Path) -> dict[str, Path]:
     pictures: dict[str, Path] = {}
     for entry in entries:
         stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122, ten times as quick for a hundred thousand files
-        if suffix.lower() in SUFFIXES:
+        if suffix.lower() in PICTURES:
             if stem in pictures:
                 raise PrepareError(
                     f"{folder} has two pictures {stem}: {pictures[stem].name} and {entry.name}; "
@@ -286,7 +285,7 @@ def list_pictures(folder: Path) -> dict[str, Path]:
             pictures[stem] = folder / entry.name
     if not pictures:
         raise PrepareError(
-            f"{folder} has no pictures ({', '.join(SUFFIXES)}); it has {contents(folder)}"
+            f"{folder} has no pictures ({', '.join(PICTURES)}); it has {contents(folder)}"
         )
     return pictures
 

@@ -18,11 +18,11 @@ import PIL
 from tqdm import tqdm
 
 from cmmfnet import __version__
-from cmmfnet.data.pairs import SUFFIXES
 from cmmfnet.data.prepare.layouts import SPLITS, choose_frames
 from cmmfnet.data.prepare.place import place_pair
 from cmmfnet.data.prepare.raw import PrepareError, RawPair
 from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.pictures import PICTURES
 
 MARKER = "preparing.json"
 """There from the first file to the last: the folder is half a data set, and of which request."""
@@ -91,7 +91,7 @@ def prepare(
 
         alignment.check_alignment(out, jobs=jobs)
     if shards:
-        from cmmfnet.data.shards import write_shards
+        from cmmfnet.data.prepare.write_shards import write_shards
 
         if (out / "shards" / "index.jsonl").is_file():  # written last: they are whole
             print(f"shards      {out / 'shards'} are there already")
@@ -247,8 +247,8 @@ def _check(pairs: Iterable[RawPair]) -> list[RawPair]:
                 "rename one of them"
             )
         for path in (pair.thermal, pair.visible):
-            if path.suffix.lower() not in SUFFIXES:
-                raise PrepareError(f"{path}: expected a picture ({', '.join(SUFFIXES)})")
+            if path.suffix.lower() not in PICTURES:
+                raise PrepareError(f"{path}: expected a picture ({', '.join(PICTURES)})")
     return pairs
 
 

@@ -5,18 +5,19 @@ They are no photographs and claim no radiometry, but they have the statistics th
 thermal-to-colour networks: sky is cold, glass mirrors it, sunlit walls, roofs and roads are warm,
 people, bonnets and tyres are warmer, paint and road markings do not show.
 
-The work is split over scene_raster (polygons to pixels), scene_plants, scene_sprites, scene_models,
-scene_buildings and scene_vehicles (objects), scene_layout, scene_plots, scene_park, scene_weather
-and scene_world (what stands where, how warm and in what light), scene_shading, scene_facade and
-scene_paint (colour and heat of a surface), scene_render (a frame) and scene_sensors (the two
-cameras).
+The work is split over raster (polygons to pixels), plants, sprites, models, buildings and vehicles
+(objects), layout, plots, park, weather and world (what stands where, how warm and in what light),
+shading, facade and paint (colour and heat of a surface), frame (what the cameras see), sensors
+(their noise) and repainting (the same scene in other colours).
 
 >>> scene = render(3, "street", size=(48, 64))
 >>> scene.thermal.shape, scene.visible.shape, scene.labels.shape
 ((48, 64), (48, 64, 3), (48, 64))
 """
 
-import json
+import os
+import re
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from cmmfnet.data.scenes.frame import frame
 from cmmfnet.data.scenes.layout import build
-from cmmfnet.data.scenes.render import frame
+from cmmfnet.data.write import PairsWriter
+from cmmfnet.files.errors import UserError
 from cmmfnet.text.labels import CLASSES, COCOSTUFF
 from cmmfnet.text.vocabulary import LIGHTINGS
 
@@ -194,27 +196,36 @@ def _captions(visible, labels, named, kind, lighting, sky) -> tuple[str, str]:
     return f"{what} {when}{with_plain}{under}.", f"{what} {when}{with_colour}{blue}."
 
 
-def _write(folder: Path, size: tuple[int, int], seed: int, split: str) -> str:
-    """Render and write one scene; its line of the index."""
-    scene, name = render(seed, size=size), f"rendered_{seed:06d}"
-    for part, picture in (
-        ("thermal", scene.thermal),
-        ("visible", scene.visible),
-        ("label", scene.labels),
-    ):
-        Image.fromarray(picture).save(folder / part / f"{name}.png")
-    row = {
-        "name": name, "split": split, "source": "rendered", "sequence": None,
-        "lighting": scene.lighting, "sky": scene.sky, "caption": scene.caption,
-        "colour_caption": scene.colour_caption, "tags": scene.tags, "width": size[1],
-        "height": size[0],
-        "licence": "Apache-2.0", "origin": f"cmmfnet.data.scenes seed {seed}",
-    }  # fmt: skip
-    return json.dumps(row)
+def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> None:
+    """Render street, house and park scenes as a folder of pairs: computer graphics, free to use and
+    publish.
+
+    Args:
+        out: a new folder for thermal/, visible/, label/ and index.jsonl; the last fifth is for
+            validation
+        count: number of scenes; each takes about a second
+        seed: seed of the first scene, the next has the next; other seeds give other scenes
+        size: HEIGHT,WIDTH in pixels
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", size)
+    if match is None or min(height := int(match[1]), width := int(match[2])) < 16:
+        raise UserError(
+            f"--size is {size!r}; expected HEIGHT,WIDTH of at least 16 pixels each, for example "
+            "256,320"
+        )
+    if count < 1 or seed < 0:
+        raise UserError(
+            f"--count is {count}, --seed is {seed}; expected a count of 1 or more and a seed of 0 "
+            "or more"
+        )
+    PairsWriter(Path(out)).refuse_finished()
+    print(f"rendering {count} scenes, about a second each for a core", file=sys.stderr)
+    index = write_pairs(out, count, seed=seed, size=(height, width), jobs=os.cpu_count() or 1)
+    print(f"{count} pairs in {index.parent}")
 
 
 def write_pairs(
-    folder,
+    folder: str | Path,
     count: int,
     *,
     seed: int = 0,
@@ -237,18 +248,24 @@ def write_pairs(
         raise ValueError(
             f"val_fraction is {val_fraction}; it must be at least 0 and below 1, for example 0.2"
         )
-    folder = Path(folder)
-    for part in ("thermal", "visible", "label"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    writer = PairsWriter(Path(folder))
     train = count - round(count * val_fraction)
-    one = partial(_write, folder, size)
+    one = partial(_write, writer, size)
     seeds, splits = range(seed, seed + count), ["train"] * train + ["val"] * (count - train)
     with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
         made = (pool.map if pool else map)(one, seeds, splits)
-        rows = list(
-            tqdm(made, desc="render", unit="scene", total=count, disable=None)
-        )  # None: only on a terminal
-    # last, and in one go: an index names only pictures that are there
-    index = folder / "index.jsonl"
-    index.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return index
+        # disable=None: the bar is for terminals
+        return writer.finish(list(tqdm(made, "render", unit="scene", total=count, disable=None)))
+
+
+def _write(writer: PairsWriter, size: tuple[int, int], seed: int, split: str) -> dict:
+    """Render and write one scene; returns its entry of the index."""
+    scene, name = render(seed, size=size), f"rendered_{seed:06d}"
+    writer.write(name, thermal=scene.thermal, visible=scene.visible, label=scene.labels)
+    return {
+        "name": name, "split": split, "source": "rendered", "sequence": None,
+        "lighting": scene.lighting, "sky": scene.sky, "caption": scene.caption,
+        "colour_caption": scene.colour_caption, "tags": scene.tags, "width": size[1],
+        "height": size[0],
+        "licence": "Apache-2.0", "origin": f"cmmfnet.data.scenes seed {seed}",
+    }  # fmt: skip

@@ -9,7 +9,7 @@ training on a CPU cannot afford. The decoder has no norms, which on a CPU cost a
 convolutions. Every level adds its share to the colours, which so are learned from coarse to fine
 (skip connections to RGB, Karras et al., StyleGAN2, CVPR 2020, section 4.1).
 
-Its training is plain regression to pictures that the released model made (data/taught.py).
+Its training is plain regression to pictures that the released model made (training/distilled.py).
 """
 
 from __future__ import annotations
@@ -272,14 +272,6 @@ class CMMFNetSmallMethod(Matched):
             if model.get("text") != "none" and "words" not in model
             else model
         )
-
-    def start(self) -> None:
-        """Fit the stem to the teacher's, and bring what the decoder gets from it to about unit
-        size."""
-        if self.teacher:
-            from cmmfnet.training.small_start import begin  # only a fresh network needs it
-
-            begin(self.networks["generator"], self.teacher, self.fit)
 
     def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
         groups = super().parameter_groups(optimiser, recipe)

@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from cmmfnet.data.scenes import models as m
+from cmmfnet.data.scenes.frame import frame
 from cmmfnet.data.scenes.layout import build
 from cmmfnet.data.scenes.raster import Mesh
-from cmmfnet.data.scenes.render import frame
 from cmmfnet.data.scenes.sprites import linear
 from cmmfnet.data.scenes.weather import make_light
 from cmmfnet.data.scenes.world import World

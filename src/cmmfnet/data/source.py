@@ -1,0 +1,145 @@
+"""One data set of a training mix: which of its pictures, how many, and how they are changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from cmmfnet.data.pairs import Pairs, find
+from cmmfnet.files.errors import UserError
+
+GIVEN = ("thermal", "colour")
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be trained; the message names the field, its value and what was
+    expected."""
+
+
+@dataclass
+class Source:
+    """An entry of ``sources`` in a recipe. :meth:`opened` gives it its ``pairs``.
+
+    Raises :class:`RecipeError` for values out of range.
+    """
+
+    pairs: ClassVar[Pairs]
+    """The opened data set. An attribute of :meth:`opened` copies, not a field of recipes."""
+
+    folder: str
+    """Folder in the project's layout (data/pairs.py), relative to the data folder given to the
+    command. ``pairs`` is DATA/pairs, or DATA itself where that is a single data set, so that one
+    recipe takes both."""
+    share: tuple[float, float] = (1.0, 1.0)
+    """Part of a batch at the start and at the end of training, relative to the other sources."""
+    split: str | None = None
+    lighting: tuple[str, ...] | None = None
+    sources: tuple[str, ...] | None = None
+    """Only entries with this split, one of these lightings, one of these sources; null takes
+    all."""
+    simulate: bool = False
+    """Make the thermal frame from the photo and its label map (data/simulate.py)."""
+    level: bool = False
+    """Level photos first: darkest 0.5 % to black, 99.7 % of the brightest channel to white."""
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Side of the random crop, in parts of the picture's short side."""
+    aspect: float = 1.3
+    """Largest stretch of the random crop, either way; 1 keeps things as wide as they are."""
+    sensor: bool = True
+    """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only
+    stretches it between its 1st and 99th percentile."""
+    order: str = "scenes"
+    """scenes: drawn with replacement, every scene as often (Pairs.weights); epoch: every picture
+    once a pass, in a new order each pass (for a single source)."""
+    gives: str = "both"
+    """What an unpaired method takes from here: both, thermal or colour; so night frames can meet
+    daylight colour."""
+    text: str = "own"
+    """Caption and tags that go with a picture: own; shuffled (those of any picture of the source,
+    drawn anew each time); empty (none). The last two are controls: what a method gains beside them,
+    it gains by reading."""
+    recolour: float = 0.0
+    """Part of the labelled pictures whose colours are changed, with words that name the change
+    (data/made/recolour.py); more than 0 also names the colours of things."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise RecipeError(
+                f"scale of {self.folder} is {self.scale}; expected 0 < smallest <= largest <= 1"
+            )
+        if not 0 <= self.recolour <= 1:
+            raise RecipeError(
+                f"recolour of {self.folder} is {self.recolour}; expected a part between 0 and 1"
+            )
+        if not self.aspect >= 1:
+            raise RecipeError(
+                f"aspect of {self.folder} is {self.aspect}; expected 1 (no stretch) or more, 1.3 "
+                "is usual"
+            )
+        for name, allowed in (
+            ("order", ("scenes", "epoch")),
+            ("gives", ("both", *GIVEN)),
+            ("text", ("own", "shuffled", "empty")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise RecipeError(
+                    f"{name} of {self.folder} is {getattr(self, name)!r}; expected one of "
+                    f"{', '.join(allowed)}"
+                )
+
+    def opened(self, data: str | Path = ".") -> Source:
+        """A copy with its ``pairs``, found in the folder or URL ``data``.
+
+        Raises :class:`cmmfnet.data.store.PairsError`, also where a thermal frame, or for
+        ``simulate`` a label map, is missing.
+        """
+        one = copy.copy(self)
+        one.pairs = Pairs(find(data, self.folder), self.split, self.lighting, self.sources)
+        if self.gives != "colour":
+            one.pairs.require("label" if self.simulate else "thermal")
+        return one
+
+
+def sources_for(sources: Sequence[Source], kind: str) -> list[Source]:
+    """The sources from which an unpaired method takes ``kind`` ("thermal" frames or "colour"
+    pictures); a paired method takes pairs from all."""
+    return [source for source in sources if source.gives in ("both", kind)]
+
+
+def check_mix(sources: Sequence[Source]) -> None:
+    """Raises :class:`RecipeError` where the sources' shares or orders do not go together."""
+    if not sources:
+        raise RecipeError(
+            "sources is empty; name at least one folder of pairs, for example {folder: pairs, "
+            "split: train}"
+        )
+    shares = [source.share for source in sources]
+    if min(map(min, shares)) < 0 or not _always_positive(sources):
+        raise RecipeError(
+            f"the sources' shares are {shares}; none may be negative, nor all 0 at the start or "
+            "the end"
+        )
+    parts = {kind: sources_for(sources, kind) for kind in GIVEN}
+    for kind, part in parts.items():
+        if not _always_positive(part):
+            raise RecipeError(
+                f"no source gives {kind} pictures all the time; expected gives: both or {kind} for "
+                "one"
+            )
+    for source in sources:
+        alone = all(len(part) == 1 for part in parts.values() if source in part)
+        if source.order == "epoch" and not alone:
+            raise RecipeError(
+                f"order of {source.folder} is epoch for one of {len(sources)} sources; it takes a "
+                "single source, a mix scenes"
+            )
+
+
+def _always_positive(sources: Sequence[Source]) -> bool:
+    """Whether the shares of ``sources`` add up to more than 0 from the start to the end."""
+    return bool(sources) and all(
+        sum(shares) > 0 for shares in zip(*(s.share for s in sources), strict=True)
+    )

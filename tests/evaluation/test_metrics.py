@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cmmfnet.evaluation import edges, learned, metrics
 from cmmfnet.evaluation.metrics import METRICS
+from cmmfnet.nn.edges import gradient_maxima
 from cmmfnet.nn.perceptual import FILES, HEADS
 
 ROOT = Path(__file__).parents[2]

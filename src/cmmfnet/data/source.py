@@ -6,10 +6,12 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from cmmfnet.data.pairs import Pairs, find
 from cmmfnet.files.errors import UserError
+
+if TYPE_CHECKING:
+    from cmmfnet.data.pairs import Pairs
 
 GIVEN = ("thermal", "colour")
 
@@ -96,6 +98,8 @@ class Source:
         Raises :class:`cmmfnet.data.store.PairsError`, also where a thermal frame, or for
         ``simulate`` a label map, is missing.
         """
+        from cmmfnet.data.pairs import Pairs, find  # here, so that `train --help` is quick
+
         one = copy.copy(self)
         one.pairs = Pairs(find(data, self.folder), self.split, self.lighting, self.sources)
         if self.gives != "colour":

@@ -20,9 +20,13 @@ import typing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING
 
 from cmmfnet import __version__
 from cmmfnet.files.errors import UserError
+
+if TYPE_CHECKING:
+    from cmmfnet.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     module, function_name = COMMANDS[name].target.split(":")
     function = getattr(importlib.import_module(module), function_name)
-    parser = make_parser(name, function)
+    # the fields of a recipe are listed in the help alone: training/recipe.py reads them
+    parser = make_parser(name, function, recipe="-h" in arguments or "--help" in arguments)
     formatwarning = warnings.formatwarning
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"cmmfnet: warning: {message}\n"
     try:
@@ -139,12 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _values(parser, function: Callable, arguments: list[str]) -> tuple[list, dict]:
     """Positional and named arguments of ``function`` for the typed ``arguments``."""
-    instantiate = (
-        getattr(parser, "instantiate", None) or parser.instantiate_classes
-    )  # renamed in jsonargparse 4.49
-    named = instantiate(parser.parse_args(_named_config(_normal(arguments)))).as_dict()
-    positional = []
     hints = typing.get_type_hints(function)
+    arguments, recipe = _normal(arguments), {}
+    if "config" in hints and not {"-h", "--help"}.intersection(arguments):
+        arguments, recipe["config"] = _take_recipe(arguments)
+    # renamed in jsonargparse 4.49
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    named = instantiate(parser.parse_args(arguments)).as_dict() | recipe
+    positional = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
             positional += named.pop(parameter.name)
@@ -162,8 +169,8 @@ def _is_options(parameter: inspect.Parameter, hints: dict) -> bool:
     return is_dataclass(hints[parameter.name]) and parameter.name != "config"
 
 
-def make_parser(name: str, function: Callable):
-    """The ``jsonargparse.ArgumentParser`` of a function's signature."""
+def make_parser(name: str, function: Callable, *, recipe: bool = True):
+    """The ``jsonargparse.ArgumentParser`` of a function's signature, with or without ``config``."""
     import jsonargparse
 
     text, notes = _docstring(function)
@@ -181,7 +188,7 @@ def make_parser(name: str, function: Callable):
             ]
             hints |= typing.get_type_hints(kind)
             notes |= _docstring(kind)[1]
-        else:
+        elif recipe or parameter.name != "config":
             parameters.append(parameter)
     for parameter in parameters:
         kind, note = hints[parameter.name], notes.get(parameter.name, "")
@@ -224,23 +231,32 @@ def _normal(arguments: list[str]) -> list[str]:
     return out
 
 
-def _named_config(arguments: list[str]) -> list[str]:
-    """``--config tiny`` -> its file; ``--from MODEL`` without a configuration fine-tunes by the one
-    for that."""
-    from cmmfnet.training.recipe import find_config
+def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
+    """The other arguments, and the recipe of ``--config NAME --config.FIELD VALUE``.
 
-    out, given = list(arguments), False
-    for i, argument in enumerate(arguments):
+    ``--from MODEL`` without a configuration takes ``finetune``.
+    """
+    from cmmfnet.training.recipe import find_config, read_recipe
+
+    others: list[str] = []
+    name, changes, waiting = None, {}, iter(arguments)
+    for argument in waiting:
         key, equals, value = argument.partition("=")
-        if key != "--config":
+        if key != "--config" and not key.startswith("--config."):
+            others.append(argument)
             continue
-        given = True
-        if equals:
-            out[i] = f"--config={find_config(value)}"
-        elif i + 1 < len(arguments):
-            out[i + 1] = str(find_config(arguments[i + 1]))
-    fine_tunes = any(a.partition("=")[0] in ("--from", "--start-from") for a in arguments)
-    return [f"--config={find_config('finetune')}", *out] if fine_tunes and not given else out
+        value = value if equals else next(waiting, None)
+        if value is None:
+            raise UserError(f"{key} is the last argument; expected a value after it")
+        if key == "--config":
+            name = value
+        else:
+            changes[key.removeprefix("--config.")] = value
+    if name is None and any(a.partition("=")[0] in ("--from", "--start-from") for a in others):
+        name = "finetune"
+    if name is None:
+        raise UserError("--config is missing; expected a YAML file or a name, such as tiny")
+    return others, read_recipe(find_config(name), changes)
 
 
 def _docstring(function: Callable) -> tuple[str, dict[str, str]]:

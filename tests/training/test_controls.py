@@ -12,11 +12,12 @@ from PIL import Image
 from tiny_data import data_set
 
 from cmmfnet.data.batches import Batches
+from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.pairs import PairsError, find
 from cmmfnet.data.source import Source
 from cmmfnet.methods import build_network
 from cmmfnet.training import checkpoint
-from cmmfnet.training.recipe import Recipe, RecipeError, find_config, read_recipe
+from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 from cmmfnet.training.train import train
 
 ENTRIES = [

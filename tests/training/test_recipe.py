@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jsonargparse
 import pytest
 
+from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.source import Source
-from cmmfnet.training.recipe import Recipe, RecipeError
+from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -24,11 +24,7 @@ def recipe(**changes) -> Recipe:
 
 
 def read(name: str) -> Recipe:
-    """As the command line reads it: unknown keys and wrong types are errors."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--recipe", type=Recipe, required=True)
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    return instantiate(parser.parse_args(["--recipe", str(CONFIGS / name)])).recipe
+    return read_recipe(CONFIGS / name)
 
 
 @pytest.mark.parametrize(
@@ -36,30 +32,57 @@ def read(name: str) -> Recipe:
     [
         ({"schedule": "cosin"}, "schedule is 'cosin'; expected one of constant, linear, cosine"),
         ({"precision": "int8"}, "precision is 'int8'; expected one of no, bf16, fp16"),
+        ({"precision": False}, "precision is False; expected one of"),
         ({"epochs": 2}, "epochs is 2; give one of the two"),
         ({"optimiser": "sgd"}, "optimiser is 'sgd'; expected one of adam, adamw"),
-        ({"accumulate": 0}, "accumulate is 0; expected 1 or more"),
-        ({"steps": 0}, "steps is 0; expected 1 or more"),
+        ({"training": "mine"}, "training is 'mine'; expected one of null, matched"),
+        ({"accumulate": 0}, "accumulate is 0; expected a whole number from 1 to 65,536"),
+        ({"steps": 0}, "steps is 0; expected a whole number from 1 to 1,000,000,000 or null"),
+        ({"steps": 1.5}, "steps is 1.5; expected a whole number"),
+        ({"steps": True}, "steps is True; expected a whole number"),
+        ({"epochs": float("inf"), "steps": None}, "epochs is inf; expected a number above 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 10**9}, "batch_size is 1000000000; expected a whole number from 1 to"),
         ({"save_every": 0}, "save_every is 0"),
+        ({"sheet_every": -1}, "sheet_every is -1"),
+        ({"log_every": "often"}, "log_every is 'often'; expected a whole number"),
+        ({"validation_pictures": 0}, "validation_pictures is 0"),
+        ({"validation": "pairs"}, "validation is 'pairs'; expected keys and values or null"),
         ({"size": 100}, "size is 100; expected a multiple of 8"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected more than 0"),
+        ({"size": 10**9}, "size is 1000000000; expected a whole number from 16 to 4,096"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a number above 0 to 10"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"ema": 1.0}, "ema is 1.0"),
-        ({"milestones": (0.5, 1.5)}, "milestones are"),
+        ({"learning_rate": 10**400}, "learning_rate is 1"),
+        ({"warmup": -3}, "warmup is -3; expected a whole number from 0 to 1,000,000,000"),
+        ({"betas": (0.9, 1.0)}, "betas is .0.9, 1.0.; expected a list of 2 values, each a number"),
+        ({"betas": (0.9,)}, "betas is .0.9,.; expected a list of 2"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; expected a number from 0 to 10"),
+        ({"clip_norm": -1}, "clip_norm is -1"),
+        ({"seed": -1}, "seed is -1; expected a whole number from 0"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"ema": 1.0}, "ema is 1.0; expected a number from 0 to below 1"),
+        ({"milestones": (0.5, 1.5)}, "milestones is"),
+        ({"model": "cmmfnet"}, "model is 'cmmfnet'; expected keys and values"),
+        ({"options": []}, "options is"),
         ({"losses": {}}, "at least one needs a weight"),
         ({"losses": {"l1": 0.0}}, "at least one needs a weight"),
+        ({"losses": {"l1": -1.0}}, "losses is {'l1': -1.0}; expected keys with a number from 0"),
+        ({"losses": {"l1": "much"}}, "losses is"),
         ({"sources": []}, "sources is empty; name at least one folder"),
-        ({"sources": [{"folder": "a", "share": (1, -1)}]}, "none may be negative"),
+        ({"sources": [{"folder": "a", "share": (1, -1)}]}, "share of a is .1, -1.; expected"),
         (
             {"sources": [{"folder": "a", "share": (1, 0)}, {"folder": "b", "share": (1, 0)}]},
-            "nor all 0 at the start or",
+            "may not all be 0 at the start or the end",
         ),
         ({"sources": [{"folder": "a", "scale": (0.8, 0.5)}]}, r"scale of a is \(0.8, 0.5\)"),
         (
             {"sources": [{"folder": "a", "scale": (0.5, 1.5)}]},
-            "expected 0 < smallest <= largest <= 1",
+            "scale of a is .*; expected a list of 2 values, each a number above 0 to 1",
         ),
+        ({"sources": [{"folder": "a", "aspect": 10**6}]}, "aspect of a is 1000000; expected"),
+        ({"sources": [{"folder": "a", "lighting": "day"}]}, "lighting of a is 'day'; expected a"),
+        ({"sources": [{"folder": 3}]}, "folder of 3 is 3; expected a text"),
+        ({"sources": [{"folder": "a", "order": "random"}]}, "order of a is 'random'; expected one"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_says_why(changes, message):
@@ -67,6 +90,60 @@ def test_a_recipe_that_cannot_be_trained_says_why(changes, message):
         if "sources" in changes:
             changes = {"sources": [Source(**each) for each in changes["sources"]]}
         recipe(**changes)
+
+
+BASIC = "model: {method: x}\nlosses: {l1: 1}\nsources: [{folder: a}]\nsteps: 3\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "the recipe is .1.; expected keys and values"),
+        ("", "the recipe is None; expected keys and values"),
+        ("a: &x [*x]", r"the recipe is no YAML \(alias \*x; write the value out"),
+        ("[" * 100_000, "the recipe is no YAML .maximum recursion depth"),
+        ("steps: " + "9" * 5000, "the recipe is no YAML .Exceeds the limit"),
+        ("\0", "the recipe is no YAML"),
+        ("#" * 1_000_001, "has 1,000,001 bytes; a recipe has 1,000,000 at most"),
+        ("model: {method: x}", "losses is missing"),
+        (BASIC + "stepz: 3", "unknown key 'stepz'; did you mean steps"),
+        (BASIC + "7: 3", "unknown key 7; there are model, losses"),
+        (
+            BASIC + "sources: [{folder: a, aspekt: 3}]",
+            r"unknown key 'aspekt' of sources\[0\]; did ",
+        ),
+        (BASIC + "sources: [{aspect: 3}]", r"folder of sources\[0\] is missing"),
+        (BASIC + "sources: {folder: a}", "sources is .*; expected a list of keys and values"),
+        (BASIC + "sources: [a]", "sources is .'a'.; expected a list of keys and values"),
+        (BASIC + "ema: .nan", "ema is nan"),
+    ],
+)
+def test_a_file_that_is_no_recipe_says_why(tmp_path, text, message):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(file)
+    assert str(caught.value).startswith(f"{file}") and len(str(caught.value)) < 700
+
+
+def test_yaml_values_are_those_of_yaml_1_2_and_fields_can_be_changed(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(BASIC + "precision: no\nlearning_rate: 1e-4\n")
+    made = read_recipe(
+        file,
+        {"betas": "[0.5, .9]", "losses.ssim": "2", "model.text": "none", "validation.folder": "b"},
+    )
+    assert (made.precision, made.learning_rate, made.betas) == ("no", 1e-4, (0.5, 0.9))
+    assert made.losses == {"l1": 1, "ssim": 2} and made.model == {"method": "x", "text": "none"}
+    assert made.validation.folder == "b" and made.sources[0].share == (1.0, 1.0)
+    assert read_recipe(find_config("tiny"), {"validation": "null"}).validation is None
+    for changes, message in (
+        ({"steps.more": "1"}, "steps.more: steps is no group of keys"),
+        ({"steps": "many"}, "steps is 'many'; expected a whole number"),
+        ({"steps": "["}, "steps is no YAML"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            read_recipe(file, changes)
 
 
 def rates(**changes) -> list[float]:

@@ -23,6 +23,7 @@ from run_checks import equal, log
 
 from cmmfnet import cli, methods
 from cmmfnet.cli import main
+from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import write_pairs
 from cmmfnet.data.source import Source
@@ -32,7 +33,7 @@ from cmmfnet.methods import matched as method
 from cmmfnet.nn.perceptual import PretrainedError
 from cmmfnet.training import checkpoint
 from cmmfnet.training import train as training
-from cmmfnet.training.recipe import Recipe, RecipeError
+from cmmfnet.training.recipe import Recipe
 from cmmfnet.training.run import NonFiniteLoss, Run
 from cmmfnet.training.train import train
 from cmmfnet.weights.files import ModelError, load_model, save_model
@@ -452,7 +453,11 @@ def test_train_by_command_and_single_fields(data, file, capsys):
     [
         (("steps: 50", "steps: 50\nstepz: 7"), (), "'stepz'"),
         (("folder:", "foldr:"), (), "'foldr'"),
-        (("", ""), ("--config.steps", "many"), 'key "config.steps"'),
+        (
+            ("", ""),
+            ("--config.steps", "many"),
+            "steps is 'many'; expected a whole number from 1 to",
+        ),
         (
             ("", ""),
             ("--config.schedule", "cosin"),

@@ -6,19 +6,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Literal
 
-from cmmfnet.files.errors import UserError
-
-if TYPE_CHECKING:
-    from cmmfnet.data.pairs import Pairs
+from cmmfnet.data.fields import RecipeError, bounded, check
 
 GIVEN = ("thermal", "colour")
-
-
-class RecipeError(UserError):
-    """A recipe that cannot be trained; the message names the field, its value and what was
-    expected."""
 
 
 @dataclass
@@ -28,14 +20,15 @@ class Source:
     Raises :class:`RecipeError` for values out of range.
     """
 
-    pairs: ClassVar[Pairs]
-    """The opened data set. An attribute of :meth:`opened` copies, not a field of recipes."""
+    pairs: ClassVar[Any]
+    """The opened ``data.pairs.Pairs``: an attribute of :meth:`opened` copies, not a field of
+    recipes."""
 
     folder: str
     """Folder in the project's layout (data/pairs.py), relative to the data folder given to the
     command. ``pairs`` is DATA/pairs, or DATA itself where that is a single data set, so that one
     recipe takes both."""
-    share: tuple[float, float] = (1.0, 1.0)
+    share: tuple[float, float] = bounded((1.0, 1.0), 0, 1e6)
     """Part of a batch at the start and at the end of training, relative to the other sources."""
     split: str | None = None
     lighting: tuple[str, ...] | None = None
@@ -46,51 +39,33 @@ class Source:
     """Make the thermal frame from the photo and its label map (data/simulate.py)."""
     level: bool = False
     """Level photos first: darkest 0.5 % to black, 99.7 % of the brightest channel to white."""
-    scale: tuple[float, float] = (0.5, 1.0)
+    scale: tuple[float, float] = bounded((0.5, 1.0), 0, 1, above=True)
     """Side of the random crop, in parts of the picture's short side."""
-    aspect: float = 1.3
+    aspect: float = bounded(1.3, 1, 10)
     """Largest stretch of the random crop, either way; 1 keeps things as wide as they are."""
     sensor: bool = True
     """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only
     stretches it between its 1st and 99th percentile."""
-    order: str = "scenes"
+    order: Literal["scenes", "epoch"] = "scenes"
     """scenes: drawn with replacement, every scene as often (Pairs.weights); epoch: every picture
     once a pass, in a new order each pass (for a single source)."""
-    gives: str = "both"
+    gives: Literal["both", "thermal", "colour"] = "both"
     """What an unpaired method takes from here: both, thermal or colour; so night frames can meet
     daylight colour."""
-    text: str = "own"
+    text: Literal["own", "shuffled", "empty"] = "own"
     """Caption and tags that go with a picture: own; shuffled (those of any picture of the source,
     drawn anew each time); empty (none). The last two are controls: what a method gains beside them,
     it gains by reading."""
-    recolour: float = 0.0
+    recolour: float = bounded(0.0, 0, 1)
     """Part of the labelled pictures whose colours are changed, with words that name the change
     (data/made/recolour.py); more than 0 also names the colours of things."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+        check(self, of=f" of {self.folder}")
+        if self.scale[0] > self.scale[1]:
             raise RecipeError(
-                f"scale of {self.folder} is {self.scale}; expected 0 < smallest <= largest <= 1"
+                f"scale of {self.folder} is {self.scale}; expected smallest, then largest"
             )
-        if not 0 <= self.recolour <= 1:
-            raise RecipeError(
-                f"recolour of {self.folder} is {self.recolour}; expected a part between 0 and 1"
-            )
-        if not self.aspect >= 1:
-            raise RecipeError(
-                f"aspect of {self.folder} is {self.aspect}; expected 1 (no stretch) or more, 1.3 "
-                "is usual"
-            )
-        for name, allowed in (
-            ("order", ("scenes", "epoch")),
-            ("gives", ("both", *GIVEN)),
-            ("text", ("own", "shuffled", "empty")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise RecipeError(
-                    f"{name} of {self.folder} is {getattr(self, name)!r}; expected one of "
-                    f"{', '.join(allowed)}"
-                )
 
     def opened(self, data: str | Path = ".") -> Source:
         """A copy with its ``pairs``, found in the folder or URL ``data``.
@@ -121,10 +96,9 @@ def check_mix(sources: Sequence[Source]) -> None:
             "split: train}"
         )
     shares = [source.share for source in sources]
-    if min(map(min, shares)) < 0 or not _always_positive(sources):
+    if not _always_positive(sources):
         raise RecipeError(
-            f"the sources' shares are {shares}; none may be negative, nor all 0 at the start or "
-            "the end"
+            f"the sources' shares are {shares}; they may not all be 0 at the start or the end"
         )
     parts = {kind: sources_for(sources, kind) for kind in GIVEN}
     for kind, part in parts.items():

@@ -3,12 +3,19 @@ unknown keys an error."""
 
 from __future__ import annotations
 
-import argparse
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from typing import Any, Literal
 
-from cmmfnet.data.source import RecipeError, Source, check_mix
+from cmmfnet.data.fields import Range, RecipeError, bounded, build, check
+from cmmfnet.data.source import Source, check_mix
+
+MOST_STEPS = 1_000_000_000
+MOST_BYTES = 1_000_000
 
 
 @dataclass
@@ -16,55 +23,54 @@ class Recipe:
     model: dict
     """Method and constructor keywords of the network, for example {"method": "cmmfnet", "ci":
     "image_query"}."""
-    losses: dict[str, float]
+    losses: dict[str, float] = field(metadata={"range": Range(0, 1e9)})
     """Loss name -> weight."""
     sources: list[Source]
-    steps: int | None = None
-    epochs: float | None = None
+    steps: int | None = bounded(None, 1, MOST_STEPS)
+    epochs: float | None = bounded(None, 0, 1e6, above=True)
     """Length of the training: one of the two. An epoch is as many pictures as the sources have;
     where an unpaired method gets thermal frames and colour pictures from different ones, as many as
     the larger of the two sets."""
-    batch_size: int = 1
+    batch_size: int = bounded(1, 1, 65_536)
     """Pictures a step, over all processes."""
-    accumulate: int = 1
+    accumulate: int = bounded(1, 1, 65_536)
     """Parts in which a process works through its pictures of a step, where they do not fit its
     memory at once."""
-    size: int = 256
+    size: int = bounded(256, 16, 4096)
     """Side of the square training crops in pixels, a multiple of 8."""
     validation: Source | None = None
     """Pictures for sample sheets and for the scores in the log; centre crops."""
-    validation_pictures: int = 200
+    validation_pictures: int = bounded(200, 1, 1_000_000)
     """At most so many of them, evenly spaced."""
-    training: str | None = None
+    training: Literal[None, "matched"] = None
     """Whose losses and step train the network: null = its own method's; matched = ours, for any
     network."""
     options: dict = field(default_factory=dict)
     """Further keywords of the method's training (its class under methods/), for example
     {"text_dropout": 0.5}."""
-    optimiser: str = "adamw"
-    """adam or adamw."""
-    learning_rate: float = 5e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 0.01
-    schedule: str = "linear"
+    optimiser: Literal["adam", "adamw"] = "adamw"
+    learning_rate: float = bounded(5e-4, 0, 10, above=True)
+    betas: tuple[float, float] = bounded((0.5, 0.999), 0, 1, below=True)
+    weight_decay: float = bounded(0.01, 0, 10)
+    schedule: Literal["constant", "linear", "cosine", "halving"] = "linear"
     """After the warm-up: constant, linear (flat for the first half, then to 0), cosine or halving
     (at the milestones)."""
-    milestones: tuple[float, ...] = (0.25, 0.5, 0.75)
+    milestones: tuple[float, ...] = bounded((0.25, 0.5, 0.75), 0, 1, above=True, below=True)
     """Parts of the training at which halving halves the learning rate."""
-    warmup: int = 0
+    warmup: int = bounded(0, 0, MOST_STEPS)
     """Steps over which the learning rate rises from 0."""
-    clip_norm: float = 1.0
+    clip_norm: float = bounded(1.0, 0, 1e6)
     """Largest norm of the gradient of the generator's optimiser; the others are not clipped. 0
     clips nothing."""
-    precision: str = "no"
-    """Mixed precision: bf16, fp16 (CUDA only) or no."""
-    ema: float = 0.999
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; fp16 on CUDA only."""
+    ema: float = bounded(0.999, 0, 1, below=True)
     """Decay of the averaged weights, which are what is validated and saved as the model; 0 saves
     the plain weights."""
-    seed: int = 0
-    save_every: int = 1000
-    sheet_every: int = 1000
-    log_every: int = 50
+    seed: int = bounded(0, 0, 2**63 - 1)
+    save_every: int = bounded(1000, 1, MOST_STEPS)
+    sheet_every: int = bounded(1000, 1, MOST_STEPS)
+    log_every: int = bounded(50, 1, MOST_STEPS)
     notes: dict = field(default_factory=dict)
     """Go with the saved model as they are: data, licence, summary, anything that `cmmfnet models
     FILE` should say."""
@@ -72,44 +78,13 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raises :class:`RecipeError`. What only the network or the losses know is checked when
         they are built."""
-        for name, allowed in [
-            ("schedule", ("constant", "linear", "cosine", "halving")),
-            ("precision", ("no", "bf16", "fp16")),
-            ("optimiser", ("adam", "adamw")),
-            ("training", (None, "matched")),
-        ]:
-            if getattr(self, name) not in allowed:
-                expected = ", ".join(str(a) for a in allowed)
-                raise RecipeError(f"{name} is {getattr(self, name)!r}; expected one of {expected}")
+        check(self)
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError(
                 f"steps is {self.steps}, epochs is {self.epochs}; give one of the two"
             )
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "save_every",
-            "sheet_every",
-            "log_every",
-            "validation_pictures",
-        ):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        if self.size < 16 or self.size % 8:
-            raise RecipeError(f"size is {self.size}; expected a multiple of 8 from 16 on")
-        for name in ("learning_rate", "epochs"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise RecipeError(f"{name} is {getattr(self, name)}; expected more than 0")
-        if self.clip_norm < 0 or not 0 <= self.ema < 1:
-            raise RecipeError(
-                f"clip_norm is {self.clip_norm}, ema is {self.ema}; expected 0 <= clip_norm, 0 <= "
-                "ema < 1"
-            )
-        if any(not 0 < m < 1 for m in self.milestones):
-            raise RecipeError(
-                f"milestones are {self.milestones}; expected parts of the training between 0 and 1"
-            )
+        if self.size % 8:
+            raise RecipeError(f"size is {self.size}; expected a multiple of 8")
         if not any(self.losses.values()):
             raise RecipeError(
                 f"losses are {self.losses}; at least one needs a weight other than 0, for example "
@@ -170,16 +145,75 @@ def find_config(name: str) -> Path:
     return known[name]
 
 
-def read_recipe(file: Path) -> Recipe:
-    """The recipe in a YAML file. Raises :class:`RecipeError` for keys and values it does not
-    take."""
-    import jsonargparse
+def read_recipe(file: Path, changes: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe in a YAML file.
 
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", type=Recipe, required=True)
-    # renamed in jsonargparse 4.49
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    Args:
+        file: keys are the fields of :class:`Recipe`. Aliases (``*name``) are not allowed.
+        changes: fields that override the file's, dots between a key and one inside of it, values in
+            YAML: ``{"steps": "200", "model.text": "none"}``.
+
+    Raises:
+        RecipeError: no YAML, an unknown key, a value of another type or out of range. OSError.
+    """
+    if file.stat().st_size > MOST_BYTES:
+        raise RecipeError(
+            f"{file} has {file.stat().st_size:,} bytes; a recipe has {MOST_BYTES:,} at most"
+        )
     try:
-        return instantiate(parser.parse_args([f"--config={file}"])).config
-    except argparse.ArgumentError as error:
+        values = _parsed(file.read_bytes(), "the recipe")
+        for key, text in (changes or {}).items():
+            _put(values, key, _parsed(text, key))
+        return build(Recipe, values)
+    except RecipeError as error:
         raise RecipeError(f"{file}: {error}") from error
+
+
+def _parsed(text: str | bytes, what: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.load(text, _loader())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first = " ".join(str(error).split()) or type(error).__name__
+        raise RecipeError(f"{what} is no YAML ({first:.300})") from error
+
+
+@cache
+def _loader() -> type:
+    """Plain values only. Numbers and truth values as in YAML 1.2: ``no`` is a text, ``1e-4`` a
+    number."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"alias *{self.peek_event().anchor}; write the value out")
+            return super().compose_node(parent, index)
+
+    kept = ("bool", "float", "timestamp")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in rules if tag.rpartition(":")[2] not in kept]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern, first in (
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("float", r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+         "-+.0123456789"),
+    ):  # fmt: skip
+        Loader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{tag}", re.compile(f"^({pattern})$"), [*first]
+        )
+    return Loader
+
+
+def _put(values: Any, key: str, value: Any) -> None:
+    """``values[a][b] = value`` for the key "a.b"; groups that are not there are made."""
+    *groups, last = key.split(".")
+    for group in groups:
+        if not isinstance(values, dict) or not isinstance(values.setdefault(group, {}) or {}, dict):
+            raise RecipeError(f"{key}: {group} is no group of keys")
+        values[group] = values = values[group] or {}
+    if not isinstance(values, dict):
+        raise RecipeError(f"{key}: the recipe has no keys")
+    values[last] = value

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cmmfnet.data.batches import Batch
+from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation.evaluate import centre_crops, without_text
 from cmmfnet.files.atomic import atomic_write
@@ -27,7 +28,7 @@ from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment
 from cmmfnet.training import checkpoint, small_start
 from cmmfnet.training.averaging import EMA, Readings
-from cmmfnet.training.recipe import Recipe, RecipeError
+from cmmfnet.training.recipe import Recipe
 from cmmfnet.weights.files import ModelError, load_model, save_model
 
 

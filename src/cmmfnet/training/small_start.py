@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.data.source import RecipeError
+from cmmfnet.data.fields import RecipeError
 from cmmfnet.methods.cmmfnet.interaction import resize
 from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, CMMFNetSmallMethod, tones
 from cmmfnet.methods.method import Method

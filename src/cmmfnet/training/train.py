@@ -28,7 +28,8 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from cmmfnet.data.source import GIVEN, RecipeError, sources_for
+from cmmfnet.data.fields import RecipeError
+from cmmfnet.data.source import GIVEN, sources_for
 from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cmmfnet import Colorizer
-from cmmfnet.colorizer.gallery import as_grey
+from cmmfnet.files.page import as_grey
 from cmmfnet.data.scenes.scenes import render
 from cmmfnet.thermal.stretch import normalise
 

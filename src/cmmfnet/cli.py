@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 from cmmfnet import __version__
+from cmmfnet.files.atomic import DISK_FULL
 from cmmfnet.files.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,28 +115,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     function = getattr(importlib.import_module(module), function_name)
     # the fields of a recipe are listed in the help alone: training/recipe.py reads them
     parser = make_parser(name, function, recipe="-h" in arguments or "--help" in arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # file names need not be valid UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     formatwarning = warnings.formatwarning
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"cmmfnet: warning: {message}\n"
     try:
         positional, named = _values(parser, function, arguments)
         result = function(*positional, **named)
     except argparse.ArgumentError as error:
-        message = re.sub(r":?\s*\n\s*(- )?", ": ", str(error))
+        message = plain_message(error, parser)
         print(f"cmmfnet {name}: error: {message}; see cmmfnet {name} --help", file=sys.stderr)
         raise SystemExit(2) from error
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+    except BrokenPipeError:  # the reader (head, less) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
         print(
-            "cmmfnet: interrupted; what is finished is whole, the same command goes on from there",
+            "cmmfnet: interrupted. Finished files are complete; run the same command to continue",
             file=sys.stderr,
         )
         return 130
     except Exception as error:
         if not _is_for_the_user(error):
             raise
-        print(f"cmmfnet: error: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno in DISK_FULL and not error.filename
+        advice = "; free some space and run the same command again" if full else ""
+        print(f"cmmfnet: error: {error}{advice}", file=sys.stderr)
         return 1 if isinstance(error, OSError) else 2
     finally:
         warnings.formatwarning = formatwarning
@@ -257,6 +262,60 @@ def _take_recipe(arguments: list[str]) -> tuple[list[str], Recipe]:
     if name is None:
         raise UserError("--config is missing; expected a YAML file or a name, such as tiny")
     return others, read_recipe(find_config(name), changes)
+
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "Path": "a path",
+    "dict": "fields with values",
+    "list": "a list",
+    "tuple": "a list",
+}
+
+
+def plain_message(error: argparse.ArgumentError, parser=None) -> str:
+    """What jsonargparse complains of, in terms of the command line.
+
+    "--seed is 'q'; expected a whole number" in place of types, unions and parser keys; an unknown
+    option with the one that is spelt most like it.
+    """
+    message = re.sub(r":?\s*\n\s*(- )?", ": ", str(error))
+    if unknown := re.fullmatch(r"[Uu]nrecognized arguments: (.*)", message):
+        return _unknown(unknown[1], parser)
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Got value|Given value): (.*?)$", message)
+    if key is None or value is None:
+        return message
+    kinds = re.findall(r"Expected an? (?:<class '([\w.]+)'>|typing\.Literal\[(.*?)\])", message)
+    expected = []
+    for kind, choices in kinds:
+        if choices:
+            expected.append("one of " + ", ".join(re.findall(r"'([^']*)'", choices) or [choices]))
+        elif kind != "NoneType":
+            expected.append(_EXPECTED.get(kind.rpartition(".")[2], f"a {kind}"))
+    if not expected:
+        return message
+    option = "--" + key[1].replace("_", "-")
+    options = [] if parser is None else parser._option_string_actions
+    place = option if parser is None or option in options or "." in option else key[1].upper()
+    return f"{place} is {value[1]!r}; expected {' or '.join(dict.fromkeys(expected))}"
+
+
+def _unknown(arguments: str, parser) -> str:
+    """The message for arguments that a command does not have."""
+    options = [] if parser is None else [o for o in parser._option_string_actions if o[:2] == "--"]
+    typed = [word.partition("=")[0] for word in arguments.split() if word.startswith("--")]
+    hints = [
+        f"did you mean {near[0]}?"
+        for option in typed
+        if (near := difflib.get_close_matches(option, options, n=1))
+    ]
+    if typed:
+        return "; ".join([f"there is no option {', '.join(typed)}", *hints])
+    return f"there is no place for {arguments}; write names with spaces in quotes"
 
 
 def _docstring(function: Callable) -> tuple[str, dict[str, str]]:

@@ -15,7 +15,7 @@ from cmmfnet.colorizer.explain import (
     heat,
     look,
     read_boxes,
-    write_page,
+    write_explanation,
 )
 from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.methods import build_network
@@ -175,7 +175,7 @@ def test_heat_shows_the_picture_where_nothing_holds():
 
 def test_the_page_loads_nothing_and_escapes(tmp_path, steered, frame):
     page = tmp_path / "page.html"
-    write_page(page, look(steered, frame, "a red car"), "<script>alert(1)</script>")
+    write_explanation(page, look(steered, frame, "a red car"), "<script>alert(1)</script>")
     text = page.read_text()
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert "default-src 'none'" in text and "http://" not in text and "https://" not in text

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.data.prepare import alignment_page
+from cmmfnet.data.prepare import alignment
 from cmmfnet.data.prepare.alignment import (
     AlignmentError,
     PairShift,
@@ -272,69 +272,35 @@ class Page(HTMLParser):
 def source(data, tmp_path_factory) -> str:
     root, results = data
     path = tmp_path_factory.mktemp("page") / "<u>set" / "alignment.html"
-    text = summary(results)
-    alignment_page.write_page(path, Pairs(root), dict(enumerate(results)), text)
+    alignment.write_worst(path, Pairs(root), dict(enumerate(results)))
     assert Path(root / "alignment.html").is_file()
     return path.read_text(encoding="utf-8")
 
 
-def test_the_page_loads_nothing(source):
-    page = Page(source)
-    addresses = [
-        v
-        for _, a in page.tags
-        for k, v in a.items()
-        if k in ("src", "href", "srcset", "data", "action", "poster")
-    ]
-    assert len(addresses) == 22 and all(
-        address.startswith("data:image/jpeg;base64,") for address in addresses
-    )
-    assert "default-src 'none'" in source and not re.search(
-        r"https?:|url\(|@import|fetch\(|<link|<iframe", source
-    )
-
-
 def test_names_are_text(source):
     page = Page(source)
-    assert [tag for tag, _ in page.tags].count("script") == 1 and not {"i", "b", "u", "scenes"} & {
-        t for t, _ in page.tags
-    }
-    assert (
-        "two & <scenes>" in page.text
-        and "<script>alert(1)</script>" in page.text
-        and "Alignment of <u>set" in page.text
-    )
+    assert not {"i", "u", "scenes"} & {tag for tag, _ in page.tags}
+    assert "two & <scenes>" in page.text and "Alignment of <u>set" in page.text
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert "two & <scenes>, thermal" in alts
 
 
-def test_the_worst_come_first_and_each_has_its_slider(source):
+def test_the_worst_come_first_and_each_has_its_slider(source, data):
     page = Page(source)
     names = re.findall(r"<h2>(.*?)</h2>", source)
-    assert (
-        len(names) == 12
-        and names[0] == "broken"
-        and all(name.startswith("good") for name in names[-5:])
-    )
+    assert len(names) == 11 and all(name.startswith("good") for name in names[-5:])
     assert sum(tag == "input" and a.get("type") == "range" for tag, a in page.tags) == 11
-    assert source.count("<svg") == 2 and "with the estimated shift undone" in page.text
-
-
-def test_flicker_can_be_stopped_and_respects_reduced_motion(source):
-    assert '<button id="flicker"' in source and "prefers-reduced-motion: reduce" in source
-    assert (
-        '<body class="paused">' in source and ".paused .top { animation: none; }" in source
-    )  # also where scripts are off
-    period = float(re.search(r"animation: flicker ([\d.]+)s", source)[1])
-    assert 2 / period < 3  # changes a second
+    assert summary(data[1]) in page.text  # in its own lines
+    assert "broken: unreadable: " in page.text and "shifted: dx " in page.text
 
 
 def test_at_most_60_pairs_and_no_shifts_at_all(data, tmp_path):
     pairs = Pairs(data[0])
     many = {i: PairShift(f"p{i}", "g", None, "unreadable: x") for i in range(70)}
-    text = alignment_page.write_page(tmp_path / "a.html", pairs, many, "nothing").read_text()
-    assert (
-        text.count("<article>") == 60
-        and "60 of 70 pairs" in text
-        and "No pair can be judged" in text
-    )
+    text = alignment.write_worst(tmp_path / "a.html", pairs, many).read_text()
+    assert "p4: unreadable: x" in text and "and 65 more unreadable pairs" in text
+    good = next(result for result in data[1] if result.shift is not None)
+    index = data[1].index(good)
+    pairs.entries = [pairs.entries[index]] * 61
+    text = alignment.write_worst(tmp_path / "b.html", pairs, dict(enumerate([good] * 61)))
+    assert text.read_text().count("<article>") == 60 and "60 of 61 pairs" in text.read_text()

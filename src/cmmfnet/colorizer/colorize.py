@@ -3,6 +3,7 @@ without surprises."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import warnings
@@ -12,14 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmmfnet.files.atomic import DISK_FULL, clear_parts
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import list_sources, plan_outputs, write_picture
+from cmmfnet.files.pictures import (
+    dangling,
+    is_result,
+    list_sources,
+    plan_outputs,
+    write_picture,
+)
 from cmmfnet.text.prompt import has_corrections, read_prompt
 from cmmfnet.text.prompt_files import check_prompt, picture_texts
+from cmmfnet.thermal.limits import MAX_PIXELS
 
 if TYPE_CHECKING:
     from cmmfnet.colorizer.base import FrameColorizer, Seen
-    from cmmfnet.colorizer.gallery import Item
+    from cmmfnet.files.gallery import Item
 
 GALLERY_LIMIT = 200
 
@@ -30,20 +39,20 @@ class UsageError(UserError):
 
 @dataclass
 class Report:
-    """What became of the pictures."""
+    """The outcome for each picture."""
 
     where: Path
     coloured: list[Path] = field(default_factory=list)  # the files written
     skipped: list[Path] = field(default_factory=list)  # the files that were there before
+    results: list[Path] = field(default_factory=list)  # inputs that are results of an earlier run
     failed: dict[Path, str] = field(default_factory=dict)  # input -> reason
-    seen: dict[Path, Seen] = field(
-        default_factory=dict
-    )  # input -> what the model sees, where that was asked for
+    not_shown: dict[Path, str] = field(default_factory=dict)  # input -> why the page lacks it
+    seen: dict[Path, Seen] = field(default_factory=dict)  # input -> prediction, if asked for
     seconds: float = 0.0  # without loading the model
 
     @property
     def exit_status(self) -> int:
-        return 1 if self.failed else 0
+        return 1 if self.failed or self.not_shown else 0
 
     def __str__(self) -> str:
         parts = [f"coloured {len(self.coloured)}"]
@@ -52,6 +61,8 @@ class Report:
                 f"skipped {len(self.skipped)} that were done before (--overwrite colours them "
                 "again)"
             )
+        if self.results:
+            parts.append(f"left out {len(self.results)} that are results of cmmfnet themselves")
         if self.failed:
             parts.append(f"failed {len(self.failed)}")
         speed = f"; {self.seconds / len(self.coloured):.2f} s a frame" if self.coloured else ""
@@ -73,56 +84,74 @@ def colorize(
     overwrite: bool = False,
     show_tags: bool = False,
     guidance: float = 1.0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Report:
     """Turn thermal pictures into colour. The colours are a plausible guess, not a measurement.
 
-    Results that are there already are kept, so a command that was interrupted goes on where it
-    stopped.
+    Existing results are kept, so an interrupted command continues where it stopped. Pictures that
+    are results of an earlier run are left out.
 
     Args:
         source: a picture, a folder of pictures, or a glob in quotes ("set00/**/lwir/*.jpg")
         out: folder for the results (NAME.png each), or a picture file if the source is one picture
-        text: what is to be seen, e.g. "a road with two cars, trees and a brick house"; without it
-            the model guesses. "+snow -grass" corrects what the model sees by itself
-            (--text="-grass" with the equals sign)
-        text_file: texts for each picture, which go before --text: a captions file (.jsonl, .csv, or
+        text: what the picture shows, e.g. "a road with two cars, trees and a brick house"; without
+            it the model guesses. "+snow -grass" corrects the model's guess (--text="-grass" with
+            the equals sign)
+        text_file: a text for each picture, used before --text: a captions file (.jsonl, .csv, or
             NAME, a tab, TEXT), a file of times (0:00-0:12 a street), or the word beside: NAME.txt
             beside NAME.png, _folder.txt for a folder
-        model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or what
-            `cmmfnet export` wrote (.onnx)
+        model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or an .onnx
+            file of `cmmfnet export`
         device: auto, cpu, cuda, cuda:1 or mps
         span: LOW,HIGH in the pictures' own units (counts or degrees), the same for all; without it
-            each frame is stretched by itself, between its 1st and 99th percentile
-        palette: false-colour palette the pictures were saved in, e.g. ironbow; auto finds it
+            each frame is stretched between its 1st and 99th percentile
+        palette: false-colour palette of the pictures, e.g. ironbow; auto finds it
         batch_size: frames of one size that are coloured together (default: 8 on a GPU, else 1)
         gallery: also write one HTML page FILE.html to compare input and result
-        overwrite: replace results that are there already
-        show_tags: print what the model believes to see in each picture, and what it was told if
-            that was corrected
-        guidance: how far a text moves the colours, 1 as trained, up to 4; other values than 1 take
-            twice the time
+        overwrite: replace existing results
+        show_tags: print the things that the model predicts for each picture, and the names it was
+            given if the text corrects them
+        guidance: how strongly a text moves the colours, 1 as trained, up to 4; other values than 1
+            take twice the time
+        max_pixels: pictures of more pixels are refused before they are decoded
 
     Raises:
-        UsageError, SourceError, PromptFileError, ModelError, DeviceError: nothing was written.
-        FileExistsError: the one result is there.
+        UserError: the request makes no sense; nothing was written.
+        FileExistsError: ``source`` is one picture and its result exists.
+        OSError: the disk is full; what was written before is complete.
     """
-    _check(text, span, palette, batch_size, gallery)
-    inputs = list_sources(source)
+    _check(text, span, palette, batch_size, gallery, max_pixels)
+    inputs, results = _inputs(source)
     outputs = plan_outputs(source, inputs, out)
     found = picture_texts(source, inputs, text=text, text_file=text_file)
     for note in found.unused:
         warnings.warn(note, stacklevel=2)
     texts = dict(zip(inputs, found.texts, strict=True))
-    report = Report(where=Path(out))
-    if Path(source).is_file() and outputs[0].exists() and not overwrite:
+    report = Report(where=Path(out), results=results)
+    done = {result for result in outputs if os.path.isfile(result)}  # noqa: PTH113, names of any length
+    if Path(source).is_file() and done and not overwrite:
         raise FileExistsError(f"{outputs[0]} is there already; --overwrite replaces it")
-    todo = [
-        (file, result)
-        for file, result in zip(inputs, outputs, strict=True)
-        if overwrite or not result.exists()
-    ]
-    report.skipped = [result for result in outputs if result not in {result for _, result in todo}]
+    pairs = list(zip(inputs, outputs, strict=True))
+    todo = [(file, result) for file, result in pairs if overwrite or result not in done]
+    report.skipped = [result for _, result in pairs if result in done and not overwrite]
+    pages = [Path(gallery).parent] if gallery is not None else []
+    clear_parts(*(result.parent for result in outputs), *pages)
 
+    def tell() -> None:
+        """Print what became of the pictures."""
+        if show_tags:
+            for file, seen in report.seen.items():
+                print(f"{file}: {_say(seen)}")
+        for file, reason in report.failed.items():
+            print(
+                f"cmmfnet: failed: {reason if str(file) in reason else f'{file}: {reason}'}",
+                file=sys.stderr,
+            )
+        if text_file is not None:
+            print(found)
+        print(report)
+
+    reading = {"palette": palette, "max_pixels": max_pixels}
     if todo:
         colorizer = open_colorizer(model, device, guidance)
         predicts = getattr(colorizer.network, "predicts_tags", False)
@@ -140,32 +169,42 @@ def colorize(
             or gallery is not None
             or any(map(has_corrections, filter(None, texts.values())))
         )
-        _run(colorizer, todo, report, notes, texts, span, palette, batch_size, tags=tags)
+        try:
+            _run(colorizer, todo, report, notes, texts, span, reading, batch_size, tags=tags)
+        except OSError as error:  # the disk is full
+            report.seconds = time.perf_counter() - started
+            tell()
+            raise error
         report.seconds = time.perf_counter() - started
-    if show_tags:
-        for file, seen in report.seen.items():
-            print(f"{file}: {_say(seen)}")
+    tell()
     if gallery is not None:
-        from cmmfnet.colorizer.gallery import write_gallery
+        shown = [pair for pair in pairs if pair[1].is_file() and pair[0] not in report.failed]
+        if shown:
+            from cmmfnet.files.gallery import write_gallery
 
-        pairs = [
-            pair
-            for pair in zip(inputs, outputs, strict=True)
-            if pair[1].exists() and pair[0] not in report.failed
-        ]
-        if pairs:
             write_gallery(
-                gallery, _items(pairs, report, texts, span, palette), title=f"{source} in colour"
+                gallery, _items(shown, report, texts, span, reading), title=f"{source} in colour"
             )
-    for file, reason in report.failed.items():
-        print(
-            f"cmmfnet: failed: {reason if str(file) in reason else f'{file}: {reason}'}",
-            file=sys.stderr,
-        )
-    if text_file is not None:
-        print(found)
-    print(report)
+        for file, reason in report.not_shown.items():
+            print(f"cmmfnet: not in {gallery}: {file}: {reason}", file=sys.stderr)
     return report
+
+
+def _inputs(source: str) -> tuple[list[Path], list[Path]]:
+    """The pictures to colour, and those that are results of an earlier run."""
+    listed = list_sources(source)
+    with ThreadPoolExecutor(4) as pool:
+        ours = list(pool.map(is_result, listed))
+    inputs = [file for file, result in zip(listed, ours, strict=True) if not result]
+    results = [file for file, result in zip(listed, ours, strict=True) if result]
+    if not inputs:
+        which = (
+            f"{source} is a result"
+            if len(results) == 1
+            else f"all {len(results)} pictures in {source} are results"
+        )
+        raise UsageError(f"{which} of cmmfnet (a note in the file says so); give thermal pictures")
+    return inputs, results
 
 
 def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColorizer:
@@ -219,8 +258,9 @@ def _check(
     palette: str | None,
     batch_size: int | None,
     gallery: str | None,
+    max_pixels: int,
 ) -> None:
-    """What would be wrong for every picture is said once, before anything is done."""
+    """Refuse options that would be wrong for every picture, before anything is done."""
     from cmmfnet.thermal.palettes import PALETTES
     from cmmfnet.thermal.stretch import parse_span
 
@@ -236,6 +276,8 @@ def _check(
         )
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size is {batch_size}; expected 1 or more")
+    if max_pixels < 1:
+        raise UsageError(f"--max-pixels is {max_pixels}; expected 1 or more")
     if gallery is not None and Path(gallery).suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--gallery is one HTML page; name it {Path(gallery).stem}.html")
 
@@ -247,13 +289,16 @@ def _run(
     notes: dict[str, str],
     texts: dict[Path, str | None],
     span: str | None,
-    palette: str | None,
+    reading: dict,
     batch_size: int | None,
     *,
     tags: bool,
 ) -> None:
-    """Colour ``todo`` in batches; while one is coloured, threads read the next and write the one
-    before."""
+    """Colour ``todo`` in batches; meanwhile threads read the next batch and write the last one.
+
+    ``reading``: options of ``read_thermal``. Raises ``OSError`` if the disk is full: all further
+    results would fail, too.
+    """
     from tqdm import tqdm
 
     from cmmfnet.thermal.frame import ThermalFileError, read_thermal
@@ -265,18 +310,22 @@ def _run(
     writes: list[tuple[Path, Path, Future]] = []
 
     def finish_writes() -> None:
+        full = None
         for file, result, write in writes:
             try:
                 write.result()
                 report.coloured.append(result)
             except OSError as error:
                 report.failed[file] = f"{file}: its result {result} cannot be written: {error}"
+                full = error if error.errno in DISK_FULL else full
+        if full is not None:
+            raise full
 
     with ThreadPoolExecutor(4) as pool, tqdm(total=len(todo), unit="frame", disable=None) as bar:
 
         def start_reads(number: int) -> list[Future]:
             chunk = chunks[number] if number < len(chunks) else []
-            return [pool.submit(read_thermal, file, palette=palette) for file, _ in chunk]
+            return [pool.submit(read_thermal, file, **reading) for file, _ in chunk]
 
         try:
             ahead = start_reads(0)
@@ -287,16 +336,17 @@ def _run(
                     try:
                         good.append((file, result, read.result()))
                     except (ThermalFileError, OSError) as error:
-                        report.failed[file] = str(error)
-                told = [texts[file] for file, *_ in good]
+                        lost = file.is_symlink() and not file.exists()
+                        report.failed[file] = dangling(file) if lost else str(error)
+                given = [texts[file] for file, *_ in good]
                 frames = [thermal for *_, thermal in good]
                 if tags:
                     colours, seen = colorizer(
-                        frames, text=told, span=span, batch_size=size, return_tags=True
+                        frames, text=given, span=span, batch_size=size, return_tags=True
                     )
                     report.seen.update(zip([file for file, *_ in good], seen, strict=True))
                 else:
-                    colours = colorizer(frames, text=told, span=span, batch_size=size)
+                    colours = colorizer(frames, text=given, span=span, batch_size=size)
                 finish_writes()
                 writes = [
                     (
@@ -336,18 +386,12 @@ def _items(
     report: Report,
     texts: dict[Path, str | None],
     span: str | None,
-    palette: str | None,
+    reading: dict,
 ) -> Iterator[Item]:
-    """The pictures of a page, read again from disk: a page of thousands must not hold them all in
-    memory."""
-    import numpy as np
-    from PIL import Image
+    """The pictures of a page, read again from disk, because thousands do not fit into memory.
 
-    from cmmfnet.colorizer.gallery import Item
-    from cmmfnet.files.page import as_grey
-    from cmmfnet.thermal.frame import read_thermal
-    from cmmfnet.thermal.stretch import normalise, parse_span
-
+    A picture that cannot be read (any more) is left out and noted in ``report.not_shown``.
+    """
     if len(pairs) > GALLERY_LIMIT:
         print(
             f"cmmfnet: the page shows {GALLERY_LIMIT} of {len(pairs)} pictures, evenly spaced",
@@ -356,16 +400,43 @@ def _items(
         pairs = [pairs[i * len(pairs) // GALLERY_LIMIT] for i in range(GALLERY_LIMIT)]
     skipped = set(report.skipped)
     for file, result in pairs:
-        thermal = normalise(read_thermal(file, palette=palette), parse_span(span) if span else None)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they were shown when the picture was coloured
+                item = _item(file, result, report, texts[file], span, reading, result in skipped)
+        except (UserError, OSError) as error:
+            report.not_shown[file] = str(error)
+            continue
+        yield item
+
+
+def _item(
+    file: Path,
+    result: Path,
+    report: Report,
+    text: str | None,
+    span: str | None,
+    reading: dict,
+    skipped: bool,
+) -> Item:
+    import numpy as np
+    from PIL import Image
+
+    from cmmfnet.files.gallery import Item
+    from cmmfnet.files.page import as_grey
+    from cmmfnet.thermal.frame import read_thermal
+    from cmmfnet.thermal.stretch import normalise, parse_span
+
+    thermal = normalise(read_thermal(file, **reading), parse_span(span) if span else None)
+    try:
         with Image.open(result) as picture:
             noted = picture.info.get("Text")  # an earlier run may have had another text
             rgb = np.asarray(picture.convert("RGB"))
-        text = noted if result in skipped and noted is not None else texts[file]
-        seen = report.seen.get(file)
-        lines = [f"text: {text}"] if text else []
-        lines += (
-            [f"seen: {_say(seen)}"]
-            if seen is not None and (not text or seen.told is not None)
-            else []
-        )
-        yield Item(file.name, as_grey(thermal), rgb, "; ".join(lines))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"its result {result} cannot be read ({error}); delete it") from error
+    text = noted if skipped and noted is not None else text
+    seen = report.seen.get(file)
+    lines = [f"text: {text}"] if text else []
+    if seen is not None and (not text or seen.told is not None):
+        lines.append(f"seen: {_say(seen)}")
+    return Item(file.name, as_grey(thermal), rgb, "; ".join(lines))

@@ -32,8 +32,8 @@ def demo(*, out: str = "out/demo", model: str = "cmmfnet", device: str = "auto")
         model: a name of `cmmfnet models`, a .safetensors file, or hf:OWNER/REPO@COMMIT
         device: auto, cpu, cuda, cuda:1 or mps
     """
-    from cmmfnet.colorizer.gallery import Item, write_gallery
     from cmmfnet.data.scenes import render
+    from cmmfnet.files.gallery import Item, write_gallery
     from cmmfnet.files.page import as_grey
     from cmmfnet.thermal.stretch import normalise
 

@@ -3,7 +3,6 @@ what it predicts itself."""
 
 from __future__ import annotations
 
-import html
 import math
 import re
 from collections.abc import Mapping
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmmfnet import __version__
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
+from cmmfnet.files.page import as_grey, write_page
 from cmmfnet.text.attributes import said_of
 from cmmfnet.text.parser import parse_tags
 
@@ -97,7 +96,9 @@ def explain(
         palette=palette,
     )
     if Path(out).suffix.lower() in (".html", ".htm"):
-        write_page(Path(out), found, f"{Path(source).name}: {text or 'as the model sees it'}")
+        write_explanation(
+            Path(out), found, f"{Path(source).name}: {text or 'as the model sees it'}"
+        )
     else:
         write_folder(Path(out), found)
     print(f"{', '.join(found.words) or 'no words'}: {out}")
@@ -149,7 +150,6 @@ def look(
     """
     import torch
 
-    from cmmfnet.files.page import as_grey
     from cmmfnet.thermal.frame import read_thermal
     from cmmfnet.thermal.stretch import normalise, parse_span
 
@@ -291,10 +291,8 @@ def write_folder(folder: Path, found: Explanation) -> None:
         file.writelines(f"{name}\t{probability:.3f}\n" for name, probability in found.tags)
 
 
-def write_page(path: Path, found: Explanation, title: str) -> None:
+def write_explanation(path: Path, found: Explanation, title: str) -> None:
     """One self-contained page: the pictures, a map for each word, and the predicted tags."""
-    from cmmfnet.files.page import data_url
-
     figures = [
         ("thermal", found.thermal),
         ("without text", found.plain),
@@ -304,56 +302,11 @@ def write_page(path: Path, found: Explanation, title: str) -> None:
         (f"{word} ({share.mean():.0%} of the frame)", heat(found.thermal, share))
         for word, share in zip(found.words, found.maps, strict=True)
     ]
-    note = (
-        "Orange: where the model takes the word to hold; there it steers the colours."
-        if found.kind == "regions"
-        else "Orange: attention of the frame's positions to the word. This model has no regions: "
-        "attention need not have any "
-        "effect on the colours."
+    write_page(
+        path,
+        "colorizer/explain.html",
+        title=title,
+        figures=figures,
+        tags=found.tags,
+        steers=found.kind == "regions",
     )
-    cards = "\n".join(
-        f'<figure><img src="{data_url(pixels)}" '
-        f'alt="{html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>'
-        for name, pixels in figures
-    )
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{probability:.2f}<td><meter "
-        f"value='{probability:.3f}'></meter>"
-        for name, probability in found.tags
-    )
-    with atomic_write(path, text=True, durable=False) as file:
-        file.write(
-            _PAGE.format(
-                title=html.escape(title), note=note, cards=cards, rows=rows, version=__version__
-            )
-        )
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
-  style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ margin: 0 auto; max-width: 1400px; padding: 2rem clamp(1rem, 4vw, 3rem);
-  font: 16px/1.5 system-ui, sans-serif; }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
-main {{ display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }}
-figure {{ margin: 0; }} img {{ width: 100%; border-radius: 8px; display: block; }}
-figcaption {{ padding: .3rem 0; font-size: .9rem; }}
-td {{ padding: .1rem 1rem .1rem 0; font-variant-numeric: tabular-nums; }}
-</style>
-<h1>{title}</h1>
-<p>{note} The colours are a plausible guess, not measured.</p>
-<main>
-{cards}
-</main>
-<h2>What the model sees by itself</h2>
-<table>{rows}</table>
-<footer>cmmfnet {version}</footer>
-</html>
-"""

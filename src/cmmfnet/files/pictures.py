@@ -1,9 +1,10 @@
-"""Where pictures come from and go to: a file, a folder or a glob in, one picture file out."""
+"""Pictures on disk: those that a file, a folder or a glob names, and the ones that are written."""
 
 from __future__ import annotations
 
 import glob
 import io
+import mimetypes
 import os
 import re
 from collections import Counter
@@ -38,47 +39,101 @@ _EXIF_SOFTWARE, _EXIF_DESCRIPTION = 0x0131, 0x010E
 
 
 class SourceError(UserError):
-    """Pictures that were asked for are not there, or their results have nowhere to go; the message
-    says which."""
+    """Pictures that are not there, or results that have nowhere to go."""
 
 
 def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list[Path]:
     """The picture files that ``source`` names, in natural order (frame2 before frame10).
 
+    Links that lead nowhere (a git-annex file that is not fetched, for example) are listed, too:
+    they were asked for, and reading them fails with a message. A folder that is reached several
+    times through links counts once.
+
     Args:
-        source: a file (taken whatever its suffix), a folder (its own files, not those of its
-            sub-folders), or a glob such as ``"set00/**/lwir/*.jpg"`` (``**`` enters sub-folders).
+        source: a file (with any suffix), a folder (only the files in it, not in its sub-folders),
+            or a glob such as ``"set00/**/lwir/*.jpg"`` (``**`` enters sub-folders). Parts of a glob
+            that exist as they are written are taken so: ``"runs [2024]/*.png"``.
         patterns: suffixes that count as pictures in a folder or glob, in lower case, with the dot.
 
     Raises:
-        SourceError: nothing there; the message says what was looked for and what was found instead.
+        SourceError: there is no picture; the message says what was looked for and what was found.
     """
     path = Path(source)
     if path.is_file():
         return [path]
     wanted = " ".join(suffix.lstrip(".") for suffix in patterns)
     if path.is_dir():
-        found, where = [file for file in path.iterdir() if file.is_file()], f"folder {path}"
+        found, where = list(path.iterdir()), f"folder {path}"
+    elif path.is_symlink():
+        raise SourceError(dangling(path))
     elif glob.has_magic(str(source)):
         # Path.glob takes no absolute pattern before Python 3.13
-        found = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207
-        found, where = [file for file in found if file.is_file()], f"glob {source}"
+        pattern = _with_literal_folders(path)
+        found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
+        found, where = _once(found), f"glob {source}"
     else:
         raise SourceError(f"no file or folder {path} (looked in {path.absolute().parent})")
+    found = [file for file in found if file.is_file() or (file.is_symlink() and not file.exists())]
     found = [file for file in found if not file.name.startswith(".")]
     pictures = [file for file in found if file.suffix.lower() in patterns]
     if not pictures:
         others = Counter(file.suffix.lower() or "no suffix" for file in found).most_common(4)
         instead = ", ".join(f"{count} x {suffix}" for suffix, count in others)
+        hint = " (sub-folders are not entered)" if path.is_dir() else ""
+        if "[" in str(source) and not path.is_dir():
+            hint = " ([...] stands for one character; write [[] for a bracket)"
         raise SourceError(
             f"no pictures in {where}: looked for {wanted}; found "
-            + (
-                f"only {instead}"
-                if instead
-                else "no files" + (" (sub-folders are not entered)" if path.is_dir() else "")
-            )
+            + (f"only {instead}" if instead else f"no files{hint}")
         )
     return sorted(pictures, key=natural_key)
+
+
+def dangling(path: Path) -> str:
+    """The message for a link that leads nowhere."""
+    target = str(path.readlink())
+    fetch = "; git annex get fetches it" if ".git/annex" in target else ""
+    return f"{path} is a link to {target}, which is not there{fetch}"
+
+
+def _with_literal_folders(path: Path) -> str:
+    """``path`` as a glob in which the leading parts that exist as written stand for themselves."""
+    literal, rest = Path(), list(path.parts)
+    while rest and (literal / rest[0]).exists():
+        literal /= rest.pop(0)
+    return str(Path(glob.escape(str(literal)), *rest))
+
+
+def _once(files: list[Path]) -> list[Path]:
+    """``files`` without those in a folder that a shorter path reached, too."""
+    folders: dict[Path, Path] = {}
+    for folder in sorted({file.parent for file in files}, key=lambda f: (len(f.parts), str(f))):
+        folders.setdefault(folder.resolve(), folder)
+    chosen = set(folders.values())
+    return [file for file in files if file.parent in chosen]
+
+
+def is_result(path: Path) -> bool:
+    """Whether a picture was made by ``cmmfnet colorize``, or another command that notes its model.
+
+    Reads the notes that :func:`write_picture` leaves in the file.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.suffix.lower() == ".png" and b"cmmfnet" not in file.read(4096):
+                return False  # the common case, without Pillow
+            file.seek(0)
+            with Image.open(file) as picture:
+                if isinstance(picture, PngImagePlugin.PngImageFile):
+                    notes = dict(picture.info)
+                    return (
+                        str(notes.get("Software", "")).startswith("cmmfnet ") and "Model" in notes
+                    )
+                exif = picture.getexif()
+                software, about = exif.get(_EXIF_SOFTWARE, ""), exif.get(_EXIF_DESCRIPTION, "")
+                return str(software).startswith("cmmfnet ") and "Model: " in str(about)
+    except Exception:  # whatever is wrong with the file, it is reported when it is read
+        return False
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -121,7 +176,8 @@ def write_picture(
     if form == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         for key, value in notes.items():
-            options["pnginfo"].add_itxt(key, value)
+            # bytes: a text that was typed in another encoding cannot be encoded strictly
+            options["pnginfo"].add_itxt(key, value.encode("utf-8", "backslashreplace"))
     elif form != "BMP":
         exif = Image.Exif()
         exif[_EXIF_SOFTWARE] = notes["Software"]
@@ -142,14 +198,14 @@ def write_picture(
 def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) -> list[Path]:
     """The file that each input's result goes to.
 
-    One explicit input file and an ``out`` that ends in a picture suffix: that file. Otherwise
-    ``out`` is a folder and results are named NAME.png after their input; inputs of a glob keep the
-    sub-folders in which they differ. Inputs of one folder that differ in their suffix alone keep it
-    in the name: a.png and a.jpg become a-png.png and a-jpg.png.
+    If ``source`` is one file and ``out`` ends in a picture suffix, the result is that file.
+    Otherwise ``out`` is a folder and results are named NAME.png after their input; inputs of a glob
+    keep the sub-folders in which they differ. Inputs of one folder that differ only in their suffix
+    keep it in the name: a.png and a.jpg become a-png.png and a-jpg.png.
 
     Raises:
-        SourceError: a result would replace one of the inputs, or two results would have the same
-            name.
+        SourceError: a result would replace one of the inputs, two results would have the same name,
+            or ``out`` is a file, or is named like a file that cannot be written.
     """
     out = Path(out)
     if not out.is_dir() and out.suffix.lower() in _FORMATS:
@@ -163,6 +219,11 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
         raise SourceError(
             f"{out} is a file; results go into a folder, or into a file that ends in "
             f"{' '.join(_FORMATS)}"
+        )
+    elif not out.is_dir() and _is_file_name(out.name):
+        raise SourceError(
+            f"{out} is named like a file of a kind that cannot be written; give a folder, such as "
+            f"{out.stem}, or a picture that ends in {' '.join(_FORMATS)}"
         )
     else:
         root = Path(os.path.commonpath([file.parent for file in inputs]))
@@ -191,3 +252,11 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
                 f"{other} and {file} would both become {output}; colour them into two folders"
             )
     return outputs
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name ends like a file: colour.gif, o.txt; but not run.v2 or frames.2024."""
+    # The table that comes with Python: the system's may have suffixes such as .1 for manuals.
+    suffix = Path(name).suffix.lower()
+    known = mimetypes.MimeTypes().guess_type(name)[0] is not None
+    return known or (suffix != "" and suffix in Image.registered_extensions())

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import PICTURES, list_sources
+from cmmfnet.files.pictures import PICTURES, is_result, list_sources
 from cmmfnet.text.caption_files import CaptionError, read_captions
 from cmmfnet.text.prompt import read_prompt
 from cmmfnet.text.timeline import TimelineError, is_timeline, read_timeline
@@ -267,9 +267,8 @@ def _by_time(
                 f"{len(folders)}: "
                 f"{', '.join(map(str, folders[:3]))}; colour them one by one"
             )
-        every = list_sources(
-            folders[0]
-        )  # also of a part of the folder, the frame number is the place in all of it
+        # all of the folder, also for a part of it: the frame number is the place in all of it
+        every = [file for file in list_sources(folders[0]) if not is_result(file)]
         places = {file.name: place for place, file in enumerate(every)}
         spans = {file: span for file in inputs if (span := timeline.at(places.get(file.name, 0)))}
         reached = {span for place in range(len(every)) if (span := timeline.at(place))}

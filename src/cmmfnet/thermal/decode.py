@@ -8,6 +8,7 @@ anything is decoded, and whatever a decoder does with a damaged file ends in one
 
 from __future__ import annotations
 
+import io
 import stat
 import warnings
 from pathlib import Path
@@ -135,7 +136,14 @@ def decode(stream: BinaryIO, name: str, size: int, max_pixels: int) -> tuple[np.
 def _decode_pillow(
     stream: BinaryIO, name: str, kind: str, head: bytes, max_pixels: int
 ) -> tuple[np.ndarray, str]:
-    image = _OPENERS[kind](stream, "")  # reads the header only
+    try:
+        image = _OPENERS[kind](stream, "")  # reads the header only
+    except ValueError as error:
+        if kind != "PNG" or "text" not in str(error).lower():
+            raise
+        # a text chunk larger than Pillow unpacks: the pixels do not need it
+        stream = _without_text(stream)
+        image = _OPENERS[kind](stream, "")
     check_size(name, *image.size, max_pixels)
     if kind in ("PNG", "WebP") and getattr(image, "n_frames", 1) > 1:
         _warn_first_of_several(name)
@@ -156,6 +164,19 @@ def _decode_pillow(
     ):
         maker = " It may be a radiometric JPEG: the maker's tool can export its temperatures as 16-bit TIFF."
     return _upright(pixels, orientation), maker
+
+
+def _without_text(stream: BinaryIO) -> io.BytesIO:
+    """A PNG file without its text chunks."""
+    stream.seek(0)
+    data, place = stream.read(), 8
+    kept = [data[:8]]
+    while place + 12 <= len(data):
+        length = int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(data[place : place + 12 + length])
+        place += 12 + length
+    return io.BytesIO(b"".join(kept))
 
 
 def pillow_pixels(image: Image.Image) -> np.ndarray:

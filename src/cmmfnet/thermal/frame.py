@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet.thermal.decode import decode, pillow_pixels, read_file
-from cmmfnet.thermal.limits import ThermalFileError, check_size
+from cmmfnet.thermal.limits import MAX_PIXELS, ThermalFileError, check_size
 from cmmfnet.thermal.palettes import PALETTES, to_grey
 
 
@@ -52,7 +52,7 @@ def read_thermal(
     source: str | os.PathLike | bytes | Any,
     *,
     palette: str | None = None,
-    max_pixels: int = 50_000_000,
+    max_pixels: int = MAX_PIXELS,
 ) -> Thermal:
     """Read one thermal picture.
 

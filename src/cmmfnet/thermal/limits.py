@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from cmmfnet.files.errors import UserError
 
+MAX_PIXELS = 50_000_000
+"""Pixels that a picture may have by default."""
+
 
 class ThermalFileError(UserError):
     """The picture cannot be used. The message names what was found, what was expected and what to
@@ -21,6 +24,6 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ThermalFileError(
             f"{name}: the header claims {width} x {height} = {width * height} pixels, the limit "
-            f"is {max_pixels}; "
-            "if you trust the file, pass a larger max_pixels to read_thermal"
+            f"is {max_pixels}; if you trust the file, raise it: --max-pixels {width * height} of "
+            "cmmfnet colorize, max_pixels of read_thermal"
         )

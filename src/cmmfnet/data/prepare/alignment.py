@@ -29,8 +29,10 @@ from PIL import Image, UnidentifiedImageError
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
+from cmmfnet.files.gallery import Item, write_gallery
 from cmmfnet.thermal.frame import ThermalFileError
 
+MOST_PAIRS = 60  # on the page
 LONGEST_SIDE = 640  # larger pictures are measured at this size
 REACH = 48  # pixels at that size: larger shifts are not found
 SCALES = np.arange(-12, 13) / 200  # of the colour picture, less 1
@@ -107,8 +109,6 @@ def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> li
     """
     from tqdm import tqdm
 
-    from cmmfnet.data.prepare.alignment_page import write_page
-
     _scipy()
     if jobs < 0 or (limit is not None and limit < 1):
         raise AlignmentError(
@@ -123,12 +123,52 @@ def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> li
         results = list(tqdm(measured, total=count, desc="alignment", unit="pair", disable=None))
     with atomic_write(out / "alignment.jsonl", text=True, durable=False) as file:
         file.writelines(json.dumps(_row(result), ensure_ascii=False) + "\n" for result in results)
-    page = write_page(
-        out / "alignment.html", pairs, dict(zip(chosen, results, strict=True)), summary(results)
-    )
+    page = write_worst(out / "alignment.html", pairs, dict(zip(chosen, results, strict=True)))
     print(summary(results))
     print(f"{page}: the worst pairs, to look at")
     return results
+
+
+def write_worst(path: Path, pairs: Pairs, results: dict[int, PairShift]) -> Path:
+    """Write one page with the summary and the worst 60 pairs, thermal over colour with a slider.
+
+    ``results``: index in ``pairs`` -> result. Edges that do not meet at the slider are not aligned.
+    """
+    readable = [i for i in results if results[i].shift is not None]
+    worst = sorted(readable, key=lambda i: _badness(results[i]))[:MOST_PAIRS]
+    lost = [f"{r.name}: {r.reason}" for r in results.values() if r.shift is None]
+    lines = [
+        summary(list(results.values())),
+        *lost[:5],
+        *([f"and {len(lost) - 5} more unreadable pairs"] if len(lost) > 5 else []),
+        f"Below: {len(worst)} of {len(results)} pairs, the worst first. Where edges of the two "
+        "pictures do not meet, they are not aligned.",
+    ]
+    items = (_card(pairs, index, results[index]) for index in worst)
+    return write_gallery(path, items, f"Alignment of {path.parent.name}", "\n".join(lines))
+
+
+def _badness(result: PairShift) -> tuple[int, float]:
+    """Sort key, the worst first: certainly wrong pairs, then the largest shifts, then the least
+    certain."""
+    rank = ["unlike", "scaled", "shifted", "uncertain", ""].index(result.reason)
+    if result.reason in ("unlike", "uncertain"):
+        return rank, result.shift.confidence
+    # a scale of 1 % moves the borders of a picture by some pixels
+    size = float(np.hypot(result.shift.dx, result.shift.dy)) + 300 * abs(result.shift.scale - 1)
+    return rank if rank > 2 else 1, -size
+
+
+def _card(pairs: Pairs, index: int, result: PairShift) -> Item:
+    pair, shift = pairs[index], result.shift
+    return Item(
+        result.name,
+        pair.thermal,
+        pair.visible,
+        f"{result.reason or 'in place'}: dx {shift.dx:+.1f}, dy {shift.dy:+.1f} px, scale "
+        f"{shift.scale:.3f}, confidence {shift.confidence:.1f}, similarity {shift.similarity:.0f}; "
+        f"{result.group}",
+    )
 
 
 def estimate_shift(thermal: np.ndarray, visible: np.ndarray) -> Shift:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmmfnet.colorizer.gallery import Item, write_gallery
+from cmmfnet.files.gallery import Item, write_gallery
 from cmmfnet.files.page import LONGEST_SIDE, as_grey
 
 

@@ -40,6 +40,10 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "colorize": Command("cmmfnet.colorizer.colorize:colorize", "turn thermal pictures into colour"),
+    "inspect": Command(
+        "cmmfnet.thermal.inspection:inspect",
+        "print what a thermal file holds, temperatures included",
+    ),
     "demo": Command(
         "cmmfnet.colorizer.demo:demo",
         "render sample frames, colour them and write a page to look at",

@@ -1,5 +1,5 @@
-"""Picture files into pixels: formats are told apart here, PNG, JPEG, BMP and WebP are decoded here,
-and TIFF in tiff.py.
+"""Files into frames: formats are told apart here, PNG, JPEG, BMP and WebP are decoded here, TIFF in
+tiff.py, and what only cameras write in cameras/.
 
 Pictures come from strangers: the formats are a short list, the size is taken from the header before
 anything is decoded, and whatever a decoder does with a damaged file ends in one exception type,
@@ -8,9 +8,12 @@ anything is decoded, and whatever a decoder does with a damaged file ends in one
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,8 +21,10 @@ import imagecodecs
 import numpy as np
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from cmmfnet.thermal.cameras import cptv, dji, fff, numpy_file, raw
+from cmmfnet.thermal.cameras.reading import Reading
 from cmmfnet.thermal.limits import ThermalFileError, check_size
-from cmmfnet.thermal.tiff import decode_tiff
+from cmmfnet.thermal.tiff import tiff_pages
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -30,9 +35,12 @@ _SIGNATURES = (
     (b"II+\0", "TIFF"),  # BigTIFF
     (b"MM\0+", "TIFF"),
     (b"GIF8", "a GIF"),
-    (b"FFF\0", "a FLIR camera file (FFF, SEQ)"),
+    (b"FFF\0", "FLIR"),
+    (b"AFF\0", "FLIR"),
     (b"%PDF", "a PDF"),
-    (b"\x93NUMPY", "a NumPy file"),
+    (numpy_file.NPY, "NumPy"),
+    (numpy_file.ZIP, "NumPy"),
+    (cptv.GZIP, "CPTV"),
     (b"\x1aE\xdf\xa3", "a Matroska video"),
 )
 
@@ -46,8 +54,18 @@ _OPENERS = {
     "WebP": WebPImagePlugin.WebPImageFile,
 }
 
+# What holds frames of plain values, perhaps many: each gives them one after another.
+_CAMERA_FRAMES: dict[str, Callable[[BinaryIO, str, int], Iterator[Reading]]] = {
+    "FLIR": fff.frames,
+    "CPTV": cptv.frames,
+    "NumPy": numpy_file.frames,
+}
+_SUPPORTED = "PNG, TIFF, JPEG, BMP, WebP, FLIR (JPEG, FFF, SEQ, CSQ), CPTV or NumPy"
 
-def read_file(name: str, max_pixels: int) -> tuple[np.ndarray, str]:
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file of this name, and its size in bytes; whatever goes wrong is a ``ThermalFileError``."""
     try:
         status = Path(name).stat()
         # opening a FIFO would wait for ever, and /dev/zero never ends
@@ -55,7 +73,7 @@ def read_file(name: str, max_pixels: int) -> tuple[np.ndarray, str]:
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ThermalFileError(f"{name!r}: {kind}; expected one picture file")
         with Path(name).open("rb") as stream:
-            return decode(stream, name, status.st_size, max_pixels)
+            yield stream, status.st_size
     except ThermalFileError:
         raise
     except FileNotFoundError:
@@ -71,6 +89,10 @@ def read_file(name: str, max_pixels: int) -> tuple[np.ndarray, str]:
 def _identify(head: bytes) -> str:
     for signature, kind in _SIGNATURES:
         if head.startswith(signature):
+            if kind == "CPTV" and not cptv.is_cptv(head):
+                return "a gzip file"
+            if head[:4] == numpy_file.ZIP and not numpy_file.is_npz(head):
+                return "a ZIP file"
             return kind
     if head[:4] == b"RIFF":
         return "WebP" if head[8:12] == b"WEBP" else "a RIFF file (AVI video?)"
@@ -81,35 +103,62 @@ def _identify(head: bytes) -> str:
             if brand[:3] in ("hei", "hev", "mif", "avi")
             else f"a video ({brand})"
         )
+    head = head.removeprefix(b"\xef\xbb\xbf")  # the mark of UTF-8
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "text"
     return "data of no known kind" if head else "an empty file"
 
 
-def decode(stream: BinaryIO, name: str, size: int, max_pixels: int) -> tuple[np.ndarray, str]:
-    """-> pixels (H, W) or (H, W, C), and a sentence on the camera maker's format or ''."""
-    head = stream.read(32)
+def decode(
+    stream: BinaryIO, name: str, size: int, max_pixels: int, layout: raw.RawLayout | None = None
+) -> Reading:
+    """The first frame of a file, turned upright; a warning where there are more.
+
+    ``layout``: the file holds plain numbers in this layout, whatever it looks like.
+    """
+    several = frames(stream, name, size, max_pixels, layout)
+    first = next(several)
+    try:
+        more = next(several, None) is not None
+    except ThermalFileError:  # a damaged second frame does not spoil the first
+        more = False
+    if more:
+        _warn_first_of_several(name)
+    return first
+
+
+def frames(
+    stream: BinaryIO, name: str, size: int, max_pixels: int, layout: raw.RawLayout | None = None
+) -> Iterator[Reading]:
+    """The frames of a file, one or more, each decoded when it is asked for.
+
+    Raises:
+        ThermalFileError: no supported format, damaged, or more than ``max_pixels`` a frame.
+    """
+    head = stream.read(4096)
     stream.seek(0)
-    kind = _identify(head)
-    if kind != "TIFF" and kind not in _OPENERS:
+    kind = "raw" if layout is not None else _identify(head)
+    if kind != "TIFF" and kind not in _OPENERS and kind not in _CAMERA_FRAMES and layout is None:
         raise ThermalFileError(
-            f"{name}: found {kind}, which is not a supported picture; expected PNG, TIFF, JPEG, "
-            "BMP or WebP. "
+            f"{name}: found {kind}, which is not a supported picture; expected {_SUPPORTED}. "
             "Export the frame as 16-bit TIFF or PNG"
         )
     # Pillow and libpng read such files whole; no honest picture takes 16 bytes a pixel
-    if kind != "TIFF" and size > max(16 * max_pixels, 1 << 26):
+    if kind in _OPENERS and size > max(16 * max_pixels, 1 << 26):
         raise ThermalFileError(
             f"{name}: {kind} file of {size / 1e6:.0f} MB is too large for {max_pixels} pixels"
         )
     try:
-        if kind == "TIFF":
-            (pixels, orientation, several), maker = decode_tiff(stream, name, max_pixels), ""
-            if several:
-                _warn_first_of_several(name)
-            pixels = _upright(pixels, orientation)
+        if layout is not None:
+            for reading in layout.frames(stream, name, size, max_pixels):
+                yield replace(reading, details={"format": "raw numbers"})
+        elif kind == "TIFF":
+            for pixels, orientation in tiff_pages(stream, name, max_pixels):
+                yield _turned(Reading(pixels, details={"format": kind}), orientation)
+        elif kind in _CAMERA_FRAMES:
+            yield from _CAMERA_FRAMES[kind](stream, name, max_pixels)
         else:
-            pixels, maker = _decode_pillow(stream, name, kind, head, max_pixels)
+            yield _decode_pillow(stream, name, kind, head, max_pixels)
     except (
         ThermalFileError,
         UserWarning,
@@ -130,12 +179,9 @@ def decode(stream: BinaryIO, name: str, size: int, max_pixels: int) -> tuple[np.
             "expected a complete "
             "file. Copy or export it again"
         ) from error
-    return pixels, maker
 
 
-def _decode_pillow(
-    stream: BinaryIO, name: str, kind: str, head: bytes, max_pixels: int
-) -> tuple[np.ndarray, str]:
+def _decode_pillow(stream: BinaryIO, name: str, kind: str, head: bytes, max_pixels: int) -> Reading:
     try:
         image = _OPENERS[kind](stream, "")  # reads the header only
     except ValueError as error:
@@ -147,23 +193,76 @@ def _decode_pillow(
     check_size(name, *image.size, max_pixels)
     if kind in ("PNG", "WebP") and getattr(image, "n_frames", 1) > 1:
         _warn_first_of_several(name)
+    try:
+        exif = image.getexif()
+        orientation, make, model = exif.get(274, 1), str(exif.get(271, "")), str(exif.get(272, ""))
+    except Exception:  # damaged metadata around a sound picture: read it as it lies
+        orientation, make, model = 1, "", ""
+    advice = ""
+    if kind == "JPEG":
+        reading, advice = _radiometric(image, stream, name, max_pixels, make, model)
+        if reading is not None:
+            return _turned(_as_on_screen(reading, image), orientation)
     pixels = pillow_pixels(image)
     if kind == "PNG" and head[24] == 16 and pixels.dtype != np.uint16:
         # Pillow cuts 16-bit PNG with alpha or colour to 8 bits without a word; libpng does not
         stream.seek(0)
         pixels = imagecodecs.png_decode(stream.read())
+    details = {"format": kind, "maker": make, "model": model}
+    details = {key: text for key, value in details.items() if (text := fff.plain_text(value))}
+    return _turned(Reading(pixels, details=details, advice=advice), orientation)
+
+
+def _radiometric(
+    image: Image.Image, stream: BinaryIO, name: str, max_pixels: int, make: str, model: str
+) -> tuple[Reading | None, str]:
+    """The sensor's frame in a JPEG file; None for an ordinary one, with what to add to warnings."""
+    from_flir = any(
+        marker == "APP1" and content.startswith(b"FLIR\0")
+        for marker, content in getattr(image, "applist", [])
+    )
+    if not from_flir and not make.upper().startswith("DJI"):
+        return None, ""
+    place = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(place)
+    reading = None
+    if from_flir:
+        inner = fff.from_jpeg(data, name)
+        if fff.holds_frame(inner):
+            reading = fff.read(inner, name, max_pixels)
+            exif = {"model": fff.plain_text(model)} if fff.plain_text(model) else {}
+            details = dict(reading.details) | {"format": "FLIR radiometric JPEG"}
+            if make.upper().startswith("DJI"):  # the Zenmuse XT and XT2 write FLIR's files
+                details |= exif | {"maker": "DJI"}
+            reading = replace(reading, details=exif | details)
+    else:
+        reading = dji.read(data, name, max_pixels, image.size, make, fff.plain_text(model))
+    return reading, (
+        " The file has a thermal camera's marks, but no thermal frame: this is the picture on the "
+        "camera's screen. The maker's tool may export its temperatures as 16-bit TIFF."
+    )
+
+
+def _as_on_screen(reading: Reading, image: Image.Image) -> Reading:
+    """A frame turned by a quarter where the file's picture was turned and the frame in it was not,
+    as picture viewers do that know nothing of the frame."""
+    height, width = reading.values.shape
+    if (width - height) * (image.width - image.height) >= 0:
+        return reading
     try:
-        exif = image.getexif()
-        orientation, make = exif.get(274, 1), str(exif.get(271, ""))
-    except Exception:  # damaged metadata around a sound picture: read it as it lies
-        orientation, make = 1, ""
-    maker = ""
-    segments = getattr(image, "applist", [])  # JPEG only
-    if make.startswith("DJI") or any(
-        marker == "APP1" and data.startswith(b"FLIR\0") for marker, data in segments
-    ):
-        maker = " It may be a radiometric JPEG: the maker's tool can export its temperatures as 16-bit TIFF."
-    return _upright(pixels, orientation), maker
+        screen = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), np.float64)
+    except Exception:  # a damaged screen picture does not spoil the frame
+        return reading
+    rows, columns = (np.linspace(0, side - 1, 32).round().astype(int) for side in (height, width))
+    small = np.nan_to_num(reading.values[np.ix_(rows, columns)].astype(np.float64))
+    if small.std() == 0 or screen.std() == 0:
+        return reading
+    orientation = max(
+        (6, 8), key=lambda way: np.corrcoef(_upright(small, way).ravel(), screen.ravel())[0, 1]
+    )
+    return _turned(reading, orientation)
 
 
 def _without_text(stream: BinaryIO) -> io.BytesIO:
@@ -191,6 +290,27 @@ def pillow_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB"))[..., :3]
 
 
+_QUARTERS = {3: 2, 6: 3, 8: 1}
+"""Orientation -> quarter turns against the clock, of those that mirror nothing."""
+
+
+def _turned(reading: Reading, orientation: object) -> Reading:
+    """A frame and its photo, upright; their orientation is noted."""
+    if orientation not in range(2, 9):
+        return reading
+    visible = reading.visible
+    if visible is not None and orientation in _QUARTERS:
+        visible = replace(visible, turns=(visible.turns + _QUARTERS[orientation]) % 4)
+    elif visible is not None:
+        visible = replace(visible, ratio=0.0)
+    return replace(
+        reading,
+        values=_upright(reading.values, orientation),
+        visible=visible,
+        details=dict(reading.details) | {"orientation": int(orientation)},
+    )
+
+
 def _upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
     """Apply an EXIF or TIFF orientation (1 to 8; anything else is none)."""
     match orientation:
@@ -213,6 +333,7 @@ def _upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
 
 def _warn_first_of_several(name: str) -> None:
     warnings.warn(
-        f"{name}: holds several pictures; the first is used. Split the file to use the others",
+        f"{name}: holds several pictures; the first is used. cmmfnet.open_sequence and cmmfnet "
+        "colorize take them all",
         stacklevel=6,
     )

@@ -1,7 +1,7 @@
 """Thermal frames: one picture, from a file or an array, as numbers in its own units.
 
-Files are decoded in decode.py and tiff.py, false colour is undone in palettes.py, and stretch.py
-brings a frame to the range of the networks.
+Files are decoded in decode.py, tiff.py and cameras/, false colour is undone in palettes.py, and
+stretch.py brings a frame to the range of the networks.
 
 >>> import numpy as np
 >>> counts = np.array([[7000, 7500], [8000, 65535]], dtype=np.uint16)
@@ -14,13 +14,19 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cmmfnet.thermal.decode import decode, pillow_pixels, read_file
+from cmmfnet.thermal.cameras.planck import ZERO
+from cmmfnet.thermal.cameras.raw import RawLayout, parse_raw
+from cmmfnet.thermal.cameras.reading import CELSIUS, COUNTS, LEVELS, Reading
+from cmmfnet.thermal.cameras.visible import Visible
+from cmmfnet.thermal.decode import decode, opened, pillow_pixels
 from cmmfnet.thermal.limits import MAX_PIXELS, ThermalFileError, check_size
 from cmmfnet.thermal.palettes import PALETTES, to_grey
 
@@ -39,6 +45,11 @@ class Thermal:
             was taken.
         whole: surely whole numbers of 16 bits at most, signed or not: counts or grey levels as they
             were read.
+        unit: of the values: ``"C"`` (degrees Celsius), ``"counts"``, ``"grey levels"``, or ``""``
+            where the file does not say.
+        details: what a camera's file notes: ``maker``, ``model``, ``emissivity`` and more; never a
+            serial number or a place.
+        visible: the photo that a camera's file holds beside the thermal frame.
     """
 
     values: np.ndarray
@@ -46,6 +57,9 @@ class Thermal:
     dtype: str
     palette: str | None = None
     whole: bool = False
+    unit: str = ""
+    details: Mapping[str, str | float] = field(default_factory=dict)
+    visible: Visible | None = None
 
 
 def read_thermal(
@@ -53,20 +67,28 @@ def read_thermal(
     *,
     palette: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    raw: RawLayout | str | None = None,
+    kelvin_per_count: float | None = None,
 ) -> Thermal:
     """Read one thermal picture.
 
     Args:
         source: a path; the bytes of a file; a NumPy array, torch tensor on any device, other array
             with ``__array__``, or PIL image; or a ``Thermal``, which is returned as it is. Files:
-            PNG, TIFF, JPEG, BMP and WebP. Arrays: bool, integer or float of shape (H, W), (H, W,
-            1), (1, H, W), (H, W, 3), (H, W, 4) or (3, H, W); where two readings are possible,
-            channels are last. Equal channels are grey, alpha is ignored.
+            PNG, TIFF, JPEG, BMP and WebP; of cameras: radiometric JPEG of FLIR (in degrees Celsius)
+            and of DJI (counts), FFF, SEQ and CSQ of FLIR, CPTV, NumPy (docs/thermal.md). Arrays:
+            bool, integer or float of shape (H, W), (H, W, 1), (1, H, W), (H, W, 3), (H, W, 4) or
+            (3, H, W); where two readings are possible, channels are last. Equal channels are grey,
+            alpha is ignored.
         palette: a key of ``cmmfnet.thermal.palettes.PALETTES``: turn a false-colour picture back
             into grey levels 0 to 255. ``"auto"`` takes the palette that fits best. ``None`` takes
             the luminance (Rec. 601), with a warning.
         max_pixels: files whose header claims more pixels are refused before decoding. Arrays are
             not limited.
+        raw: the file holds plain numbers without a header in this layout, e.g.
+            ``"640x512,uint16le"``.
+        kelvin_per_count: counts become degrees Celsius by count * kelvin_per_count - 273.15. For
+            cameras with linear output: 0.01 (Lepton, Boson), 0.04 or 0.4 (Tau, Duo).
 
     Returns:
         The frame, turned upright where the file has an EXIF or TIFF orientation.
@@ -76,7 +98,7 @@ def read_thermal(
 
     Warns:
         UserWarning: false colour, a colour photo, several pages (the first is taken), a palette
-            without use.
+            without use, counts where a camera's file does not suffice for temperatures.
     """
     if palette is not None and palette != "auto" and palette not in PALETTES:
         raise ThermalFileError(
@@ -84,19 +106,20 @@ def read_thermal(
         )
     if isinstance(source, Thermal):
         return source
-    maker = ""
+    layout = parse_raw(raw) if isinstance(raw, str) else raw
     if isinstance(source, (str, os.PathLike)):
         name = os.fsdecode(source)
-        pixels, maker = read_file(name, max_pixels)
+        with opened(name) as (stream, size):
+            reading = decode(stream, name, size, max_pixels, layout)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         source = bytes(source)
         name = f"<{len(source)} bytes>"
-        pixels, maker = decode(io.BytesIO(source), name, len(source), max_pixels)
+        reading = decode(io.BytesIO(source), name, len(source), max_pixels, layout)
     elif isinstance(source, Image.Image):
         name = "<PIL image>"
         check_size(name, *source.size, max_pixels)
         try:
-            pixels = pillow_pixels(source)
+            reading = Reading(pillow_pixels(source))
         except (
             Exception
         ) as error:  # Image.open has read the header only; the file behind it may be damaged
@@ -105,19 +128,62 @@ def read_thermal(
             ) from error
     else:
         name = "<array>"
-        pixels = _from_array(source)
+        reading = Reading(_from_array(source))
+    return thermal_of(reading, name, palette, kelvin_per_count)
+
+
+def thermal_of(
+    reading: Reading,
+    name: str,
+    palette: str | None = None,
+    kelvin_per_count: float | None = None,
+) -> Thermal:
+    """A frame as it was decoded -> the frame in its units; arguments, errors and warnings as in
+    :func:`read_thermal`."""
+    pixels, unit = reading.values, reading.unit
+    if reading.note:
+        warnings.warn(reading.note, stacklevel=3)
+    if kelvin_per_count is not None:
+        pixels, unit = _linear(pixels, unit, name, kelvin_per_count), CELSIUS
     try:
         with np.errstate(
             over="ignore", invalid="ignore"
         ):  # float64 beyond float32 becomes Inf, which normalise knows
-            values, used = to_grey(pixels, name, palette, maker)
+            values, used = to_grey(pixels, name, palette, reading.advice)
             whole = values.dtype.kind in "bui" and values.dtype.itemsize <= 2
             values = np.array(
                 values, dtype=np.float32, order="C"
             )  # a copy: cameras reuse their buffers
     except ValueError as error:
         raise ThermalFileError(str(error)) from None
-    return Thermal(values, name, pixels.dtype.name, used, whole)
+    if not unit:
+        levels = used is not None or pixels.dtype in (np.uint8, np.bool_)
+        unit = LEVELS if levels else COUNTS if pixels.dtype.kind in "ui" else ""
+    return Thermal(
+        values,
+        name,
+        reading.values.dtype.name,
+        used,
+        whole,
+        unit,
+        reading.details,
+        reading.visible,
+    )
+
+
+def _linear(pixels: np.ndarray, unit: str, name: str, kelvin_per_count: float) -> np.ndarray:
+    """Counts of a camera with linear output -> degrees Celsius."""
+    if not 1e-6 <= kelvin_per_count <= 100:
+        raise ThermalFileError(
+            f"{kelvin_per_count} kelvin a count; expected a number such as 0.01 or 0.04"
+        )
+    if unit == CELSIUS or pixels.ndim != 2 or pixels.dtype.kind not in "ui":
+        found = "in degrees already" if unit == CELSIUS else f"{pixels.dtype} of {pixels.shape}"
+        raise ThermalFileError(
+            f"{name}: {kelvin_per_count:g} kelvin a count is for counts, and the frame is {found}; "
+            "leave it out"
+        )
+    return (pixels * np.float64(kelvin_per_count) - ZERO).astype(np.float32)
 
 
 # ---- arrays

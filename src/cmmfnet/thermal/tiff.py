@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -23,35 +24,40 @@ _TIFF_COMPRESSIONS = {
 _MAX_TIFF_SEGMENTS = 1 << 18
 
 
-def decode_tiff(stream: BinaryIO, name: str, max_pixels: int) -> tuple[np.ndarray, object, bool]:
-    """The first picture of a file.
+def tiff_pages(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[np.ndarray, object]]:
+    """The pictures of a file, each with its orientation (1 to 8, or whatever stands there).
 
-    Returns:
-        Pixels (H, W) or (H, W, 3), the orientation (1 to 8, or whatever stands there), and whether
-        the file holds more pictures.
+    Yields:
+        Pixels (H, W) or (H, W, 3). After the first picture, pages of another size or type are left
+        out: they are previews.
     """
     # microscope dialects off: they parse further pages and vendor blocks while opening
     with tifffile.TiffFile(
         stream, name=name, is_lsm=False, is_scanimage=False, is_ndpi=False, is_stk=False
     ) as tiff:
-        page = tiff.pages[0]
-        _check_tiff_page(page, name, tiff.filehandle.size, max_pixels)
-        pixels = page.asarray(
-            squeeze=False, maxworkers=1
-        )  # (separate samples, depth, H, W, interleaved samples)
-        pixels = pixels[:, 0, :, :, 0].transpose(1, 2, 0) if pixels.shape[0] > 1 else pixels[0, 0]
-        pixels = _tiff_photometry(pixels, page, name)
-        return pixels, page.tags.valueof(274, 1), _has_second_page(tiff)
+        number, first = 0, None
+        while True:
+            try:
+                page = tiff.pages[number]  # not len(tiff.pages): that walks a chain of any length
+            except IndexError:  # after the last page
+                if number == 0:
+                    raise
+                return
+            number += 1
+            kind = page.shaped, page.dtype
+            if first is None or kind == first:
+                first = kind
+                yield _page(page, name, tiff.filehandle.size, max_pixels)
 
 
-def _has_second_page(tiff: tifffile.TiffFile) -> bool:
-    try:
-        tiff.pages[1]  # not len(tiff.pages): that walks a chain of any length
-    except (
-        Exception
-    ):  # IndexError after the last page; a damaged second page does not spoil the first
-        return False
-    return True
+def _page(
+    page: tifffile.TiffPage, name: str, file_size: int, max_pixels: int
+) -> tuple[np.ndarray, object]:
+    _check_tiff_page(page, name, file_size, max_pixels)
+    # (separate samples, depth, H, W, interleaved samples)
+    pixels = page.asarray(squeeze=False, maxworkers=1)
+    pixels = pixels[:, 0, :, :, 0].transpose(1, 2, 0) if pixels.shape[0] > 1 else pixels[0, 0]
+    return _tiff_photometry(pixels, page, name), page.tags.valueof(274, 1)
 
 
 def _check_tiff_page(page: tifffile.TiffPage, name: str, file_size: int, max_pixels: int) -> None:

@@ -17,6 +17,7 @@ _PUBLIC = {
     "Colorizer": "cmmfnet.colorizer.torch:Colorizer",
     "OnnxColorizer": "cmmfnet.colorizer.onnx:OnnxColorizer",
     "read_thermal": "cmmfnet.thermal.frame:read_thermal",
+    "open_sequence": "cmmfnet.thermal.sequence:open_sequence",
     "normalise": "cmmfnet.thermal.stretch:normalise",
     "Thermal": "cmmfnet.thermal.frame:Thermal",
     "ThermalFileError": "cmmfnet.thermal.frame:ThermalFileError",

@@ -20,7 +20,7 @@ from cmmfnet.evaluation.compare import CompareError, compare, read_result
 from cmmfnet.evaluation.comparison import by_disagreement, groups, paired, read_curve, varied
 from cmmfnet.evaluation.evaluate import evaluate
 from cmmfnet.evaluation.protocol import ProtocolError, frames
-from cmmfnet.evaluation.report_chart import chart, ticks
+from cmmfnet.evaluation.report import chart, ticks
 from cmmfnet.evaluation.setting import Setting
 
 NASTY = "soft <b>&\"'"
@@ -453,10 +453,9 @@ def test_ticks_are_round(low, high, want):
 
 
 def test_chart_of_one_point_and_of_none():
-    assert (
-        "<circle" in chart("psnr", {"a": (0, [[0, 10.0]])})
-        and chart("psnr", {"a": (0, [[5, float("nan")]])}) == ""
-    )
+    one = chart("psnr", {"a": [[0, 10.0]]})
+    assert [text for *_, text in one["lines"]["a"]] == ["a, step 0: 10.00"]
+    assert chart("psnr", {"a": [[5, float("nan")]]}) is None and chart("psnr", {}) is None
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on the PATH")

@@ -3,19 +3,24 @@ without surprises."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cmmfnet.colorizer.jobs import Job, frame_path, sequence_jobs, sequences_in, write_photo
 from cmmfnet.files.atomic import DISK_FULL, clear_parts
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import (
+    RAW_FILES,
+    THERMAL_FILES,
     dangling,
     is_result,
     list_sources,
@@ -29,6 +34,7 @@ from cmmfnet.thermal.limits import MAX_PIXELS
 if TYPE_CHECKING:
     from cmmfnet.colorizer.base import FrameColorizer, Seen
     from cmmfnet.files.gallery import Item
+    from cmmfnet.thermal.frame import Thermal
 
 GALLERY_LIMIT = 200
 
@@ -85,14 +91,19 @@ def colorize(
     show_tags: bool = False,
     guidance: float = 1.0,
     max_pixels: int = MAX_PIXELS,
+    raw: str | None = None,
+    kelvin_per_count: float | None = None,
+    visible: bool = False,
 ) -> Report:
     """Turn thermal pictures into colour. The colours are a plausible guess, not a measurement.
 
     Existing results are kept, so an interrupted command continues where it stopped. Pictures that
-    are results of an earlier run are left out.
+    are results of an earlier run are left out. A file of several frames (SEQ, CSQ, CPTV, TIFF,
+    NumPy) gives a folder of numbered pictures.
 
     Args:
-        source: a picture, a folder of pictures, or a glob in quotes ("set00/**/lwir/*.jpg")
+        source: a picture or camera file, a folder of those, or a glob in quotes
+            ("set00/**/lwir/*.jpg")
         out: folder for the results (NAME.png each), or a picture file if the source is one picture
         text: what the picture shows, e.g. "a road with two cars, trees and a brick house"; without
             it the model guesses. "+snow -grass" corrects the model's guess (--text="-grass" with
@@ -103,7 +114,7 @@ def colorize(
         model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or an .onnx
             file of `cmmfnet export`
         device: auto, cpu, cuda, cuda:1 or mps
-        span: LOW,HIGH in the pictures' own units (counts or degrees), the same for all; without it
+        span: LOW,HIGH in the pictures' own units (counts, degrees Celsius), for all; without it
             each frame is stretched between its 1st and 99th percentile
         palette: false-colour palette of the pictures, e.g. ironbow; auto finds it
         batch_size: frames of one size that are coloured together (default: 8 on a GPU, else 1)
@@ -114,15 +125,31 @@ def colorize(
         guidance: how strongly a text moves the colours, 1 as trained, up to 4; other values than 1
             take twice the time
         max_pixels: pictures of more pixels are refused before they are decoded
+        raw: the files hold plain numbers, WIDTHxHEIGHT,TYPE, e.g. 640x512,uint16le
+        kelvin_per_count: counts become degrees Celsius by count * this - 273.15; 0.01 or 0.04 for
+            cameras with linear output
+        visible: also write the photo inside a FLIR file, as NAME-visible.png
 
     Raises:
         UserError: the request makes no sense; nothing was written.
         FileExistsError: ``source`` is one picture and its result exists.
         OSError: the disk is full; what was written before is complete.
     """
-    _check(text, span, palette, batch_size, gallery, max_pixels)
-    inputs, results = _inputs(source)
+    _check(text, span, palette, batch_size, gallery, max_pixels, raw)
+    reading = {
+        "palette": palette,
+        "max_pixels": max_pixels,
+        "raw": raw,
+        "kelvin_per_count": kelvin_per_count,
+    }
+    inputs, results = _inputs(source, RAW_FILES if raw is not None else THERMAL_FILES)
     outputs = plan_outputs(source, inputs, out)
+    sequences = sequences_in(inputs, reading)
+    if sequences and outputs[0] == Path(out):
+        raise UsageError(
+            f"{source} holds several frames, and {out} is one picture; give a folder, such as "
+            f"{Path(out).stem}"
+        )
     found = picture_texts(source, inputs, text=text, text_file=text_file)
     for note in found.unused:
         warnings.warn(note, stacklevel=2)
@@ -131,11 +158,30 @@ def colorize(
     done = {result for result in outputs if os.path.isfile(result)}  # noqa: PTH113, names of any length
     if Path(source).is_file() and done and not overwrite:
         raise FileExistsError(f"{outputs[0]} is there already; --overwrite replaces it")
-    pairs = list(zip(inputs, outputs, strict=True))
-    todo = [(file, result) for file, result in pairs if overwrite or result not in done]
-    report.skipped = [result for _, result in pairs if result in done and not overwrite]
+    pairs = [
+        (file, frame_path(result.with_suffix(""), 0) if file in sequences else result)
+        for file, result in zip(inputs, outputs, strict=True)
+    ]
+    stills = [pair for pair in pairs if pair[0] not in sequences]
+    todo = [Job(file, result) for file, result in stills if overwrite or result not in done]
+    report.skipped = [result for _, result in stills if result in done and not overwrite]
+    frames = itertools.chain.from_iterable(
+        sequence_jobs(
+            file,
+            result.parent,
+            reading,
+            overwrite=overwrite,
+            skipped=report.skipped,
+            failed=report.failed,
+        )
+        for file, result in pairs
+        if file in sequences
+    )
     pages = [Path(gallery).parent] if gallery is not None else []
     clear_parts(*(result.parent for result in outputs), *pages)
+
+    taken = {file.resolve() for file in [*inputs, *outputs]}
+    photos = partial(write_photo, overwrite=overwrite, taken=taken)
 
     def tell() -> None:
         """Print what became of the pictures."""
@@ -151,13 +197,13 @@ def colorize(
             print(found)
         print(report)
 
-    reading = {"palette": palette, "max_pixels": max_pixels}
-    if todo:
+    if todo or sequences:
         colorizer = open_colorizer(model, device, guidance)
         predicts = getattr(colorizer.network, "predicts_tags", False)
         if show_tags and not predicts:
             raise UsageError(f"model {model!r} predicts no tags; leave out --show-tags")
-        _check_corrections(colorizer, [texts[file] for file, _ in todo])
+        coloured = [*sequences, *(job.file for job in todo)]
+        _check_corrections(colorizer, [texts[file] for file in coloured])
         notes = {
             "Comment": "colours guessed from a thermal picture by a model",
             "Model": colorizer.name,
@@ -170,7 +216,19 @@ def colorize(
             or any(map(has_corrections, filter(None, texts.values())))
         )
         try:
-            _run(colorizer, todo, report, notes, texts, span, reading, batch_size, tags=tags)
+            _run(
+                colorizer,
+                itertools.chain(todo, frames),
+                report,
+                notes,
+                texts,
+                span,
+                reading,
+                batch_size,
+                tags=tags,
+                total=None if sequences else len(todo),
+                photos=photos if visible else None,
+            )
         except OSError as error:  # the disk is full
             report.seconds = time.perf_counter() - started
             tell()
@@ -190,9 +248,9 @@ def colorize(
     return report
 
 
-def _inputs(source: str) -> tuple[list[Path], list[Path]]:
+def _inputs(source: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
     """The pictures to colour, and those that are results of an earlier run."""
-    listed = list_sources(source)
+    listed = list_sources(source, suffixes)
     with ThreadPoolExecutor(4) as pool:
         ours = list(pool.map(is_result, listed))
     inputs = [file for file, result in zip(listed, ours, strict=True) if not result]
@@ -259,8 +317,10 @@ def _check(
     batch_size: int | None,
     gallery: str | None,
     max_pixels: int,
+    raw: str | None,
 ) -> None:
     """Refuse options that would be wrong for every picture, before anything is done."""
+    from cmmfnet.thermal.cameras.raw import parse_raw
     from cmmfnet.thermal.palettes import PALETTES
     from cmmfnet.thermal.stretch import parse_span
 
@@ -268,6 +328,8 @@ def _check(
         check_prompt(text or "")
         if span is not None:
             parse_span(span)
+        if raw is not None:
+            parse_raw(raw)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if palette is not None and palette not in ("auto", *PALETTES):
@@ -284,7 +346,7 @@ def _check(
 
 def _run(
     colorizer: FrameColorizer,
-    todo: list[tuple[Path, Path]],
+    todo: Iterable[Job],
     report: Report,
     notes: dict[str, str],
     texts: dict[Path, str | None],
@@ -293,11 +355,14 @@ def _run(
     batch_size: int | None,
     *,
     tags: bool,
+    total: int | None,
+    photos: Callable[[Job, Thermal], Path | None] | None,
 ) -> None:
     """Colour ``todo`` in batches; meanwhile threads read the next batch and write the last one.
 
-    ``reading``: options of ``read_thermal``. Raises ``OSError`` if the disk is full: all further
-    results would fail, too.
+    ``reading``: options of ``read_thermal``. ``total``: number of jobs, if it is known. ``photos``:
+    writes a frame's photo. Raises ``OSError`` if the disk is full: all further results would fail,
+    too.
     """
     from tqdm import tqdm
 
@@ -306,62 +371,69 @@ def _run(
     size = batch_size or (8 if colorizer.device.type == "cuda" else 1)
     torch = sys.modules.get("torch")  # an .onnx model does without
     out_of_memory = torch.cuda.OutOfMemoryError if torch is not None else ()
-    chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
-    writes: list[tuple[Path, Path, Future]] = []
+    jobs = iter(todo)
+    writes: list[tuple[Job, Future]] = []
 
     def finish_writes() -> None:
         full = None
-        for file, result, write in writes:
+        for job, write in writes:
             try:
-                write.result()
-                report.coloured.append(result)
+                if write.result() == job.result:  # not a photo
+                    report.coloured.append(job.result)
+            except ThermalFileError as error:  # of a photo
+                report.failed[job.label] = str(error)
             except OSError as error:
-                report.failed[file] = f"{file}: its result {result} cannot be written: {error}"
+                report.failed[job.label] = (
+                    f"{job.label}: its result {job.result} cannot be written: {error}"
+                )
                 full = error if error.errno in DISK_FULL else full
         if full is not None:
             raise full
 
-    with ThreadPoolExecutor(4) as pool, tqdm(total=len(todo), unit="frame", disable=None) as bar:
+    with ThreadPoolExecutor(4) as pool, tqdm(total=total, unit="frame", disable=None) as bar:
 
-        def start_reads(number: int) -> list[Future]:
-            chunk = chunks[number] if number < len(chunks) else []
-            return [pool.submit(read_thermal, file, **reading) for file, _ in chunk]
+        def start_reads() -> list[tuple[Job, Future]]:
+            return [
+                (job, pool.submit(read_thermal, job.thermal or job.file, **reading))
+                for job in itertools.islice(jobs, size)
+            ]
 
         try:
-            ahead = start_reads(0)
-            for number, chunk in enumerate(chunks):
-                reads, ahead = ahead, start_reads(number + 1)
-                good = []
-                for (file, result), read in zip(chunk, reads, strict=True):
+            ahead = start_reads()
+            while ahead:
+                reads, ahead = ahead, start_reads()
+                good: list[tuple[Job, Thermal]] = []
+                for job, read in reads:
                     try:
-                        good.append((file, result, read.result()))
+                        good.append((job, read.result()))
                     except (ThermalFileError, OSError) as error:
-                        lost = file.is_symlink() and not file.exists()
-                        report.failed[file] = dangling(file) if lost else str(error)
-                given = [texts[file] for file, *_ in good]
-                frames = [thermal for *_, thermal in good]
+                        lost = job.file.is_symlink() and not job.file.exists()
+                        report.failed[job.file] = dangling(job.file) if lost else str(error)
+                given = [texts[job.file] for job, _ in good]
+                frames = [thermal for _, thermal in good]
                 if tags:
                     colours, seen = colorizer(
                         frames, text=given, span=span, batch_size=size, return_tags=True
                     )
-                    report.seen.update(zip([file for file, *_ in good], seen, strict=True))
+                    report.seen.update(zip([job.label for job, _ in good], seen, strict=True))
                 else:
                     colours = colorizer(frames, text=given, span=span, batch_size=size)
                 finish_writes()
                 writes = [
                     (
-                        file,
-                        result,
+                        job,
                         pool.submit(
                             write_picture,
-                            result,
+                            job.result,
                             rgb,
-                            notes | _text_notes(texts[file], report.seen.get(file)),
+                            notes | _text_notes(texts[job.file], report.seen.get(job.label)),
                         ),
                     )
-                    for (file, result, _), rgb in zip(good, colours, strict=True)
+                    for (job, _), rgb in zip(good, colours, strict=True)
                 ]
-                bar.update(len(chunk))
+                if photos is not None:
+                    writes += [(job, pool.submit(photos, job, thermal)) for job, thermal in good]
+                bar.update(len(reads))
             finish_writes()
         except out_of_memory as error:
             raise UsageError(

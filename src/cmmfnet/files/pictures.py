@@ -19,6 +19,11 @@ from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+CAMERA_FILES = (".fff", ".seq", ".csq", ".cptv", ".npy", ".npz")
+"""Suffixes of thermal files that are no pictures; thermal/decode.py reads them."""
+THERMAL_FILES = (*PICTURES, *CAMERA_FILES)
+RAW_FILES = (".raw", ".bin", ".dat", ".y16", ".gray16")
+"""Suffixes of plain numbers, in folders that are read with a layout for them."""
 _FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import PICTURES, is_result, list_sources
+from cmmfnet.files.pictures import THERMAL_FILES, is_result, list_sources
 from cmmfnet.text.caption_files import CaptionError, read_captions
 from cmmfnet.text.prompt import read_prompt
 from cmmfnet.text.timeline import TimelineError, is_timeline, read_timeline
@@ -313,7 +313,7 @@ def _beside(root: Path, inputs: Sequence[Path]) -> tuple[dict[Path, tuple[str, s
     beside: dict[Path, dict[str, Path]] = {}
     for folder in dict.fromkeys(file.parent for file in inputs):
         files = [file for file in folder.iterdir() if file.is_file() and file.name != FOLDER_FILE]
-        stems = {file.stem for file in files if file.suffix.lower() in PICTURES} | {
+        stems = {file.stem for file in files if file.suffix.lower() in THERMAL_FILES} | {
             file.stem for file in inputs if file.parent == folder
         }
         beside[folder] = {file.stem: file for file in files if file.suffix.lower() == ".txt"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import stat
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImag
 from cmmfnet.thermal.cameras import cptv, dji, fff, numpy_file, raw
 from cmmfnet.thermal.cameras.reading import Reading
 from cmmfnet.thermal.limits import ThermalFileError, check_size
-from cmmfnet.thermal.tiff import tiff_pages
+from cmmfnet.thermal.tiff import holds_second_page, tiff_pages
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -116,15 +117,29 @@ def decode(
 
     ``layout``: the file holds plain numbers in this layout, whatever it looks like.
     """
-    several = frames(stream, name, size, max_pixels, layout)
-    first = next(several)
-    try:
-        more = next(several, None) is not None
-    except ThermalFileError:  # a damaged second frame does not spoil the first
-        more = False
-    if more:
+    first = next(frames(stream, name, size, max_pixels, layout))
+    if several(stream, name, size, max_pixels, layout):
         _warn_first_of_several(name)
     return first
+
+
+def several(
+    stream: BinaryIO, name: str, size: int, max_pixels: int, layout: raw.RawLayout | None = None
+) -> bool:
+    """Whether a file holds a second frame that can be read; a damaged one does not count."""
+    stream.seek(0)
+    kind = _identify(stream.read(4096))
+    stream.seek(0)
+    if layout is not None:
+        return size >= 2 * layout.bytes
+    if kind == "TIFF":
+        return holds_second_page(stream, name)
+    if kind not in _CAMERA_FRAMES:
+        return False
+    try:
+        return len(list(itertools.islice(frames(stream, name, size, max_pixels), 2))) == 2
+    except ThermalFileError:
+        return False
 
 
 def frames(
@@ -135,6 +150,7 @@ def frames(
     Raises:
         ThermalFileError: no supported format, damaged, or more than ``max_pixels`` a frame.
     """
+    stream.seek(0)
     head = stream.read(4096)
     stream.seek(0)
     kind = "raw" if layout is not None else _identify(head)

@@ -18,14 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cmmfnet.thermal.cameras.raw import RawLayout, parse_raw
-from cmmfnet.thermal.decode import frames, opened
+from cmmfnet.thermal.decode import frames, opened, several
 from cmmfnet.thermal.frame import Thermal, thermal_of
-from cmmfnet.thermal.limits import MAX_PIXELS
-
-SUFFIXES = (".fff", ".seq", ".csq", ".cptv", ".npy", ".npz")
-"""Suffixes of thermal files that are no ordinary pictures."""
-RAW_SUFFIXES = (".raw", ".bin", ".dat", ".y16", ".gray16")
-"""Suffixes of files that ``raw`` layouts are for."""
+from cmmfnet.thermal.limits import MAX_PIXELS, ThermalFileError
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,3 +71,17 @@ def _frames(stream, name, size, max_pixels, layout, palette, kelvin_per_count) -
             time -= start
         label = name if index == 0 else f"{name}, frame {index}"
         yield Frame(index, time, thermal_of(reading, label, palette, kelvin_per_count))
+
+
+def holds_several(
+    source: str | os.PathLike,
+    raw: RawLayout | str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> bool:
+    """Whether a file holds more than one frame. A file that cannot be read does not."""
+    layout = parse_raw(raw) if isinstance(raw, str) else raw
+    try:
+        with opened(os.fsdecode(source)) as (stream, size):
+            return several(stream, os.fsdecode(source), size, max_pixels, layout)
+    except ThermalFileError:
+        return False

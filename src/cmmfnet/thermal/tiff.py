@@ -50,6 +50,18 @@ def tiff_pages(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[n
                 yield _page(page, name, tiff.filehandle.size, max_pixels)
 
 
+def holds_second_page(stream: BinaryIO, name: str) -> bool:
+    """Whether the second page is another frame, and no preview of the first. Decodes nothing."""
+    try:
+        with tifffile.TiffFile(
+            stream, name=name, is_lsm=False, is_scanimage=False, is_ndpi=False, is_stk=False
+        ) as tiff:
+            first, second = tiff.pages[0], tiff.pages[1]
+            return (first.shaped, first.dtype) == (second.shaped, second.dtype)
+    except Exception:  # IndexError after the last page; a damaged second page is none
+        return False
+
+
 def _page(
     page: tifffile.TiffPage, name: str, file_size: int, max_pixels: int
 ) -> tuple[np.ndarray, object]:

@@ -90,7 +90,7 @@ def write_photo(job: Job, thermal: Thermal, *, overwrite: bool, taken: set[Path]
         The file; None if it exists already.
 
     Raises:
-        ThermalFileError: the file holds no photo, or it is damaged, or its place is among ``taken``.
+        ThermalFileError: no photo in the file, a damaged one, or its place is among ``taken``.
         OSError: it cannot be written.
     """
     path = job.result.with_name(f"{job.result.stem}-visible.png")

@@ -350,7 +350,14 @@ def _padded_places(side: int, multiple: int, device: torch.device) -> Tensor:
 
 def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """``resampling.resize`` for tensors (C, h, w)."""
-    return F.interpolate(x[None], tuple(size), mode=mode, antialias=True, align_corners=False)[0]
+    # CUDA's filter lies in shared memory and is refused where a side shrinks by some 90 times or
+    # more, as it does for frames of one or two rows, which are coloured enlarged
+    shrinks = max(old / new for old, new in zip(x.shape[1:], size, strict=True))
+    place = torch.device("cpu") if shrinks > 32 else x.device
+    resized = F.interpolate(
+        x[None].to(place), tuple(size), mode=mode, antialias=True, align_corners=False
+    )
+    return resized[0].to(x.device)
 
 
 def _box_mean(x: Tensor, radius: int) -> Tensor:

@@ -24,8 +24,11 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImag
 
 from cmmfnet.thermal.cameras import cptv, dji, fff, numpy_file, raw
 from cmmfnet.thermal.cameras.reading import Reading
+from cmmfnet.thermal.jpeg import check_jpeg
 from cmmfnet.thermal.limits import ThermalFileError, check_size
-from cmmfnet.thermal.tiff import holds_second_page, tiff_pages
+from cmmfnet.thermal.missing import apart, no_data_mask, sidecar_no_data, with_missing
+from cmmfnet.thermal.pillow import channels, pillow_pixels
+from cmmfnet.thermal.tiff import holds_second_page, mask_beside, tiff_pages
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -219,11 +222,17 @@ def _decode_pillow(stream: BinaryIO, name: str, kind: str, head: bytes, max_pixe
         reading, advice = _radiometric(image, stream, name, max_pixels, make, model)
         if reading is not None:
             return _turned(_as_on_screen(reading, image), orientation)
-    pixels = pillow_pixels(image)
-    if kind == "PNG" and head[24] == 16 and pixels.dtype != np.uint16:
+        place = stream.tell()
+        stream.seek(0)
+        check_jpeg(stream.read(), *image.size, name)
+        stream.seek(place)
+    if kind == "PNG" and head[24] == 16 and not image.mode.startswith("I"):
         # Pillow cuts 16-bit PNG with alpha or colour to 8 bits without a word; libpng does not
         stream.seek(0)
-        pixels = imagecodecs.png_decode(stream.read())
+        pixels = channels(imagecodecs.png_decode(stream.read()))
+    else:
+        pixels = pillow_pixels(image)
+    pixels = _with_notes_beside(pixels, getattr(stream, "name", None), name, max_pixels)
     details = {"format": kind, "maker": make, "model": model}
     details = {key: text for key, value in details.items() if (text := fff.plain_text(value))}
     return _turned(Reading(pixels, details=details, advice=advice), orientation)
@@ -276,7 +285,7 @@ def _as_on_screen(reading: Reading, image: Image.Image) -> Reading:
     if small.std() == 0 or screen.std() == 0:
         return reading
     orientation = max(
-        (6, 8), key=lambda way: np.corrcoef(_upright(small, way).ravel(), screen.ravel())[0, 1]
+        (6, 8), key=lambda way: np.corrcoef(upright(small, way).ravel(), screen.ravel())[0, 1]
     )
     return _turned(reading, orientation)
 
@@ -294,16 +303,16 @@ def _without_text(stream: BinaryIO) -> io.BytesIO:
     return io.BytesIO(b"".join(kept))
 
 
-def pillow_pixels(image: Image.Image) -> np.ndarray:
-    """(H, W) for grey modes, alpha dropped, else (H, W, 3). Never convert("L"), which clips 16 bits
-    to white."""
-    if image.mode in ("L", "F") or image.mode.startswith("I"):
-        return np.asarray(image)
-    if image.mode in ("LA", "La"):
-        return np.asarray(image)[..., 0]
-    if image.mode == "1":
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGBA" if "transparency" in image.info else "RGB"))[..., :3]
+def _with_notes_beside(pixels: np.ndarray, path: object, name: str, max_pixels: int) -> np.ndarray:
+    """``pixels`` without those that GDAL's files beside the picture, for what the picture's own
+    format cannot hold, call missing."""
+    masks = [mask_beside(path, pixels.shape[:2], name, max_pixels)]
+    if (no_data := sidecar_no_data(path)) is not None:
+        masks.append(no_data_mask(np.ma.getdata(pixels), no_data, name))
+    if isinstance(pixels, np.ma.MaskedArray):
+        pixels, known = apart(pixels)
+        masks.append(known)
+    return with_missing(pixels, *masks)
 
 
 _QUARTERS = {3: 2, 6: 3, 8: 1}
@@ -321,13 +330,13 @@ def _turned(reading: Reading, orientation: object) -> Reading:
         visible = replace(visible, ratio=0.0)
     return replace(
         reading,
-        values=_upright(reading.values, orientation),
+        values=upright(reading.values, orientation),
         visible=visible,
         details=dict(reading.details) | {"orientation": int(orientation)},
     )
 
 
-def _upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
+def upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
     """Apply an EXIF or TIFF orientation (1 to 8; anything else is none)."""
     match orientation:
         case 2:

@@ -17,17 +17,22 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from cmmfnet.thermal.byte_order import in_byte_order
 from cmmfnet.thermal.cameras.planck import ZERO
 from cmmfnet.thermal.cameras.raw import RawLayout, parse_raw
 from cmmfnet.thermal.cameras.reading import CELSIUS, COUNTS, LEVELS, Reading
 from cmmfnet.thermal.cameras.visible import Visible
-from cmmfnet.thermal.decode import decode, opened, pillow_pixels
-from cmmfnet.thermal.limits import MAX_PIXELS, ThermalFileError, check_size
+from cmmfnet.thermal.decode import decode, opened
+from cmmfnet.thermal.fill import fill_values
+from cmmfnet.thermal.limits import MAX_PIXELS, ThermalFileError
+from cmmfnet.thermal.missing import apart
+from cmmfnet.thermal.objects import from_array, from_pillow
 from cmmfnet.thermal.palettes import PALETTES, to_grey
 
 
@@ -60,6 +65,12 @@ class Thermal:
     unit: str = ""
     details: Mapping[str, str | float] = field(default_factory=dict)
     visible: Visible | None = None
+
+    @cached_property
+    def fill(self) -> tuple[float, ...]:
+        """Values that stand where there is no picture, though nothing marks them: a border, rows
+        of telemetry (:func:`cmmfnet.thermal.fill.fill_values`). Usually empty."""
+        return fill_values(self.values)
 
 
 def read_thermal(
@@ -97,8 +108,8 @@ def read_thermal(
         ThermalFileError: for anything that is not such a picture, and for an unknown palette.
 
     Warns:
-        UserWarning: false colour, a colour photo, several pages (the first is taken), a palette
-            without use, counts where a camera's file does not suffice for temperatures.
+        UserWarning: false colour, a colour photo, several pictures (the first full-size one is
+            taken), a palette without use, 16-bit numbers whose bytes were swapped, counts where a camera's file does not suffice for temperatures.
     """
     if palette is not None and palette != "auto" and palette not in PALETTES:
         raise ThermalFileError(
@@ -117,18 +128,10 @@ def read_thermal(
         reading = decode(io.BytesIO(source), name, len(source), max_pixels, layout)
     elif isinstance(source, Image.Image):
         name = "<PIL image>"
-        check_size(name, *source.size, max_pixels)
-        try:
-            reading = Reading(pillow_pixels(source))
-        except (
-            Exception
-        ) as error:  # Image.open has read the header only; the file behind it may be damaged
-            raise ThermalFileError(
-                f"{name} cannot be decoded ({error}); expected a complete picture"
-            ) from error
+        reading = Reading(from_pillow(source, name, max_pixels))
     else:
         name = "<array>"
-        reading = Reading(_from_array(source))
+        reading = Reading(from_array(source))
     return thermal_of(reading, name, palette, kelvin_per_count)
 
 
@@ -140,7 +143,10 @@ def thermal_of(
 ) -> Thermal:
     """A frame as it was decoded -> the frame in its units; arguments, errors and warnings as in
     :func:`read_thermal`."""
-    pixels, unit = reading.values, reading.unit
+    unit = reading.unit
+    pixels, missing = apart(reading.values)
+    if not unit:  # camera files say what their bytes are
+        pixels = in_byte_order(pixels, name)
     if reading.note:
         warnings.warn(reading.note, stacklevel=3)
     if kelvin_per_count is not None:
@@ -159,10 +165,13 @@ def thermal_of(
     if not unit:
         levels = used is not None or pixels.dtype in (np.uint8, np.bool_)
         unit = LEVELS if levels else COUNTS if pixels.dtype.kind in "ui" else ""
+    if missing is not None:
+        values[missing] = np.nan
+        whole = False
     return Thermal(
         values,
         name,
-        reading.values.dtype.name,
+        reading.values.dtype.name if missing is None else "float32",
         used,
         whole,
         unit,
@@ -184,41 +193,3 @@ def _linear(pixels: np.ndarray, unit: str, name: str, kelvin_per_count: float) -
             "leave it out"
         )
     return (pixels * np.float64(kelvin_per_count) - ZERO).astype(np.float32)
-
-
-# ---- arrays
-# --------------------------------------------------------------------------------------------------
-
-
-def _from_array(source: Any) -> np.ndarray:
-    """-> (H, W) or (H, W, 3), bool, integer or float."""
-    expected = "expected a path, the bytes of a picture file, or a numeric array (H, W), (H, W, 1), (1, H, W) or (H, W, 3)"
-    if not any(
-        hasattr(source, attribute) for attribute in ("detach", "__array__", "__array_interface__")
-    ):
-        raise ThermalFileError(f"found {type(source).__name__}; {expected}")
-    try:
-        if hasattr(source, "detach"):  # a torch tensor, on any device; torch is not imported here
-            source = source.detach().cpu()
-            source = (source.float() if "bfloat16" in str(source.dtype) else source).numpy()
-        if isinstance(source, np.ma.MaskedArray):
-            source = source.astype(np.float32).filled(np.nan)
-        pixels = np.asarray(source)
-    except Exception as error:  # the array protocol runs foreign code
-        raise ThermalFileError(
-            f"{type(source).__name__} does not turn into an array ({error}); {expected}"
-        ) from error
-    if pixels.dtype.kind not in "buif":
-        raise ThermalFileError(f"array of {pixels.dtype}; {expected} of bool, integers or floats")
-    if pixels.ndim == 3:
-        if pixels.shape[2] in (3, 4):
-            pixels = pixels[..., :3]
-        elif pixels.shape[2] == 1:
-            pixels = pixels[..., 0]
-        elif pixels.shape[0] in (1, 3):
-            pixels = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
-    if pixels.size == 0 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
-        shape = tuple(np.shape(source))
-        hint = "; pass one frame of the batch at a time" if len(shape) == 4 else ""
-        raise ThermalFileError(f"array of shape {shape}; {expected}, not empty{hint}")
-    return pixels

@@ -174,7 +174,10 @@ def to_grey(
     )
     if palette is None or (palette == "auto" and fit[best] > GOOD_FIT):
         if fit[best] > GOOD_FIT:
-            message = f"{photo} Its luminance is used; if it is false colour, try --palette {best}.{advice}"
+            message = (
+                f"{photo} Its luminance is used; if it is false colour, try --palette {best}."
+                f"{advice}"
+            )
         else:
             message = (
                 f"{name}: false-colour picture (palette {best!r}, mean distance {fit[best]:.0f} "
@@ -197,6 +200,38 @@ def to_grey(
             stacklevel=3,
         )
     return invert_palette(rgb, chosen), chosen
+
+
+def planes_or_colours(pixels: np.ndarray, name: str) -> np.ndarray:
+    """Three planes that lie one behind another in a file: a picture in colours, or three grey
+    pictures, of which the first is taken with a warning.
+
+    Programs mark a stack of three frames as RGB. Planes count as colours where they are equal, or
+    are false colour of a known palette.
+
+    Args:
+        pixels: (H, W, 3).
+
+    Returns:
+        (H, W, 3), or (H, W) for a stack.
+    """
+    exact = pixels.dtype.kind == "f"
+    first = pixels[..., 0]
+    if all(np.array_equal(first, pixels[..., c], equal_nan=exact) for c in (1, 2)):
+        return pixels
+    try:
+        rgb = _to_8bit(pixels, name)
+    except ValueError:  # counts or degrees, not colours
+        rgb = None
+    coloured = rgb is not None and np.mean(np.ptp(rgb, axis=2) > COLOURED_SPREAD) > 0.01
+    if coloured and next(iter(palette_fit(rgb).values())) <= GOOD_FIT:
+        return pixels
+    warnings.warn(
+        f"{name}: holds three pictures as planes; the first is used. Split the file to use the "
+        "others",
+        stacklevel=2,
+    )
+    return first
 
 
 def _grey_palette(

@@ -10,13 +10,16 @@ array([[-1.,  0.],
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from cmmfnet.thermal.fill import without_fill
 from cmmfnet.thermal.frame import Thermal, read_thermal
 from cmmfnet.thermal.palettes import coprime_step
+from cmmfnet.thermal.units import refuse_empty
 
 SAMPLE = 1_000_000
 """Pixels that percentiles are taken of, at most."""
@@ -48,12 +51,9 @@ def normalise(
         ValueError: ``span`` or ``percentiles`` are not two finite increasing numbers.
         ThermalFileError: ``thermal`` is not a picture.
     """
-    values = read_thermal(thermal).values
-    low, high = _pair("percentiles", percentiles) if span is None else _pair("span", span)
-    if span is None and not 0 <= low < high <= 100:
-        raise ValueError(
-            f"percentiles {percentiles} are not within 0 to 100; the usual ones are (1, 99)"
-        )
+    thermal = read_thermal(thermal)
+    values = thermal.values
+    span = checked_span(thermal, span, percentiles)
     if (counted := _levels(values, span, percentiles)) is not None:
         steps, stretched = counted
         return stretched[steps]
@@ -63,10 +63,7 @@ def normalise(
     if known.size == 0:
         return np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
     sample = known[:: coprime_step(known.size, values.shape[1], SAMPLE)].astype(np.float64)
-    if span is None:
-        low, high = np.percentile(sample, (low, high)).tolist()
-        if low == high:
-            low, high = float(known.min()), float(known.max())
+    low, high = span or _range_of(sample, known, percentiles)
     if not all_finite:
         values = np.where(np.isnan(values), np.float32(np.median(sample)), values)
     if low == high:
@@ -76,10 +73,55 @@ def normalise(
     return _stretch(values, low, high)
 
 
+def checked_span(
+    thermal: Thermal,
+    span: tuple[float, float] | None,
+    percentiles: tuple[float, float] = PERCENTILES,
+) -> tuple[float, float] | None:
+    """The span that a frame is stretched between; None: its percentiles.
+
+    A span that is given must leave something of the frame inside. Without one, a frame with fill
+    values gets the percentiles of its other pixels, and a warning.
+
+    Raises:
+        ValueError: as :func:`normalise`.
+    """
+    if span is not None:
+        span = _pair("span", span)
+        refuse_empty(thermal, span)
+        return span
+    low, high = _pair("percentiles", percentiles)
+    if not 0 <= low < high <= 100:
+        raise ValueError(
+            f"percentiles {percentiles} are not within 0 to 100; the usual ones are (1, 99)"
+        )
+    if not thermal.fill:
+        return None
+    these = " and ".join(f"{value:g}" for value in thermal.fill)
+    warnings.warn(
+        f"{thermal.name}: many pixels are exactly {these}, far outside the rest: a border, status "
+        "rows or missing data. The stretch leaves them out; for a range of your own use "
+        "--span LOW,HIGH",
+        stacklevel=3,
+    )
+    rest = without_fill(thermal.values, thermal.fill)
+    sample = rest[:: coprime_step(rest.size, thermal.values.shape[1], SAMPLE)].astype(np.float64)
+    low, high = _range_of(sample, rest, percentiles)
+    return (low, high) if low < high else None
+
+
+def _range_of(
+    sample: np.ndarray, known: np.ndarray, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    """The percentiles of ``sample``, or the extremes of ``known`` where they are equal."""
+    low, high = np.percentile(sample, percentiles).tolist()
+    return (low, high) if low < high else (float(known.min()), float(known.max()))
+
+
 def to_8_bits(thermal: Thermal | Any) -> np.ndarray:
     """``normalise(thermal)`` on the scale 0 to 255: (H, W) uint8."""
     thermal = read_thermal(thermal)
-    if (counted := _levels(thermal.values)) is not None:
+    if (counted := _levels(thermal.values, checked_span(thermal, None))) is not None:
         steps, stretched = counted
         return _rounded(stretched)[steps]
     return _rounded(normalise(thermal))

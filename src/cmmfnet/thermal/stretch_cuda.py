@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cmmfnet.thermal.frame import Thermal
 from cmmfnet.thermal.stretch import (
     PERCENTILES,
+    checked_span,
     may_be_counts,
     normalise,
     quantile_ranks,
@@ -42,6 +43,7 @@ def normalised(
     be such, the host need not wait for it; anything else is stretched where NumPy is. ``stretch``:
     ``Graphs(stretched_counts)``, to be quicker. Raises what ``normalise`` raises.
     """
+    span = checked_span(frame, span)
     values = torch.from_numpy(np.ascontiguousarray(frame.values)).to(device)
     if frame.whole and span is None:
         return (stretch or stretched_counts)(values, *_ranks(tuple(values.shape), device))

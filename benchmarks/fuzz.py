@@ -1,0 +1,175 @@
+"""Coverage-guided fuzzing (atheris) of everything that reads files from strangers.
+
+    make fuzz                                        # 20 + 5 + 5 minutes
+    python benchmarks/fuzz.py thermal --seconds 60   # one target: thermal, model or recipe
+
+A finding ends a run: an exception that is not documented, an input of more than 5 seconds, or more
+than 1.5 GB of memory (frames are limited to a megapixel here). Its input is kept as crash-*,
+timeout-* or oom-* in ``--out``; ``python benchmarks/fuzz.py thermal FILE`` runs it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import struct
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import atheris
+import numpy as np
+
+MOST_PIXELS = 1 << 20
+TARGETS = ("thermal", "model", "recipe")
+
+
+def thermal_target() -> tuple[Callable[[bytes], None], Iterator[bytes]]:
+    with atheris.instrument_imports(include=["cmmfnet.thermal", "tifffile", "PIL"]):
+        from cmmfnet.thermal.frame import ThermalFileError, read_thermal
+        from cmmfnet.thermal.stretch import normalise
+
+    def one(data: bytes) -> None:
+        try:
+            frame = read_thermal(data, max_pixels=MOST_PIXELS)
+        except ThermalFileError:
+            return
+        stretched = normalise(frame)
+        if frame.values.size > MOST_PIXELS or not np.isfinite(stretched).all():
+            raise AssertionError(f"{frame.values.shape}, finite: {np.isfinite(stretched).all()}")
+
+    return one, thermal_seeds()
+
+
+def thermal_seeds() -> Iterator[bytes]:
+    """Small files of each format and of each of its variants."""
+    import tifffile
+    from PIL import Image
+
+    rows, columns = np.mgrid[:24, :32]
+    grey = ((rows * 5 + columns * 3) % 256).astype(np.uint8)
+    counts = (8000 + rows * 40 + columns * 7).astype(np.uint16)
+    celsius = (counts / 100 - 60).astype(np.float32)
+
+    def picture(array: np.ndarray, kind: str, **options) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    def tiff(array: np.ndarray, **options) -> bytes:
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, array, **{"photometric": "minisblack", "metadata": None} | options)
+        return buffer.getvalue()
+
+    rgb = np.stack([grey, grey // 2, 255 - grey], axis=2)
+    yield from (picture(grey, kind) for kind in ("PNG", "JPEG", "BMP", "WEBP"))
+    yield from (picture(rgb, kind) for kind in ("PNG", "JPEG", "BMP"))
+    yield picture(rgb, "JPEG", progressive=True)
+    yield picture(rgb, "WEBP", lossless=True)
+    yield picture(counts, "PNG")
+    yield picture(np.dstack([rgb, grey]), "PNG")
+    yield picture(counts, "PNG", transparency=8000)
+    for array in (grey, counts, celsius, celsius.astype(np.float64), counts.astype(np.int32)):
+        for options in ({}, {"compression": "zlib", "predictor": True}, {"bigtiff": True},
+                        {"byteorder": ">"}, {"tile": (16, 16)}):  # fmt: skip
+            yield tiff(array, **options)
+    yield from (tiff(counts, compression=codec) for codec in ("lzw", "zstd", "packbits"))
+    yield tiff(rgb, photometric="rgb")
+    yield tiff(np.stack([counts] * 3), photometric="rgb", planarconfig="separate")
+    yield tiff(np.dstack([celsius, celsius]), planarconfig="contig", extrasamples=["unassalpha"])
+    yield tiff(grey > 99)
+    yield tiff(grey, photometric="palette", colormap=np.zeros((3, 256), np.uint16))
+    yield tiff(counts, extratags=[(42113, "s", 0, "8000.0", True)], photometric="miniswhite")
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as writer:
+        writer.write(grey[::4, ::4], subfiletype=1, photometric="minisblack")
+        writer.write(counts, subifds=1, photometric="minisblack")
+        writer.write(counts[::2, ::2], subfiletype=1, photometric="minisblack")
+        writer.write(grey > 99, subfiletype=4, photometric="mask")
+    yield buffer.getvalue()
+
+
+def model_target() -> tuple[Callable[[bytes], None], Iterator[bytes]]:
+    with atheris.instrument_imports(include=["cmmfnet.weights", "cmmfnet.methods"]):
+        from cmmfnet.weights.files import ModelError, describe, load_model, save_model
+
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "model.safetensors"
+
+    def one(data: bytes) -> None:
+        path.write_bytes(data)
+        for read in (describe, load_model):
+            with contextlib.suppress(ModelError):
+                read(path)
+
+    def seeds() -> Iterator[bytes]:
+        from cmmfnet.methods import build_network
+
+        for config in (
+            {"method": "pix2pix", "width": 1},
+            {"method": "cmmfnet-small", "width": 8},
+            {"method": "ticcgan", "width": 1},
+        ):
+            try:
+                save_model(path, build_network(config), config)
+            except (TypeError, ValueError):  # an option that the method does not have
+                continue
+            yield path.read_bytes()
+            yield with_header(path.read_bytes())
+
+    return one, seeds()
+
+
+def with_header(data: bytes) -> bytes:
+    """A model file without its tensors: small enough that most mutations hit the header."""
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.dumps({"__metadata__": json.loads(data[8 : 8 + length])["__metadata__"]}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+def recipe_target() -> tuple[Callable[[bytes], None], Iterator[bytes]]:
+    with atheris.instrument_imports(include=["cmmfnet.training.recipe", "cmmfnet.data", "yaml"]):
+        from cmmfnet.training.recipe import RecipeError, read_recipe
+
+    path = Path(tempfile.mkdtemp()) / "recipe.yaml"
+
+    def one(data: bytes) -> None:
+        path.write_bytes(data)
+        with contextlib.suppress(RecipeError):
+            read_recipe(path)
+
+    configs = Path(__file__).parents[1] / "configs"
+    return one, (file.read_bytes() for file in sorted(configs.glob("*.yaml")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("file", nargs="?", type=Path, help="run this one input again")
+    parser.add_argument("--seconds", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("out/fuzz"))
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    one, seeds = {"thermal": thermal_target, "model": model_target, "recipe": recipe_target}[
+        given.target
+    ]()
+    if given.file is not None:
+        one(given.file.read_bytes())
+        return
+    corpus = given.out / f"{given.target}-corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(seeds):
+        (corpus / f"seed-{number:02}").write_bytes(seed)
+    options = [f"-max_total_time={given.seconds}", "-timeout=5", "-rss_limit_mb=1500",
+               "-max_len=65536", f"-artifact_prefix={given.out}/", "-print_final_stats=1",
+               str(corpus)]  # fmt: skip
+    atheris.Setup([sys.argv[0], *options], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

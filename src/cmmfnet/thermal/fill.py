@@ -1,0 +1,113 @@
+"""Fill values: what programs write where there is no picture, without marking it.
+
+Rows of zeros from a camera with telemetry, the corners of a rectified frame, -9999 outside a map:
+one value far below or above all others that takes the whole contrast of a stretch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cmmfnet.thermal.palettes import coprime_step
+
+_SAMPLE = 1 << 14
+_LEAST_SHARE = 0.003
+"""Of the pixels that one fill value has: fewer hardly move a percentile."""
+_LEAST_REST = 0.02
+"""Of the pixels that are picture."""
+_STRAYS = 0.02
+"""Of the other pixels that may lie between a fill value and the rest: the blurred edge of a rotated
+frame, the numbers in a row of telemetry."""
+_MOST_VALUES = 4
+"""Fill values on one side."""
+_GAP, _WIDE_GAP = 0.5, 1.0
+"""Least distance from a fill value to the rest, in units of the rest's own range (5th to 95th
+percentile): for the values that programs fill with, and for any other value."""
+_USUAL = {0.0, -1.0, 255.0, 999.0, -999.0, 9999.0, -9999.0, 99999.0, -99999.0, -10000.0, -32767.0,
+          -32768.0, 32767.0, 65535.0, -273.15, -1e10, 1e20, -1e20}  # fmt: skip
+_LEVELS = 8
+"""Different values that the rest has, at least."""
+
+
+def fill_values(values: np.ndarray) -> tuple[float, ...]:
+    """The fill values of a frame (H, W) float32; empty where it has none.
+
+    A fill value is exactly one number, has 0.3 % of the pixels or more, and lies outside the rest
+    with a gap: with next to no pixel within half the range of the rest, and a whole range where it
+    is none of the usual numbers. A sky that is cut off at 0 has no gap.
+    """
+    flat = values.ravel()
+    sample = flat[:: coprime_step(flat.size, values.shape[1], _SAMPLE)]
+    sample = np.sort(sample[np.isfinite(sample)])
+    if sample.size < 64:
+        return ()
+    starts = np.flatnonzero(np.concatenate(([True], sample[1:] != sample[:-1])))
+    ends = np.append(starts[1:], sample.size)
+    often = np.flatnonzero(ends - starts >= max(4, _LEAST_SHARE * sample.size))
+    if often.size == 0:
+        return ()
+    below, above = (_outermost(ends - starts, often, upwards) for upwards in (True, False))
+    best: tuple[float, ...] = ()
+    for low in below:
+        for high in above:
+            rest = sample[ends[low[-1]] if low else 0 : starts[high[-1]] if high else sample.size]
+            found = tuple(sample[starts[[*low, *high]]].tolist()) if low or high else ()
+            if len(found) > len(best) and _stands_apart(rest, found, len(low), sample.size):
+                best = found
+    return best
+
+
+def _outermost(counts: np.ndarray, often: np.ndarray, upwards: bool) -> list[list[int]]:
+    """The choices of fill values on one side: none, the outermost of ``often``, the two outermost,
+    and so on, as long as next to nothing else lies so far outside."""
+    choices: list[list[int]] = [[]]
+    for n in range(1, min(_MOST_VALUES, len(often)) + 1):
+        chosen = often[:n] if upwards else often[::-1][:n]
+        outside = counts[: chosen[-1] + 1] if upwards else counts[chosen[-1] :]
+        filled = counts[chosen].sum()
+        if outside.sum() - filled > 0.1 * filled:
+            break
+        choices.append(chosen.tolist())
+    return choices
+
+
+def _stands_apart(rest: np.ndarray, found: tuple[float, ...], below: int, count: int) -> bool:
+    """Whether the first ``below`` of ``found`` lie far below ``rest`` (sorted), and the others far
+    above."""
+    if len(rest) < max(64, _LEAST_REST * count):
+        return False
+    last = len(rest) - 1
+    a, low, high, b = (float(rest[round(q * last)]) for q in (_STRAYS, 0.05, 0.95, 1 - _STRAYS))
+    spread = high - low
+    if spread <= 0 or np.count_nonzero(rest[1:] != rest[:-1]) < _LEVELS - 1:
+        return False
+    gaps = [(a - value, value) for value in found[:below]]
+    gaps += [(value - b, value) for value in found[below:]]
+    return all(
+        gap >= (_GAP if value in _USUAL or abs(value) > 1e30 else _WIDE_GAP) * spread
+        for gap, value in gaps
+    )
+
+
+def without_fill(values: np.ndarray, fill: tuple[float, ...]) -> np.ndarray:
+    """The finite values (N,) of a frame (H, W) that are picture: without its fill values, and
+    without what a rotation or a blur has mixed from both at their edge."""
+    filled = np.isin(values, np.array(fill, values.dtype))
+    known = np.isfinite(values) & ~filled
+    low, high = np.percentile(values[known], (5, 95)).tolist()
+    near = _grown(filled, 2)
+    mixed = np.zeros_like(known)
+    if min(fill) < low:
+        mixed |= near & (values < low - (high - low))
+    if max(fill) > high:
+        mixed |= near & (values > high + (high - low))
+    rest = values[known & ~mixed]
+    return rest if rest.size else values[known]
+
+
+def _grown(mask: np.ndarray, by: int) -> np.ndarray:
+    """``mask`` (H, W) and all pixels at most ``by`` rows and columns from it."""
+    padded = np.pad(mask, by)
+    height, width = mask.shape
+    rows = np.any([padded[i : i + height] for i in range(2 * by + 1)], axis=0)
+    return np.any([rows[:, i : i + width] for i in range(2 * by + 1)], axis=0)

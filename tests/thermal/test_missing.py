@@ -1,4 +1,4 @@
-"""Pixels without data: no-data values of GDAL, masks, alpha, and what programs fill with unmarked."""
+"""Pixels without data: GDAL's no-data values, masks, alpha, and fill values that nothing marks."""
 
 from __future__ import annotations
 

@@ -89,8 +89,9 @@ def read_thermal(
             PNG, TIFF, JPEG, BMP and WebP; of cameras: radiometric JPEG of FLIR (in degrees Celsius)
             and of DJI (counts), FFF, SEQ and CSQ of FLIR, CPTV, NumPy (docs/thermal.md). Arrays:
             bool, integer or float of shape (H, W), (H, W, 1), (1, H, W), (H, W, 3), (H, W, 4) or
-            (3, H, W); where two readings are possible, channels are last. Equal channels are grey,
-            alpha is ignored.
+            (3, H, W); where two readings are possible, channels are last. Equal channels are grey.
+            Pixels without data become NaN: masked ones, those that alpha makes fully transparent,
+            and those with the no-data value of the file.
         palette: a key of ``cmmfnet.thermal.palettes.PALETTES``: turn a false-colour picture back
             into grey levels 0 to 255. ``"auto"`` takes the palette that fits best. ``None`` takes
             the luminance (Rec. 601), with a warning.
@@ -109,7 +110,8 @@ def read_thermal(
 
     Warns:
         UserWarning: false colour, a colour photo, several pictures (the first full-size one is
-            taken), a palette without use, 16-bit numbers whose bytes were swapped, counts where a camera's file does not suffice for temperatures.
+            taken), a palette without use, 16-bit numbers whose bytes were swapped, counts where a
+            camera's file does not suffice for temperatures.
     """
     if palette is not None and palette != "auto" and palette not in PALETTES:
         raise ThermalFileError(

@@ -89,7 +89,7 @@ def _until_damage(tables: Iterable[Table], damage: list[ThermalFileError]) -> It
 
 
 def _frame_among(tables: list[Table]) -> int:
-    """Which table is the first frame's: not a mask, no preview, grey, large, early, in this order of
+    """Which table is the first frame's: no mask, no preview, grey, large, early, in this order of
     importance."""
 
     def fitness(table: Table) -> tuple:

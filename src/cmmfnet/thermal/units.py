@@ -60,11 +60,7 @@ def refuse_empty(thermal: Thermal, span: tuple[float, float]) -> None:
 
 
 def _unit_of(thermal: Thermal) -> str:
-    unit = getattr(thermal, "unit", "") or (
-        "grey levels" if thermal.dtype == "uint8" or thermal.palette
-        else "counts" if thermal.whole else "units of the file"
-    )  # fmt: skip
-    return f" {'degrees Celsius' if unit == 'C' else unit}"
+    return {"": "", "C": " degrees Celsius"}.get(thermal.unit, f" {thermal.unit}")
 
 
 def _fitting(known: np.ndarray, span: tuple[float, float]) -> tuple[str, tuple | None]:

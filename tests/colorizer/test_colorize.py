@@ -232,7 +232,7 @@ def test_a_full_disk_stops_the_run_with_a_report(frames, model, capsys, monkeypa
     def full(path, *arguments):
         calls.append(path)
         if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on the disk; free some space", str(path))
+            raise OSError(errno.ENOSPC, "No space left on device; free some space", str(path))
         return real(path, *arguments)
 
     monkeypatch.setattr(module, "write_picture", full)

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.data.prepare.folders import read_folder
-from cmmfnet.data.prepare.hold_out import hold_out
+from cmmfnet.data.prepare.folder import hold_out, read_folder
 from cmmfnet.data.prepare.raw import PrepareError, RawPair
 
 SIZE = (12, 16)  # height, width
@@ -164,7 +163,9 @@ def test_halves_are_told_by_their_colour(tmp_path, thermal_left):
 def test_halves_that_cannot_be_told_are_refused_until_the_folder_says_it(tmp_path):
     grey = np.concatenate([GREY, GREY], 1)
     save(tmp_path / "x" / "1.png", grey)
-    assert "cannot be told" in error(tmp_path / "x") and "visible-thermal" in error(tmp_path / "x")
+    assert "not clear which half is thermal" in error(
+        tmp_path / "x"
+    ) and "visible-thermal" in error(tmp_path / "x")
     (tmp_path / "x").rename(tmp_path / "x_visible-thermal")
     assert read_folder(tmp_path / "x_visible-thermal")[0].thermal_box == (16, 0, 32, 12)
 
@@ -250,6 +251,39 @@ def test_lists_with_everything(tmp_path, name, delimiter, start):
         )
         assert pairs[0].meta == {"caption": "Straße 0", "lighting": "night"}
         assert pairs[0].visible.name == "photo0.jpg"
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
+def test_a_list_written_on_windows(tmp_path, name):
+    pair(tmp_path, "hot/a/0.png", "seen/a/0.jpg")
+    pair(tmp_path, "hot/a/1.png", "seen/a/1.jpg")
+    rows = [
+        {"source": rf"hot\a\{i}.png", "target": rf"seen\a\{i}.jpg", "split": split}
+        for i, split in enumerate(("train", "val"))
+    ]
+    pairs = read_folder(write_list(tmp_path / name, rows))
+    assert [(p.thermal.name, p.visible.name) for p in pairs] == [
+        ("0.png", "0.jpg"),
+        ("1.png", "1.jpg"),
+    ]
+    assert all(p.thermal.is_file() and p.visible.is_file() for p in pairs)
+
+
+def test_a_folder_linked_into_itself_is_entered_once(tmp_path):
+    pair(tmp_path, "thermal/0.png", "visible/0.png")
+    pair(tmp_path, "thermal/1.png", "visible/1.png")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "thermal" / "again").symlink_to("..")
+    assert [p.name for p in read_folder(tmp_path)] == ["0", "1"]
+
+
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    for i in range(3):
+        pair(tmp_path, f"thermal/{i}.png", f"visible/{i}.png")
+    (tmp_path / "visible" / "1.png").unlink()
+    (tmp_path / "visible" / "1.png").symlink_to("../.git/annex/objects/1.png")
+    message = error(tmp_path)
+    assert "1 of 3 pairs cannot be read" in message and "git annex get fetches it" in message
 
 
 def test_prompts_with_commas_and_line_breaks_need_quotes(tmp_path):

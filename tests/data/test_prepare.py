@@ -28,8 +28,8 @@ from cmmfnet.data.prepare import (
     kaist as layouts_kaist,
 )
 from cmmfnet.data.prepare import (
-    layouts,
     place,
+    small_sets,
 )
 from cmmfnet.data.prepare import prepare as prepare_module
 from cmmfnet.data.prepare.prepare import prepare, write_data_set
@@ -237,7 +237,7 @@ def test_half_a_kaist_is_refused_and_taken_with_partial(tmp_path, small_kaist, b
     ):
         quiet("kaist", raw, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.warns(UserWarning, match=rf"(?s){said}.*taking what there is"):
+    with pytest.warns(UserWarning, match=rf"(?s){said}.*using the part there is"):
         info = prepare("kaist", raw, tmp_path / "out", partial=True)
     assert info["partial"] is True
     assert (
@@ -432,9 +432,7 @@ def test_irvi_half_and_wrong(tmp_path, small_irvi):
         prepare("irvi", raw, tmp_path / "odd")
     (raw / "triplet").rename(raw / "things")
     (raw / "things" / "traffic").rename(raw / "things" / "unknown")
-    with pytest.raises(
-        PrepareError, match=r"cannot tell whether .*unknown is Traffic or Monitoring"
-    ):
+    with pytest.raises(PrepareError, match=r"unknown may be Traffic or Monitoring"):
         prepare("irvi", raw, tmp_path / "odd")
 
 
@@ -590,7 +588,7 @@ def side_by_side(
 
 @pytest.mark.parametrize("below", [".", "LLVIP"])
 def test_llvip(tmp_path, monkeypatch, below):
-    monkeypatch.setitem(layouts.PUBLISHED, "llvip", {"train": 2, "test": 1})
+    monkeypatch.setitem(small_sets.PUBLISHED, "llvip", {"train": 2, "test": 1})
     raw = tmp_path / "raw" / below
     side_by_side(raw, "infrared/train", "visible/train", ["010001", "020001"], ".jpg")
     side_by_side(raw, "infrared/test", "visible/test", ["190001"], ".jpg")
@@ -606,7 +604,7 @@ def test_llvip(tmp_path, monkeypatch, below):
 
 
 def test_msrs(tmp_path, monkeypatch):
-    monkeypatch.setitem(layouts.PUBLISHED, "msrs", {"train": 2, "test": 1})
+    monkeypatch.setitem(small_sets.PUBLISHED, "msrs", {"train": 2, "test": 1})
     raw = tmp_path / "raw"
     side_by_side(raw, "train/ir", "train/vi", ["00001D", "00881N"])
     side_by_side(raw, "test/ir", "test/vi", ["00537D"])
@@ -624,7 +622,7 @@ def test_msrs(tmp_path, monkeypatch):
 
 
 def test_a_part_of_msrs_that_has_one_split_only(tmp_path, monkeypatch):
-    monkeypatch.setitem(layouts.PUBLISHED, "msrs", {"train": 2, "test": 1})
+    monkeypatch.setitem(small_sets.PUBLISHED, "msrs", {"train": 2, "test": 1})
     side_by_side(tmp_path / "raw", "train/ir", "train/vi", ["00001D", "00881N"])
     with pytest.warns(
         UserWarning, match="found 2 train, 0 test; expected 2 train, 1 test; missing 1 test"
@@ -634,11 +632,11 @@ def test_a_part_of_msrs_that_has_one_split_only(tmp_path, monkeypatch):
 
 
 def test_m3fd_for_detection_is_split_by_blocks(tmp_path, monkeypatch):
-    monkeypatch.setitem(layouts.PUBLISHED, "m3fd", {"pairs": 12})
+    monkeypatch.setitem(small_sets.PUBLISHED, "m3fd", {"pairs": 12})
     monkeypatch.setattr(
-        layouts,
+        small_sets,
         "fifth_blocks",
-        lambda names, size, original=layouts.fifth_blocks: original(names, 2),
+        lambda names, size, original=small_sets.fifth_blocks: original(names, 2),
     )
     raw = tmp_path / "M3FD_Detection"
     side_by_side(raw, "Ir", "Vis", [f"{i:05d}" for i in range(12)])
@@ -652,12 +650,12 @@ def test_m3fd_for_detection_is_split_by_blocks(tmp_path, monkeypatch):
     with pytest.raises(
         PrepareError, match=r"found 12 pairs; expected 4,200 pairs; missing 4,188 pairs"
     ):
-        monkeypatch.setitem(layouts.PUBLISHED, "m3fd", {"pairs": 4_200})
+        monkeypatch.setitem(small_sets.PUBLISHED, "m3fd", {"pairs": 4_200})
         prepare("m3fd", raw, tmp_path / "half")
 
 
 def test_m3fd_for_fusion_is_for_testing(tmp_path, monkeypatch):
-    monkeypatch.setitem(layouts.PUBLISHED, "m3fd-fusion", {"pairs": 3})
+    monkeypatch.setitem(small_sets.PUBLISHED, "m3fd-fusion", {"pairs": 3})
     side_by_side(tmp_path / "raw" / "M3FD_Fusion", "Ir", "Vis", ["1", "2", "10"])
     info = prepare("m3fd", tmp_path / "raw", tmp_path / "out")
     assert info["counts"]["test"]["sources"] == {"m3fd-fusion": 3} and len(info["counts"]) == 1
@@ -670,7 +668,7 @@ def test_m3fd_for_fusion_is_for_testing(tmp_path, monkeypatch):
 
 
 def test_m3fd_with_lists(tmp_path, monkeypatch):
-    monkeypatch.setitem(layouts.PUBLISHED, "m3fd", {"pairs": 4})
+    monkeypatch.setitem(small_sets.PUBLISHED, "m3fd", {"pairs": 4})
     raw = tmp_path / "m3fd"
     side_by_side(raw, "ir", "vi", ["00000", "00001", "00002", "00003"])
     (raw / "meta").mkdir()
@@ -691,7 +689,7 @@ def test_m3fd_with_lists(tmp_path, monkeypatch):
 
 
 def test_roadscene_in_both_variants(tmp_path, monkeypatch):
-    monkeypatch.setitem(layouts.PUBLISHED, "roadscene", {"pairs": 3})
+    monkeypatch.setitem(small_sets.PUBLISHED, "roadscene", {"pairs": 3})
     raw = tmp_path / "road-scene"
     for i, size in enumerate([(16, 12), (20, 14), (18, 18)]):
         name = f"FLIR_{i:05d}.jpg"
@@ -717,7 +715,7 @@ def test_roadscene_in_both_variants(tmp_path, monkeypatch):
 
 
 def test_blocks_keep_neighbours_together():
-    chosen = layouts.fifth_blocks([f"FLIR_{i}" for i in range(221)], 20)
+    chosen = small_sets.fifth_blocks([f"FLIR_{i}" for i in range(221)], 20)
     test = [i for i in range(221) if chosen[f"FLIR_{i}"] == "test"]
     assert test == [*range(80, 100), *range(180, 200)]
 
@@ -920,6 +918,32 @@ def test_a_full_disk_leaves_no_data_set_and_no_half_pictures(
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
+def test_killed_runs_are_finished_by_the_same_command(tmp_path):
+    """Killed as it wrote its first file, as it wrote a picture, and as it took its mark away."""
+    pairs = raw_pairs(tmp_path / "raw", ["n0", "n1"])
+    write_data_set(pairs, tmp_path / "whole")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".cmmfnet-0123456789ab.part").write_text('{"plan"')
+    write_data_set(pairs, out)
+    plan = json.loads((out / "data_set.json").read_text())["plan"]
+    (out / "thermal" / ".cmmfnet-0123456789ab.part").write_bytes(b"half")
+    (out / prepare_module.MARKER).write_text(json.dumps({"plan": plan}))
+    write_data_set(pairs, out)
+    assert tree(out) == tree(tmp_path / "whole") and not list(out.rglob(".*"))
+    assert not (out / prepare_module.MARKER).exists()
+
+
+def test_links_that_lead_nowhere_are_left_out_with_a_warning(tmp_path, small_kaist):
+    raw = kaist(tmp_path / "raw", DAY_SETS)
+    lost = sorted(raw.rglob("lwir/*.jpg"))[0]
+    lost.unlink()
+    lost.symlink_to("../.git/annex/objects/x.jpg")
+    with pytest.warns(UserWarning, match=r"1 links lead nowhere and are left out; .*git annex get"):
+        prepare("kaist", raw, tmp_path / "out", partial=True)
+    assert len(entries(tmp_path / "out")) == sum(map(sum, DAY_SETS.values())) - 1
+
+
 def test_a_finished_folder_and_a_foreign_one_are_refused(tmp_path):
     pairs = raw_pairs(tmp_path / "raw", ["n0", "n1"])
     write_data_set(pairs, tmp_path / "out")
@@ -931,17 +955,17 @@ def test_a_finished_folder_and_a_foreign_one_are_refused(tmp_path):
     assert tree(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(PrepareError, match="is not empty and no data set that this command began"):
+    with pytest.raises(PrepareError, match="is not empty, and this command did not begin it"):
         write_data_set(pairs, tmp_path / "mine")
 
 
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("llvip", {"protocol": "A"}, "--protocol is of kaist; llvip has no such choice"),
-        ("irvi", {"hold_out": True}, "--hold-out is of kaist"),
+        ("llvip", {"protocol": "A"}, "--protocol is for kaist only; leave it out for llvip"),
+        ("irvi", {"hold_out": True}, "--hold-out is for kaist only"),
         ("folder", {"partial": True}, "--partial is for sets with published counts"),
-        ("kaist", {"protocol": "C", "frames": Path("x")}, "--protocol C picks every 20th frame"),
+        ("kaist", {"protocol": "C", "frames": Path("x")}, "--protocol C chooses every 20th frame"),
         ("kaist", {"frames": Path("no-list.txt")}, "--frames no-list.txt does not exist"),
         ("kaist", {"jobs": 0}, "--jobs is 0; expected 1 or more"),
         ("kaist", {"shards": 0}, "--shards is 0"),
@@ -1005,7 +1029,7 @@ def test_alignment_and_shards_follow_also_on_a_finished_folder(tmp_path, small_k
 
 def test_through_the_command_line(tmp_path):
     raw = kaist(tmp_path / "raw", {0: [2], 6: [1]})
-    environment = {**os.environ, "PYTHONPATH": str(Path(layouts.__file__).parents[3])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(small_sets.__file__).parents[3])}
     command = [sys.executable, "-m", "cmmfnet", "prepare", "kaist", str(raw), str(tmp_path / "out")]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr

@@ -88,9 +88,7 @@ def test_a_full_disk_names_the_file_and_what_to_do(tmp_path):
     path = tmp_path / "result.png"
     path.write_bytes(b"old")
     with (
-        pytest.raises(
-            OSError, match=r"No space left on the disk; free some space.*result\.png"
-        ) as e,
+        pytest.raises(OSError, match=r"No space left on device; free some space.*result\.png") as e,
         atomic_write(path) as file,
     ):
         file.write(b"half")
@@ -109,7 +107,7 @@ def test_a_disk_that_is_full_at_the_last_flush(tmp_path, monkeypatch):
         return tmp_path / "x.part", open("/dev/full", "wb")  # noqa: PTH123
 
     monkeypatch.setattr(atomic, "_new_part", full)
-    full_disk = pytest.raises(OSError, match=r"No space left on the disk.*a\.png")
+    full_disk = pytest.raises(OSError, match=r"No space left on device.*a\.png")
     with full_disk, atomic_write(tmp_path / "a.png", durable=False) as file:
         file.write(b"few bytes")
     assert list(tmp_path.iterdir()) == []

@@ -177,8 +177,7 @@ def colorize(
         for file, result in pairs
         if file in sequences
     )
-    pages = [Path(gallery).parent] if gallery is not None else []
-    clear_parts(*(result.parent for result in outputs), *pages)
+    clear_parts(*(result.parent for result in outputs), *(result.parent for _, result in pairs))
 
     taken = {file.resolve() for file in [*inputs, *outputs]}
     photos = partial(write_photo, overwrite=overwrite, taken=taken)

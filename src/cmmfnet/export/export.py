@@ -30,7 +30,7 @@ from cmmfnet.export.graph import (
     some_text,
     to_float16,
 )
-from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.atomic import atomic_write, clear_parts
 from cmmfnet.weights.files import describe, load_model
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def export(
     if half and int8 is not None:
         raise ExportError("--half is for GPUs and --int8 for CPUs; give one of them")
     _needs("onnx", "onnxscript", "onnxruntime")
+    clear_parts(path.parent)
     loaded, about = load_model(model), describe(model)
     if reason := NO_GRAPH.get(loaded.config["method"]):
         raise ExportError(f"{loaded.name}: {loaded.config['method']} cannot be exported: {reason}")

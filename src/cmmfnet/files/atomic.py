@@ -50,7 +50,7 @@ def atomic_write(path: Path, *, text: bool = False, durable: bool = True) -> Ite
         if error.errno not in DISK_FULL:
             raise
         advice = "free some space, or write to another disk, and run the same command again"
-        raise OSError(error.errno, f"No space left on the disk; {advice}", str(path)) from error
+        raise OSError(error.errno, f"No space left on device; {advice}", str(path)) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

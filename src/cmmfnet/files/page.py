@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import cmmfnet
-from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.atomic import atomic_write, clear_parts
 
 LONGEST_SIDE = 640
 """Width or height, in pixels, to which larger pictures are reduced in a page."""
@@ -35,6 +35,7 @@ def write_page(path: str | Path, template: str, **values) -> Path:
         OSError: the file cannot be written.
     """
     path = Path(path)
+    clear_parts(path.parent)
     pieces = _environment().get_template(template).generate(version=cmmfnet.__version__, **values)
     with atomic_write(path, durable=False) as file:
         for piece in pieces:

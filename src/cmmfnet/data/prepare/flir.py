@@ -1,9 +1,9 @@
 """Three sets of street scenes by Teledyne FLIR: ADAS v1.3, the video test of ADAS v2, and the
 aligned part of v1.3.
 
-ADAS pairs are not registered: two lenses, side by side, of different angle. Colour is cut to the
-thermal camera's angle of view as far as FLIR states it, resampled to the thermal frame's size, and
-the index says ``aligned: false``.
+ADAS pairs are not registered: the two lenses are side by side and have different angles. Colour is
+cut to the thermal camera's angle of view as stated by FLIR and resampled to the thermal frame's
+size; the index says ``aligned: false``.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import re
 import warnings
 from pathlib import Path
 
-from cmmfnet.data.prepare.layouts import (
+from cmmfnet.data.prepare.raw import (
+    Box,
     Need,
+    PrepareError,
+    RawPair,
     check_counts,
     contents,
     list_pictures,
@@ -23,7 +26,6 @@ from cmmfnet.data.prepare.layouts import (
     safe,
     subfolder,
 )
-from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair
 
 MAP = "rgb_to_thermal_vid_map.json"
 LISTS = {"train": "align_train.txt", "val": "align_validation.txt"}
@@ -33,18 +35,17 @@ V1_FOLDERS = {"train": "train", "val": "val", "test": "video"}
 V2 = 3_749
 ALIGNED = {"train": 4_129, "val": 1_013}
 V2_VIEW = math.tan(math.radians(45 / 2)) / math.tan(math.radians(52.8 / 2))
-"""Part of the colour frame's width that the thermal camera sees: 45 and 52.8 degrees, by the
-read-me of ADAS v2."""
+"""Share of the colour frame's width that the thermal camera sees: 45 and 52.8 degrees (read-me of
+ADAS v2)."""
 UNREGISTERED = (
     "{title}: the two cameras are not registered; colour is cut to about the thermal frame's view "
-    "(aligned: false in the "
-    "index). Fit for unpaired methods; for paired ones use FLIR-aligned, or look at "
-    "--check-alignment"
+    "(aligned: false in the index). Suitable for unpaired methods; for paired ones use "
+    "FLIR-aligned, or try --check-alignment"
 )
 
 
 def read_flir(raw: Path, *, need: Need = "whole") -> list[RawPair]:
-    """Whichever of the three ``raw`` (or a folder right in it) is."""
+    """The pairs of the one of the three sets that ``raw``, or a folder in it, is."""
     for root in (raw, *sorted(p for p in raw.iterdir() if p.is_dir())):
         if (root / "video_thermal_test").is_dir():
             return _read_v2(root, need)
@@ -54,8 +55,8 @@ def read_flir(raw: Path, *, need: Need = "whole") -> list[RawPair]:
             return _read_v1(root, need)
     raise PrepareError(
         f"FLIR: expected ADAS v1.3 (train/thermal_8_bit/), ADAS v2 ({MAP} and "
-        "video_thermal_test/) or FLIR-aligned "
-        f"({LISTS['train']} and JPEGImages/) in {raw}; found {contents(raw)}"
+        f"video_thermal_test/) or FLIR-aligned ({LISTS['train']} and JPEGImages/) in {raw}; found "
+        f"{contents(raw)}"
     )
 
 
@@ -70,14 +71,9 @@ def _read_v1(root: Path, need: Need) -> list[RawPair]:
         both = sorted(thermal.keys() & visible.keys())
         found |= {f"{folder} thermal frames": len(thermal), f"{folder} pairs": len(both)}
         for stem in both:
-            size = picture_size(thermal[stem])
-            box = centre_box(
-                picture_size(visible[stem]), 1.0, size
-            )  # v1's read-me: lens set to the thermal camera's view
-            pairs.append(
-                _loose(safe(folder, stem), thermal[stem], visible[stem], split, "video" if split == "test" else None,
-                       box, size, "none")
-            )  # fmt: skip
+            name, sequence = safe(folder, stem), "video" if split == "test" else None
+            # read-me of v1: the colour lens is set to the thermal camera's view
+            pairs.append(_loose(name, thermal[stem], visible[stem], split, sequence, 1.0, "none"))
     expected = {}
     for split, (frames, alone) in V1.items():
         expected |= {
@@ -98,8 +94,8 @@ def _read_v1(root: Path, need: Need) -> list[RawPair]:
 
 
 def _read_v2(root: Path, need: Need) -> list[RawPair]:
-    """The 3,749 frames of the video test that FLIR pairs by time; all for testing. The pictures of
-    v2 have no partners."""
+    """The 3,749 frames of the video test that FLIR pairs by time; all for testing. The still
+    pictures of v2 have no partners."""
     path = next((p for p in (root / MAP, root.parent / MAP) if p.is_file()), None)
     if path is None:
         raise PrepareError(
@@ -121,13 +117,10 @@ def _read_v2(root: Path, need: Need) -> list[RawPair]:
     for colour_name, thermal_name in sorted(partners.items(), key=lambda item: item[1]):
         colour_stem, stem = Path(colour_name).stem, Path(thermal_name).stem
         if stem in thermal and colour_stem in visible:
-            size = picture_size(thermal[stem])
-            box = centre_box(picture_size(visible[colour_stem]), V2_VIEW, size)
             video = re.match(r"video-([^-]+)-", stem)
-            pairs.append(
-                _loose(safe(stem), thermal[stem], visible[colour_stem], "test", video and video[1], box, size,
-                       lighting.get(stem, "none"))
-            )  # fmt: skip
+            files, sequence = (thermal[stem], visible[colour_stem]), video and video[1]
+            hour = lighting.get(stem, "none")
+            pairs.append(_loose(safe(stem), *files, "test", sequence, V2_VIEW, hour))
     found = {"names in the map": len(partners), "pairs": len(pairs)}
     check_counts(
         "FLIR ADAS v2 (video test)", root, found, {"names in the map": V2, "pairs": V2}, need
@@ -172,16 +165,19 @@ def _read_aligned(root: Path, need: Need) -> list[RawPair]:
 
 def centre_box(size: tuple[int, int], part: float, aspect: tuple[int, int]) -> Box:
     """The box in the middle of a (width, height) picture: ``part`` of its width, in the proportions
-    ``aspect``, or the largest such box where that is too high."""
+    ``aspect``; if that is too high, the largest box of these proportions."""
     width = min(size[0] * part, size[1] * aspect[0] / aspect[1])
     wide, high = round(width), round(width * aspect[1] / aspect[0])
     left, top = (size[0] - wide) // 2, (size[1] - high) // 2
     return left, top, left + wide, top + high
 
 
-def _loose(name, thermal, visible, split, sequence, box, size, lighting) -> RawPair:
+def _loose(name, thermal, visible, split, sequence, part, lighting) -> RawPair:
+    """A pair that is not registered: colour is cut to ``part`` of its width."""
     meta = {"lighting": lighting, "aligned": False}
     sequence = f"flir/{sequence}" if sequence else None
+    size = picture_size(thermal)
+    box = centre_box(picture_size(visible), part, size)
     return RawPair(
         name,
         thermal,

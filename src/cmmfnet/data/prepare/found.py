@@ -1,5 +1,5 @@
-"""FoundPair: a pair as it lies in the user's own folders or list, and the checks that all of them
-must pass."""
+"""FoundPair, a pair in the user's own folders or list, and the checks that all of them must
+pass."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from cmmfnet.data.prepare.layouts import picture_size, safe
-from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair
+from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair, picture_size, safe
+from cmmfnet.files.pictures import dangling
 
 EXPECTED = """expected one of
-  thermal/ and visible/ with equal names (or ir, lwir, infrared, tir, A; vis, rgb, vi, color, colour, B)
+  thermal/ and visible/ with equal names (or ir, lwir, infrared, tir, A; vis, rgb, vi, color,
+    colour, B)
   trainA/, trainB/, testA/, testB/ with equal names, A thermal
   pictures of even width with the thermal frame in one half and the colour picture in the other
-  a list .csv or .jsonl with source, target (thermal and colour file) and, where wanted, prompt, split, sequence, lighting"""
+  a list .csv or .jsonl with source, target (thermal and colour file) and optionally prompt, split,
+    sequence, lighting"""
 
 
 @dataclass(frozen=True)
 class FoundPair:
-    """A pair as it was found. ``folders``: what its path has beside splits and thermal/visible."""
+    """A pair as it was found. ``folders``: its path without splits and thermal/visible."""
 
     thermal: Path
     visible: Path
@@ -40,7 +42,7 @@ class FoundPair:
 
 
 def raw_pair(pair: FoundPair) -> RawPair:
-    """With its sequence: its folders, or the name before the digits at its end (drive1_ of
+    """The RawPair. Its sequence: its folders, or its name without the digits at its end (drive1 of
     drive1_0042)."""
     run = re.sub(r"[\s_.-]*\d+$", "", pair.stem)
     sequence = safe(*pair.folders) if pair.folders else safe(run) if run != pair.stem else None
@@ -78,6 +80,10 @@ def check_pictures(found: list[FoundPair]) -> None:
         except PrepareError as error:
             broken.append(str(error))
             continue
+        except FileNotFoundError:  # a link that leads nowhere; lists check their files before
+            lost = pair.visible.is_symlink()
+            broken.append(dangling(pair.visible) if lost else f"{pair.visible} does not exist")
+            continue
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             broken.append(
                 f"{pair.visible} ({pair.visible.stat().st_size:,} bytes) cannot be read: {error}"
@@ -93,14 +99,18 @@ def check_pictures(found: list[FoundPair]) -> None:
     refuse(
         broken,
         f"of {len(found)} pairs cannot be read",
-        "copy them again or take them and their partners away",
+        "copy them again or move them and their partners away",
     )
-    refuse(turned, "colour pictures are to be turned by their EXIF orientation, which training "
-                   "does not do",
-            "turn the pixels themselves, for example with mogrify -auto-orient")  # fmt: skip
-    refuse(unequal, f"of {len(found)} pairs are of two sizes", "pairs lie on each other pixel by "
-                                                               "pixel: register and "
-            "resample both to one size")  # fmt: skip
+    refuse(
+        turned,
+        "colour pictures have an EXIF orientation, which training does not apply",
+        "turn the pixels themselves, for example with mogrify -auto-orient",
+    )
+    refuse(
+        unequal,
+        f"of {len(found)} pairs are of two sizes",
+        "the two must match pixel by pixel: register and resample both to one size",
+    )
     refuse(deep, "colour pictures have more than 8 bits", "save them as 8-bit RGB")
 
 

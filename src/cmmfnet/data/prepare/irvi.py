@@ -1,14 +1,13 @@
 """IRVI (Li et al., ACM MM 2021, with I2V-GAN):
 ``{single,triplet}/CLIP/{trainA,trainB,testA,testB}``, A thermal, B colour.
 
-CLIP is ``traffic`` or a part of Monitoring. Training pictures of ``triplet/`` are three consecutive
+CLIP is ``traffic`` or a part of Monitoring. A training picture of ``triplet/`` is three consecutive
 frames side by side.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmmfnet.data.prepare.layouts import (
+from cmmfnet.data.prepare.raw import (
+    Box,
     Need,
+    PrepareError,
+    RawPair,
     check_counts,
     complain,
     contents,
@@ -25,8 +27,8 @@ from cmmfnet.data.prepare.layouts import (
     picture_size,
     safe,
     unmatched,
+    walk,
 )
-from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair
 from cmmfnet.files.pictures import natural_key
 
 PARTS = ("trainA", "trainB", "testA", "testB")
@@ -41,13 +43,12 @@ BLOCK = 200
 
 
 def read_irvi(raw: Path, *, need: Need = "whole", jobs: int = 1) -> list[RawPair]:
-    """Single frames; triplets are cut into three, and a frame that comes in several triplets is
-    taken once.
+    """Single frames. Triplets are cut into three, and a frame of several triplets is used once.
 
-    ``source`` is "traffic" or "monitoring": train on both, test on each. Where ``single/`` is
-    there, ``triplet/`` is left alone: the same frames. Repeats are found by content, of both
+    ``source`` is "traffic" or "monitoring": train on both, test on each. If there is ``single/``,
+    ``triplet/`` is ignored: it has the same frames. Repeats are found by the content of both
     pictures, within a clip. Copies in use have one traffic frame fewer than published, and cutting
-    into threes loses some, so 99 % of the counts pass.
+    into threes loses some, so 99 % of the counts are enough.
     """
     pairs: list[RawPair] = []
     found = dict.fromkeys(COUNTS, 0)
@@ -71,9 +72,9 @@ def read_irvi(raw: Path, *, need: Need = "whole", jobs: int = 1) -> list[RawPair
 def _clips(raw: Path) -> list[Path]:
     """Folders with any of trainA, trainB, testA, testB."""
     clips = []
-    for folder, folders, _files in os.walk(raw, followlinks=True):
+    for folder, folders, _files in walk(raw):
         if any(part in folders for part in PARTS):
-            clips.append(Path(folder))
+            clips.append(folder)
             folders.clear()
     if not clips:
         raise PrepareError(
@@ -82,7 +83,7 @@ def _clips(raw: Path) -> list[Path]:
         )
     single = [clip for clip in clips if "single" in clip.relative_to(raw).parts]
     clips = single or clips
-    # rooftop_total has the frames of the sub-folders beside it, which know the camera position
+    # rooftop_total repeats the frames of the folders beside it, which tell the camera position
     parts = {clip.parent for clip in clips if re.search(r"sub[-_]?\d", clip.name)}
     return sorted(clip for clip in clips if not ("total" in clip.name and clip.parent in parts))
 
@@ -94,9 +95,8 @@ def _source(raw: Path, clip: Path) -> str:
     if re.search(r"roof|monitor|sub[-_]?\d", path):
         return "monitoring"
     raise PrepareError(
-        f"IRVI: cannot tell whether {clip} is Traffic or Monitoring; its path should say traffic, "
-        "or monitoring, rooftop "
-        "or sub1 to sub5"
+        f"IRVI: {clip} may be Traffic or Monitoring; rename a folder in its path to traffic, "
+        "monitoring, rooftop or sub1 to sub5"
     )
 
 
@@ -114,8 +114,7 @@ def _frames(
         if counts[0] != counts[1] or counts[0] not in (1, 3):
             raise PrepareError(
                 f"{thermal} is {sizes[0]}, {visible.parent.name}/{visible.name} is {sizes[1]} "
-                "(width, height); expected a "
-                "square frame, or three side by side, on both sides"
+                "(width, height); expected a square frame, or three side by side, on both sides"
             )
         boxes = [_thirds(size) if counts[0] == 3 else [None] for size in sizes]
         files.append((stem, thermal, visible, *boxes))
@@ -132,8 +131,8 @@ def _frames(
 
 
 def _match(thermal: Path, visible: Path, need: Need) -> list[tuple[str, Path, Path]]:
-    """Files of the two sides with equal names, or, where no name is equal, with equal numbers at
-    the end of the name."""
+    """Files of the two sides with equal names or, if no name is equal, with equal numbers at the
+    end of the name."""
     left, right = list_pictures(thermal), list_pictures(visible)
     if not left.keys() & right.keys():
         numbered = [
@@ -159,7 +158,7 @@ def _thirds(size: tuple[int, int]) -> list[Box]:
 def _contents(file: tuple) -> list[bytes | None]:
     """A digest of each frame of a triplet; None for a single frame, which cannot repeat.
 
-    A JPEG decoder mixes a few columns of neighbouring frames at their border, so it is left out.
+    JPEG mixes a few columns of neighbouring frames at their border, so the border is left out.
     """
     _stem, thermal, visible, left, right = file
     if left[0] is None:

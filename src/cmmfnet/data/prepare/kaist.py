@@ -7,8 +7,15 @@ import re
 import warnings
 from pathlib import Path
 
-from cmmfnet.data.prepare.layouts import WAY_OUT, Need, contents, list_pictures, unmatched
-from cmmfnet.data.prepare.raw import PrepareError, RawPair
+from cmmfnet.data.prepare.raw import (
+    WAY_OUT,
+    Need,
+    PrepareError,
+    RawPair,
+    contents,
+    list_pictures,
+    unmatched,
+)
 
 COUNTS = {
     0: (17_498, 9), 1: (8_035, 6), 2: (7_866, 5), 3: (6_668, 2), 4: (7_200, 2), 5: (2_920, 1),
@@ -18,23 +25,21 @@ COUNTS = {
 DAY = (0, 1, 2, 6, 7, 8)
 
 GEOMETRY = {"A": "kaist-a", "B": "kaist-b", "C": "kaist-a"}
-"""Protocol -> what ``cmmfnet evaluate --geometry`` does with the frames, which are stored as they
-are."""
+"""Protocol -> the ``--geometry`` of ``cmmfnet evaluate`` for it; frames are stored unchanged."""
 
 
 def read_kaist(
     raw: Path, *, protocol: str = "A", hold_out: bool = False, need: Need = "whole"
 ) -> list[RawPair]:
-    """All frames (protocols A and B) or every 20th (C), as train or test by the makers' sets.
+    """All frames (protocols A and B) or every 20th (C), train or test as in the makers' sets.
 
-    Night sets come with lighting "night"; the paper's protocol is lighting "day". Their absence is
-    only warned of. C takes frames 19, 39, 59, ... of each video. ``hold_out`` gives the last video
-    of each training set that has several to the split "val". Names are setXX_VXXX_IXXXXX, sequences
-    setXX/VXXX.
+    Night sets have lighting "night" (the paper's protocol is lighting "day"); if they are missing,
+    that is only a warning. C has frames 19, 39, 59, ... of each video. With ``hold_out`` the last
+    video of each training set with several is the split "val". Names are setXX_VXXX_IXXXXX,
+    sequences setXX/VXXX.
 
     Raises:
-        PrepareError: sets, videos or frames that are missing, on one side or on both, all in one
-            message.
+        PrepareError: missing sets, videos or frames, on one side or on both, all in one message.
     """
     root = _images(raw)
     pairs: list[RawPair] = []
@@ -76,10 +81,13 @@ def read_kaist(
     if faults and need != "listed":
         shown = "".join(f"\n  {fault}" for fault in faults[:20])
         shown += f"\n  and {len(faults) - 20} more" if len(faults) > 20 else ""
-        text = f"{root} is not KAIST as published: found {total:,} frames, expected {expected:,}:{shown}\n"
+        text = (
+            f"{root} is not KAIST as published: found {total:,} frames, expected {expected:,}:"
+            f"{shown}\n"
+        )
         if need == "whole":
             raise PrepareError(text + WAY_OUT)
-        warnings.warn(text + "taking what there is", stacklevel=2)
+        warnings.warn(text + "using the part there is", stacklevel=2)
     if absent and need == "whole":
         warnings.warn(
             f"{root} has no {', '.join(absent)} (night; protocols A, B and C need the day sets "
@@ -90,7 +98,7 @@ def read_kaist(
 
 
 def _images(raw: Path) -> Path:
-    """The folder with set00, set01, ..."""
+    """The folder that has set00, set01, ..."""
     for root in (
         raw,
         raw / "images",
@@ -114,8 +122,7 @@ def _videos(folder: Path) -> list[Path]:
 
 
 def _video(video: Path, faults: list[str]) -> dict[str, tuple[Path, Path]]:
-    """Stem -> (thermal, visible) of the frames that are there on both sides; what is wrong is added
-    to ``faults``."""
+    """Stem -> (thermal, visible) of the frames on both sides; adds what is wrong to ``faults``."""
     where = f"{video.parent.name}/{video.name}"
     try:
         left, right = list_pictures(video / "lwir"), list_pictures(video / "visible")

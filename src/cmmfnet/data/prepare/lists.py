@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from cmmfnet.data.prepare.found import EXPECTED, FoundPair, refuse
 from cmmfnet.data.prepare.raw import PrepareError
@@ -60,12 +60,10 @@ def _rows(path: Path) -> Iterable[tuple[int, dict]]:
 
 
 def columns(path: Path) -> set[str]:
-    """Of the first row; none where the file is no list."""
+    """The columns of the first row; none if the file is no list."""
     try:
         return set(next(iter(_rows(path)), (0, {}))[1])
-    except (
-        PrepareError
-    ):  # some other file beside the pictures; as RAW itself, it is read again and complained of
+    except PrepareError:  # another file beside the pictures; as RAW itself it gives its error
         return set()
 
 
@@ -80,9 +78,8 @@ def read_list(path: Path) -> list[FoundPair]:
         if not values["source"] or not values["target"]:
             raise PrepareError(
                 f"{path}, line {number}: no {'source' if not values['source'] else 'target'}; "
-                f"found {', '.join(row)}. Expected "
-                "the columns source (thermal file), target (colour file) and, where wanted, "
-                "prompt, split, sequence, lighting"
+                f"found {', '.join(row)}. Expected the columns source (thermal file), target "
+                "(colour file) and optionally prompt, split, sequence, lighting"
             )
         split, lighting = SPLITS.get(values["split"].lower()), values["lighting"].lower()
         if values["split"] and split is None:
@@ -94,7 +91,7 @@ def read_list(path: Path) -> list[FoundPair]:
                 f"{path}, line {number}: lighting {lighting!r}; expected one of "
                 f"{', '.join(LIGHTINGS)}"
             )
-        files = [path.parent / values[key] for key in ("source", "target")]
+        files = [_file(path.parent, values[key]) for key in ("source", "target")]
         missing += [f"{file} (line {number})" for file in files if not file.is_file()]
         if (first := used.setdefault(files[0], number)) != number:
             twice.append(f"{values['source']} (lines {first} and {number})")
@@ -107,12 +104,15 @@ def read_list(path: Path) -> list[FoundPair]:
     refuse(
         missing,
         f"of {2 * len(found)} files that {path} names do not exist",
-        f"paths count from {path.parent}",
+        f"paths are relative to {path.parent}",
     )
     refuse(twice, f"frames are in {path} twice", "keep one line of each")
     if unused:
-        guesses = [f"{key!r} (did you mean {near[0]}?)" if (near := difflib.get_close_matches(key, COLUMNS, 1)) else repr(key)
-                   for key in unused]  # fmt: skip
+        near = {key: difflib.get_close_matches(key, COLUMNS, 1) for key in unused}
+        guesses = [
+            f"{key!r} (did you mean {close[0]}?)" if close else repr(key)
+            for key, close in near.items()
+        ]
         warnings.warn(
             f"{path}: not used: {', '.join(guesses)}; used are {', '.join(COLUMNS)}", stacklevel=3
         )
@@ -121,12 +121,19 @@ def read_list(path: Path) -> list[FoundPair]:
             f"{path}: {sum(pair.split is None for pair in found)} of {len(found)} lines have no "
             "split; name it in all or none"
         )
-    return _told_apart(found)
+    return _with_folders(found)
 
 
-def _told_apart(found: list[FoundPair]) -> list[FoundPair]:
-    """Where files of a list have one name in several folders, the folders become part of their
-    names."""
+def _file(root: Path, name: str) -> Path:
+    """The file that a list names. A list from Windows separates folders by backslashes."""
+    path = root / name
+    if "\\" in name and not path.exists():
+        return root / PureWindowsPath(name).as_posix()
+    return path
+
+
+def _with_folders(found: list[FoundPair]) -> list[FoundPair]:
+    """If files in several folders have one name, the folders become part of the names."""
     if len({pair.name.lower() for pair in found}) == len(found):
         return found
     common = Path(os.path.commonpath([pair.thermal.parent.resolve() for pair in found]))

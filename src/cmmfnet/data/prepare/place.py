@@ -1,5 +1,5 @@
-"""One raw pair into thermal/ and visible/ of the one layout: a link, a copy, or a cut or resampled
-PNG."""
+"""Places one raw pair into thermal/ and visible/ of the layout: a link, a copy, or a cut or
+resampled PNG."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Literal
 
 from PIL import Image
 
-from cmmfnet.data.prepare.layouts import picture_size
-from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair
+from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair, picture_size
 from cmmfnet.files.atomic import atomic_write
 
 
 def place_pair(pair: RawPair, out: Path, copy: bool) -> tuple[list[str], str]:
-    """How the two pictures were made, or what is wrong with them."""
+    """How the two pictures were placed, and "" or what is wrong with them."""
     try:
         sizes = [
             _placed_size(pair.thermal, pair.thermal_box, None),
@@ -39,7 +38,7 @@ def place_pair(pair: RawPair, out: Path, copy: bool) -> tuple[list[str], str]:
 
 
 def _placed_size(path: Path, box: Box | None, size: tuple[int, int] | None) -> tuple[int, int]:
-    """(width, height) that the picture will have; reads its header."""
+    """(width, height) of the placed picture, from the source's header."""
     width, height = picture_size(path)
     if box is not None:
         if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
@@ -51,7 +50,7 @@ def _placed_size(path: Path, box: Box | None, size: tuple[int, int] | None) -> t
 def _place(
     source: Path, folder: Path, name: str, box: Box | None, size: tuple[int, int] | None, copy: bool
 ) -> Literal["linked", "hard-linked", "copied", "written"]:
-    """Link, copy or cut one picture, unless an earlier run did."""
+    """Link, copy or cut one picture, unless an earlier run did so."""
     target = folder / (name + (source.suffix.lower() if box is None and size is None else ".png"))
     if box is not None or size is not None:
         if not (target.exists() and target.stat().st_size):
@@ -62,15 +61,13 @@ def _place(
         if target.is_symlink():
             return "linked"
         return "hard-linked" if target.samefile(path) else "copied"
-    target.unlink(missing_ok=True)  # a link to what is gone
+    target.unlink(missing_ok=True)  # a link to a file that is gone
     if not copy:
         for link, how in ((os.symlink, "linked"), (os.link, "hard-linked")):
             try:
                 link(path, target)
                 return how
-            # not on this file system, or not across two of them: the next way, and copying tells
-            # why
-            except OSError:
+            except OSError:  # not on this file system, or not across two: the next way
                 continue
     with Path(path).open("rb") as original, atomic_write(target, durable=False) as file:
         shutil.copyfileobj(original, file)

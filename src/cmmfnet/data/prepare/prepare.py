@@ -1,5 +1,5 @@
-"""``cmmfnet prepare``: raw data sets brought into the one layout of data/pairs.py, with a frame
-list and its checksum."""
+"""``cmmfnet prepare``: brings raw data sets into the layout of data/pairs.py, with a frame list and
+its checksum."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ import PIL
 from tqdm import tqdm
 
 from cmmfnet import __version__
-from cmmfnet.data.prepare.layouts import SPLITS, choose_frames
 from cmmfnet.data.prepare.place import place_pair
-from cmmfnet.data.prepare.raw import PrepareError, RawPair
-from cmmfnet.files.atomic import atomic_write
+from cmmfnet.data.prepare.raw import SPLITS, Need, PrepareError, RawPair, choose_frames
+from cmmfnet.files.atomic import atomic_write, clear_parts
 from cmmfnet.files.pictures import PICTURES
 
 MARKER = "preparing.json"
-"""There from the first file to the last: the folder is half a data set, and of which request."""
+"""Exists while the folder is half a data set, and identifies the request that began it."""
 
 
 def prepare(
@@ -42,25 +41,25 @@ def prepare(
     check_alignment: bool = False,
     shards: int | None = None,
 ) -> dict[str, Any]:
-    """Bring a raw data set into the one layout: links to its pictures, an index, a frame list with
-    a checksum.
+    """Bring a raw data set into the project's layout: links to its pictures, an index, and a frame
+    list with a checksum.
 
-    Stopped half-way, the same command goes on. docs/prepare.md has the layouts that are expected of
+    If it is interrupted, the same command continues. docs/prepare.md has the expected layout of
     each set.
 
     Args:
         name: which data set; folder: your own pictures
-        raw: the data set as it was unpacked
+        raw: the unpacked data set
         out: a new folder for thermal/, visible/, index.jsonl, frames.txt and data_set.json
         protocol: kaist: A (resize to 320x256, centre crop 256x256; the default), B (a 256x256 crop
             of the frame, by its name) or C (every 20th frame of A)
-        frames: file that lists the frames to take, one a line: setXX/VXXX/IXXXXX for kaist, names
-            of frames.txt for all, with or without train, val or test before it
-        partial: take an incomplete copy as it is
+        frames: file that lists the frames to use, one a line: setXX/VXXX/IXXXXX for kaist, names
+            of frames.txt for all, with or without train, val or test before them
+        partial: use an incomplete copy as it is
         hold_out: kaist: the last video of each training set is for validation, not for training
-        jobs: files at a time; one for each CPU where not given
+        jobs: files at a time (default: one for each CPU)
         copy: copy files instead of linking to them
-        check_alignment: estimate the shift of each pair, flag bad ones and write a page to look at
+        check_alignment: estimate the shift of each pair, flag bad ones and write a page with them
         shards: also write tar shards of this many MB to OUT/shards
     """
     raw, out = Path(raw).expanduser().resolve(), Path(out).expanduser().resolve()
@@ -93,7 +92,7 @@ def prepare(
     if shards:
         from cmmfnet.data.prepare.write_shards import write_shards
 
-        if (out / "shards" / "index.jsonl").is_file():  # written last: they are whole
+        if (out / "shards" / "index.jsonl").is_file():  # written last, so they are complete
             print(f"shards      {out / 'shards'} are there already")
         else:
             print(f"shards      {write_shards(out, out / 'shards', shard_mb=shards)}")
@@ -110,28 +109,29 @@ def write_data_set(
 ) -> dict[str, Any]:
     """Write thermal/, visible/, frames.txt, data_set.json and, last, index.jsonl.
 
-    Whole pictures become symbolic links, where the file system has none hard links, else copies.
-    Cut or resampled ones become PNG, of JPEG too, since a second JPEG would add its own losses to
-    training targets and scores.
+    Whole pictures become symbolic links; hard links if the file system has no symbolic ones; else
+    copies. Cut or resampled ones become PNG, even from JPEG: compressing them a second time would
+    add losses to training targets and scores.
 
     Args:
         pairs: in any order; the result is the same.
-        out: a new folder, or one that the same call left half-way.
-        jobs: threads; one for each CPU where not given.
+        out: a new folder, or one that an interrupted call with the same pairs began.
+        jobs: threads (default: one for each CPU).
         copy: copy instead of linking.
         about: further keys of data_set.json.
 
     Returns:
-        What data_set.json holds: ``about``; ``counts`` (split -> frames, sha256 of their list, all
-        and by lighting, frames of each source, lighting and sequence); ``sha256`` of frames.txt;
-        ``plan``, sha256 of files, boxes and index entries; ``files``, how many were linked, copied,
-        written; ``versions``.
+        The content of data_set.json: ``about``; ``counts`` (split -> frames, sha256 of their list,
+        all and by lighting, frames of each source, lighting and sequence); ``sha256`` of
+        frames.txt; ``plan``, sha256 of files, boxes and index entries; ``files``, how many were
+        linked, copied, written; ``versions``.
 
     Raises:
-        PrepareError: names, splits or pictures that cannot be; a folder that holds something else.
+        PrepareError: names, splits or pictures that cannot be used; a folder with other content.
     """
     pairs = _check(pairs)
     plan = _plan(pairs, copy)
+    clear_parts(out, out / "thermal", out / "visible")
     _open(out, plan)
     with ThreadPoolExecutor(_jobs(jobs)) as pool:
         results = pool.map(lambda pair: place_pair(pair, out, copy), pairs)
@@ -173,14 +173,15 @@ def _check_request(name, raw, out, protocol, frames, partial, hold_out, shards) 
         raise PrepareError(f"OUT is RAW ({raw}); name another folder, the raw data stays as it is")
     for given, option in ((protocol, "--protocol"), (hold_out, "--hold-out")):
         if given and name != "kaist":
-            raise PrepareError(f"{option} is of kaist; {name} has no such choice, leave it out")
+            raise PrepareError(f"{option} is for kaist only; leave it out for {name}")
     if partial and name == "folder":
         raise PrepareError(
             "--partial is for sets with published counts; folder has none, leave it out"
         )
     if protocol == "C" and frames is not None:
         raise PrepareError(
-            "--protocol C picks every 20th frame, --frames a list's: use A (or B) with the list"
+            "--protocol C chooses every 20th frame, --frames those of a list; use A or B with a "
+            "list"
         )
     if shards is not None and shards < 1:
         raise PrepareError(
@@ -189,36 +190,29 @@ def _check_request(name, raw, out, protocol, frames, partial, hold_out, shards) 
 
 
 def _read(
-    name: str, raw: Path, protocol: str | None, need: Any, hold_out: bool, jobs: int
+    name: str, raw: Path, protocol: str | None, need: Need, hold_out: bool, jobs: int
 ) -> list[RawPair]:
-    from cmmfnet.data.prepare import (
-        flir as layouts_flir,
-    )
-    from cmmfnet.data.prepare import (
-        irvi as layouts_irvi,
-    )
-    from cmmfnet.data.prepare import (
-        kaist as layouts_kaist,
-    )
-    from cmmfnet.data.prepare import (
-        layouts,
-    )
-
     match name:
         case "kaist":
-            return layouts_kaist.read_kaist(
-                raw, protocol=protocol or "A", hold_out=hold_out, need=need
-            )
+            from cmmfnet.data.prepare.kaist import read_kaist
+
+            return read_kaist(raw, protocol=protocol or "A", hold_out=hold_out, need=need)
         case "irvi":
-            return layouts_irvi.read_irvi(raw, need=need, jobs=jobs)
+            from cmmfnet.data.prepare.irvi import read_irvi
+
+            return read_irvi(raw, need=need, jobs=jobs)
         case "flir":
-            return layouts_flir.read_flir(raw, need=need)
+            from cmmfnet.data.prepare.flir import read_flir
+
+            return read_flir(raw, need=need)
         case "folder":
-            from cmmfnet.data.prepare.folders import read_folder
+            from cmmfnet.data.prepare.folder import read_folder
 
             return read_folder(raw)
         case _:
-            return getattr(layouts, f"read_{name}")(raw, need=need)
+            from cmmfnet.data.prepare import small_sets
+
+            return getattr(small_sets, f"read_{name}")(raw, need=need)
 
 
 def _check(pairs: Iterable[RawPair]) -> list[RawPair]:
@@ -231,8 +225,7 @@ def _check(pairs: Iterable[RawPair]) -> list[RawPair]:
     ]:
         raise PrepareError(
             f"{len(unsafe)} names are not made of letters, digits, - and _ (at most 200; the "
-            f"first is {unsafe[0]!r}); "
-            "rename these files"
+            f"first is {unsafe[0]!r}); rename these files"
         )
     if odd := [pair for pair in pairs if pair.split not in SPLITS]:
         raise PrepareError(
@@ -253,8 +246,9 @@ def _check(pairs: Iterable[RawPair]) -> list[RawPair]:
 
 
 def _open(out: Path, plan: str) -> None:
-    """Mark ``out`` as begun, or see that it was begun by the same request."""
-    if (out / "index.jsonl").exists():
+    """Mark ``out`` as begun, or check that the same request began it."""
+    # a run that was killed at its very end has both: it is finished again
+    if (out / "index.jsonl").exists() and not (out / MARKER).is_file():
         raise PrepareError(
             f"{out} is a finished data set (it has index.jsonl); delete it or name another folder"
         )
@@ -262,12 +256,11 @@ def _open(out: Path, plan: str) -> None:
         if json.loads((out / MARKER).read_text(encoding="utf-8")).get("plan") != plan:
             raise PrepareError(
                 f"{out} was begun with other options or other raw data; repeat that command, "
-                "delete it or name another "
-                "folder"
+                "delete the folder or name another one"
             )
     elif out.is_dir() and any(out.iterdir()):
         raise PrepareError(
-            f"{out} is not empty and no data set that this command began; name a new folder"
+            f"{out} is not empty, and this command did not begin it; name a new folder"
         )
     else:
         _write(out / MARKER, json.dumps({"plan": plan}) + "\n")
@@ -276,8 +269,8 @@ def _open(out: Path, plan: str) -> None:
 
 
 def _finished(pairs: list[RawPair], out: Path, copy: bool) -> dict[str, Any] | None:
-    """data_set.json of a finished ``out`` with the same pairs, for what is done after preparing;
-    None if not finished."""
+    """The content of data_set.json if ``out`` is finished with the same pairs; None if it is not
+    finished."""
     if not (out / "index.jsonl").exists():
         return None
     path = out / "data_set.json"
@@ -290,13 +283,13 @@ def _finished(pairs: list[RawPair], out: Path, copy: bool) -> dict[str, Any] | N
 
 
 def _frame_list(pairs: list[RawPair]) -> str:
-    """One line "SPLIT NAME" a frame, sorted, line feeds between them (none at the end: as
-    protocol.frames_sha256)."""
+    """A line "SPLIT NAME" for each frame, sorted, with line feeds between them and none at the end,
+    as in protocol.frames_sha256."""
     return "\n".join(sorted(f"{pair.split} {pair.name}" for pair in pairs))
 
 
 def _sha256(pairs: list[RawPair]) -> str:
-    """Names the choice of frames, whatever their files hold."""
+    """Identifies the choice of frames, whatever their files contain."""
     return hashlib.sha256(_frame_list(pairs).encode()).hexdigest()
 
 

@@ -1,14 +1,14 @@
-"""The user's own pairs, in one of four layouts, as lists of RawPair: see docs/folder.md.
+"""The user's own pairs, in one of four layouts, as lists of RawPair (docs/folder.md).
 
-What RAW is follows from what is in it. Where that is not plain, the error says what was found and
-how to make it plain; nothing is guessed, since a wrong guess (thermal taken for colour) shows only
-after training.
+The layout follows from the content of RAW. If several layouts fit, or none, the error says what was
+found and how to name one; nothing is guessed, since a wrong guess (thermal taken for colour) shows
+only after training.
 """
 
 from __future__ import annotations
 
-import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,36 +27,33 @@ from cmmfnet.data.prepare.found import (
     size_of,
     some,
 )
-from cmmfnet.data.prepare.hold_out import hold_out
-from cmmfnet.data.prepare.layouts import contents
 from cmmfnet.data.prepare.lists import LISTS, SPLITS, columns, read_list
-from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair
+from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair, contents, walk
 from cmmfnet.files.pictures import PICTURES, natural_key
 
 THERMAL = ("thermal", "ir", "lwir", "infrared", "tir")
 VISIBLE = ("visible", "vis", "rgb", "vi", "color", "colour")
-GREY, COLOURED = (
-    4.0,
-    6.0,
-)  # mean difference of a picture's largest and smallest channel, in grey levels: below, from
+GREY, COLOURED = 4.0, 6.0
+"""Mean difference between the largest and the smallest channel of a pixel, in levels of 255: grey
+pictures are below the first, coloured ones at or above the second."""
 _SAMPLED = 16
 
 
 def read_folder(raw: Path) -> list[RawPair]:
-    """The pairs in ``raw``: parallel folders, trainA/trainB, side-by-side pictures, or a list (or
-    ``raw`` is the list).
+    """The pairs in ``raw``: parallel folders, trainA/trainB, side-by-side pictures, or a list
+    (``raw`` may be the list itself).
 
-    Every picture's header is read: both of a pair must be whole files of one size. Splits that RAW
-    names are kept; where it names none, or only train, a tenth of the frames in whole blocks
-    becomes "val" (:func:`hold_out`).
+    Every picture's header is read: both pictures of a pair must be complete files of one size.
+    Splits named in RAW are kept; if it names none, or only train, a tenth of the frames, in whole
+    blocks, becomes "val" (:func:`hold_out`).
 
     Returns:
         Pairs of the source "folder", in natural order; ``meta`` has the list's caption and
         lighting.
 
     Raises:
-        PrepareError: none of the layouts or several of them; pictures without partner, of two
-            sizes, damaged, twice.
+        PrepareError: none of the layouts fits, or several do; pictures without a partner, of two
+            sizes, damaged, or listed twice.
 
     Warns:
         UserWarning: frames left out between train and val; columns of a list that are not used.
@@ -71,7 +68,7 @@ def read_folder(raw: Path) -> list[RawPair]:
                 "it as it is"
             )
         found = _recognise(raw)()
-    if all(pair.split == "train" for pair in found):  # which says nothing
+    if all(pair.split == "train" for pair in found):  # the same as no split
         found = [replace(pair, split=None) for pair in found]
     found.sort(key=lambda pair: natural_key(Path(pair.name)))
     check_names(found)
@@ -81,7 +78,7 @@ def read_folder(raw: Path) -> list[RawPair]:
 
 
 def _recognise(raw: Path) -> Callable[[], list[FoundPair]]:
-    """The reader of the one layout that fits."""
+    """The reader of the only layout that fits."""
     if not raw.is_dir():
         raise PrepareError(f"{raw} does not exist; expected a folder of pairs or a list of them")
     pictures = [p for p in _walk(raw) if p.suffix.lower() in PICTURES]
@@ -99,8 +96,7 @@ def _recognise(raw: Path) -> Callable[[], list[FoundPair]]:
     if len(fits) > 1:
         raise PrepareError(
             f"{raw} can be read in {len(fits)} ways: {'; '.join(fits)}. Give the list itself or "
-            "the folder of one of them as "
-            "RAW, or take the other away"
+            "the folder of one of them as RAW, or move the other away"
         )
     if fits:
         return next(iter(fits.values()))
@@ -112,20 +108,21 @@ def _recognise(raw: Path) -> Callable[[], list[FoundPair]]:
 
 
 def _walk(raw: Path) -> Iterable[Path]:
-    """All files below, but for what is hidden (macOS leaves a ._NAME.png beside each NAME.png that
-    it copies)."""
-    for folder, below, files in os.walk(raw, followlinks=True):
+    """All files below ``raw``, without hidden ones (macOS leaves a ._NAME.png beside each NAME.png
+    that it copies)."""
+    for folder, below, files in walk(raw):
         below[:] = sorted(name for name in below if not name.startswith(".") and name != "__MACOSX")
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        yield from (folder / name for name in files if not name.startswith("."))
 
 
 # ---- two folders
-# --------------------------------------------------------------------------------------------------
 
 
 def _named_side(folders: Sequence[str]) -> tuple[str, list[str]]:
-    """("thermal", "visible" or "", the other folders). Words go before letters: thermal/A/ is
-    sequence A."""
+    """The side that a path's folders name ("thermal", "visible" or ""), and its other folders.
+
+    Words count before letters: thermal/A/ is sequence A.
+    """
     for thermal, visible in ((THERMAL, VISIBLE), (("A",), ("B",))):
         for i, folder in enumerate(folders):
             name = folder if thermal == ("A",) else folder.lower()
@@ -173,9 +170,8 @@ def _read_parallel(raw: Path, pictures: list[Path], side_of: Callable) -> list[F
         [str(path.relative_to(raw)) for path in sorted(alone, key=natural_key)],
         f"of {len(thermal)} thermal and {len(visible)} colour pictures have no partner of the "
         "same name",
-        "give both the same name or take them away; where names differ by a rule, write a CSV "
-        "list source,target; pictures "
-        "that show different scenes (unpaired) are no pairs",
+        "give both the same name or move them away; if names differ by a rule, write a CSV list "
+        "source,target; pictures of different scenes (unpaired) are no pairs",
     )
     found = [FoundPair(thermal[key], visible[key], key[1], key[2], key[0]) for key in thermal]
     if lettered:
@@ -186,9 +182,8 @@ def _read_parallel(raw: Path, pictures: list[Path], side_of: Callable) -> list[F
         if colours[0] >= COLOURED and colours[1] < GREY:
             raise PrepareError(
                 f"{raw}: A and B look swapped: A is coloured (channels differ by {colours[0]:.0f} "
-                "grey levels), B is grey "
-                f"({colours[1]:.0f}); expected thermal frames in A. Rename the folders to thermal "
-                "and visible"
+                f"grey levels), B is grey ({colours[1]:.0f}); expected thermal frames in A. Rename "
+                "the folders to thermal and visible"
             )
     return _without_common_folder(found)
 
@@ -206,7 +201,7 @@ def _split_of(folders: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _without_common_folder(found: list[FoundPair]) -> list[FoundPair]:
-    """A folder around everything, as archives have it, is no sequence."""
+    """Without the folders that all pairs share: a folder around everything is no sequence."""
     around = 0
     while (
         len({pair.folders[around : around + 1] or None for pair in found}) == 1
@@ -217,7 +212,6 @@ def _without_common_folder(found: list[FoundPair]) -> list[FoundPair]:
 
 
 # ---- side by side
-# --------------------------------------------------------------------------------------------------
 
 
 def _read_side_by_side(raw: Path, pictures: list[Path]) -> list[FoundPair]:
@@ -229,9 +223,8 @@ def _read_side_by_side(raw: Path, pictures: list[Path]) -> list[FoundPair]:
     if odd:
         raise PrepareError(
             f"{raw} has pictures, but neither two folders nor a list, and "
-            f"{some(odd, len(pictures))} cannot be two pictures "
-            f"side by side (even width, at least as wide as high): found {contents(raw)}; "
-            f"{EXPECTED}"
+            f"{some(odd, len(pictures))} cannot be two pictures side by side (even width, at "
+            f"least as wide as high): found {contents(raw)}; {EXPECTED}"
         )
     if match := re.search(r"(thermal-visible|visible-thermal)$", raw.resolve().name.lower()):
         thermal_first = match[1] == "thermal-visible"
@@ -251,7 +244,7 @@ def _read_side_by_side(raw: Path, pictures: list[Path]) -> list[FoundPair]:
 
 
 def _thermal_is_left(raw: Path, pictures: list[Path], sizes: dict[Path, tuple[int, int]]) -> bool:
-    """Which half is grey while the other is coloured."""
+    """Whether the left halves are grey and the right ones coloured (or the other way round)."""
     chosen = _sample(pictures)
     left = float(
         np.median([_colourfulness(p, (0, 0, sizes[p][0] // 2, sizes[p][1])) for p in chosen])
@@ -259,20 +252,18 @@ def _thermal_is_left(raw: Path, pictures: list[Path], sizes: dict[Path, tuple[in
     right = float(np.median([_colourfulness(p, (sizes[p][0] // 2, 0, *sizes[p])) for p in chosen]))
     if (left < GREY) == (right < GREY) or max(left, right) < COLOURED:
         raise PrepareError(
-            f"{raw}: pictures of even width, but which half is thermal cannot be told: the "
-            f"channels differ by {left:.0f} grey "
-            f"levels in the left halves and by {right:.0f} in the right ones (thermal: less than "
-            f"{GREY:.0f}, colour: "
-            f"{COLOURED:.0f} or more). Rename the folder so that its name ends in thermal-visible "
-            "(thermal on the left) or "
+            f"{raw}: pictures of even width, but it is not clear which half is thermal: the "
+            f"channels differ by {left:.0f} grey levels in the left halves and by {right:.0f} in "
+            f"the right ones (thermal: less than {GREY:.0f}, colour: {COLOURED:.0f} or more). "
+            "Rename the folder so that its name ends in thermal-visible (thermal on the left) or "
             f"visible-thermal. If these are no pictures side by side: {EXPECTED}"
         )
     return left < right
 
 
 def _colourfulness(path: Path, box: Box | None = None) -> float:
-    """Mean over the picture of the largest less the smallest channel, 0 to 255; small, so that
-    JPEG's noise is out."""
+    """Mean over a 64x64 copy, where JPEG noise has gone, of the largest minus the smallest
+    channel: 0 to 255."""
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
@@ -284,7 +275,7 @@ def _colourfulness(path: Path, box: Box | None = None) -> float:
             )
     except (OSError, SyntaxError, ValueError) as error:
         raise PrepareError(
-            f"{path} cannot be decoded ({error}); copy it again or take it away"
+            f"{path} cannot be decoded ({error}); copy it again or move it away"
         ) from error
     pixels = np.asarray(part).astype(int)
     return float((pixels.max(2) - pixels.min(2)).mean())
@@ -297,3 +288,55 @@ def _sample(paths: Iterable[Path]) -> list[Path]:
         if len(paths) > _SAMPLED
         else paths
     )
+
+
+# ---- held-out frames
+
+
+def hold_out(pairs: list[RawPair]) -> list[RawPair]:
+    """The pairs with splits "train" and "val"; a single pair is for training.
+
+    Neighbouring frames of a video are near duplicates, so whole sequences are held out: from the
+    last in natural order backwards, while they are at most 15 % of the frames, until they are 10 %.
+    If none is small enough (one long drive), the last tenth of the frames is held out, and a
+    fiftieth before it, at most 30 frames, is left out, with a warning. Held-out frames of a
+    sequence that is cut in this way get the sequence NAME_val.
+    """
+    if len(pairs) < 2:
+        return pairs
+    sizes: dict[str, int] = {}
+    for pair in pairs:
+        sizes[_scene(pair)] = sizes.get(_scene(pair), 0) + 1
+    held: set[str] = set()
+    count = 0
+    for scene in sorted(sizes, key=lambda scene: natural_key(Path(scene)), reverse=True):
+        if count >= len(pairs) / 10:
+            break
+        if count + sizes[scene] <= 0.15 * len(pairs):
+            held.add(scene)
+            count += sizes[scene]
+    if held:
+        return [replace(pair, split="val" if _scene(pair) in held else "train") for pair in pairs]
+    start = len(pairs) - max(1, round(len(pairs) / 10))
+    gap = min(30, len(pairs) // 50)
+    if gap:
+        warnings.warn(
+            f"the last {len(pairs) - start} of {len(pairs)} frames are for validation, and the "
+            f"{gap} before them are left out, since they may look the same; name the splits in "
+            "folders or in a list to choose them yourself",
+            stacklevel=3,
+        )
+    train = [replace(pair, split="train") for pair in pairs[: start - gap]]
+    known = {pair.sequence for pair in train if pair.sequence}
+    return train + [
+        replace(
+            pair,
+            split="val",
+            sequence=f"{pair.sequence}_val" if pair.sequence in known else pair.sequence,
+        )
+        for pair in pairs[start:]
+    ]
+
+
+def _scene(pair: RawPair) -> str:
+    return pair.sequence or pair.name

@@ -41,14 +41,16 @@ def test_the_same_place_of_every_picture_lands_at_the_same_place(seed):
     )
     if crop.flip:
         expected[1] = 64 - expected[1]
-    assert np.allclose(centre(crop.apply(thermal, 64)), expected, atol=0.1)
-    assert np.allclose(centre(crop.apply(label, 64, nearest=True)), expected, atol=0.6)
-    assert set(np.unique(crop.apply(label, 64, nearest=True))) == {
+    assert np.allclose(centre(crop.apply(thermal, (64, 64))), expected, atol=0.1)
+    assert np.allclose(centre(crop.apply(label, (64, 64), nearest=True)), expected, atol=0.6)
+    assert set(np.unique(crop.apply(label, (64, 64), nearest=True))) == {
         0,
         1,
     }  # no classes between classes
     for channel in range(3):
-        difference = crop.apply(visible, 64)[..., channel].astype(int) - crop.apply(thermal, 64)
+        difference = crop.apply(visible, (64, 64))[..., channel].astype(int) - crop.apply(
+            thermal, (64, 64)
+        )
         assert np.abs(difference).max() <= 1  # torch has one kernel for grey, another for colour
 
 
@@ -61,9 +63,11 @@ def test_crops_are_antialiased_as_in_floating_point():
         0
     ].permute(1, 2, 0)
     assert (
-        np.abs(crop.apply(picture, 64) - exact.numpy()).max() <= 1.5
+        np.abs(crop.apply(picture, (64, 64)) - exact.numpy()).max() <= 1.5
     )  # rounded once for each direction
-    assert crop.apply(picture, 64).std() < 0.5 * picture.std()  # noise is averaged, not picked from
+    assert (
+        crop.apply(picture, (64, 64)).std() < 0.5 * picture.std()
+    )  # noise is averaged, not picked from
 
 
 def test_crops_stay_inside_and_keep_to_scale_and_aspect():
@@ -79,8 +83,8 @@ def test_crops_stay_inside_and_keep_to_scale_and_aspect():
 
 def test_a_picture_smaller_than_the_crop_is_enlarged():
     crop = Crop.draw(np.random.default_rng(0), 5, 9, (0.5, 1.0), aspect=1.3)
-    assert crop.apply(np.zeros((5, 9, 3), np.uint8), 32).shape == (32, 32, 3)
-    assert crop.apply(np.zeros((5, 9), np.uint8), 32).shape == (32, 32)
+    assert crop.apply(np.zeros((5, 9, 3), np.uint8), (32, 32)).shape == (32, 32, 3)
+    assert crop.apply(np.zeros((5, 9), np.uint8), (32, 32)).shape == (32, 32)
 
 
 def test_aspect_1_does_not_stretch():

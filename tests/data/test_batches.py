@@ -340,7 +340,7 @@ def test_aspect_reaches_the_crop(data, monkeypatch):
     source = Source(str(data / "pairs"), aspect=1.0).opened()
     Batches([source], batch_size=10, size=16, steps=1)[0]
     assert len(seen) == 10 and all(crop.height == crop.width for crop in seen)
-    with pytest.raises(ValueError, match=r"aspect of .* is 0.5; expected 1"):
+    with pytest.raises(ValueError, match=r"aspect of .* is 0.5; expected a number from 1"):
         Source(source.folder, aspect=0.5)
 
 
@@ -547,7 +547,7 @@ def test_split_gives_the_batch_in_parts(data):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"size": 20}, "size is 20; crops must be multiples of 8"),
+        ({"size": 20}, "crops are .*20.*; their sides must be multiples of 8"),
         ({"world": 4}, "batch_size is 3 for 4 processes; expected at least 4"),
         ({"world": 2, "rank": 2}, "rank is 2 of 2 processes; expected 0 to 1"),
         ({"frames": 2}, "frames is 2; expected 1 or 3"),
@@ -586,3 +586,30 @@ def test_on_the_device_nothing_waits_and_ranks_agree(data, mode):
             and whole.names == straight[step].names
         )
         assert torch.allclose(whole.thermal, straight[step].thermal, atol=1e-4)
+
+
+def test_every_step_has_one_of_the_shapes_and_things_keep_their_proportions(tmp_path):
+    """A square of 12 pixels in the picture is as wide as high in crops of any shape, and as large
+    as the zoom says."""
+    picture = np.zeros((96, 200), np.uint8)
+    picture[42:54, 94:106] = 255
+    for kind, mode in (("thermal", "L"), ("visible", "RGB")):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(picture).convert(mode).save(tmp_path / kind / "a.png")
+    (tmp_path / "index.jsonl").write_text('{"name": "a"}\n')
+    source = Source(str(tmp_path), zoom=(0.5, 0.5), aspect=1).opened()
+    shapes = ((32, 64), (48, 64), (40, 80))
+    found = Batches([source], batch_size=2, shapes=shapes, steps=30)
+    seen = set()
+    for step in range(30):
+        batch = found[step]
+        seen.add(size := tuple(batch.visible.shape[-2:]))
+        assert batch.thermal.shape == (2, 1, *size) and batch.label.shape == (2, *size)
+        bright = (batch.visible[:, 0] + 1) / 2
+        assert bright.sum(dim=1).amax(dim=1) == pytest.approx(6, abs=0.2)  # as wide
+        assert bright.sum(dim=2).amax(dim=1) == pytest.approx(6, abs=0.2)  # as high
+    assert seen == set(shapes)
+    # too small for the largest shape at zoom 0.2: enlarged until all of its height is in the crop
+    far = Source(str(tmp_path), zoom=(0.2, 0.2), aspect=1).opened()
+    crop = Batches([far], batch_size=1, shapes=[(48, 48)], steps=1)[0].crops[0]
+    assert (crop.height, crop.width) == (96, 96)

@@ -270,8 +270,8 @@ def test_scenes_rendered_anew_are_pairs_with_words(anew):
 
 def test_training_says_what_holds_in_the_crop(anew):
     items = Items(
-        [Source(str(anew), (1, 1), recolour=0.01).opened()], batch_size=6, size=32, steps=9, seed=1,
-        rank=0, world=1,
+        [Source(str(anew), (1, 1), recolour=0.01).opened()], batch_size=6,
+        shapes=[(32, 32)], steps=9, seed=1, rank=0, world=1,
         unpaired=False, frames=1, workers=0,
     )  # fmt: skip
     made = [items[step] for step in range(5)]

@@ -100,7 +100,7 @@ def test_steps_by_graph_are_those_without():
 
     graphed = Graphed(network, **options)
     found = steps(network, graphed)
-    assert graphed._replay is not None
+    assert graphed.captured
     assert found == pytest.approx(steps(other, lambda *x: other(*x, **options)), rel=1e-3)
     assert found[-1] < found[0]
     for (name, a), b in zip(network.state_dict().items(), other.state_dict().values(), strict=True):
@@ -129,7 +129,7 @@ def test_gradients_are_the_same_with_the_encoder_beside(config, monkeypatch):
             # detached: a node of autograd that lives on would keep the other capture from its
             # streams
             steps.append([y.detach().clone(), *(d.clone() for d in of if d is not None)])
-        assert call._replay is not None
+        assert call.captured
         return steps
 
     beside = found()
@@ -277,8 +277,29 @@ def test_another_thread_may_pin_memory_meanwhile():
         for _ in range(3):
             graphed = Graphed(network)
             graphed(torch.rand(2, 1, 64, 64).cuda(), None)[0].sum().backward()
-            assert graphed._replay is not None
+            assert graphed.captured
     finally:
         stop.set()
         thread.join(timeout=60)
     assert not failed
+
+
+@cuda
+def test_every_shape_has_its_own_graph():
+    """Crops of several shapes train in turn, each as a graph, with one set of weights."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.GELU(), torch.nn.Conv2d(8, 1, 3, padding=1)
+    ).cuda()
+    other = copy.deepcopy(network)
+    graphed = Graphed(network)
+    frames = [torch.rand(2, 1, *shape).cuda() for shape in ((32, 64), (48, 48), (32, 64), (48, 48))]
+    for x in frames:
+        for net, call in ((network, graphed), (other, other)):
+            net.zero_grad()
+            call(x).square().mean().backward()
+            for p in net.parameters():
+                p.data -= 0.1 * p.grad
+    assert graphed.captured == 2
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -49,6 +49,13 @@ def read(name: str) -> Recipe:
         ({"validation_pictures": 0}, "validation_pictures is 0"),
         ({"validation": "pairs"}, "validation is 'pairs'; expected keys and values or null"),
         ({"size": 100}, "size is 100; expected a multiple of 8"),
+        ({"shapes": ((64, 100),)}, "shapes are .*100.*; expected multiples of 8"),
+        ({"shapes": ((64, 8),)}, "shapes is .*; expected a list of a list of 2 values, each"),
+        ({"shapes": ((64, 96),)}, "pairs has no zoom and the recipe has shapes; expected both"),
+        (
+            {"sources": [{"folder": "pairs", "zoom": (1.0, 1.0)}]},
+            "pairs has a zoom and .* no shapes",
+        ),
         ({"size": 10**9}, "size is 1000000000; expected a whole number from 16 to 4,096"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a number above 0 to 10"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),

@@ -55,28 +55,56 @@ class Crop:
             bool(rng.random() < 0.5),
         )
 
-    def apply(self, picture: np.ndarray, size: int, nearest: bool = False) -> np.ndarray:
-        """picture (H,W) or (H,W,3) uint8 -> (size,size) or (size,size,3) uint8, antialiased;
-        ``nearest`` for label maps.
+    @staticmethod
+    def draw_zoomed(
+        rng: np.random.Generator,
+        height: int,
+        width: int,
+        size: tuple[int, int],
+        zoom: tuple[float, float],
+        aspect: float,
+    ) -> Crop:
+        """A random crop for ``size`` (height, width) pixels: ``zoom`` of them for each pixel of the
+        picture, stretched up to ``aspect`` either way.
+
+        Of a picture that is too small for that the crop is as large as its shape allows.
+        """
+        chosen = np.exp(rng.uniform(*np.log(zoom)))
+        stretch = np.exp(rng.uniform(-np.log(aspect), np.log(aspect)) / 2)
+        h, w = size[0] / (chosen * stretch), size[1] * stretch / chosen
+        fit = min(1.0, height / h, width / w)
+        h, w = max(8, round(h * fit)), max(8, round(w * fit))
+        return Crop(
+            int(rng.integers(height - h + 1)),
+            int(rng.integers(width - w + 1)),
+            h,
+            w,
+            bool(rng.random() < 0.5),
+        )
+
+    def apply(
+        self, picture: np.ndarray, size: tuple[int, int], nearest: bool = False
+    ) -> np.ndarray:
+        """picture (H,W) or (H,W,3) uint8 -> the crop at ``size`` = (h,w), (h,w) or (h,w,3) uint8,
+        antialiased; ``nearest`` for label maps.
 
         Resampled in whole numbers, so that the number of threads does not show in the bits.
         """
         part = picture[self.top : self.top + self.height, self.left : self.left + self.width]
         if nearest:
             rows, columns = (
-                ((np.arange(size) + 0.5) * n // size).astype(np.intp) for n in part.shape[:2]
+                ((np.arange(m) + 0.5) * n // m).astype(np.intp)
+                for m, n in zip(size, part.shape[:2], strict=True)
             )
             return part[rows[:, None], columns[::-1] if self.flip else columns]
         # a copy of the crop: torch is twice as quick on what lies in one piece
         planes = (
             torch.from_numpy(part.copy()).view(1, self.height, self.width, -1).permute(0, 3, 1, 2)
         )
-        planes = F.interpolate(
-            planes, (size, size), mode="bilinear", antialias=True, align_corners=False
-        )
+        planes = F.interpolate(planes, size, mode="bilinear", antialias=True, align_corners=False)
         if self.flip:
             planes = planes.flip(3)
-        return planes[0].permute(1, 2, 0).numpy().reshape(size, size, *part.shape[2:])
+        return planes[0].permute(1, 2, 0).numpy().reshape(*size, *part.shape[2:])
 
 
 def stretch(x: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:

@@ -34,14 +34,14 @@ notice a disk that hangs."""
 
 @dataclass
 class Batch:
-    """thermal (B,1,S,S) and visible (B,3,S,S) float32 in [-1,1]; label (B,S,S) long, 255 = none;
+    """thermal (B,1,H,W) and visible (B,3,H,W) float32 in [-1,1]; label (B,H,W) long, 255 = none;
     tags: names per picture; colours: (colour, name) of things per picture, and told: names that
     only the words tell, where a source recolours; tagged (B,) bool: the tags are complete, so a
     missing one is absent; captions ("" = none); names; positions of the pictures in the step's
     whole batch, for draws that must not depend on the number of processes; crops: where in its file
     the colour picture was cut.
 
-    With three frames, thermal is (B,3,1,S,S) and visible (B,3,3,S,S), in the order of time; all
+    With three frames, thermal is (B,3,1,H,W) and visible (B,3,3,H,W), in the order of time; all
     else is the middle one's. With unpaired colour, all but visible is the thermal frame's."""
 
     thermal: Tensor
@@ -82,18 +82,20 @@ class Batches:
     process does. ``unpaired``: the colour picture (with a crop of its own) is drawn independently
     of the thermal frame, from the same mix (see ``Source.gives``). ``frames`` = 3: three neighbours
     of a sequence (``Pairs.triplets``) with one crop, one set of sensor and simulation draws, white
-    noise apart. ``sources`` are opened ones (``Source.opened``).
+    noise apart. ``sources`` are opened ones (``Source.opened``). ``size`` is the side of square
+    crops; ``shapes`` are, in its place, (height, width) of crops, of which each step draws one.
 
     Raises ``ValueError`` for a request that makes no sense.
     """
 
-    def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int,
-                 seed: int = 0,
+    def __init__(self, sources: Sequence[Source], *, batch_size: int, steps: int, size: int = 256,
+                 shapes: Sequence[tuple[int, int]] = (), seed: int = 0,
                  device: str | torch.device = "cpu", rank: int = 0, world: int = 1,
                  workers: int = 0,
                  unpaired: bool = False, frames: int = 1):  # fmt: skip
-        if size % 8:
-            raise ValueError(f"size is {size}; crops must be multiples of 8")
+        shapes = [*shapes] or [(size, size)]
+        if any(side % 8 for shape in shapes for side in shape):
+            raise ValueError(f"crops are {shapes}; their sides must be multiples of 8")
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank} of {world} processes; expected 0 to {world - 1}")
         if batch_size < world:
@@ -104,11 +106,11 @@ class Batches:
         if frames not in (1, 3):
             raise ValueError(f"frames is {frames}; expected 1 or 3")
         check_mix(sources)
-        self.batch_size, self.size, self.steps, self.seed = batch_size, size, steps, seed
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
         self.device, self.workers, self.frames = torch.device(device), workers, frames
         self._own = slice(rank, None, world)
         self._items = Items(
-            sources, batch_size=batch_size, size=size, steps=steps, seed=seed, rank=rank,
+            sources, batch_size=batch_size, shapes=shapes, steps=steps, seed=seed, rank=rank,
             world=world,
             unpaired=unpaired, frames=frames, workers=workers,
         )  # fmt: skip
@@ -223,7 +225,7 @@ class Batches:
         if plain.all():
             mixed = stretch(frame)
         else:
-            draws = self._draws(sensor_draws, step, 1, self.frames, self.size, self.size)
+            draws = self._draws(sensor_draws, step, 1, *frame.shape[1:])
             mixed = torch.cat([sensor(frame[p], _of(draws, p)) for p in self._parts(len(frame))])
             if plain.any():
                 mixed = torch.where(on["sensor"][:, None, None, None], mixed, stretch(frame))

@@ -35,24 +35,24 @@ class Items(Dataset):
     """``Items(...)[step]`` -> the decoded pictures of one process in that step, or the
     :class:`PairsError` that stopped it.
 
-    A dict of F = ``frames`` frames for each of B pictures: ``thermal`` (B,F,S,S) uint8 (zeros where
-    it is simulated), ``visible`` (B,F,S,S,3) uint8, ``label`` (B,F,S,S) uint8, ``photo``
-    (K,F,S,S,3) uint8 (what simulated frames are made from; only where ``unpaired`` makes it another
+    A dict of F = ``frames`` frames for each of B pictures: ``thermal`` (B,F,H,W) uint8 (zeros where
+    it is simulated), ``visible`` (B,F,H,W,3) uint8, ``label`` (B,F,H,W) uint8, ``photo``
+    (K,F,H,W,3) uint8 (what simulated frames are made from; only where ``unpaired`` makes it another
     than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged`` (B,) bool; lists
     ``tags``, ``colours``, ``told``, ``captions``, ``names``, ``positions``, ``crops`` (of the
-    colour picture).
+    colour picture). H and W are one of ``shapes``, drawn anew for each step.
     """
 
-    def __init__(self, sources: Sequence[Source], *, batch_size: int, size: int, steps: int,
-                 seed: int, rank: int, world: int,
+    def __init__(self, sources: Sequence[Source], *, batch_size: int,
+                 shapes: Sequence[tuple[int, int]], steps: int, seed: int, rank: int, world: int,
                  unpaired: bool, frames: int, workers: int):  # fmt: skip
-        self.sources, self.batch_size, self.size, self.steps, self.seed = (
+        self.sources, self.batch_size, self.steps, self.seed = (
             list(sources),
             batch_size,
-            size,
             steps,
             seed,
         )
+        self.shapes = [tuple(shape) for shape in shapes]
         self.positions = range(rank, batch_size, world)
         self.unpaired, self.frames = unpaired, frames
         # searchsorted in these, not rng.choice(p=...), which adds up all weights for every draw
@@ -61,6 +61,13 @@ class Items(Dataset):
         # for each worker its process, and the source and item it is at: names the picture that a
         # worker died of
         self.at = torch.full((max(1, workers), 3), -1, dtype=torch.int64).share_memory_()
+
+    def shape(self, step: int) -> tuple[int, int]:
+        """Height and width in pixels of all crops of a step."""
+        if len(self.shapes) == 1:
+            return self.shapes[0]
+        rng = np.random.default_rng([self.seed, step, 0, 4])
+        return self.shapes[int(rng.integers(len(self.shapes)))]
 
     def choose(
         self, step: int, position: int, stream: int = 0
@@ -87,7 +94,8 @@ class Items(Dataset):
             return error
 
     def _make(self, step: int) -> dict[str, Any]:
-        shape = (len(self.positions), self.frames, self.size, self.size)
+        size = self.shape(step)
+        shape = (len(self.positions), self.frames, *size)
         thermal, visible = np.zeros(shape, np.uint8), np.empty((*shape, 3), np.uint8)
         label = np.full(shape, IGNORE, np.uint8)
         simulated, photos, sensor, tags, tagged, captions, names, places = (
@@ -112,7 +120,7 @@ class Items(Dataset):
             kinds = ("label",) if spec.simulate else ("thermal", "label")
             if spec.simulate or not self.unpaired:
                 kinds = ("visible", *kinds)
-            crops = self._crops(source, index, rng, kinds)
+            crops = self._crops(source, index, rng, kinds, size)
             if spec.simulate:
                 simulated.append(row)
             else:
@@ -127,7 +135,7 @@ class Items(Dataset):
                 if spec.simulate:
                     photos.append(crops["visible"])
                 other, other_index, other_rng = self.choose(step, position, stream=1)
-                crops |= self._crops(other, other_index, other_rng, ("visible",))
+                crops |= self._crops(other, other_index, other_rng, ("visible",), size)
                 visible[row] = crops["visible"]
             meta = spec.pairs.entries[index]
             sensor.append(spec.sensor)
@@ -210,10 +218,15 @@ class Items(Dataset):
         return _tags(meta, spec.pairs.pictures(index, ("label",))["label"]), meta.get("caption")
 
     def _crops(
-        self, source: int, index: int, rng: np.random.Generator, kinds: Sequence[str]
+        self,
+        source: int,
+        index: int,
+        rng: np.random.Generator,
+        kinds: Sequence[str],
+        shape: tuple[int, int],
     ) -> dict[str, Any]:
-        """kind -> (F,S,S) or (F,S,S,3) uint8, one geometry for all; None for a label map that the
-        item does not have."""
+        """kind -> (F,H,W) or (F,H,W,3) uint8 with (H,W) = ``shape``, one geometry for all; None for
+        a label map that the item does not have."""
         spec, crop, size = self.sources[source], None, None
         indices = [index] if self.frames == 1 else self._triplets[source][index].tolist()
         found: dict[int, dict[str, np.ndarray | None]] = {}
@@ -222,7 +235,11 @@ class Items(Dataset):
             pictures = {k: p for k, p in spec.pairs.pictures(i, kinds).items() if p is not None}
             now = next(iter(pictures.values())).shape[:2]
             if crop is None:
-                crop, size = Crop.draw(rng, *now, spec.scale, spec.aspect), now
+                size = now
+                if spec.zoom is None:
+                    crop = Crop.draw(rng, *now, spec.scale, spec.aspect)
+                else:
+                    crop = Crop.draw_zoomed(rng, *now, shape, spec.zoom, spec.aspect)
             elif now != size:
                 raise PairsError(
                     f"{spec.pairs.root}, {spec.pairs.entries[i]['name']}: its pictures are {now}, "
@@ -235,9 +252,7 @@ class Items(Dataset):
                 )
             if spec.level and "visible" in pictures:
                 pictures["visible"] = level(pictures["visible"])
-            found[i] = {
-                k: crop.apply(p, self.size, nearest=k == "label") for k, p in pictures.items()
-            }
+            found[i] = {k: crop.apply(p, shape, nearest=k == "label") for k, p in pictures.items()}
         self._note(source, -1)
         return {"crop": crop} | {
             k: np.stack([found[i][k] for i in indices])

@@ -41,6 +41,9 @@ class Source:
     """Level photos first: darkest 0.5 % to black, 99.7 % of the brightest channel to white."""
     scale: tuple[float, float] = bounded((0.5, 1.0), 0, 1, above=True)
     """Side of the random crop, in parts of the picture's short side."""
+    zoom: tuple[float, float] | None = bounded(None, 0.05, 20)
+    """In place of ``scale``: pixels of the crop for each pixel of the picture. Goes with the
+    recipe's ``shapes``. A picture that is too small for it is enlarged until the crop fits."""
     aspect: float = bounded(1.3, 1, 10)
     """Largest stretch of the random crop, either way; 1 keeps things as wide as they are."""
     sensor: bool = True
@@ -65,6 +68,10 @@ class Source:
         if self.scale[0] > self.scale[1]:
             raise RecipeError(
                 f"scale of {self.folder} is {self.scale}; expected smallest, then largest"
+            )
+        if self.zoom is not None and self.zoom[0] > self.zoom[1]:
+            raise RecipeError(
+                f"zoom of {self.folder} is {self.zoom}; expected smallest, then largest"
             )
 
     def opened(self, data: str | Path = ".") -> Source:

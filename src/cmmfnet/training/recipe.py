@@ -38,6 +38,9 @@ class Recipe:
     memory at once."""
     size: int = bounded(256, 16, 4096)
     """Side of the square training crops in pixels, a multiple of 8."""
+    shapes: tuple[tuple[int, int], ...] = bounded((), 16, 4096)
+    """In place of ``size``: [height, width] of training crops, multiples of 8. Each step draws one
+    of them for its whole batch. Every source then says by ``zoom`` how large things are in them."""
     validation: Source | None = None
     """Pictures for sample sheets and for the scores in the log; centre crops."""
     validation_pictures: int = bounded(200, 1, 1_000_000)
@@ -85,6 +88,15 @@ class Recipe:
             )
         if self.size % 8:
             raise RecipeError(f"size is {self.size}; expected a multiple of 8")
+        if any(side % 8 for shape in self.shapes for side in shape):
+            raise RecipeError(f"shapes are {self.shapes}; expected multiples of 8")
+        for source in self.sources:
+            if (source.zoom is None) == bool(self.shapes):
+                has, other = ("no zoom", "shapes") if self.shapes else ("a zoom", "no shapes")
+                raise RecipeError(
+                    f"{source.folder} has {has} and the recipe has {other}; expected both or "
+                    "neither, for example shapes: [[256, 448]] and zoom: [0.7, 1.2]"
+                )
         if not any(self.losses.values()):
             raise RecipeError(
                 f"losses are {self.losses}; at least one needs a weight other than 0, for example "

@@ -366,6 +366,7 @@ class Run:
             "sources",
             "batch_size",
             "size",
+            "shapes",
             "seed",
             "steps",
             "accumulate",
@@ -374,7 +375,7 @@ class Run:
             "training",
             "precision",
         )
-        if changed := [name for name in data if _plain(theirs)[name] != mine[name]]:
+        if changed := [name for name in data if _plain(theirs).get(name) != mine[name]]:
             warnings.warn(
                 f"{self.out} goes on with other {', '.join(changed)} than it began with",
                 stacklevel=2,

@@ -226,6 +226,7 @@ def train(
         sources,
         batch_size=config.batch_size,
         size=config.size,
+        shapes=config.shapes,
         steps=config.steps,
         seed=config.seed,
         device=accelerator.device,

@@ -20,43 +20,54 @@ from cmmfnet.thermal.stretch_cuda import capturing
 
 
 class Graphed:
-    """Called like ``network(*inputs, **options)``; the first call captures, later ones with other
-    shapes run as they are.
+    """Called like ``network(*inputs, **options)``; the first call with inputs of some shapes
+    captures, up to ``KEPT`` of them, further shapes run as they are.
 
     What a call returns is overwritten by the next: one call a step, whose gradients are taken
-    before the next one. Inputs are tensors or, after the first, None. Where capturing fails, for
-    want of memory or because the network asks the host for something, a warning says so and the
-    network runs as it is.
+    before the next one. So the graphs of all shapes share their memory. Inputs are tensors or None.
+    Where capturing fails, for want of memory or because the network asks the host for something, a
+    warning says so and the network runs as it is from then on.
     """
 
     WARM_UP = 3
+    KEPT = 16
 
     def __init__(self, network: nn.Module, **options: Any):
         self.network, self.options = network, options
-        self._key: Any = None
-        self._replay: type[torch.autograd.Function] | None = None
+        self._replays: dict[tuple, tuple[type[torch.autograd.Function], Any]] = {}
+        self._fails = False
+        self._pool: Any = None
+        self._called: Any = None
+
+    @property
+    def captured(self) -> int:
+        """How many shapes of inputs run as graphs."""
+        return len(self._replays)
 
     def __call__(self, *inputs: Tensor | None) -> Any:
-        key = [None if x is None else (x.shape, x.dtype, x.requires_grad) for x in inputs]
-        if self._key is None:
-            self._key = key
+        key = tuple(None if x is None else (x.shape, x.dtype, x.requires_grad) for x in inputs)
+        if key not in self._replays and not self._fails and len(self._replays) < self.KEPT:
             try:
                 with capturing(inputs[0].device):
-                    self._capture(inputs)
+                    self._replays[key] = self._capture(inputs)
             except RuntimeError as error:  # torch.cuda.OutOfMemoryError among them
+                self._fails = True
                 warnings.warn(
                     f"no CUDA graph of the training step, which will take longer: {error}",
                     stacklevel=2,
                 )
-        if self._replay is None or key != self._key:
+        if key not in self._replays:
             return self.network(*inputs, **self.options)
-        found = iter(self._replay.apply(*(x for x in inputs if x is not None), *self._parameters))
-        leaves, structure = self._shape
+        replay, (leaves, structure) = self._replays[key]
+        found = iter(replay.apply(*(x for x in inputs if x is not None), *self._parameters))
         return tree_unflatten(
             [next(found) if is_tensor else None for is_tensor in leaves], structure
         )
 
-    def _capture(self, inputs: tuple[Tensor | None, ...]) -> None:
+    def _capture(
+        self, inputs: tuple[Tensor | None, ...]
+    ) -> tuple[type[torch.autograd.Function], Any]:
+        """The replayed passes, and which leaves of the output are tensors with its structure."""
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         kept = [buffer.clone() for buffer in self.network.buffers()]
         places = [
@@ -65,15 +76,17 @@ class Graphed:
         ]
         given = [x for x in places if x is not None]
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-        self._call = call = (
-            Copied(self.network, dtype) if on else self.network
-        )  # kept: the graphs use its copies
+        if self._called is None:  # kept: the graphs use its copies
+            self._called = Copied(self.network, dtype) if on else self.network
+            self._pool = torch.cuda.graph_pool_handle()
+        call = self._called
+        shape: list[Any] = []
         felt = [x for x in [*given, *self._parameters] if x.requires_grad]
         wanted = [call.leaf(x) for x in felt] if on else felt
 
         def forward() -> tuple[Tensor, ...]:
             leaves, structure = tree_flatten(call(*places, **self.options))
-            self._shape = [isinstance(x, Tensor) for x in leaves], structure
+            shape[:] = [isinstance(x, Tensor) for x in leaves], structure
             return tuple(x for x in leaves if isinstance(x, Tensor))
 
         def gradients(out: tuple[Tensor, ...], of: list[Tensor]) -> list[Tensor | None]:
@@ -88,7 +101,7 @@ class Graphed:
         # A cast weight that outlives the capture would be stale. Runs to warm up leave neither
         # draws nor statistics behind, so that a resumed training goes on as one that was never
         # stopped.
-        device, side, pool = given[0].device, torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        device, side, pool = given[0].device, torch.cuda.Stream(), self._pool
         passes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with (
             torch.autocast("cuda", dtype, on, cache_enabled=False),
@@ -114,9 +127,10 @@ class Graphed:
         with torch.no_grad():
             for buffer, value in zip(self.network.buffers(), kept, strict=True):
                 buffer.copy_(value)
-        self._replay = _replayed(
+        replay = _replayed(
             passes, given, tuple(x.detach() for x in out), [x.requires_grad for x in out], of, back
         )
+        return replay, tuple(shape)
 
 
 def _replayed(

@@ -668,9 +668,43 @@ def test_a_function_becomes_a_command_with_one_line(monkeypatch, capsys):
     assert main(["sum", "3", "--times-two", "--offset", "-1.5"]) == 0
     assert capsys.readouterr().out == "3 True -1.5\n"
     assert "  sum " in cli._overview()
+    with pytest.raises(SystemExit):
+        main(["sum", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--offset OFFSET what to add (default: 0.0)" in text and "type:" not in text
     with pytest.raises(SystemExit) as stop:
         main(["sum", "three"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["sum", "three"], "NUMBER is 'three'; expected a whole number; see cmmfnet sum --help"),
+        (["sum", "3", "--offset", "x"], "--offset is 'x'; expected a number"),
+        (["sum", "3", "--ofset", "1"], "there is no option --ofset; did you mean --offset?"),
+        (["sum", "3", "4"], "there is no place for 4; write names with spaces in quotes"),
+        (["sum", "3", "--offset"], "expected one argument"),
+        (
+            ["colorize", "x", "-o", "y", "--batch-size", "q"],
+            "--batch-size is 'q'; expected a whole",
+        ),
+        (["prepare", "kaistt", "a", "b"], "NAME is 'kaistt'; expected one of kaist, irvi, flir"),
+        (["prepare", "kaist", "a", "b", "--protocol", "D"], "--protocol is 'D'; expected one of A"),
+        (["evaluate", "x", "--seed", "q"], "--seed is 'q'; expected a whole number"),
+        (
+            ["train", "--data", "x", "--config", "tiny", "--resume", "so"],
+            "one of auto, never, must",
+        ),
+    ],
+)
+def test_typing_errors_are_in_terms_of_the_command_line(monkeypatch, capsys, typed, message):
+    monkeypatch.setitem(COMMANDS, "sum", Command("test_cli:total", "add numbers"))
+    with pytest.raises(SystemExit) as stop:
+        main(typed)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
+    assert "Union" not in error and "<class" not in error and "Parser key" not in error
 
 
 def total(number: int, *, times_two: bool = False, offset: float = 0.0) -> None:

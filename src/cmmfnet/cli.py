@@ -1,10 +1,10 @@
-"""The command line: one function a command, its signature is the command's arguments, its docstring
+"""The command line: one function per command; its signature gives the arguments, its docstring
 their help.
 
-Positional parameters of the function are positional here, keyword-only ones are options:
-``batch_size`` is ``--batch-size``, a ``False`` default makes a flag, the fields of a dataclass are
-options, too. A command's module is imported when that command is asked for, so ``cmmfnet --help``
-is quick.
+Positional parameters of the function are positional arguments, keyword-only ones are options:
+``batch_size`` is ``--batch-size``, a ``False`` default makes a flag, and the fields of a dataclass
+are options. The module of a command is imported when that command is run, so ``cmmfnet --help`` is
+quick.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING
 
 from cmmfnet import __version__
-from cmmfnet.files.atomic import DISK_FULL
-from cmmfnet.files.errors import UserError
+from cmmfnet.files.errors import DISK_FULL, UserError
 
 if TYPE_CHECKING:
     from cmmfnet.training.recipe import Recipe
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """``target`` is "module:function"."""
+    """A row of the table of commands; ``target`` is "module:function"."""
 
     target: str
     help: str
@@ -46,10 +45,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "demo": Command(
         "cmmfnet.colorizer.demo:demo",
-        "render sample frames, colour them and write a page to look at",
+        "render sample frames, colour them and write a page with them",
     ),
     "prepare": Command(
-        "cmmfnet.data.prepare.prepare:prepare", "bring a raw data set into the one layout"
+        "cmmfnet.data.prepare.prepare:prepare", "bring a raw data set into the project's layout"
     ),
     "captions": Command(
         "cmmfnet.data.captions:captions", "write and check the captions of a data set"
@@ -68,7 +67,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command("cmmfnet.export.export:export", "write a model as an ONNX file"),
     "scenes": Command(
-        "cmmfnet.data.scenes.scenes:scenes", "render pairs to train on, with nothing at hand"
+        "cmmfnet.data.scenes.scenes:scenes", "render pairs to train on; needs no data"
     ),
     "repaint": Command(
         "cmmfnet.data.made.repainted:write_repainted",
@@ -94,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0; 1 (files failed, the system refused); 2 (the request makes no sense as
-        typed); 130 (Ctrl-C).
+        The exit status: 0; 1 (some files failed, or the system refused); 2 (the request makes no
+        sense as typed); 130 (Ctrl-C).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -112,12 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cmmfnet: error: unknown command {name!r}; {hint}Commands: {known}", file=sys.stderr)
         return 2
 
-    # torch asks for large pages where the system grants them on request: a fifth to a third less
-    # time a frame on the CPU
+    # torch then uses large memory pages if the system allows: 20 to 33 % less time per frame on the
+    # CPU
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     module, function_name = COMMANDS[name].target.split(":")
     function = getattr(importlib.import_module(module), function_name)
-    # the fields of a recipe are listed in the help alone: training/recipe.py reads them
+    # the parser lists the fields of a recipe for the help only; training/recipe.py reads them
     parser = make_parser(name, function, recipe="-h" in arguments or "--help" in arguments)
     if hasattr(sys.stdout, "reconfigure"):  # file names need not be valid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -183,8 +182,22 @@ def make_parser(name: str, function: Callable, *, recipe: bool = True):
     import jsonargparse
 
     text, notes = _docstring(function)
+
+    class Formatter(jsonargparse.DefaultHelpFormatter):
+        """Defaults in the help, without types: ``(default: val)``."""
+
+        def _get_help_string(self, action: argparse.Action) -> str:
+            note = action.help or ""
+            silent = any(action.default is each for each in (None, False, argparse.SUPPRESS))
+            if silent or "(default" in note:
+                return note
+            return f"{note} (default: {action.default})".replace("%", "%%")
+
     parser = jsonargparse.ArgumentParser(
-        prog=f"cmmfnet {name}", description=text, exit_on_error=False
+        prog=f"cmmfnet {name}",
+        description=text,
+        exit_on_error=False,
+        formatter_class=Formatter,
     )
     hints = typing.get_type_hints(function)
     parameters: list[inspect.Parameter] = []
@@ -222,8 +235,8 @@ def make_parser(name: str, function: Callable, *, recipe: bool = True):
 
 
 def _normal(arguments: list[str]) -> list[str]:
-    """``--span -10,35`` -> ``--span=-10,35``, ``--text -grass`` -> ``--text=-grass``: argparse
-    takes a value that starts with a minus for an option."""
+    """``--span -10,35`` -> ``--span=-10,35``, ``--text -grass`` -> ``--text=-grass``, because
+    argparse would read a value that starts with a minus as an option."""
     out: list[str] = []
     for argument in arguments:
         number = (
@@ -280,11 +293,11 @@ _EXPECTED = {
 }
 
 
-def plain_message(error: argparse.ArgumentError, parser=None) -> str:
-    """What jsonargparse complains of, in terms of the command line.
+def plain_message(error: argparse.ArgumentError, parser) -> str:
+    """A complaint of jsonargparse in terms of the command line.
 
-    "--seed is 'q'; expected a whole number" in place of types, unions and parser keys; an unknown
-    option with the one that is spelt most like it.
+    "--seed is 'q'; expected a whole number" instead of types, unions and parser keys; for an
+    unknown option the one with the most similar name.
     """
     message = re.sub(r":?\s*\n\s*(- )?", ": ", str(error))
     if unknown := re.fullmatch(r"[Uu]nrecognized arguments: (.*)", message):
@@ -303,14 +316,13 @@ def plain_message(error: argparse.ArgumentError, parser=None) -> str:
     if not expected:
         return message
     option = "--" + key[1].replace("_", "-")
-    options = [] if parser is None else parser._option_string_actions
-    place = option if parser is None or option in options or "." in option else key[1].upper()
+    place = option if option in parser._option_string_actions else key[1].upper()
     return f"{place} is {value[1]!r}; expected {' or '.join(dict.fromkeys(expected))}"
 
 
 def _unknown(arguments: str, parser) -> str:
     """The message for arguments that a command does not have."""
-    options = [] if parser is None else [o for o in parser._option_string_actions if o[:2] == "--"]
+    options = [o for o in parser._option_string_actions if o.startswith("--")]
     typed = [word.partition("=")[0] for word in arguments.split() if word.startswith("--")]
     hints = [
         f"did you mean {near[0]}?"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmmfnet.colorizer.jobs import Job, frame_path, sequence_jobs, sequences_in, write_photo
-from cmmfnet.files.atomic import DISK_FULL, clear_parts
-from cmmfnet.files.errors import UserError
+from cmmfnet.files.atomic import clear_parts
+from cmmfnet.files.errors import DISK_FULL, UserError
 from cmmfnet.files.pictures import (
     RAW_FILES,
     THERMAL_FILES,

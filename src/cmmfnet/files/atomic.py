@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from cmmfnet.files.errors import DISK_FULL
+
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be deleted
     fcntl = None
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -82,7 +80,7 @@ def _new_part(folder: Path, text: bool) -> tuple[Path, IO]:
     """A new temporary file in ``folder``, open and locked. Its name is short: a result's name may
     be as long as the file system allows."""
     while True:
-        part = folder / f".cmmfnet-{secrets.token_hex(6)}.part"
+        part = folder / f".cmmfnet-{os.urandom(6).hex()}.part"
         try:
             file = part.open("x" if text else "xb", encoding="utf-8" if text else None)
         except OSError:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The ``errno`` of an ``OSError`` for a full disk or quota."""
+
 
 class UserError(ValueError):
     """A request that cannot be carried out as given.

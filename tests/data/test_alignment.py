@@ -16,7 +16,6 @@ from PIL import Image
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.prepare import alignment
 from cmmfnet.data.prepare.alignment import (
-    AlignmentError,
     PairShift,
     Shift,
     check_alignment,
@@ -24,6 +23,7 @@ from cmmfnet.data.prepare.alignment import (
     summary,
 )
 from cmmfnet.data.scenes import render
+from cmmfnet.files.errors import UserError
 
 MARGIN = 14
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "pairs"
@@ -129,9 +129,9 @@ def test_pictures_without_edges_give_zero_not_a_warning(scenes):
 
 
 def test_sizes_are_checked():
-    with pytest.raises(AlignmentError, match=r"\(40, 50\).*\(40, 51\)"):
+    with pytest.raises(UserError, match=r"\(40, 50\).*\(40, 51\)"):
         estimate_shift(np.zeros((40, 50)), np.zeros((40, 51, 3)))
-    with pytest.raises(AlignmentError, match="32 or more"):
+    with pytest.raises(UserError, match="32 or more"):
         estimate_shift(np.zeros((31, 50)), np.zeros((31, 50, 3)))
 
 
@@ -237,7 +237,7 @@ def test_limit_spreads_over_the_index_and_requests_are_checked(data, tmp_path):
     kept = (root / "alignment.jsonl").read_bytes()
     assert [r.name for r in check_alignment(root, limit=3)] == ["good_0", "good_2", "good_4"]
     (root / "alignment.jsonl").write_bytes(kept)
-    with pytest.raises(AlignmentError, match="limit is 0"):
+    with pytest.raises(UserError, match="limit is 0"):
         check_alignment(root, limit=0)
     with pytest.raises(PairsError, match="does not exist"):
         check_alignment(tmp_path)

@@ -16,12 +16,13 @@ from tiny_data import BASELINES, write_data
 
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation import intervals, report
-from cmmfnet.evaluation.compare import CompareError, compare, read_result
+from cmmfnet.evaluation.compare import compare, read_result
 from cmmfnet.evaluation.comparison import by_disagreement, groups, paired, read_curve, varied
 from cmmfnet.evaluation.evaluate import evaluate
-from cmmfnet.evaluation.protocol import ProtocolError, frames
+from cmmfnet.evaluation.protocol import frames
 from cmmfnet.evaluation.report import chart, ticks
 from cmmfnet.evaluation.setting import Setting
+from cmmfnet.files.errors import UserError
 
 NASTY = "soft <b>&\"'"
 
@@ -284,12 +285,12 @@ def test_results_of_different_protocols_are_refused(
         json=tmp_path / "two.json",
     )
     with pytest.raises(
-        ProtocolError,
+        UserError,
         match="were made under different protocols and cannot be compared: .*" + message,
     ):
         compare(str(stored / "close.json"), str(tmp_path / "two.json"))
     with pytest.raises(
-        ProtocolError, match=r"this command and .*two.json were made under different protocols"
+        UserError, match=r"this command and .*two.json were made under different protocols"
     ):
         compare(
             str(folders / "close"),
@@ -303,9 +304,9 @@ def test_equal_names_with_other_pictures_are_refused(folders, data, stored, tmp_
     other["protocol"]["truth_sha256"] = "0" * 64
     other["protocol"]["versions"]["torch"] = "9.9"  # may differ
     (tmp_path / "two.json").write_text(json.dumps(other))
-    with pytest.raises(ProtocolError, match=r"cannot be compared: truth_sha256: \w+ and 0+$"):
+    with pytest.raises(UserError, match=r"cannot be compared: truth_sha256: \w+ and 0+$"):
         compare(str(stored / "close.json"), str(tmp_path / "two.json"))
-    with pytest.raises(ProtocolError, match="truth_sha256"):  # known only after the run
+    with pytest.raises(UserError, match="truth_sha256"):  # known only after the run
         compare(
             str(folders / "far"),
             str(tmp_path / "two.json"),
@@ -319,25 +320,25 @@ def test_equal_names_with_other_pictures_are_refused(folders, data, stored, tmp_
 def test_mistakes_are_explained(folders, data, tmp_path):
     one, two = str(folders / "close"), str(folders / "far")
     with pytest.raises(
-        CompareError, match="found 1 to compare; give two or more, or use cmmfnet evaluate"
+        UserError, match="found 1 to compare; give two or more, or use cmmfnet evaluate"
     ):
         compare(one, setting=Setting(data=str(data)))
-    with pytest.raises(CompareError, match=r"--report is one HTML page; name it page.html"):
+    with pytest.raises(UserError, match=r"--report is one HTML page; name it page.html"):
         compare(one, two, setting=Setting(data=str(data)), report=tmp_path / "page.pdf")
-    with pytest.raises(CompareError, match=r"--data is needed to score .*close, .*far"):
+    with pytest.raises(UserError, match=r"--data is needed to score .*close, .*far"):
         compare(one, two)
-    with pytest.raises(CompareError, match=r"--pictures is -1; expected 0 or more"):
+    with pytest.raises(UserError, match=r"--pictures is -1; expected 0 or more"):
         compare(one, two, setting=Setting(data=str(data)), pictures=-1)
-    with pytest.raises(CompareError, match=r"reference is 'nobody'; expected one of close, far"):
+    with pytest.raises(UserError, match=r"reference is 'nobody'; expected one of close, far"):
         compare(one, two, setting=Setting(data=str(data), device="cpu"), reference="nobody")
-    with pytest.raises(CompareError, match=r"two of what is compared are called 'close \(close\)'"):
+    with pytest.raises(UserError, match=r"two of what is compared are called 'close \(close\)'"):
         compare(one, one, one, setting=Setting(data=str(data), device="cpu"))
     for content, message in [
         ("{", "is no JSON"),
         ('{"scores": 1}', "has the format None, expected 'cmmfnet-evaluate-1'"),
     ]:
         (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(CompareError, match=message):
+        with pytest.raises(UserError, match=message):
             compare(one, str(tmp_path / "bad.json"), setting=Setting(data=str(data)))
     with pytest.raises(FileNotFoundError):
         read_result(tmp_path / "gone.json")
@@ -347,7 +348,7 @@ def test_results_without_a_common_metric(stored, tmp_path):
     for name, metric in (("close", "psnr"), ("far", "ssim")):
         result = json.loads((stored / f"{name}.json").read_text()) | {"metrics": [metric]}
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
-    with pytest.raises(CompareError, match="share no metric"):
+    with pytest.raises(UserError, match="share no metric"):
         compare(str(tmp_path / "close.json"), str(tmp_path / "far.json"))
 
 

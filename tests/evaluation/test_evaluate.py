@@ -20,10 +20,10 @@ from cmmfnet.cli import main
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation import evaluate, metrics, predictors, protocol, scoring
 from cmmfnet.evaluation.baselines import trivial_baselines
-from cmmfnet.evaluation.metrics import MetricError
-from cmmfnet.evaluation.predictors import PredictionError, open_predictor
-from cmmfnet.evaluation.protocol import ProtocolError, centre_crop, cut, frames
+from cmmfnet.evaluation.predictors import open_predictor
+from cmmfnet.evaluation.protocol import centre_crop, cut, frames
 from cmmfnet.evaluation.setting import Setting
+from cmmfnet.files.errors import UserError
 from cmmfnet.weights.files import ModelError, save_model
 
 
@@ -125,7 +125,7 @@ def test_kaist_b_cuts_by_the_name_alone():
     assert np.array_equal(found, cut(picture, "kaist-b", "set06_V000_I00019"))
     assert not np.array_equal(found, cut(picture, "kaist-b", "set06_V000_I00020"))
     with pytest.raises(
-        ProtocolError, match=r"small is 640x200; geometry kaist-b cuts 256x256 out of larger frames"
+        UserError, match=r"small is 640x200; geometry kaist-b cuts 256x256 out of larger frames"
     ):
         cut(picture[:200], "kaist-b", "small")
 
@@ -461,7 +461,7 @@ def test_an_exported_graph_is_scored_as_its_network_is(data, tmp_path):
         if entry.key == "text_source":
             entry.value = "clip-sentence"
     onnx.save(graph, tmp_path / "sentences.onnx")
-    with pytest.raises(PredictionError, match="takes whole sentences"):
+    with pytest.raises(UserError, match="takes whole sentences"):
         open_predictor(
             str(tmp_path / "sentences.onnx"), pairs, "whole", text="caption", device="cpu"
         )
@@ -522,7 +522,7 @@ def test_a_network_that_gives_nan_is_named(data):
         "broken", Broken(), pairs, "short-256-crop-256", device="cpu"
     )
     thermal, _, meta = next(frames(pairs))
-    with pytest.raises(PredictionError, match=r"s0 or a frame beside it: .*'broken' gave NaN"):
+    with pytest.raises(UserError, match=r"s0 or a frame beside it: .*'broken' gave NaN"):
         predictor.colour([thermal], [meta])
 
 
@@ -543,10 +543,10 @@ FRAMES = ["s0", "s1", "s2", "v0", "v1", "v2"]
 def test_missing_surplus_and_double_pictures_are_counted(data, tmp_path):
     folder = folder_of(tmp_path, [*FRAMES[:2], "t0", "x1", "x2"])
     message = r"its 5 pictures are not those of the 6 frames: 4 missing \(s2, v0, v1, ...\); 2 not in the index \(x1, x2\)"
-    with pytest.raises(PredictionError, match=message):
+    with pytest.raises(UserError, match=message):
         evaluate.evaluate(str(folder), Setting(data=data))
     folder_of(tmp_path, ["s0"], suffix=".jpg")
-    with pytest.raises(PredictionError, match=r"two pictures of 's0': s0.jpg and s0.png"):
+    with pytest.raises(UserError, match=r"two pictures of 's0': s0.jpg and s0.png"):
         evaluate.evaluate(str(folder), Setting(data=data))
 
 
@@ -554,16 +554,16 @@ def test_pictures_of_another_size_or_none(data, tmp_path):
     folder = folder_of(tmp_path, FRAMES)
     Image.new("RGB", (100, 50)).save(folder / "v1.png")
     with pytest.raises(
-        PredictionError,
+        UserError,
         match=r"v1.png is 100x50; expected 80x64 like the true picture, or 256x256 as",
     ):
         evaluate.evaluate(str(folder), Setting(data=data))
     (folder / "v1.png").write_bytes(b"no picture")
-    with pytest.raises(PredictionError, match=r"v1.png is no picture that can be read"):
+    with pytest.raises(UserError, match=r"v1.png is no picture that can be read"):
         evaluate.evaluate(str(folder), Setting(data=data))
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        PredictionError,
+        UserError,
         match=r"is neither a run \(it has no model.safetensors\) nor a folder of pred",
     ):
         evaluate.evaluate(str(tmp_path / "empty"), Setting(data=data))
@@ -574,32 +574,32 @@ def test_pictures_of_another_size_or_none(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"metrics": "psnr,snr"}, MetricError, r"unknown metric snr; choose some of psnr, ssim"),
-        ({"ssim": "u7"}, MetricError, r"ssim is 'u7'; expected one of skimage-u7, gauss-11"),
+        ({"metrics": "psnr,snr"}, UserError, r"unknown metric snr; choose some of psnr, ssim"),
+        ({"ssim": "u7"}, UserError, r"ssim is 'u7'; expected one of skimage-u7, gauss-11"),
         (
             {"geometry": "kaist"},
-            ProtocolError,
+            UserError,
             r"geometry is 'kaist'; expected one of short-256-crop-256, kaist-a",
         ),
-        ({"geometry": "kaist-b"}, ProtocolError, r"is 80x64; geometry kaist-b cuts"),
+        ({"geometry": "kaist-b"}, UserError, r"is 80x64; geometry kaist-b cuts"),
         (
             {"metrics": "flicker", "geometry": "kaist-b"},
-            MetricError,
+            UserError,
             r"geometry kaist-b cuts each frame at another place",
         ),
         (
             {"metrics": "flicker", "sources": "b"},
-            MetricError,
+            UserError,
             r"flicker needs sequences of two frames or more",
         ),
         (
             {"text": "captions"},
-            PredictionError,
+            UserError,
             r"text is 'captions'; expected one of none, caption, tags",
         ),
         (
             {"text": "caption", "sources": "a"},
-            PredictionError,
+            UserError,
             r"no entry of .*index.jsonl has 'caption'",
         ),
     ],
@@ -639,7 +639,5 @@ def test_without_a_train_split_there_are_no_baselines(data, model, tmp_path):
 
 def test_a_folder_named_like_a_baseline(data, tmp_path):
     folder = folder_of(tmp_path, FRAMES).rename(tmp_path / "mean colour")
-    with pytest.raises(
-        ProtocolError, match="mean colour is the name of a trivial baseline; rename"
-    ):
+    with pytest.raises(UserError, match="mean colour is the name of a trivial baseline; rename"):
         evaluate.evaluate(str(folder), Setting(data=data, device="cpu"))

@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 GALLERY_LIMIT = 200
 
 
-class UsageError(UserError):
-    """Arguments that make no sense; the message says what to type instead."""
-
-
 @dataclass
 class Report:
     """The outcome for each picture."""
@@ -146,7 +142,7 @@ def colorize(
     outputs = plan_outputs(source, inputs, out)
     sequences = sequences_in(inputs, reading)
     if sequences and outputs[0] == Path(out):
-        raise UsageError(
+        raise UserError(
             f"{source} holds several frames, and {out} is one picture; give a folder, such as "
             f"{Path(out).stem}"
         )
@@ -200,7 +196,7 @@ def colorize(
         colorizer = open_colorizer(model, device, guidance)
         predicts = getattr(colorizer.network, "predicts_tags", False)
         if show_tags and not predicts:
-            raise UsageError(f"model {model!r} predicts no tags; leave out --show-tags")
+            raise UserError(f"model {model!r} predicts no tags; leave out --show-tags")
         coloured = [*sequences, *(job.file for job in todo)]
         _check_corrections(colorizer, [texts[file] for file in coloured])
         notes = {
@@ -260,7 +256,7 @@ def _inputs(source: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Pa
             if len(results) == 1
             else f"all {len(results)} pictures in {source} are results"
         )
-        raise UsageError(f"{which} of cmmfnet (a note in the file says so); give thermal pictures")
+        raise UserError(f"{which} of cmmfnet (a note in the file says so); give thermal pictures")
     return inputs, results
 
 
@@ -268,12 +264,12 @@ def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColor
     """What colours with ``model``: ONNX Runtime, without torch, for NAME.onnx; PyTorch for any
     other."""
     if not 0 <= guidance <= 4:
-        raise UsageError(
+        raise UserError(
             f"--guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained"
         )
     if Path(model).suffix.lower() == ".onnx":
         if guidance != 1:
-            raise UsageError("--guidance needs a model of PyTorch; leave it out for .onnx")
+            raise UserError("--guidance needs a model of PyTorch; leave it out for .onnx")
         from cmmfnet.colorizer.onnx import OnnxColorizer
 
         return OnnxColorizer.from_pretrained(model, device=device)
@@ -303,7 +299,7 @@ def _check_corrections(colorizer: FrameColorizer, texts: list[str | None]) -> No
         return
     for text in dict.fromkeys(filter(None, texts)):
         if getattr(network, "text_source", "none") != "none" and read_prompt(text).needs_prediction:
-            raise UsageError(
+            raise UserError(
                 f"model {colorizer.name!r} predicts no tags, so {text!r} has nothing to start "
                 "from; write what is to be seen"
             )
@@ -330,17 +326,17 @@ def _check(
         if raw is not None:
             parse_raw(raw)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
     if palette is not None and palette not in ("auto", *PALETTES):
-        raise UsageError(
+        raise UserError(
             f"unknown palette {palette!r}; choose auto or one of: {', '.join(PALETTES)}"
         )
     if batch_size is not None and batch_size < 1:
-        raise UsageError(f"--batch-size is {batch_size}; expected 1 or more")
+        raise UserError(f"--batch-size is {batch_size}; expected 1 or more")
     if max_pixels < 1:
-        raise UsageError(f"--max-pixels is {max_pixels}; expected 1 or more")
+        raise UserError(f"--max-pixels is {max_pixels}; expected 1 or more")
     if gallery is not None and Path(gallery).suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--gallery is one HTML page; name it {Path(gallery).stem}.html")
+        raise UserError(f"--gallery is one HTML page; name it {Path(gallery).stem}.html")
 
 
 def _run(
@@ -435,7 +431,7 @@ def _run(
                 bar.update(len(reads))
             finish_writes()
         except out_of_memory as error:
-            raise UsageError(
+            raise UserError(
                 f"the GPU has too little memory for {size} frames at a time; use --batch-size "
                 f"{max(1, size // 2)}"
                 + (" with smaller pictures, or --device cpu" if size == 1 else "")

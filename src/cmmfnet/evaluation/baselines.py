@@ -1,5 +1,5 @@
-"""Trivial baselines: what needs no learning. A method that does not beat them has learned nothing
-of use."""
+"""Trivial baselines, which need no network. A method that does not beat them has learned little of
+use."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ THUMB = 32
 def trivial_baselines(train: Pairs, geometry: str = DEFAULT_GEOMETRY) -> dict[str, Colour]:
     """Name -> baseline, made from the pictures of ``train`` cut by ``geometry``.
 
-    - grey replicate: the thermal frame as grey; what colour adds is measured against it
+    - grey replicate: the thermal frame as grey
     - mean colour: one colour, the mean of all training pictures, each with the same weight
-    - mean picture: their mean at each place (for "whole", of pictures brought to 256x256, and back
-      to the frame's size)
-    - mean colour of each level: of 64 equal thermal levels, a false-colour palette fitted to the
-      truth; a level that no training pixel has takes the nearest that one has
-    - nearest training picture: the true picture of the training frame whose thermal is nearest, by
+    - mean picture: the mean of the training pictures at each place (for "whole", of pictures
+      resized to 256x256, and back to the frame's size)
+    - mean colour of each level: a false-colour palette fitted to the truth, with 64 equal thermal
+      levels; a level without a training pixel gets the colour of the nearest level with one
+    - nearest training picture: the true picture of the training frame with the nearest thermal, by
       Euclidean distance between 32x32 means scaled to mean 0 and deviation 1; frames of the same
-      name or sequence are passed over
+      name or sequence are skipped
     """
     total, colour = np.zeros((SIZE, SIZE, 3)), np.zeros(3)
     levels, counts = np.zeros((LEVELS, 3)), np.zeros(LEVELS)
@@ -55,7 +55,7 @@ def trivial_baselines(train: Pairs, geometry: str = DEFAULT_GEOMETRY) -> dict[st
             ):
                 distances[i] = np.inf
         if not np.isfinite(distances).any():
-            return _fit(mean, thermal.shape)  # a training set of nothing but this sequence
+            return _fit(mean, thermal.shape)  # the training set has only this sequence
         return _fit(frame(train, int(distances.argmin()), geometry)[1], thermal.shape)
 
     return {
@@ -76,7 +76,7 @@ def _picture(x: np.ndarray) -> np.ndarray:
 
 
 def _fit(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(H,W,3) uint8 -> (*shape,3) uint8, bicubic where the size differs."""
+    """(H,W,3) uint8 -> (*shape,3) uint8, bicubic if the size differs."""
     if picture.shape[:2] == tuple(shape):
         return picture
     return np.asarray(Image.fromarray(picture).resize(shape[::-1], Image.Resampling.BICUBIC))

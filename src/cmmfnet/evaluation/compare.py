@@ -17,7 +17,6 @@ from cmmfnet.evaluation.evaluate import FORMAT, Evaluation, describe, table, wri
 from cmmfnet.evaluation.metrics import METRICS
 from cmmfnet.evaluation.predictors import Predictor
 from cmmfnet.evaluation.protocol import (
-    ProtocolError,
     differing,
     frame,
     frames_sha256,
@@ -26,10 +25,6 @@ from cmmfnet.evaluation.report import GridRow, write_report
 from cmmfnet.evaluation.scoring import Rows, cells, colour_all
 from cmmfnet.evaluation.setting import Setting
 from cmmfnet.files.errors import UserError
-
-
-class CompareError(UserError):
-    """Methods or results that cannot be compared."""
 
 
 @dataclass
@@ -83,19 +78,19 @@ def compare(
         UserError: what cannot be compared; nothing was written.
     """
     if len(what) < 2:
-        raise CompareError(
+        raise UserError(
             f"found {len(what)} to compare; give two or more, or use cmmfnet evaluate for one"
         )
     if report is not None and Path(report).suffix.lower() not in (".html", ".htm"):
-        raise CompareError(f"--report is one HTML page; name it {Path(report).stem}.html")
+        raise UserError(f"--report is one HTML page; name it {Path(report).stem}.html")
     if pictures < 0:
-        raise CompareError(f"--pictures is {pictures}; expected 0 or more")
+        raise UserError(f"--pictures is {pictures}; expected 0 or more")
     stored = {each: read_result(Path(each)) for each in what if each.lower().endswith(".json")}
     fresh = [each for each in what if each not in stored]
     evaluation = None
     if fresh:
         if setting.data is None:
-            raise CompareError(
+            raise UserError(
                 f"--data is needed to score {', '.join(fresh)}; only .json results are scored "
                 "already"
             )
@@ -118,7 +113,7 @@ def compare(
         if all(name in result["metrics"] for result in results) and name in METRICS
     ]
     if not names:
-        raise CompareError("these results share no metric; evaluate them with the same --metrics")
+        raise UserError("these results share no metric; evaluate them with the same --metrics")
     rows = _rows(entries, results)
     labels = [entry.label for entry in entries]
     scores = {
@@ -165,14 +160,14 @@ def compare(
 
 
 def read_result(path: Path) -> dict:
-    """A result of ``cmmfnet evaluate --json``. Raises :class:`CompareError` for anything else."""
+    """A result of ``cmmfnet evaluate --json``. Raises :class:`UserError` for anything else."""
     try:
         result = jsonlib.loads(path.read_text(encoding="utf-8"))
     except (jsonlib.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CompareError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{path} is no JSON: {error}") from error
     found = result.get("format") if isinstance(result, dict) else None
     if found != FORMAT:
-        raise CompareError(
+        raise UserError(
             f"{path} has the format {found!r}, expected {FORMAT!r}: a file of cmmfnet evaluate "
             "--json"
         )
@@ -195,7 +190,7 @@ def _entries(
         name = stored[each]["method"] if each in stored else predictor.name
         label = name if name not in labels else f"{name} ({Path(each).stem})"
         if label in labels:
-            raise CompareError(
+            raise UserError(
                 f"two of what is compared are called {label!r} ({each}); give each its own file "
                 "or folder name"
             )
@@ -214,7 +209,7 @@ def _entries(
 
 def _same_protocol(one: str, protocol: dict, other: str, theirs: dict) -> None:
     if different := differing(protocol, theirs):
-        raise ProtocolError(
+        raise UserError(
             f"{one} and {other} were made under different protocols and cannot be compared: "
             f"{'; '.join(different)}"
         )
@@ -224,7 +219,7 @@ def _reference(entries: list[Entry], reference: str | None) -> str:
     for entry in entries:
         if reference in (None, entry.label, entry.what):
             return entry.label
-    raise CompareError(
+    raise UserError(
         f"reference is {reference!r}; expected one of {', '.join(e.label for e in entries)}"
     )
 

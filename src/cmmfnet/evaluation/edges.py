@@ -1,8 +1,9 @@
-"""Edge agreement between a thermal picture and what was made of it: APCE as PearlGAN defines it.
+"""APCE, the edge agreement between a thermal picture and its coloured version.
 
 Luo et al., IEEE TITS 2022 (PearlGAN): for 99 Canny thresholds, high = .01, .02, ... .99 and low =
-high / 2, the share of thermal edge pixels that are edge pixels of the grey translated picture, too;
-the mean over the thresholds.
+high / 2, the share of thermal edge pixels that are also edge pixels of the grey output; the mean
+over the thresholds. scikit-image's Canny would repeat gradient and non-maximum suppression for each
+threshold, so this module has its own.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def edge_maps(picture: np.ndarray) -> np.ndarray:
     """Canny edges of (H,W) uint8 at the 99 thresholds: (99,H,W) bool.
 
     Thresholds are shares of the picture's largest gradient, after a Gaussian of sigma sqrt(2).
-    Gradient and suppression of non-maxima do not depend on the threshold and are made once; only
-    hysteresis is made 99 times.
+    Gradient and non-maximum suppression do not depend on the threshold and are computed once; only
+    hysteresis runs 99 times.
     """
     from scipy import ndimage
 
@@ -43,9 +44,9 @@ def edge_maps(picture: np.ndarray) -> np.ndarray:
 
 
 def agreement(thermal: np.ndarray, output: np.ndarray) -> float | None:
-    """Mean over thresholds of ``|thermal & output| / |thermal|`` for two results of :func:`edge_maps`.
+    """Mean over thresholds of ``|thermal & output| / |thermal|``, for results of :func:`edge_maps`.
 
-    Thresholds at which the thermal picture has no edge do not count; None where it has none at any.
+    Thresholds at which the thermal picture has no edge do not count; None if it has no edge at all.
     """
     edges = thermal.sum(axis=(1, 2))
     if not edges.any():

@@ -20,11 +20,10 @@ import numpy as np
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.evaluation.baselines import Colour, trivial_baselines
 from cmmfnet.evaluation.learned import Lpips
-from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS, MetricError
+from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS
 from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor, takes, to_picture
 from cmmfnet.evaluation.protocol import (
     SIZE,
-    ProtocolError,
     centre_crop,
     check_geometry,
     frames_sha256,
@@ -182,9 +181,7 @@ class Evaluation:
             raise UserError("--data is missing; give a folder of pairs (docs/data.md)")
         check_geometry(setting.geometry)
         if setting.ssim not in SSIM_PRESETS:
-            raise MetricError(
-                f"ssim is {setting.ssim!r}; expected one of {', '.join(SSIM_PRESETS)}"
-            )
+            raise UserError(f"ssim is {setting.ssim!r}; expected one of {', '.join(SSIM_PRESETS)}")
         self.setting = setting
         self.chosen = {"lighting": _names(setting.lighting), "sources": _names(setting.sources)}
         self.pairs = Pairs(setting.data, setting.split, **self.chosen).require("thermal")
@@ -236,7 +233,7 @@ class Evaluation:
 
         setting, baselines = self.setting, self.baselines()
         if taken := {p.name for p in predictors} & {p.name for p in baselines}:
-            raise ProtocolError(
+            raise UserError(
                 f"{', '.join(taken)} is the name of a trivial baseline; rename the folder or file"
             )
         everything = [*predictors, *baselines]

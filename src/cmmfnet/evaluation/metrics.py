@@ -15,16 +15,11 @@ import numpy as np
 from cmmfnet.files.errors import UserError
 
 
-class MetricError(UserError):
-    """A metric that does not exist, or that cannot be had from these pictures; the message says
-    what to choose instead."""
-
-
 @dataclass(frozen=True)
 class Metric:
     """One column of a table.
 
-    ``better`` is "higher", "lower", "near 1" or "" (no direction: to be read beside others). The
+    ``better`` is "higher", "lower", "near 1" or "" (no direction). The
     value over a set of pictures is the sum of ``values`` divided by the sum of ``per`` in the
     pictures' rows, where "" counts pictures: a mean.
     """
@@ -103,13 +98,13 @@ def ssim(x: np.ndarray, y: np.ndarray, preset: str = "skimage-u7") -> float:
     ``SSIM_PRESETS``.
 
     Wang et al., IEEE TIP 2004, equation 13, at every place where the window fits. Raises
-    :class:`MetricError` for another preset.
+    :class:`UserError` for another preset.
     """
     from skimage.metrics import structural_similarity
 
     _check(x, y)
     if preset not in SSIM_PRESETS:
-        raise MetricError(f"preset is {preset!r}; expected one of {', '.join(SSIM_PRESETS)}")
+        raise UserError(f"preset is {preset!r}; expected one of {', '.join(SSIM_PRESETS)}")
     return float(
         structural_similarity(x, y, channel_axis=2, data_range=255, **SSIM_PRESETS[preset])
     )
@@ -125,8 +120,8 @@ def colourfulness(x: np.ndarray) -> float:
 
 
 def delta_e(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean CIEDE2000 colour difference (Sharma et al. 2005) of sRGB pictures under D65; about 1 is
-    just noticeable."""
+    """Mean CIEDE2000 difference (Sharma et al. 2005) of sRGB pictures under D65. A difference of
+    about 1 is just noticeable."""
     from skimage.color import deltaE_ciede2000, rgb2lab
 
     _check(x, y)
@@ -137,20 +132,20 @@ STATIC = 10
 """Grey levels by which a pixel may change from frame to frame, in any channel, and still counts as
 static."""
 LEAST_STATIC = 0.01
-"""Share of static pixels below which a pair of frames says nothing about flicker."""
+"""Share of static pixels below which a pair of frames has no flicker value."""
 
 
 def flicker(
     x: np.ndarray, before: np.ndarray, truth: np.ndarray, truth_before: np.ndarray
 ) -> float | None:
-    """Change of the output from one frame to the next that the truth does not have, where the truth
-    stands still.
+    """Change of the output between two frames that the truth does not have, where the truth is
+    static.
 
     Mean of ``|(x - before) - (truth - truth_before)|`` over channels and over the pixels whose true
-    colour changes by at most ``STATIC`` levels in every channel; in grey levels of 255, 0 for the
-    truth itself. No motion is estimated: on a fixed camera this is the scene's still part, on a
-    moving one what happens to keep its colour. None where fewer than ``LEAST_STATIC`` of the pixels
-    are static.
+    colour changes by at most ``STATIC`` levels in every channel; in levels of 255, 0 for the truth
+    itself. No motion is estimated: with a fixed camera these are the static parts of the scene,
+    with a moving one the parts that happen to keep their colour. None if fewer than
+    ``LEAST_STATIC`` of the pixels are static.
     """
     _check(x, before, truth, truth_before)
     change, true_change = (a.astype(np.int16) - b for a, b in ((x, before), (truth, truth_before)))

@@ -1,5 +1,5 @@
-"""What is scored: a network (known name, file, run folder, exported graph) or a folder of
-predictions, behind one call."""
+"""Predictors: networks (known name, file, run folder, exported graph) and folders of predictions,
+behind one call."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ TEXTS = ("none", "caption", "tags")
 RUN_MODEL = "model.safetensors"
 
 
-class PredictionError(UserError):
-    """A folder of predictions that does not fit the frames, or text that the index does not
-    have."""
-
-
 @dataclass(frozen=True)
 class Predictor:
-    """``colour(thermals, metas)``: lists of (h,w) float32 in [-1,1] and of index entries -> list of
-    (h,w,3) uint8.
+    """A method to score.
 
-    ``record`` says what it is, JSON-able: what, kind ("model", "run", "predictions", "baseline"),
-    sha256, text, training.
+    Attributes:
+        name: its label.
+        colour: ``colour(thermals, metas)`` takes lists of (h,w) float32 in [-1,1] and of index
+            entries and returns a list of (h,w,3) uint8.
+        record: what it is, for JSON: what, kind ("model", "run", "graph", "predictions",
+            "baseline"), sha256, text, training.
+        batch: number of frames per call.
     """
 
     name: str
@@ -65,16 +64,16 @@ def baseline(name: str, colour: Callable[[np.ndarray, dict], np.ndarray]) -> Pre
 def open_predictor(
     what: str, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto"
 ) -> Predictor:
-    """What ``what`` names: a known model, a .safetensors file, an .onnx file, hf:..., a run folder,
-    or a folder of predictions.
+    """The predictor for a known model, a .safetensors file, an .onnx file, hf:..., a run folder, or
+    a folder of predictions.
 
     Raises:
-        ModelError, DeviceError, PredictionError: it is none of these, or does not fit ``pairs``.
+        UserError: ``what`` is none of these, or does not fit ``pairs``.
     """
     from cmmfnet.weights.files import KNOWN, describe, load_model
 
     if text not in TEXTS:
-        raise PredictionError(f"text is {text!r}; expected one of {', '.join(TEXTS)}")
+        raise UserError(f"text is {text!r}; expected one of {', '.join(TEXTS)}")
     path, kind = Path(what), "model"
     if path.suffix.lower() == ".onnx":
         return graph_predictor(path, pairs, geometry, text=text, device=device)
@@ -101,7 +100,7 @@ def open_predictor(
 
 
 def takes(network: nn.Module | OnnxNetwork, side: int) -> bool:
-    """Whether ``network`` colours squares of this side in pixels as they are."""
+    """Whether ``network`` colours squares of this side, in pixels, without resizing."""
     fixed = getattr(network, "fixed_size", None)
     return side == fixed if fixed else side % getattr(network, "multiple_of", 8) == 0
 
@@ -116,7 +115,7 @@ def network_predictor(
     device: str = "auto",
     record: dict | None = None,
 ) -> Predictor:
-    """A network in float32."""
+    """The predictor for a network, in float32."""
     import torch
 
     from cmmfnet.colorizer.torch import Colorizer
@@ -128,19 +127,18 @@ def network_predictor(
 def graph_predictor(
     path: Path, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto"
 ) -> Predictor:
-    """What ``cmmfnet export`` wrote, by ONNX Runtime.
+    """The predictor for a file of ``cmmfnet export``, by ONNX Runtime.
 
     Raises:
-        ModelError: no file, no such graph, or no such device. PredictionError: it takes whole
-            sentences.
+        UserError: no such file or device, no graph of ours, or one that takes whole sentences.
     """
     from cmmfnet.colorizer.onnx import OnnxColorizer
 
     colorizer = OnnxColorizer(path, device=device)
     if text != "none" and colorizer.network.text_source == "clip-sentence":
-        raise PredictionError(
-            f"{path} takes whole sentences, whose tokens PyTorch makes; use --text none, or the "
-            "model it was exported from"
+        raise UserError(
+            f"{path} takes whole sentences, which only PyTorch can encode; use --text none, or the "
+            "model that it was exported from"
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -156,10 +154,11 @@ def graph_predictor(
 def _colorizer_predictor(
     name: str, colorizer: FrameColorizer, pairs: Pairs, geometry: str, text: str, record: dict
 ) -> Predictor:
-    """As it is on 256x256, with its colorizer's sizes and padding on whole frames, and where it
-    takes another size.
+    """The predictor for a colorizer.
 
-    On CUDA eight frames at a time; a network must give each the same answer alone and in company.
+    256x256 cuts go through the network without resizing. Whole frames, and cuts for a network of
+    another size, get the colorizer's sizes and padding. On CUDA eight frames go together; a network
+    must give the same answer for a frame alone and in a batch.
     """
     network = colorizer.network
     takes_text = getattr(network, "text_source", "none") != "none"
@@ -182,24 +181,21 @@ def _colorizer_predictor(
                         colorizer._finish(c, t, t) for c, t in zip(colours, thermals, strict=True)
                     ]
             except FloatingPointError as error:
-                raise PredictionError(
-                    f"{metas[0]['name']} or a frame beside it: {error}"
-                ) from error
+                raise UserError(f"{metas[0]['name']} or a frame beside it: {error}") from error
 
     batch = 8 if colorizer.device.type == "cuda" else 1
     return Predictor(name, colour, record, batch)
 
 
 def _texts(pairs: Pairs, text: str) -> dict[str, str]:
-    """Name -> caption, or tags with commas between. Raises :class:`PredictionError` where no entry
-    has one."""
+    """Name -> caption, or tags joined by commas. Raises :class:`UserError` if no entry has one."""
     texts = {}
     for entry in pairs.entries:
         value = entry.get(text)
         if value:
             texts[entry["name"]] = value if isinstance(value, str) else ", ".join(value)
     if not texts:
-        raise PredictionError(f"no entry of {pairs.root}/index.jsonl has {text!r}; use --text none")
+        raise UserError(f"no entry of {pairs.root}/index.jsonl has {text!r}; use --text none")
     if missing := len(pairs) - len(texts):
         warnings.warn(
             f"{missing} of {len(pairs)} entries have no {text!r} and are coloured without text",
@@ -212,13 +208,14 @@ def _texts(pairs: Pairs, text: str) -> dict[str, str]:
 
 
 def folder_predictor(folder: Path, pairs: Pairs, geometry: str) -> Predictor:
-    """The pictures of a folder, one for every frame, named like it (NAME.png, NAME.jpg, ...).
+    """The predictor for a folder with one picture for every frame, named like it (NAME.png,
+    NAME.jpg, ...).
 
-    Each has the size of the true picture, and is cut like it, or the size that is scored, and is
-    taken as it is.
+    A picture of the size of the true picture is cut like it; one of the size that is scored is used
+    unchanged.
 
     Raises:
-        PredictionError: missing, surplus or double names, with their number; or, when it is read,
+        UserError: missing, surplus or double names, with their number; when a picture is read,
             another size.
     """
     files: dict[str, Path] = {}
@@ -226,21 +223,19 @@ def folder_predictor(folder: Path, pairs: Pairs, geometry: str) -> Predictor:
         if path.suffix.lower() not in PICTURES or path.name.startswith("."):
             continue
         if path.stem in files:
-            raise PredictionError(
+            raise UserError(
                 f"{folder} has two pictures of {path.stem!r}: {files[path.stem].name} and "
                 f"{path.name}"
             )
         files[path.stem] = path
     if not files:
-        raise PredictionError(
+        raise UserError(
             f"{folder} is neither a run (it has no {RUN_MODEL}) nor a folder of predictions (it "
-            "has no picture); give a "
-            "model, a run, or a folder with NAME.png for every frame"
+            "has no picture); give a model, a run, or a folder with NAME.png for every frame"
         )
     names = [entry["name"] for entry in pairs.entries]
-    known = {
-        entry["name"] for entry in Pairs(pairs.root).entries
-    }  # of other splits, too: a folder may have all
+    # of all splits: a folder may have the pictures of others, too
+    known = {entry["name"] for entry in Pairs(pairs.root).entries}
     problems = []
     for what, found in (
         ("missing", [n for n in names if n not in files]),
@@ -251,10 +246,10 @@ def folder_predictor(folder: Path, pairs: Pairs, geometry: str) -> Predictor:
                 f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
             )
     if problems:
-        raise PredictionError(
+        raise UserError(
             f"{folder}: its {len(files)} pictures are not those of the {len(names)} frames: "
-            f"{'; '.join(problems)}. Name each "
-            f"like its frame in {pairs.root}/index.jsonl: {names[0]}.png"
+            f"{'; '.join(problems)}. Name each like its frame in {pairs.root}/index.jsonl: "
+            f"{names[0]}.png"
         )
     digest = hashlib.sha256()
     for name in sorted(names):
@@ -291,7 +286,7 @@ def _read(
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
     except OSError as error:
-        raise PredictionError(f"{path} is no picture that can be read: {error}") from error
+        raise UserError(f"{path} is no picture that can be read: {error}") from error
     if pixels.shape[:2] == scored:
         return pixels
     if pixels.shape[:2] == full():
@@ -299,7 +294,7 @@ def _read(
     found, whole, part = (
         f"{width}x{height}" for height, width in (pixels.shape[:2], full(), scored)
     )
-    raise PredictionError(
+    raise UserError(
         f"{path} is {found}; expected {whole} like the true picture, or {part} as it is scored by "
         f"geometry {geometry}"
     )

@@ -1,5 +1,4 @@
-"""What is held equal when methods are compared: which frames, how they are cut, how they are
-scored.
+"""The protocol of a comparison: which frames, how they are cut, how they are scored.
 
 A protocol is data: it is printed and stored with every number, and results of different protocols
 are not compared.
@@ -31,8 +30,6 @@ GEOMETRIES: dict[str, str] = {
 DEFAULT_GEOMETRY = next(iter(GEOMETRIES))
 THERMAL = "stretched between the 1st and 99th percentile of what is left after cutting, to [-1, 1]"
 
-# What must be equal for two numbers to be comparable. Versions are recorded, too, but need not be
-# equal.
 COMPARED = (
     "frames",
     "frames_sha256",
@@ -43,16 +40,13 @@ COMPARED = (
     "psnr",
     "ssim",
 )
-
-
-class ProtocolError(UserError):
-    """A protocol that does not exist, does not fit these frames, or differs between results that
-    are to be compared."""
+"""Fields that must be equal for two numbers to be comparable. Versions are recorded, but need not
+be equal."""
 
 
 def check_geometry(geometry: str) -> None:
     if geometry not in GEOMETRIES:
-        raise ProtocolError(f"geometry is {geometry!r}; expected one of {', '.join(GEOMETRIES)}")
+        raise UserError(f"geometry is {geometry!r}; expected one of {', '.join(GEOMETRIES)}")
 
 
 def centre_crop(picture: np.ndarray, size: int) -> np.ndarray:
@@ -73,11 +67,11 @@ def _centre(image: Image.Image, size: int) -> np.ndarray:
 
 
 def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
-    """(H,W) or (H,W,3) uint8 -> what of it is scored: 256x256, or all of it for "whole".
+    """The part of a picture (H,W) or (H,W,3) uint8 that is scored: 256x256, or all for "whole".
 
-    ``name`` is the frame's: for "kaist-b", row and column of the upper left corner are the first
-    and the second draw of ``numpy.random.default_rng(n).integers``, n the first 8 bytes,
-    big-endian, of the name's sha256. Raises :class:`ProtocolError` for a frame too small for that.
+    "kaist-b" draws the place from the frame's ``name``: row and column of the upper left corner
+    are the first and second draw of ``numpy.random.default_rng(n).integers``, where n is the first 8
+    bytes, big-endian, of the name's sha256. Raises :class:`UserError` for a frame that is too small.
     """
     if geometry == "short-256-crop-256":
         return centre_crop(picture, SIZE)
@@ -87,7 +81,7 @@ def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
     if geometry == "kaist-a":
         return _centre(Image.fromarray(picture).resize((320, SIZE), Image.Resampling.BICUBIC), SIZE)
     if min(height, width) < SIZE:
-        raise ProtocolError(
+        raise UserError(
             f"{name} is {width}x{height}; geometry kaist-b cuts {SIZE}x{SIZE} out of larger "
             "frames, use short-256-crop-256"
         )
@@ -99,15 +93,15 @@ def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
 def frames(
     pairs: Pairs, geometry: str = DEFAULT_GEOMETRY
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
-    """thermal (h,w) float32 in [-1,1] (stretched after the cut), truth (h,w,3) uint8, the index
-    entry."""
+    """For each pair: thermal (h,w) float32 in [-1,1], stretched after the cut; truth (h,w,3) uint8;
+    the index entry."""
     check_geometry(geometry)
     for i in range(len(pairs)):
         yield frame(pairs, i, geometry)
 
 
 def frame(pairs: Pairs, i: int, geometry: str) -> tuple[np.ndarray, np.ndarray, dict]:
-    """The frame number ``i`` as :func:`frames` gives it."""
+    """Pair number ``i``, as :func:`frames` gives it."""
     pair = pairs[i]
     thermal, truth = cut(pair.thermal, geometry, pair.name), cut(pair.visible, geometry, pair.name)
     return normalise(thermal), truth, pair.meta
@@ -120,7 +114,7 @@ def frames_sha256(entries: list[dict]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of this package and of what the numbers depend on."""
+    """Versions of Python, this package and the libraries that the numbers depend on."""
     packages = ("numpy", "pillow", "scikit-image", "scipy", "torch")
     return {"python": platform.python_version(), "cmmfnet": __version__} | {
         package: importlib.metadata.version(package) for package in packages
@@ -134,10 +128,10 @@ def make_protocol(
     ssim_preset: str,
     metrics: list[str],
 ) -> dict:
-    """The record of a protocol, JSON-able.
+    """The record of a protocol, for JSON.
 
-    ``truth_sha256`` is over the true pictures as they were scored, in the order of the index: equal
-    names do not make equal pictures.
+    ``truth_sha256`` is over the true pictures as scored, in the order of the index: equal names do
+    not make equal pictures.
     """
     return {
         "split": pairs.split,
@@ -164,7 +158,7 @@ def sentence(geometry: str, ssim_preset: str) -> str:
 
 
 def differing(one: dict, other: dict) -> list[str]:
-    """The fields of ``COMPARED`` in which two records differ, with both values."""
+    """The ``COMPARED`` fields in which two records differ, with both values."""
     return [
         f"{key}: {one.get(key)} and {other.get(key)}"
         for key in COMPARED

@@ -11,9 +11,10 @@ import numpy as np
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation import edges, intervals, metrics
 from cmmfnet.evaluation.learned import Lpips
-from cmmfnet.evaluation.metrics import METRICS, Metric, MetricError
+from cmmfnet.evaluation.metrics import METRICS, Metric
 from cmmfnet.evaluation.predictors import Predictor
 from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, frame
+from cmmfnet.files.errors import UserError
 
 Rows = list[dict[str, float | str]]
 
@@ -24,20 +25,18 @@ def default_metrics(pretrained: str | Path | None = None) -> list[str]:
 
 
 def check_metrics(names: Sequence[str], pairs: Pairs, geometry: str) -> None:
-    """Raises :class:`MetricError` for unknown metrics and for those that ``pairs`` cannot give."""
+    """Raises :class:`UserError` for unknown metrics and for those that ``pairs`` cannot give."""
     if unknown := [name for name in names if name not in METRICS]:
-        raise MetricError(
-            f"unknown metric {', '.join(unknown)}; choose some of {', '.join(METRICS)}"
-        )
+        raise UserError(f"unknown metric {', '.join(unknown)}; choose some of {', '.join(METRICS)}")
     if "flicker" in names:
         if geometry == "kaist-b":
-            raise MetricError(
+            raise UserError(
                 "flicker compares frames pixel by pixel, but geometry kaist-b cuts each frame at "
                 "another place"
             )
         sequences = [entry["sequence"] for entry in pairs.entries if entry.get("sequence")]
         if len(sequences) == len(set(sequences)):
-            raise MetricError(
+            raise UserError(
                 f"flicker needs sequences of two frames or more; {pairs.root}/index.jsonl has none"
             )
 

@@ -43,10 +43,6 @@ TRUSTED = 1.0  # least confidence
 _TILES = 4
 
 
-class AlignmentError(UserError):
-    """The check cannot be made; the message says why."""
-
-
 @dataclass(frozen=True)
 class Shift:
     """Where the content of the colour picture lies, seen from the thermal one.
@@ -104,14 +100,14 @@ def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> li
         One result for each pair, in the order of the index.
 
     Raises:
-        PairsError: ``out`` is no data set, or has no thermal frames. AlignmentError: ``jobs`` or
+        PairsError: ``out`` is no data set, or has no thermal frames. UserError: ``jobs`` or
             ``limit`` make no sense. ImportError: scipy is missing.
     """
     from tqdm import tqdm
 
     _scipy()
     if jobs < 0 or (limit is not None and limit < 1):
-        raise AlignmentError(
+        raise UserError(
             f"jobs is {jobs}, limit is {limit}; expected jobs of 0 or more and a limit of 1 or more"
         )
     out = Path(out)
@@ -181,10 +177,10 @@ def estimate_shift(thermal: np.ndarray, visible: np.ndarray) -> Shift:
             less, and scales of .94 to 1.06 are looked for.
 
     Raises:
-        AlignmentError: sizes differ, or are below 32 pixels. ImportError: scipy is missing.
+        UserError: sizes differ, or are below 32 pixels. ImportError: scipy is missing.
     """
     if thermal.shape != visible.shape[:2] or min(thermal.shape) < 32:
-        raise AlignmentError(
+        raise UserError(
             f"thermal is {thermal.shape}, visible {visible.shape[:2]} (height, width); expected "
             "one size of 32 or more"
         )
@@ -307,7 +303,7 @@ def _measure(pairs: Pairs, index: int) -> PairShift:
     except (
         PairsError,
         ThermalFileError,
-        AlignmentError,
+        UserError,
         UnidentifiedImageError,
         OSError,
         SyntaxError,

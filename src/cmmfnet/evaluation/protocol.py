@@ -70,8 +70,9 @@ def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
     """The part of a picture (H,W) or (H,W,3) uint8 that is scored: 256x256, or all for "whole".
 
     "kaist-b" draws the place from the frame's ``name``: row and column of the upper left corner
-    are the first and second draw of ``numpy.random.default_rng(n).integers``, where n is the first 8
-    bytes, big-endian, of the name's sha256. Raises :class:`UserError` for a frame that is too small.
+    are the first and second draw of ``numpy.random.default_rng(n).integers``, where n is the first
+    8 bytes, big-endian, of the name's sha256. Raises :class:`UserError` for a frame that is too
+    small.
     """
     if geometry == "short-256-crop-256":
         return centre_crop(picture, SIZE)

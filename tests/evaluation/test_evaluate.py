@@ -17,6 +17,7 @@ from tiny_data import BASELINES, write_data
 
 from cmmfnet import methods
 from cmmfnet.cli import main
+from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation import evaluate, metrics, predictors, protocol, scoring
 from cmmfnet.evaluation.baselines import trivial_baselines
@@ -366,7 +367,7 @@ def test_flicker_is_between_neighbours_of_one_sequence(data):
 
 
 def test_saved_pictures_score_exactly_as_the_model(data, model, tmp_path):
-    for geometry in ("short-256-crop-256", "whole"):
+    for geometry in ("short-256-crop-256", "whole", "whole-256"):
         folder, more = (
             tmp_path / geometry,
             ["--geometry", geometry, "--metrics", "psnr,ssim,delta_e,colour_share"],
@@ -390,6 +391,22 @@ def test_saved_pictures_score_exactly_as_the_model(data, model, tmp_path):
         assert two["methods"][geometry]["kind"] == "predictions"
     with Image.open(folder / "s0.png") as picture:
         assert picture.size == (80, 64)
+
+
+def test_whole_frames_are_coloured_first_and_reduced_after(data):
+    """The truth is that of the default geometry; the picture is what `Colorizer` gives users."""
+    network, pairs = Fake(), Pairs(data, "val")
+    colorizer = Colorizer(network, device="cpu", dtype=torch.float32)
+    predictor = predictors.network_predictor("n", network, pairs, "whole-256", device="cpu")
+    scorer = scoring.Scorer(["psnr", "apce"])
+    rows, truth = scoring.measure([predictor], pairs, scorer, "whole-256")
+    crops, same_truth = scoring.measure([predictor], pairs, scorer, "short-256-crop-256")
+    assert truth == same_truth
+    for i, row in enumerate(rows["n"]):
+        pair = pairs[i]
+        made = protocol.centre_crop(colorizer(pair.thermal), 256)
+        assert row["psnr"] == metrics.psnr(made, protocol.centre_crop(pair.visible, 256))
+    assert [row["psnr"] for row in rows["n"]] != [row["psnr"] for row in crops["n"]]
 
 
 def test_pictures_of_full_size_are_cut_like_the_truth(data, tmp_path):

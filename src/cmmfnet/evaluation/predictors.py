@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation.protocol import SIZE, cut
+from cmmfnet.evaluation.protocol import SIZE, cut, is_whole
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import PICTURES
 
@@ -173,7 +173,7 @@ def _colorizer_predictor(
                 "ignore", message="the model does not know and leaves out"
             )  # docs/evaluation.md
             try:
-                if geometry == "whole" or not takes(network, SIZE):
+                if is_whole(geometry) or not takes(network, SIZE):
                     return colorizer(list(thermals), span=(-1, 1), text=words, batch_size=batch)
                 with colorizer._inference():
                     colours = colorizer._run(colorizer._batch(list(thermals)), words)

@@ -26,6 +26,8 @@ GEOMETRIES: dict[str, str] = {
     "kaist-a": "resize to 320x256 (bicubic, antialiased), centre crop 256x256",
     "kaist-b": "256x256 crop of the frame, its place drawn from the frame's name",
     "whole": "the whole frame at its own size",
+    "whole-256": "the whole frame coloured at its own size; output and truth then reduced to a "
+    "short side of 256 (bicubic, antialiased), centre crop 256x256",
 }
 DEFAULT_GEOMETRY = next(iter(GEOMETRIES))
 THERMAL = "stretched between the 1st and 99th percentile of what is left after cutting, to [-1, 1]"
@@ -67,7 +69,8 @@ def _centre(image: Image.Image, size: int) -> np.ndarray:
 
 
 def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
-    """The part of a picture (H,W) or (H,W,3) uint8 that is scored: 256x256, or all for "whole".
+    """The part of a picture (H,W) or (H,W,3) uint8 that methods colour: 256x256, or all of it for
+    "whole" and "whole-256".
 
     "kaist-b" draws the place from the frame's ``name``: row and column of the upper left corner
     are the first and second draw of ``numpy.random.default_rng(n).integers``, where n is the first
@@ -76,7 +79,7 @@ def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
     """
     if geometry == "short-256-crop-256":
         return centre_crop(picture, SIZE)
-    if geometry == "whole":
+    if is_whole(geometry):
         return picture
     height, width = picture.shape[:2]
     if geometry == "kaist-a":
@@ -89,6 +92,18 @@ def cut(picture: np.ndarray, geometry: str, name: str) -> np.ndarray:
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
     top, left = int(rng.integers(height - SIZE + 1)), int(rng.integers(width - SIZE + 1))
     return picture[top : top + SIZE, left : left + SIZE]
+
+
+def is_whole(geometry: str) -> bool:
+    """Whether methods colour whole frames at their own size."""
+    return geometry in ("whole", "whole-256")
+
+
+def scored(picture: np.ndarray, geometry: str) -> np.ndarray:
+    """The scored part of a coloured picture, its truth or its thermal frame, each as :func:`cut`
+    leaves it: (H,W,3) uint8 or (H,W) float32 -> the same, or for "whole-256" 256x256 pixels of
+    it."""
+    return centre_crop(picture, SIZE) if geometry == "whole-256" else picture
 
 
 def frames(

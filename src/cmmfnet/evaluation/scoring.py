@@ -13,7 +13,7 @@ from cmmfnet.evaluation import edges, intervals, metrics
 from cmmfnet.evaluation.learned import Lpips
 from cmmfnet.evaluation.metrics import METRICS, Metric
 from cmmfnet.evaluation.predictors import Predictor
-from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, frame
+from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, frame, scored
 from cmmfnet.files.errors import UserError
 
 Rows = list[dict[str, float | str]]
@@ -107,7 +107,8 @@ def measure(
     """Rows of each method, and the sha256 of the true pictures as scored. Decodes every picture
     once.
 
-    ``save``: method -> folder to write its pictures to, as NAME.png.
+    ``save``: method -> folder to write its pictures to, as NAME.png; for "whole-256" as they were
+    coloured.
     """
     from tqdm import tqdm
 
@@ -122,10 +123,12 @@ def measure(
             thermals, metas = [thermal for thermal, *_ in chunk], [meta for *_, meta in chunk]
             outputs = {each.name: colour_all(each, thermals, metas) for each in predictors}
             for i, (thermal, truth, meta) in enumerate(chunk):
+                truth = scored(truth, geometry)
                 digest.update(repr(truth.shape).encode() + truth.tobytes())
-                scorer.begin(thermal, truth, meta)
+                # a bicubic reduction may leave the range of the frame
+                scorer.begin(scored(thermal, geometry).clip(-1, 1), truth, meta)
                 for name, colours in outputs.items():
-                    rows[name].append(scorer.row(name, colours[i]))
+                    rows[name].append(scorer.row(name, scored(colours[i], geometry)))
                     if save and name in save:
                         write_picture(
                             save[name] / f"{meta['name']}.png", colours[i], {"Model": name}

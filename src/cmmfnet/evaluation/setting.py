@@ -17,7 +17,7 @@ class Setting:
         split: train, val or test, as in the folder's index
         lighting: only pairs with this lighting; several with commas: day,dusk
         sources: only pairs from these sources, with commas
-        geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b or whole
+        geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b, whole or whole-256
             (docs/evaluation.md)
         text: text given to models: none, or caption or tags from the index
         metrics: with commas, from psnr, ssim, lpips, lpips_vgg, delta_e, colourfulness,

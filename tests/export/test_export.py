@@ -329,3 +329,10 @@ def test_the_document_names_every_input_output_and_key_of_the_metadata(exported)
     names = [each.name for each in (*graph.graph.input, *graph.graph.output)]
     names += [each.key for each in graph.metadata_props] + ["int8"]
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_the_rest_of_a_killed_export_is_cleared(tmp_path):
+    part = tmp_path / ".cmmfnet-0123456789ab.part"
+    part.write_bytes(b"half")
+    assert main(["export", str(tmp_path / "none.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -1,15 +1,14 @@
-"""Whether the pairs of a data set lie on each other: the shift of each between its thermal and its
-colour picture.
+"""Alignment of the pairs of a data set: the shift between thermal and colour picture of each.
 
-Grey levels of the two have no fixed relation: what is bright in one may be dark in the other. Edges
-have one: they run in the same direction, whatever their sign. So each picture becomes a field of
-edge directions at twice their angle, for which opposite gradients are equal (Granlund, CGIP 1978),
+Grey levels of the two have no fixed relation: a bright thing in one may be dark in the other. Edges
+run in the same direction in both, but with either sign. So each picture becomes a field of edge
+directions at twice their angle, for which opposite gradients are equal (Granlund, CGIP 1978),
 normalised so that faint edges count nearly as much as strong ones (normalised gradient fields:
-Haber and Modersitzki, MICCAI 2006). Correlating fields of directions by FFT is orientation
-correlation (Fitch et al., BMVC 2002); its peak is the shift. It is taken in 4 x 4 tiles: their sum
-at equal shifts is the correlation of the pictures, at shifts that grow from the centre it is that
-with a picture enlarged, and how well the tiles agree tells whether the peak can be trusted. What it
-is worth on real pairs is in docs/folder.md.
+Haber and Modersitzki, MICCAI 2006). The correlation of such fields by FFT is orientation
+correlation (Fitch et al., BMVC 2002); its peak is the shift. It is computed in 4 x 4 tiles: their
+sum at equal shifts is the correlation of the pictures; their sum at shifts that grow from the
+centre is the correlation with an enlarged picture; and the agreement of the tiles says whether the
+peak can be trusted. docs/folder.md has measurements on real pairs.
 
 scipy and scikit-image come with ``pip install 'cmmfnet[train]'``.
 """
@@ -34,23 +33,25 @@ from cmmfnet.thermal.frame import ThermalFileError
 
 MOST_PAIRS = 60  # on the page
 LONGEST_SIDE = 640  # larger pictures are measured at this size
-REACH = 48  # pixels at that size: larger shifts are not found
-SCALES = np.arange(-12, 13) / 200  # of the colour picture, less 1
-TOLERANCE = 2.0  # pixels at that size: a smaller shift is not told from none
-TOLERANCE_SCALE = 0.0149  # 1.5 %: at the borders of 640 pixels that is 4.8
-ALIKE = 6.0  # least similarity; wrong pairs reach it once in a hundred
+REACH = 48  # pixels at this size: larger shifts are not found
+SCALES = np.arange(-12, 13) / 200  # of the colour picture, minus 1
+TOLERANCE = 2.0  # pixels at this size: smaller shifts count as none
+TOLERANCE_SCALE = 0.0149  # 1.5 %: 4.8 pixels at the borders of 640
+ALIKE = 6.0  # least similarity; one in a hundred wrong pairs reaches it
 TRUSTED = 1.0  # least confidence
 _TILES = 4
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Where the content of the colour picture lies, seen from the thermal one.
+    """Position of the content of the colour picture relative to the thermal one.
 
-    ``dx``, ``dy``: pixels to the right and down; moving the colour picture by (-dx, -dy) puts it in
-    place. ``scale``: how much larger things are in it. ``confidence``: by how many standard errors
-    over the tiles the best shift beats any other; 0 or more. ``similarity``: height of the peak
-    over the correlation elsewhere, in its robust deviations.
+    Attributes:
+        dx, dy: pixels to the right and down; moving the colour picture by (-dx, -dy) aligns it.
+        scale: size of things in the colour picture over their size in the thermal one.
+        confidence: by how many standard errors over the tiles the best shift is better than any
+            other; 0 or more.
+        similarity: height of the peak above the correlation elsewhere, in robust deviations.
     """
 
     dx: float
@@ -62,11 +63,11 @@ class Shift:
 
 @dataclass(frozen=True)
 class PairShift:
-    """A pair's :class:`Shift` (None where a picture cannot be read) and what is wrong with it.
+    """A pair's :class:`Shift` (None if a picture cannot be read) and what is wrong with the pair.
 
-    ``group``: its sequence, or else its source. ``reason``: "" (in place), "shifted", "scaled",
-    "unlike" (hardly an edge in common within reach), "uncertain" (not to be told from its edges),
-    or "unreadable: ..."; all but "" and "uncertain" are flagged.
+    ``group``: its sequence, else its source. ``reason``: "" (in place), "shifted", "scaled",
+    "unlike" (hardly an edge in common within reach), "uncertain" (its edges do not decide), or
+    "unreadable: ..."; all but "" and "uncertain" are flagged.
     """
 
     name: str
@@ -84,24 +85,24 @@ class PairShift:
 
 
 def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> list[PairShift]:
-    """Estimate the shift of every pair of a prepared data set, print a summary, and write what was
-    found.
+    """Estimate the shift of every pair of a prepared data set, print a summary and write the
+    results.
 
     OUT/alignment.jsonl has a line for each pair: name, dx, dy, scale, confidence, similarity (see
-    :class:`Shift`), flagged, reason. OUT/alignment.html is a page to look at, worst pairs first.
-    The pictures stay as they are.
+    :class:`Shift`), flagged, reason. OUT/alignment.html shows the worst pairs. The pictures are not
+    changed.
 
     Args:
         out: a folder in the layout of data/pairs.py.
         jobs: threads; 0 is one for each CPU.
-        limit: look at so many pairs, spread evenly over the index; all where not given.
+        limit: check only this many pairs, spread evenly over the index.
 
     Returns:
         One result for each pair, in the order of the index.
 
     Raises:
-        PairsError: ``out`` is no data set, or has no thermal frames. UserError: ``jobs`` or
-            ``limit`` make no sense. ImportError: scipy is missing.
+        UserError: ``out`` is no data set, it has no thermal frames, or ``jobs`` or ``limit`` make
+            no sense. ImportError: scipy is missing.
     """
     from tqdm import tqdm
 
@@ -121,7 +122,7 @@ def check_alignment(out: Path, *, jobs: int = 0, limit: int | None = None) -> li
         file.writelines(json.dumps(_row(result), ensure_ascii=False) + "\n" for result in results)
     page = write_worst(out / "alignment.html", pairs, dict(zip(chosen, results, strict=True)))
     print(summary(results))
-    print(f"{page}: the worst pairs, to look at")
+    print(f"{page}: the worst pairs")
     return results
 
 
@@ -192,9 +193,8 @@ def estimate_shift(thermal: np.ndarray, visible: np.ndarray) -> Shift:
 
     unscaled = tiles.sum(0)
     scale, votes = 0.0, tiles
-    best = (
-        _smooth(unscaled).max() * 1.1
-    )  # so much better: tiles are small, and one of 25 scales is always a bit better
+    # a scale must be better by a tenth: tiles are small, and one of 25 is always a little better
+    best = _smooth(unscaled).max() * 1.1
     for candidate in SCALES:
         moved = _at_scale(tiles, centres, candidate)
         if candidate and (peak := _smooth(moved.sum(0)).max()) > best:
@@ -221,8 +221,7 @@ def estimate_shift(thermal: np.ndarray, visible: np.ndarray) -> Shift:
 
 
 def summary(results: list[PairShift]) -> str:
-    """What was found, in lines of plain text: all pairs, then each sequence with a constant
-    shift."""
+    """The results as lines of plain text: all pairs, then each sequence with a constant shift."""
     trusted, flagged = [r for r in results if r.trusted], [r for r in results if r.flagged]
     lines = [
         f"alignment of {len(results)} pairs: {len(flagged)} flagged "
@@ -240,10 +239,9 @@ def summary(results: list[PairShift]) -> str:
         )
     if len(trusted) < len(results) / 2:
         lines.append(
-            "most pairs could not be judged: either there is little to see in both pictures, or "
-            "they are apart by more than "
-            f"{REACH} of {LONGEST_SIDE} pixels, differ in field of view, or show different "
-            "moments. Look at the page"
+            "most pairs could not be judged: either both pictures show little, or they are apart "
+            f"by more than {REACH} of {LONGEST_SIDE} pixels, differ in field of view, or show "
+            "different moments. Look at the page"
         )
     for group, members in _groups(results).items():
         shifts = np.array([(r.shift.dx, r.shift.dy) for r in members if r.trusted])
@@ -254,9 +252,8 @@ def summary(results: list[PairShift]) -> str:
         if np.hypot(dx, dy) > TOLERANCE and spread < 0.3 * np.hypot(dx, dy):
             lines.append(
                 f"{group}: a constant shift of dx {dx:+.1f}, dy {dy:+.1f} (spread {spread:.1f} "
-                f"px, {len(shifts)} pairs). That "
-                "is how the cameras are mounted, and can be put right: move its colour pictures "
-                f"{_where(-dx, -dy)}"
+                f"px, {len(shifts)} pairs). The cause is how the cameras are mounted; to correct "
+                f"it, move its colour pictures {_where(-dx, -dy)}"
             )
         scales = np.array([r.shift.scale for r in members if r.trusted])
         if (
@@ -265,9 +262,8 @@ def summary(results: list[PairShift]) -> str:
         ):
             lines.append(
                 f"{group}: a constant scale of {np.median(scales):.3f} ({len(scales)} pairs). The "
-                "cameras' fields of view "
-                f"differ: enlarge its colour pictures {1 / np.median(scales):.3f} times, and crop "
-                "both to one size"
+                "cameras' fields of view differ: enlarge its colour pictures "
+                f"{1 / np.median(scales):.3f} times, and crop both to one size"
             )
     return "\n".join(lines)
 
@@ -275,10 +271,9 @@ def summary(results: list[PairShift]) -> str:
 _MEANING = {
     "shifted": "the colour picture lies elsewhere",
     "scaled": "things are larger or smaller in the colour picture by 1.5 % or more (field of view)",
-    "unlike": "hardly an edge in common: other scene, other moment, or farther apart than is "
-    "looked for",
+    "unlike": "hardly an edge in common: another scene, another moment, or too far apart",
     "unreadable": "a picture cannot be decoded",
-    "uncertain": "not to be told from edges, so not flagged",
+    "uncertain": "edges do not decide, so not flagged",
 }
 
 
@@ -356,8 +351,8 @@ def _edge_directions(picture: np.ndarray) -> np.ndarray:
     doubled = (gx + 1j * gy) ** 2
     strength = np.abs(doubled)
     doubled /= strength + np.median(strength) + 1e-3 * strength.mean() + 1e-12
-    # less what is common to a neighbourhood: in streets most edges are upright, and that alone fits
-    # at any shift
+    # minus the mean of a neighbourhood: in streets most edges are upright, and those fit at any
+    # shift
     doubled -= ndimage.uniform_filter(doubled.real, 27) + 1j * ndimage.uniform_filter(
         doubled.imag, 27
     )
@@ -408,8 +403,8 @@ def _smooth(surface: np.ndarray) -> np.ndarray:
 
 
 def _vertex(values: np.ndarray, at: int) -> float:
-    """Where the parabola through the values beside the largest one has its vertex, -0.5 to 0.5 from
-    ``at``."""
+    """Vertex of the parabola through the largest value and its two neighbours, as an offset of
+    -0.5 to 0.5 from ``at``."""
     if not 0 < at < len(values) - 1:
         return 0.0
     before, here, after = (float(value) for value in values[at - 1 : at + 2])

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet import Colorizer
-from cmmfnet.files.page import as_grey
 from cmmfnet.data.scenes.scenes import render
+from cmmfnet.files.page import as_grey
 from cmmfnet.thermal.stretch import normalise
 
 SCENES = (

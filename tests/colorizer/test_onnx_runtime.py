@@ -17,7 +17,7 @@ from PIL import Image
 
 from cmmfnet import Colorizer
 from cmmfnet.cli import main
-from cmmfnet.weights.files import ModelError
+from cmmfnet.weights.known import ModelError
 
 onnx = pytest.importorskip("onnx", reason="onnx builds the graph of these tests")
 pytest.importorskip("onnxruntime", reason="onnxruntime runs the graph of these tests")

@@ -25,7 +25,8 @@ from cmmfnet.evaluation.predictors import open_predictor
 from cmmfnet.evaluation.protocol import centre_crop, cut, frames
 from cmmfnet.evaluation.setting import Setting
 from cmmfnet.files.errors import UserError
-from cmmfnet.weights.files import ModelError, save_model
+from cmmfnet.weights.files import save_model
+from cmmfnet.weights.known import ModelError
 
 
 @pytest.fixture(autouse=True)

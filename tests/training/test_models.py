@@ -14,7 +14,7 @@ import pytest
 
 from cmmfnet.cli import main
 from cmmfnet.methods import METHODS, method_class
-from cmmfnet.weights.files import KNOWN
+from cmmfnet.weights.known import KNOWN
 
 # as their papers' codes count them; where the default here differs, that of the code stands second
 GENERATORS = {

@@ -21,6 +21,7 @@ import torch
 import yaml
 from run_checks import equal, log
 
+import cmmfnet
 from cmmfnet.data.scenes import write_pairs
 from cmmfnet.methods import METHODS
 from cmmfnet.training import checkpoint
@@ -39,7 +40,7 @@ RECIPE = {
 }  # fmt: skip
 ENVIRONMENT = {
     **{k: v for k, v in os.environ.items() if k != "CMMFNET_PRETRAINED"},
-    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(TESTS),
+    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(cmmfnet.__file__).parents[1])]),
 }  # fmt: skip
 
 

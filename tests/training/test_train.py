@@ -6,7 +6,9 @@ Also the commands around it: `cmmfnet train`, `cmmfnet evaluate`, `cmmfnet scene
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,10 +35,12 @@ from cmmfnet.methods import matched as method
 from cmmfnet.nn.perceptual import PretrainedError
 from cmmfnet.training import checkpoint
 from cmmfnet.training import train as training
+from cmmfnet.training.checkpoint import CheckpointError
 from cmmfnet.training.recipe import Recipe
 from cmmfnet.training.run import NonFiniteLoss, Run
 from cmmfnet.training.train import train
-from cmmfnet.weights.files import ModelError, load_model, save_model
+from cmmfnet.weights.files import load_model, save_model
+from cmmfnet.weights.known import ModelError
 
 SMALL = {
     "method": "cmmfnet", "channels": [8, 16, 24], "encoder_blocks": [1, 1, 1],
@@ -247,7 +251,7 @@ def test_going_on_without_a_part_of_the_state_is_noticed(data, tmp_path, trained
     elif lost in state["optimisers"]:
         for moments in state["optimisers"][lost]["state"].values():
             moments["exp_avg"].zero_()
-    checkpoint.save(tmp_path / "step-3.pt", state)
+    checkpoint.save(tmp_path / f"step-{state['step']}.pt", state)
     start(data, tmp_path)
     assert same_end(trained, tmp_path) == (lost == "nothing")
 
@@ -279,6 +283,141 @@ def test_going_on_with_another_model_or_other_losses_is_refused(data, half):
 # --- what breaks
 
 
+def shorter(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def edited(change):
+    """Writes the checkpoint again after ``change`` of its state."""
+
+    def edit(file: Path) -> None:
+        state = torch.load(file, weights_only=True)
+        changed = change(state)
+        torch.save(changed if isinstance(changed, dict | list) else state, file)
+
+    return edit
+
+
+DAMAGE = {
+    "empty": (lambda f: f.write_bytes(b""), "is damaged or no checkpoint"),
+    "cut off": (shorter, "is damaged or no checkpoint"),
+    "noise": (lambda f: f.write_bytes(bytes(range(256)) * 40), "is damaged or no checkpoint"),
+    "text": (lambda f: f.write_text("step 3\n"), "is damaged or no checkpoint"),
+    "a list": (edited(lambda s: [1, 2]), "is not a checkpoint of cmmfnet train"),
+    "weights alone": (
+        edited(lambda s: s["networks"]["generator"]), "is not a checkpoint of cmmfnet train",
+    ),
+    "older": (edited(lambda s: s.pop("pools") and None), "another version of cmmfnet: its 'pools'"),
+    "step": (edited(lambda s: s.update(step="3")), "another version of cmmfnet: its 'step' is str"),
+    "renamed": (edited(lambda s: s.update(step=2)), "is of step 2, which is not that of its name"),
+    "config": (
+        edited(lambda s: s["config"].update(vit_depth=2)), "does not fit its own network: its tens",
+    ),
+    "huge config": (
+        edited(lambda s: s["config"].update(vit_depth=10**6)), "vit_depth is 1000000; expected",
+    ),
+    "weights": (
+        edited(lambda s: s["networks"]["generator"].popitem()),
+        "does not fit its own network: .* 1 missing",
+    ),
+    "nan": (
+        edited(lambda s: next(iter(s["networks"]["generator"].values())).fill_(float("nan"))),
+        "holds NaN or infinite values",
+    ),
+    "nan in ema": (
+        edited(lambda s: next(iter(s["ema"].values())).fill_(float("inf"))),
+        "holds NaN or infinite values",
+    ),
+    "ema": (edited(lambda s: s["ema"].popitem()), "does not fit: ema"),
+    "moments": (
+        edited(lambda s: s["optimisers"]["generator"]["state"][0].update(exp_avg=torch.zeros(3))),
+        "does not fit: optimisers generator: exp_avg is",
+    ),
+    "groups": (
+        edited(lambda s: s["optimisers"]["generator"].update(param_groups=[])),
+        "does not fit: optimisers generator",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_checkpoint_that_is_no_use_says_so_and_the_way_on(data, tmp_path, half, damage):
+    edit, message = DAMAGE[damage]
+    file = tmp_path / "step-3.pt"
+    shutil.copy(half / "step-3.pt", file)
+    edit(file)
+    before = file.read_bytes()
+    with pytest.raises(CheckpointError, match=message) as caught:
+        start(data, tmp_path)
+    assert str(caught.value).startswith(f"{file} ") and len(str(caught.value)) < 1500
+    assert "Move it away" in str(caught.value) and "--from" in str(caught.value)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_good_checkpoint(
+    data, tmp_path, monkeypatch
+):
+    """The losses of the step are finite; the update that they lead to is not."""
+    update = Run.update
+
+    def diverge(self, step, batch):
+        update(self, step, batch)
+        if step == 3:
+            with torch.no_grad():
+                next(self.networks["generator"].parameters()).view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(Run, "update", diverge)
+    with pytest.raises(NonFiniteLoss, match=r"step 4: weights of the generator are not finite"):
+        start(data, tmp_path, config=recipe(save_every=2))
+    assert [p.name for p in tmp_path.glob("step-*.pt")] == ["step-2.pt"]
+    assert load_model(tmp_path / "model.safetensors").training["steps"] == 2
+    monkeypatch.setattr(Run, "update", update)
+    start(data, tmp_path)
+    assert [p.name for p in tmp_path.glob("step-*.pt")] == ["step-6.pt"]
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(data, tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def full(file, state):
+        if state["step"] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(file, state)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        start(data, tmp_path, config=recipe(save_every=2))
+    assert [p.name for p in tmp_path.glob("step-*.pt")] == ["step-2.pt"]
+
+
+def test_hyperparameters_are_those_of_the_recipe_after_a_restart(data, tmp_path, half, monkeypatch):
+    shutil.copy(half / "step-3.pt", tmp_path)
+    groups = []
+    update = Run.update
+    monkeypatch.setattr(
+        Run, "update",
+        lambda self, *a: (groups.append(self.optimisers["generator"].param_groups[0].copy()),
+                          update(self, *a)),
+    )  # fmt: skip
+    start(data, tmp_path, config=recipe(betas=(0.7, 0.8), weight_decay=0.5))
+    assert groups[0]["betas"] == (0.7, 0.8) and groups[0]["weight_decay"] == 0.5
+
+
+def test_limits_that_make_no_sense_are_refused(data, tmp_path, half):
+    for limits, message in (
+        ({"max_steps": 0}, "--max-steps is 0; expected 1 or more"),
+        ({"max_steps": -1}, "--max-steps is -1; expected 1 or more"),
+        ({"max_minutes": 0.0}, "--max-minutes is 0.0; expected more than 0"),
+        ({"max_minutes": float("nan")}, "--max-minutes is nan; expected more than 0"),
+        ({"workers": -1}, "--workers is -1; expected 0 to 1024"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            start(data, tmp_path / "out", **limits)
+    shutil.copy(half / "step-3.pt", tmp_path)
+    with pytest.raises(RecipeError, match=r"is at step 3 already, --max-steps is 3; a larger"):
+        start(data, tmp_path, max_steps=3)
+
+
 @pytest.mark.parametrize("save_every", [2, 100])
 def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(
     data, tmp_path, monkeypatch, save_every
@@ -295,7 +434,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(
         match=r"step 4: .*l1 nan.*non-finite-4.pt. Lower learning_rate or set precision",
     ):
         start(data, tmp_path, config=recipe(save_every=save_every, log_every=100))
-    saved = checkpoint.load(tmp_path / "non-finite-4.pt")
+    saved = torch.load(tmp_path / "non-finite-4.pt", weights_only=True)
     assert torch.equal(saved["visible"], batches[3]) and saved["thermal"].shape == (2, 1, 32, 32)
     assert len(saved["names"]) == 2
     newest = checkpoint.latest(tmp_path)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from scipy.ndimage import binary_dilation
 
-import cmmfnet.weights.files
 from cmmfnet import Colorizer
 from cmmfnet.data.made.lab import to_lab
 from cmmfnet.data.scenes import render
 from cmmfnet.evaluation.metrics import colourfulness, psnr
 from cmmfnet.text.labels import CLASSES
+from cmmfnet.weights.files import describe
+from cmmfnet.weights.known import BUNDLED, KNOWN
 
 LIMIT = 32 * 2**20  # of all bundled weights together: they travel with every clone
 
@@ -39,13 +40,13 @@ def grey(scene) -> np.ndarray:
 
 
 def test_the_bundled_files_are_those_of_the_table_and_stay_small():
-    files = sorted(p.name for p in cmmfnet.weights.files.BUNDLED.glob("*.safetensors"))
-    assert files == sorted(known.file for known in cmmfnet.weights.files.KNOWN.values())
-    assert sum(p.stat().st_size for p in cmmfnet.weights.files.BUNDLED.glob("*")) <= LIMIT
+    files = sorted(p.name for p in BUNDLED.glob("*.safetensors"))
+    assert files == sorted(known.file for known in KNOWN.values())
+    assert sum(p.stat().st_size for p in BUNDLED.glob("*")) <= LIMIT
 
 
 def test_the_model_describes_itself():
-    facts = cmmfnet.weights.files.describe("cmmfnet")
+    facts = describe("cmmfnet")
     assert facts["method"] == "cmmfnet" and facts["storage"] == "int8"
     assert 28_000_000 < facts["parameters"] < 29_000_000
     assert "research" in facts["licence"]
@@ -140,7 +141,7 @@ def small() -> Colorizer:
 
 
 def test_the_small_model_describes_itself_and_is_small():
-    facts = cmmfnet.weights.files.describe("cmmfnet-small")
+    facts = describe("cmmfnet-small")
     assert facts["method"] == "cmmfnet-small" and facts["storage"] == "int8"
     assert facts["bytes"] <= 4.2e6
     assert "research" in facts["licence"]

@@ -18,7 +18,10 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from cmmfnet import methods
 from cmmfnet.weights import files as weights
-from cmmfnet.weights.files import Known, ModelError, describe, load_model, save_model
+from cmmfnet.weights import known
+from cmmfnet.weights.files import describe, load_model, save_model
+from cmmfnet.weights.header import STORAGES
+from cmmfnet.weights.known import Known, ModelError
 
 CONFIG = {"method": "fake"}
 
@@ -93,7 +96,7 @@ def test_int8_is_about_a_quarter_of_the_size_and_float16_half(tmp_path):
         storage: save_model(tmp_path / f"{storage}.safetensors", network, CONFIG, storage=storage)
         .stat()
         .st_size
-        for storage in weights.STORAGES
+        for storage in STORAGES
     }
     assert sizes["float16"] < 0.51 * sizes["float32"]
     assert sizes["int8"] < 0.27 * sizes["float32"]
@@ -189,9 +192,7 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(saved):
 
 
 def test_integers_in_place_of_floats_are_refused(saved):
-    with pytest.raises(
-        ModelError, match=r"big\.bias is torch\.int32, the network has torch\.float32"
-    ):
+    with pytest.raises(ModelError, match=r"big\.bias is I32, the network has torch\.float32"):
         load_model(
             rewrite(
                 saved[1],
@@ -287,8 +288,8 @@ def test_a_pickle_is_refused_and_never_run(tmp_path, name, writer):
 def bundled(saved, tmp_path, monkeypatch):
     """The saved model as a known one; returns its row."""
     row = Known("model.safetensors", weights._sha256(saved[1]), "research only", "a test")
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path)
-    monkeypatch.setattr(weights, "KNOWN", {"street": row, "aerial": row})
+    monkeypatch.setattr(known, "BUNDLED", tmp_path)
+    monkeypatch.setattr(known, "KNOWN", {"street": row, "aerial": row})
     return row
 
 

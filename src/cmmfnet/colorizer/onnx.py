@@ -14,7 +14,7 @@ import numpy as np
 
 from cmmfnet.colorizer.base import Batch, FrameColorizer, Token
 from cmmfnet.text.attributes import attribute_weights
-from cmmfnet.weights.files import ModelError
+from cmmfnet.weights.known import ModelError
 
 FORMAT = "cmmfnet-onnx-1"
 TEXT_INPUTS = ("text", "text_mask", "text_colours")  # the parts of a token, in its order

@@ -70,7 +70,8 @@ def open_predictor(
     Raises:
         UserError: ``what`` is none of these, or does not fit ``pairs``.
     """
-    from cmmfnet.weights.files import KNOWN, describe, load_model
+    from cmmfnet.weights.files import describe, load_model
+    from cmmfnet.weights.known import KNOWN
 
     if text not in TEXTS:
         raise UserError(f"text is {text!r}; expected one of {', '.join(TEXTS)}")

@@ -1,5 +1,4 @@
-"""What every update ends with: the moving average of the weights, and a look at the losses that
-does not stop the device."""
+"""EMA of the weights, and loss readings that do not block the GPU."""
 
 from __future__ import annotations
 
@@ -36,9 +35,8 @@ class EMA:
             torch._foreach_copy_(*self._buffers)
 
 
-def on_the_way(x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """``x`` for the host, copied behind all that the device has been told so far, and what to wait
-    for before it is read."""
+def copy_async(x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy of ``x`` on the host, queued on the device; wait for the event before reading it."""
     if not x.is_cuda:
         return x, None
     found, event = x.to("cpu", non_blocking=True), torch.cuda.Event()  # pinned
@@ -49,9 +47,9 @@ def on_the_way(x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 class Readings:
     """Losses of the last updates, on their way from the device to the host.
 
-    Asking for a number at once makes Python wait for all that it has launched, and the device then
-    for Python. The numbers are copied behind the step that made them, and looked at when a later
-    one has been launched.
+    A number that is read at once makes Python wait for the device, and then the device for Python.
+    So the numbers are copied behind the step that made them, and read after a later step was
+    launched.
     """
 
     def __init__(self) -> None:
@@ -59,21 +57,20 @@ class Readings:
         self.last: Losses = {}
 
     def note(self, step: int, batch: Batch, values: Losses) -> None:
-        """``values``: scalars of one dtype. ``step``, ``batch``: what is to be said of them if they
-        are not finite."""
+        """``values``: scalars of one dtype. ``step`` and ``batch`` are reported if they are not
+        finite."""
         self.last = values
-        self._waiting.append((step, batch, values, *on_the_way(torch.stack(list(values.values())))))
+        copied = copy_async(torch.stack(list(values.values())))
+        self._waiting.append((step, batch, values, *copied))
 
     def not_finite(self, but: int) -> tuple[int, Batch, Losses] | None:
-        """Step, batch and values of the first update whose values are not finite, or None; the last
-        ``but`` are left for later. Waits for the device to make them."""
+        """Step, batch and values of the first update whose values are not finite, or None; waits
+        for the device. The last ``but`` updates are left for later."""
         while len(self._waiting) > but:
-            step, batch, values, found, event = self._waiting.popleft()
+            step, batch, values, found, event = self._waiting[0]
             if event is not None:
                 event.synchronize()
-            if not found.isfinite().all():
-                self._waiting.appendleft(
-                    (step, batch, values, found, event)
-                )  # a checkpoint must not be made of it
+            if not found.isfinite().all():  # stays first: no checkpoint may be made of it
                 return step, batch, values
+            self._waiting.popleft()
         return None

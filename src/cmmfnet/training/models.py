@@ -20,7 +20,8 @@ def models(name: str | None = None, *, json: bool = False) -> None:
         json: as JSON, with every method's paper, sizes and what it learns from
     """
     from cmmfnet.methods import METHODS
-    from cmmfnet.weights.files import KNOWN, describe
+    from cmmfnet.weights.files import describe
+    from cmmfnet.weights.known import KNOWN
 
     found = [describe(each) for each in ([name] if name is not None else KNOWN)]
     if json:
@@ -60,7 +61,8 @@ def describe_methods() -> list[dict[str, Any]]:
     weights ([]: none known).
     """
     from cmmfnet.methods import METHODS
-    from cmmfnet.weights.files import KNOWN, describe
+    from cmmfnet.weights.files import describe
+    from cmmfnet.weights.known import KNOWN
 
     weights = {known: describe(known)["method"] for known in KNOWN}
     return [

@@ -82,6 +82,10 @@ class Recipe:
         """Raises :class:`RecipeError`. What only the network or the losses know is checked when
         they are built."""
         check(self)
+        if not isinstance(self.model.get("method"), str):
+            raise RecipeError(
+                f"method of model is {self.model.get('method')!r}; expected a name, such as cmmfnet"
+            )
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError(
                 f"steps is {self.steps}, epochs is {self.epochs}; give one of the two"

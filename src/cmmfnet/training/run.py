@@ -9,31 +9,37 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 
 from cmmfnet.data.batches import Batch
 from cmmfnet.data.fields import RecipeError
-from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation.evaluate import centre_crops, without_text
-from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network, method_class
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment
 from cmmfnet.training import checkpoint, small_start
 from cmmfnet.training.averaging import EMA, Readings
+from cmmfnet.training.checkpoint import CheckpointError
 from cmmfnet.training.recipe import Recipe
-from cmmfnet.weights.files import ModelError, load_model, save_model
+from cmmfnet.weights.building import build_fitting, check_values, shapes_of
+from cmmfnet.weights.files import load_model, save_model
+from cmmfnet.weights.known import ModelError
 
 
 class NonFiniteLoss(UserError):
-    """A loss became NaN or infinite; the batch is saved beside the log."""
+    """A loss or a weight became NaN or infinite; nothing of it was saved as a checkpoint."""
+
+
+_LOWER = (
+    "Lower learning_rate or set precision to no, then train again: it goes on from the last "
+    "checkpoint"
+)
 
 
 def seed_torch(recipe: Recipe, step: int, process: int) -> None:
@@ -70,6 +76,13 @@ def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:
     return network.requires_grad_(True), config
 
 
+def _fresh(recipe: Recipe) -> tuple[nn.Module, dict]:
+    """A network as the recipe has it, and its full configuration."""
+    config = method_class(recipe.model.get("method")).configuration(dict(recipe.model))
+    shapes_of(config)  # refuses what no machine can hold
+    return build_network(config), config
+
+
 class Run:
     """Networks, optimisers and EMA of one training, in the folder ``out``.
 
@@ -98,23 +111,26 @@ class Run:
         try:
             method = method_class(recipe.model.get("method"))
             if state is not None:
-                network, self.config = build_network(state["config"]), state["config"]
+                network, self.config = self._build(state), state["config"]
             elif start_from is not None:
                 network, self.config = _take_over(recipe, start_from)
             else:
-                self.config = method.configuration(dict(recipe.model))
-                network = build_network(self.config)
+                network, self.config = _fresh(recipe)
+            check_values(recipe.options)
             trains = Matched if recipe.training == "matched" else method
             self.method = trains(
                 network.train(), recipe.losses, pretrained=pretrained, **recipe.options
             )
-        except ModelError:
+        except CheckpointError:
             raise
         except TypeError as error:
             raise RecipeError(f"options are {recipe.options}: {error}") from error
-        except (
-            ValueError
-        ) as error:  # from the network's or the losses' own checks of what the recipe says
+        except ModelError as error:
+            # start_from names its own file; a configuration is that of the recipe
+            if start_from is not None:
+                raise
+            raise RecipeError(str(error.__cause__ or error)) from error
+        except ValueError as error:  # the method's own checks
             raise RecipeError(str(error)) from error
         if state is None and start_from is None:
             self.method.start()
@@ -146,6 +162,12 @@ class Run:
                     self.method.networks[name] = nn.parallel.DistributedDataParallel(
                         net, device_ids=place, gradient_as_bucket_view=True, **{sync: False}
                     )
+
+    def _build(self, state: dict) -> nn.Module:
+        try:
+            return build_fitting(state["config"], state["networks"]["generator"])
+        except (ModelError, KeyError) as error:
+            raise self._unusable(f"does not fit its own network: {error}", state) from error
 
     def _optimiser(self, name: str) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -281,9 +303,7 @@ class Run:
         )
         raise NonFiniteLoss(
             f"step {step}: {', '.join(f'{k} {float(v):g}' for k, v in values.items())}; the batch "
-            f"is in {file}. Lower "
-            "learning_rate or set precision to no, then train again: it goes on from the last "
-            "checkpoint"
+            f"is in {file}. {_LOWER}"
         )
 
     def losses(self) -> dict[str, float]:
@@ -294,24 +314,29 @@ class Run:
         return dict(zip(values, found.tolist(), strict=True))
 
     def note_scores(self, scores: dict[str, float]) -> bool:
-        """Whether these validation scores are the best so far: by LPIPS where it is scored, else by
+        """Whether these validation scores are the best so far: by LPIPS if both have it, else by
         PSNR."""
-        better = not self.best or (
-            scores["lpips"] < self.best["lpips"]
-            if "lpips" in scores
-            else scores["psnr"] > self.best["psnr"]
-        )
+        if "lpips" in scores.keys() & self.best.keys():
+            better = scores["lpips"] < self.best["lpips"]
+        else:
+            better = not self.best or scores["psnr"] > self.best["psnr"]
         if better:
             self.best = scores
         return better
 
     def save(self, step: int) -> None:
-        """``step-N.pt`` in place of the older one, and ``model.safetensors``: the averaged weights
-        as float16.
+        """Write ``model.safetensors``, the averaged weights as float16, and ``step-N.pt``; the older
+        checkpoint is deleted last.
 
-        Every process calls it; the first one writes.
+        Every process calls it; the first one writes. Raises :class:`NonFiniteLoss` before anything
+        is written.
         """
         self.check_finite()
+        for name, network in (*self.networks.items(), ("averaged generator", self.ema.network)):
+            if wrong := checkpoint.not_finite(network.state_dict()):
+                raise NonFiniteLoss(
+                    f"step {step}: weights of the {name} are not finite ({wrong[0]}). {_LOWER}"
+                )
         pools = [{name: pool.pictures for name, pool in self.method.pools.items()}]
         if self.method.pools and self.accelerator.num_processes > 1:
             gathered: list = [None] * self.accelerator.num_processes
@@ -319,19 +344,20 @@ class Run:
             pools = gathered
         if not self.accelerator.is_main_process:
             return
+        scaler = self.accelerator.scaler
         state = {
             "step": step, "config": self.config, "recipe": asdict(self.recipe), "best": self.best,
-            "pools": pools,
+            "pools": pools, "ema": self.ema.network.state_dict(),
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "ema": self.ema.network.state_dict(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "optimisers": {name: each.state_dict() for name, each in self.optimisers.items()},
+            "scaler": scaler.state_dict() if scaler is not None else None,
         }  # fmt: skip
-        checkpoint.save(self.out / f"step-{step}.pt", state)
-        for old in self.out.glob("step-*.pt"):
-            if old.name != f"step-{step}.pt":
-                old.unlink()
         self.save_model(self.out / "model.safetensors", step)
+        file = self.out / f"step-{step}.pt"
+        checkpoint.save(file, state)
+        for old in self.out.glob("step-*.pt"):
+            if old != file:
+                old.unlink()
 
     def save_model(self, file: Path, step: int) -> None:
         """The averaged weights as float16, with their configuration and recipe."""
@@ -339,57 +365,76 @@ class Run:
         save_model(file, self.ema.network, self.config, training, storage="float16")
 
     def _restore(self, state: dict) -> None:
-        theirs, other = (
-            state["recipe"],
-            "train into another folder, with --from and this folder's model.safetensors",
-        )
-        if _plain(theirs["model"]) != _plain(self.recipe.model):
+        theirs = state["recipe"]
+        other = f"train into another folder, with --from {self.out / 'model.safetensors'}"
+        if _plain(theirs.get("model")) != _plain(self.recipe.model):
             raise RecipeError(
-                f"{self.out} trains the model {theirs['model']}, the recipe says "
+                f"{self.out} trains the model {theirs.get('model')}, the recipe says "
                 f"{self.recipe.model}; {other}"
             )
         for what, mine in (("networks", self.networks), ("optimisers", self.optimisers)):
             if changed := mine.keys() ^ state[what].keys():
                 raise RecipeError(
                     f"{self.out} has or lacks {', '.join(sorted(changed))}: its losses are "
-                    f"{theirs['losses']}, the "
-                    f"recipe says {self.recipe.losses}; {other}"
+                    f"{theirs.get('losses')}, the recipe says {self.recipe.losses}; {other}"
                 )
-            for name, part in mine.items():
-                part.load_state_dict(state[what][name])
-        self.ema.network.load_state_dict(state["ema"])
-        self.best = state["best"]
+        for name, network in self.networks.items():
+            self._load(network, state, "networks", name)
+        self._load(self.ema.network, state, "ema")
+        for name, optimiser in self.optimisers.items():
+            hyperparameters = [dict(group) for group in optimiser.param_groups]
+            self._load(optimiser, state, "optimisers", name)
+            for group, fresh in zip(optimiser.param_groups, hyperparameters, strict=True):
+                group.update(fresh)  # betas, weight decay: those of the recipe
         if state["scaler"] is not None and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+            self._load(self.accelerator.scaler, state, "scaler")
+        self.best = state["best"]
         mine = _plain(asdict(self.recipe))
         data = (
-            "sources",
-            "batch_size",
-            "size",
-            "shapes",
-            "seed",
-            "steps",
-            "accumulate",
-            "losses",
-            "options",
-            "training",
-            "precision",
-        )
-        if changed := [name for name in data if _plain(theirs).get(name) != mine[name]]:
+            "sources", "batch_size", "size", "shapes", "seed", "steps", "accumulate", "losses", "options",
+            "training", "precision",
+        )  # fmt: skip
+        theirs = _plain(theirs)
+        if changed := [name for name in data if theirs.get(name, mine[name]) != mine[name]]:
             warnings.warn(
                 f"{self.out} goes on with other {', '.join(changed)} than it began with",
                 stacklevel=2,
             )
+        self._restore_pools(state["pools"])
+
+    def _load(self, part: Any, state: dict, *keys: str) -> None:
+        """``part.load_state_dict`` with what the checkpoint has for it, of the same shapes, finite
+        weights. Raises :class:`CheckpointError`."""
+        found = state
+        for key in keys:
+            found = found[key]
+        try:
+            part.load_state_dict(found)
+            for parameter, moments in getattr(part, "state", {}).items():
+                for name, value in moments.items():
+                    if value.ndim and value.shape != parameter.shape:
+                        raise ValueError(f"{name} is {tuple(value.shape)} for {parameter.shape}")
+            wrong = checkpoint.not_finite(found) if isinstance(part, nn.Module) else []
+        except Exception as error:  # load_state_dict raises almost anything for other contents
+            reason = " ".join(str(error).split())
+            raise self._unusable(f"does not fit: {' '.join(keys)}: {reason:.300}", state) from error
+        if wrong:
+            raise self._unusable(f"holds NaN or infinite values ({wrong[0]})", state)
+
+    def _unusable(self, reason: str, state: dict) -> CheckpointError:
+        return CheckpointError(self.out / f"step-{state['step']}.pt", reason)
+
+    def _restore_pools(self, pools: list[dict[str, list[Tensor]]]) -> None:
         processes, me = self.accelerator.num_processes, self.accelerator.process_index
-        if len(state["pools"]) == processes:
+        if len(pools) == processes:
             for name, pool in self.method.pools.items():
-                pool.pictures = [p.to(self.accelerator.device) for p in state["pools"][me][name]]
+                pool.pictures = [p.to(self.accelerator.device) for p in pools[me][name]]
         elif self.method.pools:
             warnings.warn(
-                f"the pictures in the discriminators' pools are of {len(state['pools'])} "
-                "processes, now there are "
-                f"{processes}: the pools start empty", stacklevel=2,
-            )  # fmt: skip
+                f"the checkpoint has the discriminators' pools of {len(pools)} processes, now "
+                f"there are {processes}: the pools start empty",
+                stacklevel=2,
+            )
 
 
 def _on_cpu(pools: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
@@ -399,16 +444,3 @@ def _on_cpu(pools: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
 def _plain(config: dict) -> dict:
     """With lists for tuples, as it comes back from JSON."""
     return json.loads(json.dumps(config))
-
-
-def write_sheet(path: Path, network: nn.Module, pairs: Pairs, count: int = 8) -> None:
-    """Input, output and truth of the first ``count`` centre crops side by side, JPEG."""
-    rows, colour = [], without_text(network)
-    for thermal, truth, meta in centre_crops(pairs, limit=count):
-        grey = np.repeat(((thermal + 1) * 127.5).round().astype(np.uint8)[..., None], 3, axis=2)
-        rows.append(np.concatenate([grey, colour(thermal, meta), truth], axis=1))
-    half = (len(rows) + 1) // 2
-    rows += [np.zeros_like(rows[0])] * (2 * half - len(rows))
-    sheet = np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half:])], axis=1)
-    with atomic_write(path, durable=False) as file:
-        Image.fromarray(sheet).save(file, format="JPEG", quality=88)

@@ -10,63 +10,23 @@ Torch is imported inside the functions that need it, so that ``cmmfnet models`` 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-import os
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cmmfnet.files.atomic import atomic_write
-from cmmfnet.files.errors import UserError
+from cmmfnet.weights.header import FORMAT, STORAGES, read_header
+from cmmfnet.weights.known import ModelError, find
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "cmmfnet-1"
-STORAGES = ("float32", "float16", "int8")
-BUNDLED = Path(__file__).parent / "bundled"
-HUB_FILE = "model.safetensors"
-
 # Below this many values a tensor costs next to nothing, and a rounding error in it costs as much as
 # anywhere.
 INT8_FROM = 4096
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
-_HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<commit>[^/]+))?(?:/(?P<file>.+))?")
-
-
-class ModelError(UserError):
-    """A model that cannot be found, trusted or loaded; the message says what to do instead."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """One row of the table of known weights."""
-
-    file: str  # in BUNDLED
-    sha256: str
-    licence: str
-    summary: str
-
-
-KNOWN: dict[str, Known] = {
-    "cmmfnet": Known(
-        file="cmmfnet.safetensors",
-        sha256="82ce7f89b198a75b09a37f3676ecf46568895b6f9b3d124a15cc2ec8b813d2d5",
-        licence="research use (the terms of the training data); see docs/model-card.md",
-        summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, "
-        "pseudo-thermal co-training, words by region",
-    ),
-    "cmmfnet-small": Known(
-        file="cmmfnet-small.safetensors",
-        sha256="a616e243af640ba0bfb9dc7e7e58fbf0a8f2b382309ffe0f110041181d4d1791",
-        licence="research use (the terms of the training data); see docs/model-card-small.md",
-        summary="for live colour on a CPU, at a cost in quality: a small network taught by cmmfnet",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -173,219 +133,67 @@ def load_model(name: str | Path = "cmmfnet") -> LoadedModel:
             commit.
 
     Raises:
-        ModelError: not found, not safetensors, damaged, or its tensors are not exactly those of the
-            network.
+        ModelError: not found, not safetensors, damaged, its tensors are not exactly those of the
+            network, or they hold NaN or infinite values.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from cmmfnet.methods import build_network
+    from cmmfnet.weights.building import compare, shapes_of
 
-    path, known = _find(name)
-    header = _header(path)
+    path, known = find(name)
+    header = read_header(path)
     if known is not None:
         _check_sha256(path, known.sha256)
-    config, training = _metadata(path, header, "config"), _metadata(path, header, "training")
-    if not isinstance(config, dict) or "method" not in config:
-        raise ModelError(f"{path}: its configuration names no method, found {config!r}")
     try:
-        network = build_network(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{path}: no network can be built from its configuration {config}: {error}"
-        ) from error
-
-    try:
+        # modules that a constructor replaces by others count, too
+        expected = shapes_of(header.config, 2 * len(header.tensors) + 1000)
+        quantised = {
+            key
+            for key, tensor in header.tensors.items()
+            if tensor.dtype == "I8" and key in expected and expected[key].is_floating_point()
+        }
+        scales = {key: f"{key}.scale" for key in quantised}
+        compare(
+            {
+                key: replace(tensor, dtype="F32") if key in quantised else tensor
+                for key, tensor in header.tensors.items()
+                if key not in scales.values()
+            },
+            expected,
+        )
         stored = load_file(path)
+        for key, scale in scales.items():
+            if scale not in stored or stored[scale].shape != stored[key].shape[:1]:
+                raise ModelError(f"{key} is int8, but its scales {scale} are missing or misshapen")
+            rows = stored[scale].float().view(-1, *[1] * (stored[key].ndim - 1))
+            stored[key] = stored[key].float() * rows
+        state = {
+            key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in stored.items()
+            if key not in scales.values()
+        }
+        if known is None and not all(tensor.isfinite().all() for tensor in state.values()):
+            raise ModelError("it holds NaN or infinite values, so no picture can come of it")
+        network = build_network(header.config)
+        network.load_state_dict(state, strict=True)
     except (SafetensorError, RuntimeError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-    expected = network.state_dict()
-    floats = {key for key, tensor in expected.items() if tensor.is_floating_point()}
-    quantised = {key for key in stored.keys() & floats if stored[key].dtype == torch.int8}
-    state = {}
-    for key in stored.keys() - {f"{key}.scale" for key in quantised}:
-        tensor = stored[key]
-        if key in quantised:
-            scale = stored.get(f"{key}.scale")
-            if scale is None or scale.shape != tensor.shape[:1]:
-                raise ModelError(
-                    f"{path}: {key} is int8, but its scales {key}.scale are missing or of another "
-                    "size"
-                )
-            tensor = tensor.float() * scale.float().view(-1, *[1] * (tensor.ndim - 1))
-        state[key] = tensor.float() if tensor.is_floating_point() else tensor
-    _check_tensors(path, state, expected)
-    network.load_state_dict(state, strict=True)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     label = name if known is not None or str(name).startswith("hf:") else path.stem
     return LoadedModel(
-        network.to(torch.float32).eval().requires_grad_(False), config, training, str(label)
+        network.to(torch.float32).eval().requires_grad_(False),
+        header.config,
+        header.training,
+        str(label),
     )
 
 
-def _check_tensors(
-    path: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
-) -> None:
-    missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, the network has {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & state.keys())
-        if state[key].shape != expected[key].shape
-    ]
-    kinds = [
-        f"{key} is {state[key].dtype}, the network has {expected[key].dtype}"
-        for key in sorted(expected.keys() & state.keys())
-        if state[key].is_floating_point() != expected[key].is_floating_point()
-    ]
-    found = [
-        f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        for what, names in [
-            ("missing", missing),
-            ("not in the network", extra),
-            ("misshapen", shapes + kinds),
-        ]
-        if names
-    ]
-    if found:
-        raise ModelError(
-            f"{path}: its tensors are not those of the network its configuration describes; "
-            f"{'; '.join(found)}"
-        )
-
-
-# --- finding and describing
-
-
-def _find(name: str | Path) -> tuple[Path, Known | None]:
-    if isinstance(name, str) and name in KNOWN:
-        path = BUNDLED / KNOWN[name].file
-        if not path.is_file():
-            raise ModelError(
-                f"the bundled model {name!r} is not in this installation ({path}); install "
-                "cmmfnet again"
-            )
-        return path, KNOWN[name]
-    if isinstance(name, str) and name.startswith("hf:"):
-        return _from_hub(name), None
-    path = Path(name)
-    if path.suffix.lower() in _PICKLES:
-        raise ModelError(_pickle_message(path))
-    if path.is_dir():
-        inside = sorted(file.name for file in path.glob("*.safetensors"))
-        raise ModelError(
-            f"{path} is a folder; give the model file inside it"
-            + (f": {', '.join(inside)}" if inside else ", but it holds no .safetensors file")
-        )
-    if path.is_file():
-        return path, None
-    if isinstance(name, Path) or os.sep in name or "/" in name or path.suffix == ".safetensors":
-        raise ModelError(f"no model file {path} (looked in {path.absolute().parent})")
-    close = difflib.get_close_matches(str(name), KNOWN, cutoff=0.4)
-    raise ModelError(
-        f"unknown model {str(name)!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
-        f"Known: {', '.join(KNOWN) or 'none'}. Otherwise give the path of a .safetensors file, or "
-        "hf:OWNER/REPO@COMMIT"
-    )
-
-
-def _from_hub(name: str) -> Path:
-    match = _HUB.fullmatch(name)
-    if match is None:
-        raise ModelError(
-            f"{name!r} is not of the form hf:OWNER/REPO@COMMIT or "
-            "hf:OWNER/REPO@COMMIT/FILE.safetensors"
-        )
-    repo, commit, file = match["repo"], match["commit"], match["file"] or HUB_FILE
-    if commit is None or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise ModelError(
-            f"{name!r} is not pinned to a commit, so its weights could change under you (found "
-            f"revision {commit!r}); "
-            f"write hf:{repo}@ followed by the 40-digit commit shown at "
-            f"https://huggingface.co/{repo}/commits/main"
-        )
-    if Path(file).suffix.lower() in _PICKLES:
-        raise ModelError(_pickle_message(Path(file)))
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(repo, file, revision=commit))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"{name}: the hub did not give {file}: {error}") from error
-
-
-def _pickle_message(path: Path) -> str:
-    return (
-        f"{path} is a pickle, and loading a pickle runs whatever code is in it; only safetensors "
-        "are loaded. "
-        "Use the .safetensors file that `cmmfnet train` wrote, or build the network in Python, "
-        "load the weights with "
-        "torch.load(..., weights_only=True) and write it with cmmfnet.weights.files.save_model"
-    )
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: 8 bytes of length, then tensor name -> dtype, shape,
-    offsets."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        whole = len(start) == 8 and length <= min(size - 8, 100_000_000)
-        # a pickle's first bytes are no length that could be, a header of 128, 384, ... bytes begins
-        # with 0x80, too
-        if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and not whole):
-            raise ModelError(_pickle_message(path))
-        if not whole:
-            raise ModelError(
-                f"{path} is not a whole safetensors file ({size:,} bytes); it was cut off or is "
-                "another format"
-            )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-        end = 8 + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
-    except (
-        UnicodeDecodeError,
-        ValueError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        IndexError,
-    ) as error:
-        raise ModelError(
-            f"{path} is not a safetensors file: its header does not read ({error})"
-        ) from error
-    if end != size:
-        raise ModelError(
-            f"{path} is damaged: {size:,} bytes, its header promises {end:,}; copy or download it "
-            "again"
-        )
-    found = header.get("__metadata__", {}).get("format")
-    if found != FORMAT:
-        hint = (
-            "; a newer cmmfnet wrote it: pip install -U cmmfnet"
-            if str(found).startswith("cmmfnet-")
-            else ""
-        )
-        raise ModelError(
-            f"{path} is no cmmfnet model: its metadata say format={found!r}, expected "
-            f"{FORMAT!r}{hint}"
-        )
-    return header
-
-
-def _metadata(path: Path, header: dict[str, Any], key: str) -> Any:
-    try:
-        return json.loads(header["__metadata__"][key])
-    except (KeyError, ValueError) as error:
-        raise ModelError(f"{path}: its metadata entry {key!r} is missing or no JSON") from error
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    found = _sha256(path)
+def _check_sha256(path: Path, expected: str, found: str | None = None) -> None:
+    found = found or _sha256(path)
     if found != expected:
         raise ModelError(
             f"{path} is not the file that was released: sha256 {found}, expected {expected}; "
@@ -408,28 +216,25 @@ def describe(name: str | Path = "cmmfnet") -> dict[str, Any]:
     Raises:
         ModelError: as for :func:`load_model`.
     """
-    path, known = _find(name)
-    header = _header(path)
-    sha256 = _sha256(path)
-    if known is not None and sha256 != known.sha256:
-        _check_sha256(path, known.sha256)
-    training = _metadata(path, header, "training")
-    tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-    scales = {f"{key}.scale" for key, value in tensors.items() if value["dtype"] == "I8"}
+    path, known = find(name)
+    header, sha256 = read_header(path), _sha256(path)
+    if known is not None:
+        _check_sha256(path, known.sha256, sha256)
+    training = header.training or {}
     counted = [
-        v
-        for k, v in tensors.items()
-        if k not in scales and v["dtype"] in ("F32", "F16", "BF16", "F64", "I8")
+        tensor
+        for key, tensor in header.tensors.items()
+        if key not in header.scales and (tensor.is_floating_point() or tensor.dtype == "I8")
     ]
     return {
         "name": str(name),
-        "method": _metadata(path, header, "config").get("method"),
-        "parameters": sum(math.prod(value["shape"]) for value in counted),
+        "method": header.config["method"],
+        "parameters": sum(math.prod(tensor.shape) for tensor in counted),
         "bytes": path.stat().st_size,
-        "storage": header["__metadata__"].get("storage"),
-        "training": training,
-        "licence": known.licence if known else (training or {}).get("licence", "not stated"),
-        "summary": known.summary if known else (training or {}).get("summary", ""),
+        "storage": header.storage,
+        "training": header.training,
+        "licence": known.licence if known else str(training.get("licence", "not stated")),
+        "summary": known.summary if known else str(training.get("summary", "")),
         "sha256": sha256,
         "path": str(path),
     }

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import camera_files
 import numpy as np
 import pytest
 from PIL import Image
 
+from cmmfnet.cli import main
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.prepare.folder import hold_out, read_folder
 from cmmfnet.data.prepare.raw import PrepareError, RawPair
+from cmmfnet.thermal.frame import read_thermal
 
 SIZE = (12, 16)  # height, width
 RNG = np.random.default_rng(0)
@@ -447,3 +451,55 @@ def test_prepare_folder_on_the_command_line(tmp_path):
     assert (
         done.returncode == 2 and "0.png (0 bytes)" in done.stderr and "Traceback" not in done.stderr
     )
+
+
+# --- (e) camera files
+
+
+def camera_file(path: Path, ratio: float = 2.0, dx: int = 0, photo: bool = True) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((96, 128, 3), np.uint8)
+    pixels[:, 64:] = (200, 60, 40)
+    placing = struct.pack("<fhh", ratio, dx, 0).ljust(96, b"\0")
+    more = [(0x0E, camera_files.photo_record(pixels)), (0x2A, placing)] if photo else []
+    path.write_bytes(camera_files.flir_jpeg(camera_files.flir(more=more)))
+    return path
+
+
+def test_camera_files_hold_pairs(tmp_path):
+    for i in range(12):
+        camera_file(tmp_path / f"RAW/house/IR_{i:04}.jpg")
+    camera_file(tmp_path / "RAW/yard/IR_0001.jpg", ratio=1.25, dx=14)  # photo ends within the frame
+    assert main(["prepare", "folder", str(tmp_path / "RAW"), str(tmp_path / "out")]) == 0
+    pairs = Pairs(tmp_path / "out")
+    assert len(pairs) == 13
+    index = [json.loads(line) for line in (tmp_path / "out/index.jsonl").read_text().splitlines()]
+    assert {entry["sequence"] for entry in index} >= {"yard"}
+    frame = read_thermal(tmp_path / "out/thermal/house_IR_0003.tiff").values
+    assert np.abs(frame - camera_files.scene()).max() < 0.02
+    with Image.open(tmp_path / "out/visible/house_IR_0003.png") as photo:
+        assert photo.size == (32, 24)
+        left, right = photo.getpixel((4, 12)), photo.getpixel((28, 12))
+        assert left[0] < 30 and right[0] > 170
+    with Image.open(tmp_path / "out/visible/yard_IR_0001.png") as photo:
+        cut = read_thermal(tmp_path / "out/thermal/yard_IR_0001.tiff").values
+        assert photo.size == cut.shape[::-1] and photo.width < 32
+        assert photo.getpixel((photo.width - 1, 12))[0] > 170  # no black beside the photo
+
+
+def test_camera_files_without_a_pair_are_named(tmp_path):
+    camera_file(tmp_path / "a.jpg")
+    camera_file(tmp_path / "b.jpg", photo=False)
+    camera_file(tmp_path / "c.jpg", ratio=0.0)
+    message = error(tmp_path)
+    assert "b.jpg holds no visible photo" in message and "c.jpg does not say" in message
+
+
+def test_radiometric_frames_in_two_folders_count_by_the_frame_inside(tmp_path):
+    for i in range(3):
+        path = tmp_path / f"thermal/{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        screen = np.full((240, 320), 90, np.uint8)
+        path.write_bytes(camera_files.flir_jpeg(screen=screen))
+        save(tmp_path / f"visible/{i}.png", np.zeros((24, 32, 3), np.uint8))
+    assert len(read_folder(tmp_path)) == 3

@@ -1,4 +1,4 @@
-"""The user's own pairs, in one of four layouts, as lists of RawPair (docs/folder.md).
+"""The user's own pairs, in one of five layouts, as lists of RawPair (docs/folder.md).
 
 The layout follows from the content of RAW. If several layouts fit, or none, the error says what was
 found and how to name one; nothing is guessed, since a wrong guess (thermal taken for colour) shows
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cmmfnet.data.prepare.cameras import holds_flir_frame, read_camera_files
 from cmmfnet.data.prepare.found import (
     EXPECTED,
     FoundPair,
@@ -40,8 +41,8 @@ _SAMPLED = 16
 
 
 def read_folder(raw: Path) -> list[RawPair]:
-    """The pairs in ``raw``: parallel folders, trainA/trainB, side-by-side pictures, or a list
-    (``raw`` may be the list itself).
+    """The pairs in ``raw``: parallel folders, trainA/trainB, side-by-side pictures, camera files
+    that hold a photo, or a list (``raw`` may be the list itself).
 
     Every picture's header is read: both pictures of a pair must be complete files of one size.
     Splits named in RAW are kept; if it names none, or only train, a tenth of the frames, in whole
@@ -100,6 +101,8 @@ def _recognise(raw: Path) -> Callable[[], list[FoundPair]]:
         )
     if fits:
         return next(iter(fits.values()))
+    if any(holds_flir_frame(p) for p in _sample(pictures)):
+        return lambda: _without_common_folder(read_camera_files(raw, pictures))
     if pictures:
         return lambda: _read_side_by_side(raw, pictures)
     raise PrepareError(

@@ -18,6 +18,7 @@ EXPECTED = """expected one of
   thermal/ and visible/ with equal names (or ir, lwir, infrared, tir, A; vis, rgb, vi, color,
     colour, B)
   trainA/, trainB/, testA/, testB/ with equal names, A thermal
+  radiometric JPEG of a FLIR camera, each with a visible photo inside
   pictures of even width with the thermal frame in one half and the colour picture in the other
   a list .csv or .jsonl with source, target (thermal and colour file) and optionally prompt, split,
     sequence, lighting"""
@@ -34,6 +35,7 @@ class FoundPair:
     split: str | None = None
     boxes: tuple[Box, Box] | None = None
     meta: dict = field(default_factory=dict)
+    embedded: bool = False
 
     @property
     def name(self) -> str:
@@ -56,6 +58,7 @@ def raw_pair(pair: FoundPair) -> RawPair:
         sequence or None,
         *boxes,
         meta=pair.meta,
+        embedded=pair.embedded,
     )
 
 
@@ -70,7 +73,7 @@ def check_names(found: list[FoundPair]) -> None:
 
 def check_pictures(found: list[FoundPair]) -> None:
     broken, unequal, turned, deep = [], [], [], []
-    for pair in progress(found):
+    for pair in progress([pair for pair in found if not pair.embedded]):
         try:
             thermal = size_of(pair.thermal)
             with Image.open(pair.visible) as picture:

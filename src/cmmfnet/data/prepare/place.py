@@ -8,8 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import tifffile
 from PIL import Image
 
+from cmmfnet.data.prepare.cameras import read_camera_pair
 from cmmfnet.data.prepare.raw import Box, PrepareError, RawPair, picture_size
 from cmmfnet.files.atomic import atomic_write
 
@@ -17,6 +20,8 @@ from cmmfnet.files.atomic import atomic_write
 def place_pair(pair: RawPair, out: Path, copy: bool) -> tuple[list[str], str]:
     """How the two pictures were placed, and "" or what is wrong with them."""
     try:
+        if pair.embedded:
+            return _split(pair, out), ""
         sizes = [
             _placed_size(pair.thermal, pair.thermal_box, None),
             _placed_size(pair.visible, pair.visible_box, pair.visible_size),
@@ -35,6 +40,28 @@ def place_pair(pair: RawPair, out: Path, copy: bool) -> tuple[list[str], str]:
         ], ""
     except PrepareError as error:
         return [], f"{pair.name}: {error}"
+
+
+def _split(pair: RawPair, out: Path) -> list[str]:
+    """A camera file into its frame (float32 TIFF, in the frame's unit) and the part of its photo
+    that the frame shows, unless an earlier run did so."""
+    targets = [out / "thermal" / f"{pair.name}.tiff", out / "visible" / f"{pair.name}.png"]
+    if not all(target.exists() and target.stat().st_size for target in targets):
+        thermal = read_camera_pair(pair.thermal)
+        left, top, right, bottom = thermal.visible.covers(thermal.values.shape)
+        photo = thermal.visible.aligned(thermal.values.shape)
+        with atomic_write(targets[0], durable=False) as file:
+            tifffile.imwrite(
+                file,
+                np.ascontiguousarray(thermal.values[top:bottom, left:right]),
+                photometric="minisblack",
+                compression="deflate",
+                metadata=None,
+            )
+        with atomic_write(targets[1], durable=False) as file:
+            part = np.ascontiguousarray(photo[top:bottom, left:right])
+            Image.fromarray(part).save(file, "PNG", compress_level=4)
+    return ["written", "written"]
 
 
 def _placed_size(path: Path, box: Box | None, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -302,6 +302,7 @@ def _plan(pairs: list[RawPair], copy: bool) -> str:
     digest = hashlib.sha256(f"copy={copy}\n".encode())
     for p in pairs:
         files = [str(p.thermal), p.thermal_box, str(p.visible), p.visible_box, p.visible_size]
+        files += ["embedded"] if p.embedded else []
         digest.update((json.dumps([_entry(p), files]) + "\n").encode())
     return digest.hexdigest()
 

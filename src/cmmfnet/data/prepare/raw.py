@@ -16,6 +16,8 @@ from PIL import Image, UnidentifiedImageError
 
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import PICTURES, dangling, natural_key
+from cmmfnet.thermal.frame import read_thermal
+from cmmfnet.thermal.limits import ThermalFileError
 
 SPLITS = ("train", "val", "test")
 Need = Literal["whole", "partial", "listed"]
@@ -41,7 +43,8 @@ class RawPair:
     ``name``: unique in the data set; letters, digits, ``-`` and ``_``. A box cuts the picture out
     of a larger one (side by side, triplets); without a box the file is linked. ``visible_size``
     (width, height): resample the colour picture to this size, for cameras of different sizes.
-    ``meta``: further index keys (lighting, sky, caption, tags, aligned, ...).
+    ``embedded``: ``thermal`` and ``visible`` are one camera file that holds both. ``meta``:
+    further index keys (lighting, sky, caption, tags, aligned, ...).
     """
 
     name: str
@@ -54,6 +57,7 @@ class RawPair:
     visible_box: Box | None = None
     visible_size: tuple[int, int] | None = None
     meta: dict = field(default_factory=dict)
+    embedded: bool = False
 
 
 def choose_frames(pairs: list[RawPair], path: Path) -> list[RawPair]:
@@ -275,7 +279,16 @@ def picture_size(path: Path) -> tuple[int, int]:
             with tifffile.TiffFile(path) as tiff:
                 return tiff.pages.first.imagewidth, tiff.pages.first.imagelength
         with Image.open(path) as picture:
-            return picture.size
+            size = picture.size
+            radiometric = _is_radiometric(picture)
+        if radiometric:  # training reads the frame inside, not the picture on the screen
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                height, width = read_thermal(path).values.shape
+            size = width, height
+        return size
+    except ThermalFileError as error:
+        raise PrepareError(str(error)) from error
     except FileNotFoundError:
         lost = dangling(path) if path.is_symlink() else f"{path} does not exist"
         raise PrepareError(lost) from None
@@ -283,6 +296,14 @@ def picture_size(path: Path) -> tuple[int, int]:
         raise PrepareError(
             f"{path} ({path.stat().st_size:,} bytes) is no picture that can be read: {error}"
         ) from error
+
+
+def _is_radiometric(picture: Image.Image) -> bool:
+    segments = getattr(picture, "applist", ())  # JPEG only
+    return any(
+        marker == "APP3" or (marker == "APP1" and content.startswith(b"FLIR\0"))
+        for marker, content in segments
+    )
 
 
 def here_and_below(raw: Path) -> list[Path]:

@@ -73,6 +73,35 @@ class Visible:
         ).resize((width, height), Image.Resampling.BOX)
         return np.rot90(np.asarray(part), self.turns)
 
+    def covers(
+        self, shape: tuple[int, int], max_pixels: int = MAX_PIXELS
+    ) -> tuple[int, int, int, int]:
+        """The part of a thermal frame (H, W) that the photo shows, too.
+
+        Returns:
+            (left, top, right, bottom) in the frame's pixels, right and bottom excluded; all 0 where
+            there is none.
+        """
+        height, width = shape if self.turns % 2 == 0 else shape[::-1]
+        photo = self._open(max_pixels)
+        inside = np.zeros((height, width), bool)
+        if self.ratio:
+            size = photo.width / self.ratio / width  # photo pixels for each of the frame's
+            left, top = (
+                np.arange(n) * size + side / 2 + d - n / 2 * size
+                for n, side, d in (
+                    (width, photo.width, self.dx),
+                    (height, photo.height, self.dy),
+                )
+            )
+            columns = (left > -0.5) & (left + size < photo.width + 0.5)
+            rows = (top > -0.5) & (top + size < photo.height + 0.5)
+            inside = rows[:, None] & columns[None, :]
+        y, x = np.nonzero(np.rot90(inside, self.turns))
+        if not y.size:
+            return 0, 0, 0, 0
+        return int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
+
     def _open(self, max_pixels: int) -> Image.Image:
         """RGB, as it lies."""
         png = self.data[:4] == b"\x89PNG"

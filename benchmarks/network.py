@@ -6,18 +6,18 @@ kernels, and the others.
     python benchmarks/network.py --frame                           # one 640x512 frame through
     Colorizer, end to end
 
-"eager" is the same network with PyTorch's own convolution, norm and feed-forward instead of
-cmmfnet.nn.fast; "graph" replays a CUDA graph of the whole network, "compile" is torch.compile.
-Weights are random (speed does not depend on them) and channels are channels-last where that is
-faster for the other methods: the better of both is shown. Medians; warmed up.
+"plain" is the network as it is written, "fast" with the twins of cmmfnet.nn.fast; each launched
+from Python and as a CUDA graph of the whole network. "compiled" is torch.compile of the plain network.
+Weights are random (speed does not depend on them); the better of both memory formats is shown.
+Medians; warmed up. ``--without`` leaves twins out, to see what each is worth.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -25,40 +25,10 @@ from cuda_graph import captured
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network, method_class
-from cmmfnet.nn.fast import (
-    bias,
-    depthwise,
-    enlarge,
-    ffn,
-    join_gradient,
-    last,
-    norm,
-    token_linear,
-    up,
-    widening,
-    widening_gradient,
-)
+from cmmfnet.nn.fast.modules import FAST, accelerate
 from cmmfnet.training.recipe import find_config, read_recipe
 
 NETWORKS = ["cmmfnet-paper", "cmmfnet", "lkatgan", "ticcgan", "mugan", "cyclegan", "pix2pix"]
-OURS = ("cmmfnet-paper", "cmmfnet", "lkatgan")  # with large kernels
-
-
-@contextlib.contextmanager
-def without_our_kernels():
-    """PyTorch's own operators, as where Triton is not installed."""
-    modules = (
-        bias, depthwise, enlarge, ffn, join_gradient, last, norm, token_linear, up, widening,
-        widening_gradient,
-    )  # fmt: skip
-    before = [(module, module.triton) for module in modules]
-    for module, _ in before:
-        module.triton = None
-    try:
-        yield
-    finally:
-        for module, triton in before:
-            module.triton = triton
 
 
 def build(name: str, device: torch.device) -> nn.Module:
@@ -107,27 +77,25 @@ def measure(
     def run() -> Tensor:
         return network(thermal, *text)
 
-    found: dict[str, float] = {}
-    with torch.inference_mode():
-        if name in OURS:
-            with without_our_kernels():
-                found["eager"] = given.batch / seconds(run, device, given.repeats)
-            found["kernels"] = given.batch / seconds(run, device, given.repeats)
-        else:
-            speeds = [given.batch / seconds(run, device, given.repeats)]
-            network.to(memory_format=torch.channels_last)
-            speeds.append(given.batch / seconds(run, device, given.repeats))
-            found["eager"] = max(speeds)
-        if device.type == "cuda":
-            found["graph"] = given.batch / seconds(captured(run), device, given.repeats)
-    if given.compile:
-        network.forward = torch.compile(network.forward, mode="max-autotune-no-cudagraphs")
-        with torch.inference_mode():
-            found["compile"] = given.batch / seconds(run, device, given.repeats)
+    def speeds(way: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for layout in (torch.contiguous_format, torch.channels_last):
+            network.to(memory_format=layout)
+            each = {way: given.batch / seconds(run, device, given.repeats)}
             if device.type == "cuda":
-                found["compile, graph"] = given.batch / seconds(
-                    captured(run), device, given.repeats
-                )
+                replay = captured(run)
+                each[f"{way}, graph"] = given.batch / seconds(replay, device, given.repeats)
+            found = {name: max(speed, found.get(name, 0)) for name, speed in each.items()}
+        return found
+
+    with torch.inference_mode():
+        found = speeds("plain")
+        accelerate(network)
+        found |= speeds("fast")
+    if given.compile:
+        network = torch.compile(build(name, device).to(dtype))
+        with torch.inference_mode():
+            found |= speeds("compiled")
     return found
 
 
@@ -144,14 +112,21 @@ def frame(device: torch.device, repeats: int) -> None:
                 device,
                 repeats,
             )
-            said = dtype or "as it is by default"
+            shown = dtype or "the default dtype"
             print(
-                f"Colorizer, cmmfnet, 640x512, {said}, text {text!r}: {once * 1e3:.2f} ms a "
+                f"Colorizer, cmmfnet, 640x512, {shown}, text {text!r}: {once * 1e3:.2f} ms a "
                 "frame, memory to memory"
             )
 
 
+def leave_out(names: Sequence[str]) -> None:
+    """Take these twins, by the names of their plain modules, out of what ``accelerate`` puts in."""
+    for plain in [plain for plain in FAST if plain.__name__ in names]:
+        del FAST[plain]
+
+
 def main() -> None:
+    kinds = sorted(plain.__name__ for plain in FAST)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,8 +141,10 @@ def main() -> None:
         "--compile", action="store_true", help="also torch.compile, which takes minutes to warm up"
     )
     parser.add_argument("--frame", action="store_true")
+    parser.add_argument("--without", nargs="*", default=(), choices=kinds, metavar="MODULE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
+    leave_out(given.without)
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     torch.backends.cudnn.benchmark = True
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -179,8 +156,8 @@ def main() -> None:
     if given.frame:
         frame(device, given.repeats)
         return
-    print("| network | parameters | eager | kernels | graph | compile | compile, graph |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    ways = [f"{way}{how}" for way in ("plain", "fast", "compiled") for how in ("", ", graph")]
+    print(f"| network | parameters | {' | '.join(ways)} |\n" + "| --- " * 8 + "|")
     for network in given.networks:
         built = build(network, torch.device("cpu"))
         count = sum(p.numel() for p in built.parameters()) / 1e6
@@ -192,10 +169,7 @@ def main() -> None:
             )
             continue
         found = measure(network, given, device, dtype)
-        cells = [
-            f"{found[k]:.1f}" if k in found else ""
-            for k in ("eager", "kernels", "graph", "compile", "compile, graph")
-        ]
+        cells = [f"{found[way]:.0f}" if way in found else "" for way in ways]
         print(f"| {network} | {count:.1f} M | {' | '.join(cells)} |", flush=True)
 
 

@@ -1,15 +1,14 @@
 """One step of training on one GPU, from a batch at hand: images a second by batch size, our kernels
 against PyTorch's.
 
-    python benchmarks/step.py --data DATA --pretrained WEIGHTS                      #
-    cmmfnet-paper's four losses, bfloat16 python benchmarks/step.py --data DATA --pretrained WEIGHTS
-    --batch 24 48 96 --profile python benchmarks/step.py --data DATA --pretrained WEIGHTS --curve 60
-    # the losses of both ways, step by step
+    python benchmarks/step.py --data DATA --pretrained WEIGHTS        # cmmfnet-paper's four losses
+    python benchmarks/step.py --data DATA --pretrained WEIGHTS --batch 24 48 96 --profile
+    python benchmarks/step.py --data DATA --pretrained WEIGHTS --curve 60   # losses, step by step
 
-A step is the whole of it: forward, losses, backward, clipping, optimiser, averaged weights.
-"PyTorch's operators" are the same network and losses without cmmfnet.nn.fast' kernels and without
-CUDA graphs. Tags stand in for CLIP's sentences and VGG-16 for VGG-19 where these are not at hand,
-which changes the speed by the frozen network's fifth last convolution only.
+A step is the whole of it: forward, losses, backward, clipping, optimiser, averaged weights. "plain"
+is the network and the losses as they are written, also as CUDA graphs. Tags stand in for CLIP's
+sentences and VGG-16 for VGG-19 where these are not at hand, which changes the speed by the frozen
+network's last convolutions only. ``--without`` leaves twins out, to see what each is worth.
 """
 
 from __future__ import annotations
@@ -26,27 +25,23 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from network import without_our_kernels
+from network import leave_out
 
 from cmmfnet.data.batches import Batches
-from cmmfnet.nn.fast import block, distance, pictures
+from cmmfnet.nn.fast.modules import FAST
 from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 from cmmfnet.training.run import Run
 
 
 @contextlib.contextmanager
-def pytorch_only():
-    """Neither kernels nor graphs of ours."""
-    modules = (block, distance, pictures)
-    before = [module.triton for module in modules]
-    for module in modules:
-        module.triton = None
+def plain():
+    """No fast twin takes the place of its plain module."""
+    before = dict(FAST)
+    FAST.clear()
     try:
-        with without_our_kernels():
-            yield
+        yield
     finally:
-        for module, triton in zip(modules, before, strict=True):
-            module.triton = triton
+        FAST.update(before)
 
 
 def recipe_of(given: argparse.Namespace, batch: int) -> Recipe:
@@ -64,11 +59,10 @@ def recipe_of(given: argparse.Namespace, batch: int) -> Recipe:
 
 
 def begin(
-    given: argparse.Namespace, batch: int, accelerator: Accelerator, out: Path, graphs: bool
+    given: argparse.Namespace, batch: int, accelerator: Accelerator, out: Path
 ) -> tuple[Run, Iterator]:
     recipe = recipe_of(given, batch)
     run = Run(recipe, out, accelerator, pretrained=given.pretrained)
-    run.method.graphs = graphs
     batches = Batches(
         [source.opened(given.data) for source in recipe.sources], batch_size=batch,
         size=recipe.size,
@@ -126,27 +120,26 @@ def main() -> None:
     parser.add_argument(
         "--ours",
         action="store_true",
-        help="without PyTorch's operators, which take most of the time",
+        help="only the fast way; the plain one takes most of the time",
     )
     parser.add_argument(
         "--curve", type=int, default=0, metavar="STEPS", help="losses of both ways, no speed"
     )
+    parser.add_argument("--without", nargs="*", default=(), metavar="MODULE")
     given = parser.parse_args()
+    leave_out(given.without)
     torch.backends.cudnn.benchmark = True
     accelerator = Accelerator(mixed_precision="bf16")
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}; cmmfnet-paper, four losses, "
         "256x256, bfloat16"
     )
-    ways = {
-        "our kernels and graphs": (contextlib.nullcontext, True),
-        "PyTorch's operators": (pytorch_only, False),
-    }
+    ways = {"fast": contextlib.nullcontext, "plain": plain}
     with tempfile.TemporaryDirectory() as folder:
         if given.curve:
-            for name, (way, graphs) in ways.items():
+            for name, way in ways.items():
                 with way():
-                    run, stream = begin(given, given.batch[0], accelerator, Path(folder), graphs)
+                    run, stream = begin(given, given.batch[0], accelerator, Path(folder))
                     sums = {}
                     for step, batch in stream:
                         run.update(step, batch)
@@ -161,20 +154,20 @@ def main() -> None:
                 )
             return
         for batch_size in given.batch:
-            for name, (way, graphs) in ways.items():
-                if not graphs and (given.ours or batch_size != given.batch[0]):
+            for name, way in ways.items():
+                if name == "plain" and (given.ours or batch_size != given.batch[0]):
                     continue
                 with way():
-                    run, stream = begin(given, batch_size, accelerator, Path(folder), graphs)
+                    run, stream = begin(given, batch_size, accelerator, Path(folder))
                     batch = next(stream)[1]
                     stream.close()
-                    each = seconds(run, batch, given.repeats if graphs else 3)
+                    each = seconds(run, batch, given.repeats if name == "fast" else 3)
                     print(
                         f"batch {batch_size}, {name}: {each * 1e3:.1f} ms a step, "
                         f"{batch_size / each:.0f} images/s",
                         flush=True,
                     )
-                    if given.profile and graphs and batch_size == given.batch[0]:
+                    if given.profile and name == "fast" and batch_size == given.batch[0]:
                         profile(run, batch)
                 del run, batch
                 torch.cuda.empty_cache()

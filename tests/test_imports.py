@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -67,3 +69,25 @@ def test_a_folder_with_a_door_is_entered_through_it(folder):
         if other.startswith(inside)
     ]
     assert not picked, "\n".join(picked)
+
+
+def test_only_nn_fast_imports_kernels():
+    """The networks and their parts are plain PyTorch; methods know the twins by ``accelerate``."""
+    kernels = {n for n in MODULES if "triton" in MODULES[n].read_text(encoding="utf-8")}
+    kernels = {n for n in kernels if n.startswith("cmmfnet.nn.fast.")} - {"cmmfnet.nn.fast.modules"}
+    users = {n for n in MODULES if imported(n) & kernels}
+    assert len(kernels) > 5
+    assert {n for n in users if not n.startswith("cmmfnet.nn.fast.")} == set()
+    plain = {n for n in MODULES if n.startswith("cmmfnet.nn.") and ".fast" not in n}
+    assert {n for n in plain for m in imported(n) if m.startswith("cmmfnet.nn.fast")} == set()
+
+
+def test_the_method_loads_without_renderer_evaluation_and_file_formats():
+    code = "import sys, cmmfnet.methods.cmmfnet.method; "
+    code += "print(*(name for name in sys.modules if name.startswith('cmmfnet.')))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    loaded = run.stdout.split()
+    assert "cmmfnet.methods.cmmfnet.network" in loaded
+    allowed = ("cmmfnet.files", "cmmfnet.text", "cmmfnet.nn", "cmmfnet.methods")
+    assert [m for m in loaded if not m.startswith(allowed)] == []

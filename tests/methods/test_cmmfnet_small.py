@@ -18,7 +18,8 @@ from cmmfnet.data.source import Source
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.interaction import tone_channels
 from cmmfnet.methods.cmmfnet.network import CMMFNet
-from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, CMMFNetSmallMethod, tones
+from cmmfnet.methods.cmmfnet_small.method import CMMFNetSmallMethod
+from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, tones
 from cmmfnet.methods.cmmfnet_small.stem import FactoredStem
 from cmmfnet.methods.method import Moment
 from cmmfnet.nn.perceptual import Cropped, feature_layers

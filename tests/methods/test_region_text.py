@@ -8,18 +8,11 @@ import torch
 
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
-from cmmfnet.methods.cmmfnet.regions import (
-    CLAIMS,
-    PLACES,
-    RegionText,
-    Said,
-    colour_loss,
-    draw_words,
-    region_loss,
-    region_targets,
-)
+from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss, region_targets
+from cmmfnet.methods.cmmfnet.regions import RegionText, Said
+from cmmfnet.methods.cmmfnet.telling import draw_words
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights, said_of
-from cmmfnet.text.labels import CLASSES
+from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
 from cmmfnet.text.parser import parse_tags
 from cmmfnet.text.sentences import tag_ids
 from cmmfnet.text.vocabulary import WORDS

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet import network as whole
-from cmmfnet.nn.fast.copied import Copied
-from cmmfnet.nn.fast.graphed import Graphed
+from cmmfnet.nn import perceptual
+from cmmfnet.nn.fast import modules
+from cmmfnet.nn.fast.cast_weights import CastWeights
+from cmmfnet.nn.fast.graphed import GraphedTraining
+from cmmfnet.nn.fast.modules import accelerate
+from cmmfnet.nn.losses import PictureLosses
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TINY = dict(
@@ -25,7 +28,7 @@ LEARNED = TINY | dict(words=[], text="learned", regions=False, text_width=32)
 
 
 class InOrder:
-    """Instead of ops.Beside: nothing is beside anything."""
+    """Instead of SideStream: nothing is beside anything."""
 
     def __init__(self, x):
         pass
@@ -79,7 +82,7 @@ class Noisy(torch.nn.Module):
 @cuda
 def test_steps_by_graph_are_those_without():
     torch.manual_seed(0)
-    network = build_network(TINY).cuda().train()
+    network = accelerate(build_network(TINY).cuda().train())
     other = copy.deepcopy(network)
     thermal = torch.rand(5, 2, 1, 64, 64).cuda()
     ids = torch.tensor([[0, 1], [1, 0]]).cuda()
@@ -98,7 +101,7 @@ def test_steps_by_graph_are_those_without():
             losses.append(loss.item())
         return losses
 
-    graphed = Graphed(network, **options)
+    graphed = GraphedTraining(network, **options)
     found = steps(network, graphed)
     assert graphed.captured
     assert found == pytest.approx(steps(other, lambda *x: other(*x, **options)), rel=1e-3)
@@ -114,13 +117,14 @@ def test_steps_by_graph_are_those_without():
 def test_gradients_are_the_same_with_the_encoder_beside(config, monkeypatch):
     torch.manual_seed(0)
     network = build_network(config | dict(channels=(64, 128, 128), vit_depth=4)).cuda().train()
+    accelerate(network)
     thermal = torch.rand(4, 2, 1, 128, 128).cuda()
     ids, mask = torch.tensor([[0, 1], [1, 0]]).cuda(), torch.ones(2, 2, dtype=torch.bool).cuda()
     parameters = [p for p in network.parameters() if p.requires_grad]
 
     def found():
         """Output and gradients of some steps."""
-        call, steps = Graphed(network), []
+        call, steps = GraphedTraining(network), []
         for x in thermal:
             with torch.autocast("cuda", torch.bfloat16):
                 text = (network.embed_tags(ids).detach(), mask) if config["words"] else (None, None)
@@ -133,7 +137,7 @@ def test_gradients_are_the_same_with_the_encoder_beside(config, monkeypatch):
         return steps
 
     beside = found()
-    monkeypatch.setattr(whole, "Beside", InOrder)
+    monkeypatch.setattr(modules, "SideStream", InOrder)
     in_order = found()
     for ours, theirs in zip(beside, in_order, strict=True):
         torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=2e-2)
@@ -149,8 +153,8 @@ def test_gradients_are_the_same_with_the_encoder_beside(config, monkeypatch):
 @pytest.mark.parametrize("config", [TINY, LEARNED, TINY | dict(stem="vgg16", regions=False)])
 def test_copied_weights_are_those_of_autocast(config):
     torch.manual_seed(0)
-    network = build_network(config).train()
-    copied = Copied(network, torch.bfloat16)
+    network = accelerate(build_network(config).train())
+    copied = CastWeights(network, torch.bfloat16)
     copies = {id(c) for c in copied.copies}
     assert len(copies) > 40
     assert all(id(copied.leaf(p)) not in copies for p in network.encode1.parameters())
@@ -167,7 +171,7 @@ def test_copied_weights_are_those_of_autocast(config):
             y, tags, labels = call(*inputs, heads=True)
         loss = sum(t.float().square().mean() for t in (y, tags, labels) if t is not None)
         found = torch.autograd.grad(loss, wanted, allow_unused=True)
-        return [y, *Copied.alike(found, parameters)]
+        return [y, *CastWeights.alike(found, parameters)]
 
     expected = of(network, parameters)
     for _ in range(2):
@@ -190,7 +194,7 @@ def test_copied_weights_are_those_of_autocast(config):
 def test_copies_of_shared_weights():
     torch.manual_seed(0)
     network, x = Shared(), torch.randn(4, 8)
-    copied = Copied(network, torch.bfloat16)
+    copied = CastWeights(network, torch.bfloat16)
     assert {id(p) for p in copied.originals} == {
         id(p) for p in (*network.first.parameters(), network.third.bias, network.out.bias)
     }
@@ -215,10 +219,10 @@ def test_a_later_capture_changes_nothing():
         return out[0].float().square().mean()
 
     def train(network, graphed_again_at=None):
-        graphed, losses = Graphed(network), []
+        graphed, losses = GraphedTraining(network), []
         for step in range(5):
             if step == graphed_again_at:
-                graphed = Graphed(network)
+                graphed = GraphedTraining(network)
             losses += steps_of(network, graphed, thermal[step], step, draw)
         return losses
 
@@ -248,7 +252,7 @@ def test_what_cannot_be_captured_trains_as_it_is():
             return x * self.weight * float(x.amax())  # the host has to know
 
     network = Waits().cuda()
-    graphed, x = Graphed(network), torch.rand(1, 1, 8, 8).cuda()
+    graphed, x = GraphedTraining(network), torch.rand(1, 1, 8, 8).cuda()
     with pytest.warns(UserWarning, match="no CUDA graph"):
         y = graphed(x)
     torch.testing.assert_close(y, x * x.amax())
@@ -275,7 +279,7 @@ def test_another_thread_may_pin_memory_meanwhile():
     try:
         network = Noisy().cuda().train()
         for _ in range(3):
-            graphed = Graphed(network)
+            graphed = GraphedTraining(network)
             graphed(torch.rand(2, 1, 64, 64).cuda(), None)[0].sum().backward()
             assert graphed.captured
     finally:
@@ -292,7 +296,7 @@ def test_every_shape_has_its_own_graph():
         torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.GELU(), torch.nn.Conv2d(8, 1, 3, padding=1)
     ).cuda()
     other = copy.deepcopy(network)
-    graphed = Graphed(network)
+    graphed = GraphedTraining(network)
     frames = [torch.rand(2, 1, *shape).cuda() for shape in ((32, 64), (48, 48), (32, 64), (48, 48))]
     for x in frames:
         for net, call in ((network, graphed), (other, other)):
@@ -303,3 +307,29 @@ def test_every_shape_has_its_own_graph():
     assert graphed.captured == 2
     for a, b in zip(network.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@cuda
+def test_losses_by_graph_are_those_without(monkeypatch):
+    monkeypatch.setattr(
+        perceptual,
+        "load_features",
+        lambda name, folder: perceptual.feature_layers(name).eval().requires_grad_(False),
+    )
+    torch.manual_seed(0)
+    names = ("l1", "perceptual", "tv", "ssim")
+    losses = PictureLosses(names, perceptual.Perceptual("vgg16", "l1")).cuda()
+    fast = accelerate(copy.deepcopy(losses))
+    x = (torch.rand(2, 3, 64, 80, device="cuda") * 2 - 1).bfloat16().requires_grad_()
+    y = torch.rand(2, 3, 64, 80, device="cuda") * 2 - 1
+    graphed, results = GraphedTraining(fast), []
+    for call in (losses, fast, graphed, graphed):
+        with torch.autocast("cuda", torch.bfloat16):
+            found = call(x, y)
+        (dx,) = torch.autograd.grad(sum(found.values()), x)
+        results.append([*(found[name].detach().clone() for name in names), dx.clone()])
+    assert graphed.captured
+    for other in results[2:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[1], other, strict=True))
+    for a, b in zip(results[0][:-1], results[1][:-1], strict=True):
+        assert float(b) == pytest.approx(float(a), rel=1e-2)

@@ -227,3 +227,17 @@ def test_hinge_losses_are_float32(dtype):
     assert found.item() == pytest.approx(
         losses.hinge_discriminator(logits.float(), logits.float()).item(), rel=1e-6
     )
+
+
+def test_losses_against_the_truth_come_in_one_order_and_only_those_asked_for():
+    x, y = pictures((1, 3, 16, 16))
+    found = losses.PictureLosses(
+        {"ssim", "tv", "l1", "perceptual"}, lambda a, b: (a - b).square().mean(dim=(1, 2, 3))
+    )(x, y)
+    assert list(found) == ["l1", "perceptual", "tv", "ssim"]
+    assert list(losses.PictureLosses({"tv"})(x, y)) == ["tv"]
+    assert losses.PictureLosses(())(x, y) == {}
+    part = losses.PictureLosses({"perceptual"}, lambda a, b: (a - b).abs().mean(dim=(1, 2, 3)))(
+        x, y, x[..., :2], y[..., :2]
+    )
+    assert torch.equal(part["perceptual"], (x - y)[..., :2].abs().mean())

@@ -10,9 +10,10 @@ import torch
 
 from cmmfnet.colorizer.sizes import pad
 from cmmfnet.colorizer.torch import Colorizer
+from cmmfnet.nn.fast.graphs import GraphedInference
 from cmmfnet.thermal.frame import ThermalFileError, read_thermal
 from cmmfnet.thermal.stretch import normalise
-from cmmfnet.thermal.stretch_cuda import Graphs, normalised
+from cmmfnet.thermal.stretch_cuda import normalised
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
@@ -104,7 +105,7 @@ def test_a_graph_gives_what_the_network_gives(dtype):
                     name for name, _ in seen.predicted
                 ]
                 np.testing.assert_array_equal(graphed(frame, text=text), expected)
-    assert 0 < len(graphed._forward._kept) <= Graphs.KEPT
+    assert 0 < len(graphed._forward._kept) <= GraphedInference.KEPT
 
 
 @cuda
@@ -132,7 +133,7 @@ def test_large_batches_and_what_cannot_be_captured_run_as_they_are():
         def forward(self, x, text=None, mask=None):
             return x * float(x.amax())  # the host has to know
 
-    graphs = Graphs(Waits().cuda())
+    graphs = GraphedInference(Waits().cuda())
     x = torch.rand(1, 1, 8, 8, device="cuda")
     with torch.inference_mode():
         torch.testing.assert_close(graphs(x, None, None), x * x.amax())

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from cmmfnet.colorizer.base import Batch, FrameColorizer
 from cmmfnet.colorizer.sizes import guided_upsample, pad
 from cmmfnet.files.errors import UserError
+from cmmfnet.nn.fast.graphs import GraphedInference
+from cmmfnet.nn.fast.modules import accelerate
 from cmmfnet.text.attributes import attribute_weights
 from cmmfnet.text.sentences import SentenceEncoder, WordEncoder, tag_ids
 from cmmfnet.thermal.frame import Thermal
-from cmmfnet.thermal.stretch_cuda import Graphs, normalised, stretched_counts
+from cmmfnet.thermal.stretch_cuda import normalised, stretched_counts
 from cmmfnet.weights.files import load_model
 
 
@@ -122,12 +124,12 @@ class Colorizer(FrameColorizer):
         self._mixed = half and not (on_gpu and takes_float32)
         self.dtype = dtype or (torch.bfloat16 if half and not self._mixed else torch.float32)
         self.input_dtype = torch.float32 if takes_float32 else self.dtype
-        self.network = network.to(
-            self.device, torch.bfloat16 if half and on_gpu else self.dtype
-        ).eval()
-        self._forward = Graphs(self.network) if on_gpu else self.network
+        self.network = accelerate(
+            network.to(self.device, torch.bfloat16 if half and on_gpu else self.dtype).eval()
+        )
+        self._forward = GraphedInference(self.network) if on_gpu else self.network
         # frames stay tensors on a GPU; elsewhere they are arrays
-        self._stretched = Graphs(stretched_counts) if on_gpu else None
+        self._stretched = GraphedInference(stretched_counts) if on_gpu else None
         self.name = name
         super().__init__()
         self._sentences: SentenceEncoder | None = None

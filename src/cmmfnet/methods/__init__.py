@@ -7,7 +7,7 @@ import importlib
 
 METHODS: dict[str, str] = {
     "cmmfnet": "cmmfnet.methods.cmmfnet.method:CMMFNetMethod",
-    "cmmfnet-small": "cmmfnet.methods.cmmfnet_small.network:CMMFNetSmallMethod",
+    "cmmfnet-small": "cmmfnet.methods.cmmfnet_small.method:CMMFNetSmallMethod",
     "pix2pix": "cmmfnet.methods.pix2pix:Pix2Pix",
     "cyclegan": "cmmfnet.methods.cyclegan:CycleGAN",
     "ticcgan": "cmmfnet.methods.ticcgan:TICCGAN",

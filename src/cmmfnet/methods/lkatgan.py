@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.methods.mugan import MUGAN
-from cmmfnet.nn.blocks import ConvFFN, Downsample, LargeKernelBlock, large_kernel_stage
+from cmmfnet.nn.blocks import ConvFFN, Downsample, LargeKernelBlock, Stage
 from cmmfnet.nn.patchgan import InstanceNorm, init_normal
 from cmmfnet.nn.transformer import TransformerBlock
 
@@ -39,16 +39,16 @@ class LargeKernelUNet(nn.Module):
     def __init__(self, inputs: int, width: int, blocks: Sequence[int], kernel: int):
         super().__init__()
         w1, w2, w3 = width, 2 * width, 4 * width
-        self.down1, self.encode1 = Downsample(inputs, w1), large_kernel_stage(w1, blocks[0], kernel)
-        self.down2, self.encode2 = Downsample(w1, w2), large_kernel_stage(w2, blocks[1], kernel)
-        self.down3, self.encode3 = Downsample(w2, w3), large_kernel_stage(w3, blocks[2], kernel)
+        self.down1, self.encode1 = Downsample(inputs, w1), Stage(w1, blocks[0], kernel)
+        self.down2, self.encode2 = Downsample(w1, w2), Stage(w2, blocks[1], kernel)
+        self.down3, self.encode3 = Downsample(w2, w3), Stage(w3, blocks[2], kernel)
         self.up2, self.decode2 = (
             nn.Conv2d(w3, w2, 3, padding=1),
-            large_kernel_stage(w2, blocks[0], kernel),
+            Stage(w2, blocks[0], kernel),
         )
         self.up1, self.decode1 = (
             nn.Conv2d(w2, w1, 3, padding=1),
-            large_kernel_stage(w1, blocks[1], kernel),
+            Stage(w1, blocks[1], kernel),
         )
         self.close1, self.close2 = LargeKernelBlock(w1, kernel), LargeKernelBlock(w1, kernel)
         self.close = ConvFFN(w1)

@@ -8,7 +8,7 @@ same step.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,51 +17,13 @@ from torch import Tensor, nn
 
 from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision
 from cmmfnet.nn.blocks import PatchDiscriminator
-from cmmfnet.nn.fast.graphed import Graphed
-from cmmfnet.nn.fast.pictures import picture_losses, serves_pictures
-from cmmfnet.nn.losses import hinge_discriminator, hinge_generator, l1, ssim_loss, total_variation
+from cmmfnet.nn.fast.graphed import GraphedTraining
+from cmmfnet.nn.losses import PictureLosses, hinge_discriminator, hinge_generator
 from cmmfnet.nn.perceptual import Cropped, Perceptual
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
     from cmmfnet.training.recipe import Recipe
-
-
-class Against(nn.Module):
-    """The losses of colour pictures against their truth, (B,3,H,W) each, those of ``names``:
-    float32 scalars without weights.
-
-    ``perceptual``: distance of pictures, or None. It sees ``part`` and ``of_truth``, (B,3,h,w)
-    each, where they are given.
-    """
-
-    def __init__(self, names: Collection[str], perceptual: nn.Module | None):
-        super().__init__()
-        self.names, self.perceptual = names, perceptual
-
-    def forward(
-        self,
-        colour: Tensor,
-        truth: Tensor,
-        part: Tensor | None = None,
-        of_truth: Tensor | None = None,
-    ) -> Losses:
-        losses, pixelwise = {}, {"l1", "tv", "ssim"}.intersection(self.names)
-        if "perceptual" in self.names:
-            seen = (colour, truth) if part is None else (part, of_truth)
-            losses["perceptual"] = self.perceptual(*seen).mean()
-        if pixelwise > {"l1"} and serves_pictures(colour, truth):
-            content, variation, similarity = picture_losses(colour, truth)
-            found = {"l1": content, "tv": variation, "ssim": 1 - similarity}
-            losses |= {name: found[name] for name in pixelwise}
-        else:
-            if "l1" in self.names:
-                losses["l1"] = l1(colour, truth)
-            if "tv" in self.names:
-                losses["tv"] = total_variation(colour)
-            if "ssim" in self.names:
-                losses["ssim"] = ssim_loss(colour, truth)
-        return {name: losses[name] for name in ("l1", "perceptual", "tv", "ssim") if name in losses}
 
 
 class Matched(Method):
@@ -89,8 +51,8 @@ class Matched(Method):
     ):
         super().__init__(network, losses, pretrained=pretrained)
         self.adversarial_start = adversarial_start
-        self._graphed: Graphed | None = None
-        self._against: Against | Graphed | None = None
+        self._graphed: GraphedTraining | None = None
+        self._losses: PictureLosses | GraphedTraining | None = None
         self.perceptual = None
         if "perceptual" in self.weights:
             self.perceptual = Perceptual(perceptual, perceptual_mode, pretrained)
@@ -126,21 +88,23 @@ class Matched(Method):
         if not self.graphs or not getattr(network, "capturable", True):
             return network(*inputs, **options)
         if self._graphed is None:
-            self._graphed = Graphed(network, **options)
+            self._graphed = GraphedTraining(network, **options)
         return self._graphed(*inputs)
 
     def against(self, colour: Tensor, truth: Tensor) -> Losses:
         """The losses of pictures against their truth, by CUDA graphs where ``graphs`` allows; once
         a step."""
         cropped = isinstance(self.perceptual, Cropped)
-        if self._against is None:
+        if self._losses is None:
             names = self.weights.keys() & {"l1", "perceptual", "tv", "ssim"}
-            self._against = Against(names, self.perceptual.distance if cropped else self.perceptual)
+            distance = self.perceptual.distance if cropped else self.perceptual
+            self._losses = PictureLosses(names, distance)
+            self.accelerate()
             if self.graphs and names:
-                self._against = Graphed(self._against)
+                self._losses = GraphedTraining(self._losses)
         # where a square lies is drawn by the host, which a graph would not do again
         part = self.perceptual.cut(colour, truth) if cropped else ()
-        return self._against(colour, truth, *part)
+        return self._losses(colour, truth, *part)
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
         colour, losses = self.colour(batch, moment)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmmfnet.nn.fast.modules import accelerate
+
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
     from cmmfnet.training.recipe import Recipe
@@ -121,6 +123,13 @@ class Method:
 
     def to(self, device: torch.device) -> None:
         """Move what is not in ``networks`` (frozen loss networks) to the device."""
+
+    def accelerate(self) -> None:
+        """Put the fast twins (nn/fast/modules.py) into the networks and the frozen loss
+        networks."""
+        for part in (*self.networks.values(), *vars(self).values()):
+            if isinstance(part, nn.Module):
+                accelerate(part)
 
     def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
         """Groups for Adam or AdamW: "params" and, where they differ from the recipe's, "factor" (on

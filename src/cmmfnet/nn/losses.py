@@ -2,14 +2,16 @@
 a float32 scalar.
 
 The CMMF-Net paper (section 3.5) sums four of them with weight 1: L1, perceptual
-(perceptual.Perceptual, mode "l1"), total variation and SSIM.
+(perceptual.Perceptual, mode "l1"), total variation and SSIM: PictureLosses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
@@ -18,10 +20,11 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
 
 
 def total_variation(x: Tensor, legacy: bool = False) -> Tensor:
-    """Total variation: sum over C, H, W of |x[h+1,w] - x[h,w]| and |x[h,w+1] - x[h,w]|, divided by W*H, mean over B.
+    """Total variation: sum over C, H, W of |x[h+1,w] - x[h,w]| and |x[h,w+1] - x[h,w]|, divided by
+    W*H, mean over B.
 
     ``legacy`` sums over the batch as the family's code does, so that its weight grows with the
-    batch (notes 15, row 13).
+    batch (docs/architecture.md, row 13).
     """
     x = x.float()
     down = (x[:, :, 1:] - x[:, :, :-1]).abs().sum(dim=(1, 2, 3))
@@ -40,8 +43,8 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
     """Mean structural similarity on [0,1] copies, Gaussian window, per channel (Wang et al., 2004;
     C1 = .01^2, C2 = .03^2).
 
-    Local statistics, not the single-window formula as printed (notes 15, row 14). Borders where the
-    window does not fit are left out. Pictures smaller than the window raise ``ValueError``.
+    Local statistics, not the single-window formula as printed (docs/architecture.md, row 14). Borders
+    where the window does not fit are left out. Pictures smaller than the window raise ``ValueError``.
     """
     if min(x.shape[-2:]) < window:
         raise ValueError(
@@ -67,6 +70,42 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
 def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
     """Structural loss: 1 - SSIM(x, y)."""
     return 1 - ssim(x, y)
+
+
+class PictureLosses(nn.Module):
+    """The losses of colour pictures against their truth, (B,3,H,W) each in [-1,1]: those of
+    ``names``, a few of l1, perceptual, tv and ssim; float32 scalars without weights.
+
+    ``perceptual``: distance of pictures, or None. It sees ``part`` and ``true_part``, (B,3,h,w)
+    each, where they are given.
+    """
+
+    def __init__(self, names: Collection[str], perceptual: nn.Module | None = None):
+        super().__init__()
+        self.names, self.perceptual = names, perceptual
+
+    def pixelwise(self, colour: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        losses = {}
+        if "l1" in self.names:
+            losses["l1"] = l1(colour, truth)
+        if "tv" in self.names:
+            losses["tv"] = total_variation(colour)
+        if "ssim" in self.names:
+            losses["ssim"] = ssim_loss(colour, truth)
+        return losses
+
+    def forward(
+        self,
+        colour: Tensor,
+        truth: Tensor,
+        part: Tensor | None = None,
+        true_part: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        losses = self.pixelwise(colour, truth)
+        if "perceptual" in self.names:
+            seen = (colour, truth) if part is None else (part, true_part)
+            losses["perceptual"] = self.perceptual(*seen).mean()
+        return {name: losses[name] for name in ("l1", "perceptual", "tv", "ssim") if name in losses}
 
 
 def hinge_generator(fake: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.nn.fast import instance_norm
+from cmmfnet.nn.blocks import instance_norm
 
 
 class InstanceNorm(nn.Module):
@@ -32,7 +32,10 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = instance_norm(x)
+        return self.scaled(instance_norm(x))
+
+    def scaled(self, y: Tensor) -> Tensor:
+        """The normalised y, scaled and shifted where the norm is ``affine``."""
         if self.weight is None:
             return y
         return torch.addcmul(

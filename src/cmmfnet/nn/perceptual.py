@@ -20,8 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cmmfnet.files.atomic import atomic_write
-from cmmfnet.nn.fast import convolve
-from cmmfnet.nn.fast.distance import Convolutions, FeatureDistance, serves_distance
 
 # Layer tables: number = 3x3 convolution with that many channels, "M" = 2x2 max pooling
 # (torchvision's numbering of modules).
@@ -51,7 +49,7 @@ _VGG = {
     ],
 }
 # Taps after the ReLUs: LPIPS takes the last ReLU of each level; the paper family sums four of them
-# (notes 15, row 11).
+# (docs/architecture.md, row 11).
 TAPS = {
     "vgg16": {"lpips": (3, 8, 15, 22, 29), "family": (3, 8, 15, 22)},
     "vgg19": {"lpips": (3, 8, 17, 26, 35), "family": (3, 8, 17, 26)},
@@ -117,13 +115,9 @@ def feature_layers(name: str) -> nn.Sequential:
 def tapped(layers: nn.Sequential, x: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
     """``layers(x)`` of :func:`feature_layers`, and what comes out of those numbered ``taps`` on the
     way."""
-    found, fused = [], False
+    found = []
     for i, layer in enumerate(layers):
-        if fused:  # the ReLU behind a convolution, which is in x already
-            fused = False
-        else:
-            fused = isinstance(layer, nn.Conv2d) and i not in taps and i + 1 < len(layers)
-            x = convolve(layer, x, "relu") if fused else layer(x)
+        x = layer(x)
         if i in taps:
             found.append(x)
     return x, found
@@ -224,8 +218,7 @@ class Perceptual(nn.Module):
                 self.register_buffer(f"head{i}", heads[key].float())
         self.layers = load_features(network, folder).to(memory_format=torch.channels_last)
         self.taps = TAPS[network]["family" if mode == "l1" else "lpips"]
-        self.mode, self.distance, self.pooled_at_taps = mode, unit_distance, network != "alex"
-        self._cast: dict[tuple[torch.dtype, torch.device], Convolutions] = {}
+        self.mode, self.distance = mode, unit_distance
         # LPIPS' own shift and scale, which are ImageNet's mean and deviation for inputs in [-1,1]
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
@@ -235,19 +228,7 @@ class Perceptual(nn.Module):
         x = ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
         return tapped(self.layers[: max(self.taps) + 1], x, self.taps)[1]
 
-    def _convolutions(self, dtype: torch.dtype, device: torch.device) -> Convolutions:
-        if (dtype, device) not in self._cast:
-            self._cast[dtype, device] = Convolutions(
-                self.layers, self.taps, self.shift, self.scale, dtype
-            )
-        return self._cast[dtype, device]
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.mode == "l1" and self.pooled_at_taps and serves_distance(x):
-            dtype = self.layers[0].weight.dtype
-            if torch.is_autocast_enabled(x.device.type):
-                dtype = torch.get_autocast_dtype(x.device.type)
-            return FeatureDistance.apply(x, y.detach(), self._convolutions(dtype, x.device))
         with torch.no_grad():
             theirs = self.features(y)
         total = x.new_zeros(x.shape[0], dtype=torch.float32)

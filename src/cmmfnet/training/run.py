@@ -136,6 +136,7 @@ class Run:
             self.method.start()
             small_start.start(self.method)
         self.method.to(device)
+        self.method.accelerate()
         # parts of a batch would write over each other's output
         self.method.graphs = device.type == "cuda" and recipe.accumulate == 1
         self.networks = {name: net.to(device).train() for name, net in self.method.networks.items()}

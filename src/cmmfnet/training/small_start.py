@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.data.fields import RecipeError
-from cmmfnet.methods.cmmfnet.interaction import resize
-from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, CMMFNetSmallMethod, tones
+from cmmfnet.methods.cmmfnet_small.method import CMMFNetSmallMethod
+from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, tones
 from cmmfnet.methods.method import Method
+from cmmfnet.nn.unet import Resize
 
 FACTOR_FRAMES = 12  # more change little, and all of a stem's maps of them are in memory
 
@@ -116,7 +117,7 @@ def fit_readouts(
         found = torch.cat(maps[level])
         size = found.shape[-2:]
         wanted = F.interpolate(target, size, mode="area")
-        guess = resize(guess, size) if level < 3 else torch.zeros_like(wanted)
+        guess = Resize()(guess, size) if level < 3 else torch.zeros_like(wanted)
         chosen = torch.randperm(size[0] * size[1], generator=generator)[:256]
         x = found.flatten(2)[..., chosen].transpose(0, 1).flatten(1).float()
         y = (wanted - guess).flatten(2)[..., chosen].transpose(0, 1).flatten(1)

@@ -1,34 +1,20 @@
 """CMMF-Net's way from a frame and a text to one map: image encoder (section 3.2) and cross-modal
 interaction (3.3).
 
-The network that they are parts of, and the paper, are in cmmfnet.py.
+The network that they are parts of, and the paper, are in network.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.nn.fast import bilinear, serves_tokens
 from cmmfnet.nn.perceptual import feature_layers, tapped
-from cmmfnet.nn.transformer import (
-    MLP,
-    Attention,
-    TransformerBlock,
-    added,
-    normed,
-    projected,
-    transformed,
-)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, without antialiasing, so that an exported graph gives the same numbers."""
-    return x if tuple(x.shape[-2:]) == tuple(size) else bilinear(x, tuple(size))
+from cmmfnet.nn.transformer import CrossBlock, TransformerBlock
+from cmmfnet.nn.unet import Resize
 
 
 def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
@@ -74,7 +60,7 @@ class ImageEncoder(nn.Module):
         else:
             raise ValueError(f"stem is {stem!r}; expected 'patch' or 'vgg16'")
         self.hybrid = stem == "vgg16"
-        self.size = size
+        self.size, self.resize = size, Resize()
         self.positions = nn.Parameter(torch.randn(1, (size // 16) ** 2, width) * 0.02)
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -95,7 +81,7 @@ class ImageEncoder(nn.Module):
         self.stem.load_state_dict(state)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = resize(x, (self.size, self.size))
+        x = self.resize(x, (self.size, self.size))
         maps: list[Tensor] = []
         if self.hybrid:
             x, maps = tapped(
@@ -104,40 +90,11 @@ class ImageEncoder(nn.Module):
             x = self.join(x)
         else:
             x = self.stem(x)
-        tokens = (
-            x.flatten(2).transpose(1, 2).contiguous() + self.positions
-        )  # else all that follows has this order
-        return transformed(self.blocks, self.norm, tokens), maps
-
-
-class CrossBlock(nn.Module):
-    """Pre-norm cross-attention and MLP; the residual is on the query stream (notes, section 15,
-    rows 3 and 4)."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.norm_q, self.norm_k, self.norm_v = (
-            nn.LayerNorm(width),
-            nn.LayerNorm(width),
-            nn.LayerNorm(width),
-        )
-        self.attention = Attention(width, heads)
-        self.norm, self.mlp = nn.LayerNorm(width), MLP(width)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        given = (
-            normed(self.norm_q, query),
-            normed(self.norm_k, key),
-            normed(self.norm_v, value),
-            mask,
-        )
-        if serves_tokens(query):
-            x, y = added(query, self.attention.before_bias(*given), self.attention.out, self.norm)
-            return x + self.mlp(y)
-        x = query + self.attention(*given)
-        return x + self.mlp(self.norm(x))
+        # contiguous, else all that follows has the order of the map
+        tokens = x.flatten(2).transpose(1, 2).contiguous() + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens), maps
 
 
 class CrossModalInteraction(nn.Module):
@@ -175,7 +132,7 @@ class CrossModalInteraction(nn.Module):
             raise ValueError(
                 f"ci is {mode!r}; expected 'text_query', 'image_query', 'text_key', 'add' or 'none'"
             )
-        self.mode, self.grid, self.length = mode, grid, length
+        self.mode, self.grid, self.length, self.resize = mode, grid, length, Resize()
         self.no_text = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.blocks = nn.ModuleList(
             CrossBlock(width, heads) for _ in range(0 if mode == "add" else depth)
@@ -239,17 +196,13 @@ class CrossModalInteraction(nn.Module):
                 else:
                     tokens = block(tokens, tokens, tokens)
         side = math.isqrt(tokens.shape[1])
-        out = (
-            normed(self.norm, projected(self.project, tokens))
-            .transpose(1, 2)
-            .unflatten(2, (side, side))
-        )
-        return resize(out, (self.grid, self.grid)), pooled
+        out = self.norm(self.project(tokens)).transpose(1, 2).unflatten(2, (side, side))
+        return self.resize(out, (self.grid, self.grid)), pooled
 
 
 class Modulation(nn.Module):
-    """Feature-wise scale and shift, each (B,C), of a map by a vector (B,D), for ops.modulated.
-    Starts as the identity."""
+    """A vector (B,D) -> scale and shift of a map's features, each (B,C), for unet.Guide. Starts as
+    the identity."""
 
     def __init__(self, width: int, channels: int):
         super().__init__()

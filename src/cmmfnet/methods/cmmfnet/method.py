@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmmfnet.methods.cmmfnet.network import CMMFNet
-from cmmfnet.methods.cmmfnet.regions import colour_loss, draw_words, region_loss
+from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss
+from cmmfnet.methods.cmmfnet.telling import draw_words
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
 from cmmfnet.nn.perceptual import Cropped, load_features

@@ -1,10 +1,9 @@
 """CMMF-Net: CLIP-guided multi-modal fusion for thermal-infrared colourisation.
 
 Jiang et al., Intelligence & Robotics 2025;5(1):34-49, doi 10.20517/ir.2025.03. Image encoder (3.2)
-and cross-modal interaction (3.3) are in cmmfnet_interaction.py, the U-Net (3.4) and the whole
-network here, the losses (3.5) in cmmfnet_training.py. What the paper leaves open stands in
-``PAPER`` with the choices of docs/architecture.md; ``RELEASED`` is the model that the package
-bundles.
+and cross-modal interaction (3.3) are in interaction.py, the U-Net (3.4) and the whole network here,
+the losses (3.5) in method.py. What the paper leaves open stands in ``PAPER`` with the choices of
+docs/architecture.md; ``RELEASED`` is the model that the package bundles.
 
 The image encoder always sees the whole frame resized to ``global_size``; only the U-Net sees full
 resolution. So the network takes any size that is a multiple of 8, and a large frame has one global
@@ -23,27 +22,11 @@ from cmmfnet.methods.cmmfnet.interaction import (
     CrossModalInteraction,
     ImageEncoder,
     Modulation,
-    resize,
     tone_channels,
 )
 from cmmfnet.methods.cmmfnet.regions import RegionText, Said, everywhere_words, memberships
-from cmmfnet.nn.blocks import Downsample, large_kernel_stage
-from cmmfnet.nn.fast import (
-    Beside,
-    add_bilinear,
-    autocasts,
-    double,
-    double_convolve,
-    double_convolve_gelu,
-    gelu_convolve,
-    join,
-    join_with_gradient,
-    modulated,
-    plain,
-    serves_join_with_gradient,
-    serves_last,
-    serves_pointwise,
-)
+from cmmfnet.nn.blocks import Downsample, Stage
+from cmmfnet.nn.unet import Guide, Resize, SideBySide, UpAndJoin, UpAndPaint
 from cmmfnet.text.attributes import ATTRIBUTES
 
 PAPER: dict = {"method": "cmmfnet"}  # every default of CMMFNet below: 40 M trainable parameters
@@ -67,7 +50,7 @@ class CMMFNet(nn.Module):
     text cannot be left out of), ``words`` (a table of tag vectors: ``embed_tags``), a tag head
     (``predict_tags``) where there are words, ``classes`` (an auxiliary label head at H/8, for
     training), and ``regions`` (every word holds in a region of the frame and has a colour:
-    region_text.py; needs ``words``).
+    regions.py; needs ``words``).
     """
 
     multiple_of, fixed_size = 8, None
@@ -146,28 +129,21 @@ class CMMFNet(nn.Module):
         )  # fmt: skip
         self.tag_head = nn.Linear(vit_width, len(self.words)) if self.predicts_tags else None
 
-        self.down1, self.encode1 = (
-            Downsample(inputs, c1),
-            large_kernel_stage(c1, encoder_blocks[0], kernels[0]),
-        )
-        self.down2, self.encode2 = (
-            Downsample(c1, c2),
-            large_kernel_stage(c2, encoder_blocks[1], kernels[1]),
-        )
-        self.down3, self.encode3 = (
-            Downsample(c2, c3),
-            large_kernel_stage(c3, encoder_blocks[2], kernels[2]),
-        )
+        self.down1, self.encode1 = Downsample(inputs, c1), Stage(c1, encoder_blocks[0], kernels[0])
+        self.down2, self.encode2 = Downsample(c1, c2), Stage(c2, encoder_blocks[1], kernels[1])
+        self.down3, self.encode3 = Downsample(c2, c3), Stage(c3, encoder_blocks[2], kernels[2])
         self.fuse = nn.Conv2d(2 * c3, c3, 1)
         self.up3 = nn.Conv2d(c3, c2, 3, padding=1)
         self.skip2 = nn.Conv2d(2 * c2, c2, 1) if self.concat else None
-        self.decode2 = large_kernel_stage(c2, decoder_blocks[0], kernels[1])
+        self.decode2 = Stage(c2, decoder_blocks[0], kernels[1])
         self.up2 = nn.Conv2d(c2, c1, 3, padding=1)
         self.skip1 = nn.Conv2d(2 * c1, c1, 1) if self.concat else None
-        self.decode1 = large_kernel_stage(c1, decoder_blocks[1] + decoder_blocks[2], kernels[0])
+        self.decode1 = Stage(c1, decoder_blocks[1] + decoder_blocks[2], kernels[0])
         self.up1 = nn.Conv2d(c1, tail, 3, padding=1)
         self.last = nn.Conv2d(tail, 3, 3, padding=1)
 
+        self.side_by_side, self.resize, self.guide = SideBySide(), Resize(), Guide()
+        self.join, self.paint = UpAndJoin(), UpAndPaint()
         self.laterals = None
         if self.image_encoder.hybrid:
             self.laterals = nn.ModuleList(
@@ -240,7 +216,7 @@ class CMMFNet(nn.Module):
         """What the network sees of a frame. A frame in float32 is fine for weights of 16 bits:
         contrast is computed before."""
         x = tone_channels(thermal.float()) if self.local_contrast else thermal
-        return x if autocasts(x) else x.to(self.last.weight.dtype)
+        return x.to(self.last.bias.dtype)
 
     def _tag_logits(self, tokens: Tensor) -> Tensor:
         return self.tag_head(tokens.mean(dim=1)).float()
@@ -269,12 +245,7 @@ class CMMFNet(nn.Module):
                 f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8"
             )
         x = self._tones(thermal)
-        with Beside(x) as other:
-            tokens, stem = self.image_encoder(x)
-        e1 = self.encode1(self.down1(x))
-        e2 = self.encode2(self.down2(e1))
-        e3 = self.encode3(self.down3(e2))
-        other.join(tokens, *stem)
+        (tokens, stem), (e1, e2, e3) = self.side_by_side(self.image_encoder, self._encode, x)
         said = None
         text = None if text is None or self.text_source == "none" else text
         if text is not None and self.regions is not None:
@@ -289,33 +260,20 @@ class CMMFNet(nn.Module):
         context, pooled_text = self.interaction(tokens, text, text_mask)
         vector = torch.cat([tokens.mean(dim=1), pooled_text.expand(tokens.shape[0], -1)], dim=1)
 
-        y = self._fused(e3, resize(context, e3.shape[-2:]))
-        y = self._guide(y, stem, 2, vector)
-        labels = (
-            self.label_head(y)
-            if (heads or said is not None) and self.label_head is not None
-            else None
-        )
+        y = self.fuse(torch.cat([e3, self.resize(context, e3.shape[-2:])], dim=1))
+        y = self._guided(y, stem, 2, vector)
+        labels = None
+        if (heads or said is not None) and self.label_head is not None:
+            labels = self.label_head(y)
         if said is not None:
             y = self.regions(y, said, labels)
-        y = self._guide(self._merge(self.up3, y, e2, self.skip2), stem, 1, vector)
+        y = self._guided(self.join(self.up3, y, e2, self.skip2), stem, 1, vector)
         y = self.decode2(y if said is None else self.regions(y, said))
-        y = self._guide(self._merge(self.up2, y, e1, self.skip1), stem, 0, vector)
+        y = self._guided(self.join(self.up2, y, e1, self.skip1), stem, 0, vector)
         y = self.decode1(y if said is None else self.regions(y, said))
-        if y.is_cuda and torch.is_grad_enabled() and y.dtype == torch.float32:
-            # where tensor cores take channels last, the largest maps need not be turned for each
-            # convolution (in 16 bits they are doubled into that order)
-            y = y.contiguous(memory_format=torch.channels_last)
-        if said is None and serves_last(y, self.up1, self.last):
-            y = gelu_convolve(
-                double_convolve(self.up1, y), self.up1.bias, self.last.weight, self.last.bias
-            )
-        else:
-            y = double_convolve_gelu(self.up1, y)
-            y = self.last(y if said is None else self.regions.finish(y, said))
-        colour = (
-            torch.tanh(y.contiguous()) if self.output == "tanh" else y.contiguous().clamp(-1, 1)
-        )
+        between = None if said is None else lambda y: self.regions.finish(y, said)
+        y = self.paint(self.up1, y, self.last, between)
+        colour = torch.tanh(y) if self.output == "tanh" else y.clamp(-1, 1)
         if not heads:
             return colour
         tags = self._tag_logits(tokens) if self.predicts_tags else None
@@ -325,27 +283,15 @@ class CMMFNet(nn.Module):
             else (colour, tags, labels)
         )
 
-    def _fused(self, x: Tensor, context: Tensor) -> Tensor:
-        if serves_join_with_gradient(x, context, self.fuse):
-            return join_with_gradient(x, context, self.fuse.weight, self.fuse.bias)
-        return self.fuse(torch.cat([x, context], dim=1))
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The U-Net's encoder: (B,C,H,W) -> maps at H/2, H/4, H/8."""
+        e1 = self.encode1(self.down1(x))
+        e2 = self.encode2(self.down2(e1))
+        return e1, e2, self.encode3(self.down3(e2))
 
-    def _merge(self, up: nn.Conv2d, x: Tensor, skip: Tensor, both: nn.Conv2d | None) -> Tensor:
-        """``up`` of the doubled x, and ``skip``."""
-        if both is None:
-            return up(double(x)) + skip
-        if serves_pointwise(skip, both.out_channels) and x.dtype == skip.dtype:
-            return join(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
-        if serves_join_with_gradient(x, skip, both):
-            return join_with_gradient(double_convolve(up, x), skip, both.weight, both.bias, up.bias)
-        return both(torch.cat([plain(up(double(x))), skip], dim=1))
-
-    def _guide(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
+    def _guided(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
         """Add the stem's map of this resolution and modulate by the global vector, where the
         configuration has them."""
-        change = (
-            self.modulations[2 - level](vector) if self.modulations is not None else (None, None)
-        )
-        if self.laterals is not None:
-            return add_bilinear(x, self.laterals[level](maps[level]), *change)
-        return x if change[0] is None else modulated(x, *change)
+        lateral = None if self.laterals is None else self.laterals[level](maps[level])
+        change = () if self.modulations is None else self.modulations[2 - level](vector)
+        return self.guide(x, lateral, *change)

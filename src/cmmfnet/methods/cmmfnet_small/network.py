@@ -3,7 +3,7 @@
 Not from a paper. It keeps CMMF-Net's plan (Jiang et al., 2025): an encoder that sees the whole
 frame resized to ``global_size``, so that a large frame has one context; a U-Net's decoder at the
 frame's own size; text that scales and shifts the decoder. What differs is cost. The encoder is the
-released model's VGG-16 stem with each convolution in two factors (factored_stem.py). There is no
+released model's VGG-16 stem with each convolution in two factors (stem.py). There is no
 ViT, and kernels are small but at stride 16: the backward pass of a large depthwise kernel is what
 training on a CPU cannot afford. The decoder has no norms, which on a CPU cost as much as its
 convolutions. Every level adds its share to the colours, which so are learned from coarse to fine
@@ -16,26 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.cmmfnet.interaction import Modulation, resize
+from cmmfnet.methods.cmmfnet.interaction import Modulation
 from cmmfnet.methods.cmmfnet_small.stem import VGG, FactoredStem
-from cmmfnet.methods.matched import Matched
-from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.nn.blocks import pointwise
-from cmmfnet.nn.fast import modulated
-from cmmfnet.nn.perceptual import Cropped
-from cmmfnet.text.sentences import WORDS, tag_ids
-from cmmfnet.text.vocabulary import MAX_TAGS
-
-if TYPE_CHECKING:
-    from cmmfnet.data.batches import Batch
-    from cmmfnet.training.recipe import Recipe
+from cmmfnet.nn.unet import Resize, modulated
 
 
 def tones(thermal: Tensor, window: int = 17) -> Tensor:
@@ -127,7 +116,7 @@ class CMMFNetSmall(nn.Module):
             raise ValueError(f"global_size is {global_size}; expected a multiple of 16")
         self.text_source, self.words, self.text_width = text, list(words), text_width
         self.working_size, self.least_size, self.global_size = working_size, least_size, global_size
-        self.stem = FactoredStem(2, ranks)
+        self.stem, self.resize = FactoredStem(2, ranks), Resize()
         self.laterals = nn.ModuleList(
             pointwise(i, c) for i, c in zip((128, 256, 512, 512), channels, strict=True)
         )
@@ -186,7 +175,7 @@ class CMMFNetSmall(nn.Module):
                 f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8"
             )
         x = tones(thermal)
-        maps = self.stem(resize(x, (self.global_size, self.global_size)))[1:]
+        maps = self.stem(self.resize(x, (self.global_size, self.global_size)))[1:]
         y = self.laterals[3](maps[3])
         vector = self._vector(y, text, text_mask)
         y = self.stages[3](modulated(y, *self.modulations[3](vector)))
@@ -198,118 +187,19 @@ class CMMFNetSmall(nn.Module):
             y = self.ups[level](y)
             # from the stem's square view to the frame's shape once, then it only doubles
             y = (
-                resize(y, size)
+                self.resize(y, size)
                 if level == 2
                 else F.interpolate(y, scale_factor=2.0, mode="nearest")
             )
-            colour = resize(colour, size) + resize(self.readouts[level](maps[level]), size)
-            y = y + resize(self.laterals[level](maps[level]), size)
+            colour = self.resize(colour, size) + self.resize(
+                self.readouts[level](maps[level]), size
+            )
+            y = y + self.resize(self.laterals[level](maps[level]), size)
             if level == 0:
                 y = y + self.detail(folded)
             y = self.stages[level](modulated(y, *self.modulations[level](vector)))
             colour = colour + self.colours[level](y)
         y = F.gelu(self.head(torch.cat([y, folded.to(y.dtype)], dim=1)))
-        return torch.tanh(self.last(F.pixel_shuffle(y, 2)) + resize(colour, thermal.shape[-2:]))
-
-
-class CMMFNetSmallMethod(Matched):
-    """Regression to a teacher's pictures, with the losses of :class:`Matched`; text as in
-    CMMF-Net's training.
-
-    ``teacher``: the model whose VGG-16 stem a fresh network takes over, in factors; "" leaves it
-    random. ``fit``: a folder of pairs, such as the teacher's, on whose frames the factors are
-    fitted, and to whose daytime colours the readouts of the stem's maps; without it the frames are
-    rendered scenes and the readouts start at 0. ``text_dropout``: share of the pictures trained
-    without text; "night" is always kept. ``frozen``: so many of the stem's first convolutions stay
-    as they were fitted, which spares the dearest part of the backward pass. ``stem_learning_rate``:
-    factor on the learning rate of the stem and of what reads its maps. ``perceptual_crop``: side in
-    pixels of the random part of each picture that the perceptual loss sees, for the same reason; 0
-    = all of it.
-    """
-
-    Network = CMMFNetSmall
-    title = "CMMF-Net small"
-    paper = "none; a small network taught by the released CMMF-Net"
-
-    def __init__(
-        self,
-        network: CMMFNetSmall,
-        losses: dict[str, float],
-        *,
-        pretrained: str | Path | None = None,
-        perceptual: str = "vgg16",
-        perceptual_mode: str = "lpips",
-        adversarial_start: float = 0.0,
-        teacher: str = "cmmfnet",
-        fit: str | None = None,
-        text_dropout: float = 0.5,
-        frozen: int = 4,
-        stem_learning_rate: float = 0.1,
-        perceptual_crop: int = 0,
-    ):
-        super().__init__(
-            network, losses, pretrained=pretrained, perceptual=perceptual,
-            perceptual_mode=perceptual_mode,
-            adversarial_start=adversarial_start,
-        )  # fmt: skip
-        if not 0 <= text_dropout <= 1:
-            raise ValueError(f"text_dropout is {text_dropout}; expected 0 to 1")
-        self.fit = fit
-        self.teacher, self.text_dropout, self.stem_learning_rate = (
-            teacher,
-            text_dropout,
-            stem_learning_rate,
+        return torch.tanh(
+            self.last(F.pixel_shuffle(y, 2)) + self.resize(colour, thermal.shape[-2:])
         )
-        if perceptual_crop and self.perceptual is not None:
-            self.perceptual = Cropped(self.perceptual, perceptual_crop)
-        network.stem.layers[:frozen].requires_grad_(False)
-
-    @classmethod
-    def configuration(cls, model: dict) -> dict:
-        """A fresh network knows all words, unless the recipe names some."""
-        return (
-            model | {"words": list(WORDS)}
-            if model.get("text") != "none" and "words" not in model
-            else model
-        )
-
-    def parameter_groups(self, optimiser: str, recipe: Recipe) -> list[dict]:
-        groups = super().parameter_groups(optimiser, recipe)
-        if optimiser != "generator":
-            return groups
-        network = self.networks["generator"]
-        # what reads the stem's maps, which are large, has small weights, and Adam's steps are as
-        # large for small weights
-        near = [
-            p
-            for part in (network.stem, network.laterals, network.readouts)
-            for p in part.parameters()
-        ]
-        return with_factors(groups, {id(p): self.stem_learning_rate for p in near})
-
-    def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
-        network = unwrapped(self.networks["generator"])
-        tokens = mask = None
-        if network.text_source != "none":
-            ids, mask = tag_ids([self._told(tags, at, moment) for tags, at in zip(batch.tags, batch.positions, strict=True)],
-                                network.words)  # fmt: skip
-            tokens, mask = (
-                network.embed_tags(ids.to(batch.thermal.device)),
-                mask.to(batch.thermal.device),
-            )
-        return self.networks["generator"](batch.thermal, tokens, mask), {}
-
-    def _told(self, tags: list[str], position: int, moment: Moment) -> list[str]:
-        """The words of a picture: with ``text_dropout`` none, else four in five; "night" always."""
-        rng, words = moment.rng(position), self.words
-        kept = (
-            []
-            if rng.random() < self.text_dropout
-            else [t for t in tags if t in words and rng.random() < 0.8]
-        )
-        night = [t for t in ("night",) if t in tags and t in words]
-        return list(dict.fromkeys(night + kept))[:MAX_TAGS]
-
-    @property
-    def words(self) -> list[str]:
-        return unwrapped(self.networks["generator"]).words

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from cmmfnet.nn.fast.copied import Copied
-from cmmfnet.thermal.stretch_cuda import capturing
+from cmmfnet.nn.fast.cast_weights import CastWeights
+from cmmfnet.nn.fast.graphs import capturing
 
 
-class Graphed:
+class GraphedTraining:
     """Called like ``network(*inputs, **options)``; the first call with inputs of some shapes
     captures, up to ``KEPT`` of them, further shapes run as they are.
 
@@ -77,7 +77,7 @@ class Graphed:
         given = [x for x in places if x is not None]
         dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         if self._called is None:  # kept: the graphs use its copies
-            self._called = Copied(self.network, dtype) if on else self.network
+            self._called = CastWeights(self.network, dtype) if on else self.network
             self._pool = torch.cuda.graph_pool_handle()
         call = self._called
         shape: list[Any] = []
@@ -93,7 +93,7 @@ class Graphed:
             found = torch.autograd.grad(
                 [x for x in out if x.requires_grad], wanted, of, allow_unused=True
             )
-            return Copied.alike(found, felt)
+            return CastWeights.alike(found, felt)
 
         def zeros(out: tuple[Tensor, ...]) -> list[Tensor]:
             return [torch.zeros_like(x) for x in out if x.requires_grad]

@@ -1,5 +1,5 @@
-"""The casts of a network's weights for autocast, all at once: each by a kernel of its own, and its
-gradient's back again, are hundreds of launches a step."""
+"""Casts all weights that autocast would cast in one launch; one at a time, and each gradient back,
+they cost hundreds of launches a step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cmmfnet.nn.blocks import ConvFFN, LargeKernelBlock
+from cmmfnet.nn.fast.modules import FastConvFFN, FastLargeKernelBlock
 
-OWN_CASTS = (
-    LargeKernelBlock,
-    ConvFFN,
-)  # their kernels (ops/block.py) give the gradients of weights in float32
+OWN_CASTS = (FastLargeKernelBlock, FastConvFFN)
+"""Modules whose kernels take weights in float32 and give their gradients so."""
 
 
-class Copied:
+class CastWeights:
     """Called like ``network`` under autocast to ``dtype``, and gives the same: first, copies of
     what autocast would cast are brought up to date. ``leaf`` says what to take a parameter's
     gradient of, ``alike`` gives it the parameter's dtype."""

@@ -1,27 +1,6 @@
-"""Products of 1x1 convolutions in training on CUDA, with the norms and GELUs around them: what
-ops/block.py is made of.
-
-Maps keep PyTorch's order (a plane for each channel), in which cuDNN would turn them before and
-after each of its products. Nothing is stored that is a product away: neither a normalised map, nor
-the wide map of a feed-forward, nor the output of a GELU in front of a 1x1 convolution. They are
-computed again where they are needed, for multiply-adds in place of bytes.
-
-**IN, 1x1, IN.** With n = IN(x) (C planes), h = W n (R planes) and v = (h - mean) s, the second
-norm's statistics follow from the covariance S of n over a plane's pixels: h has the variances
-diag(W S W').
-
-**The gradient of IN, 1x1, IN, GELU.** With dv the gradient at v, the second norm's is dh = s (dv -
-m1 - v m2), where m1 and m2 are the means of dv and dv v over a plane. A first kernel (``slopes``)
-writes s dv and sums m1, m2 and D = (s dv) n'. What else is needed is small: as n and dh have means
-of zero, and v is linear in n,
-
-    dW = dh n' = D - s^2 m2 size W S,     W' dh = W' (s dv) - M n + shift,     M = W' diag(s^2 m2)
-    W, mean(n W' dh) = the sums over R of W dW / size = k.
-
-So the first norm's gradient, scale (W' dh - n k), is a product of s dv and n with known matrices
-(``through_norms``), and the residual's gradient is added on the way. Products take the maps' dtype,
-all sums are float32 in a fixed order.
-"""
+"""The kernels of blocks_training.py, whose text has the names used here: products of 1x1
+convolutions with the norms and GELUs around them. Products take the maps' dtype, all sums are
+float32 in a fixed order."""
 
 from __future__ import annotations
 
@@ -30,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from cmmfnet.nn.fast.ffn import normalised
+from cmmfnet.nn.fast.blocks_inference import normalised
 from cmmfnet.nn.fast.gelu import gelu_and_slope, gelu_of
 
 

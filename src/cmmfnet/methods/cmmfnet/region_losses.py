@@ -1,0 +1,92 @@
+"""Losses of text by region: of the words' maps against label maps, and of the regions' colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
+
+
+def region_targets(
+    label: Tensor, names: Sequence[Sequence[str]], length: int, ignore: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the maps should be: label (B,H,W) long and the names said -> targets.
+
+    Returns:
+        target: (B,1+length,H,W): 1 at the word of a pixel's class, shared among several; else at
+            "none of these".
+        weight: (B,H,W): 0 where the label is ``ignore``; rare classes count more, by the root of
+            their share.
+        known: (B,) bool: pictures with any label.
+    """
+    table = torch.zeros(len(label), len(CLASSES), 1 + length)
+    for b, row in enumerate(names):
+        for claims in (PLACES, CLAIMS):
+            free = (
+                table[b].sum(dim=1) == 0
+            )  # before this round, so that words of one place share it
+            for i, name in enumerate(row[:length]):
+                for number in claims.get(name, ()):
+                    if free[number]:
+                        table[b, number, 1 + i] = 1
+        table[b, :, 0] = (table[b].sum(dim=1) == 0).float()
+    table = (table / table.sum(dim=2, keepdim=True)).to(label.device)
+    valid = (label != ignore) & (label < len(CLASSES))
+    flat = label.clamp(max=len(CLASSES) - 1).flatten(1)
+    target = table.gather(1, flat.unsqueeze(-1).expand(-1, -1, 1 + length)).transpose(1, 2)
+    one_hot = F.one_hot(flat, len(CLASSES)).float() * valid.flatten(1).unsqueeze(-1)
+    share = one_hot.mean(dim=1)
+    weight = (one_hot * share.clamp_min(1e-3).rsqrt().unsqueeze(1)).sum(dim=2).view_as(label)
+    weight = weight / weight.mean(dim=(1, 2), keepdim=True).clamp_min(1e-6)
+    return target.unflatten(2, label.shape[-2:]), weight, valid.flatten(1).any(dim=1)
+
+
+def region_loss(
+    levels: Sequence[Tensor],
+    label: Tensor,
+    names: Sequence[Sequence[str]],
+    mask: Tensor,
+    everywhere: Tensor,
+    ignore: int,
+) -> Tensor:
+    """Cross-entropy of the maps' logits of all levels, each (B,1+L,h,w), with the label map
+    (B,H,W), over labelled pictures."""
+    competes = F.pad(mask & ~everywhere, (1, 0), value=True)[:, :, None, None]
+    total = label.new_zeros((), dtype=torch.float32)
+    for logits in levels:
+        step = label.shape[-1] // logits.shape[-1]
+        small = label[:, step // 2 :: step, step // 2 :: step]
+        target, weight, known = region_targets(small, names, mask.shape[1], ignore)
+        # large, but finite: its product with a target of 0 is 0
+        likely = logits.float().masked_fill(~competes, -1e4).log_softmax(dim=1)
+        each = -(target * likely).sum(dim=1) * weight
+        total = total + (each.mean(dim=(1, 2)) * known).sum() / known.sum().clamp_min(1)
+    return total / len(levels)
+
+
+def colour_loss(
+    made: Tensor,
+    true: Tensor,
+    label: Tensor,
+    names: Sequence[Sequence[str]],
+    length: int,
+    ignore: int,
+) -> Tensor:
+    """Mean |difference| of the mean colours, made and true (B,3,H,W), of the regions
+    (`region_targets`) of all words said.
+
+    A word says the colour of its thing as a whole, whatever the thing's size: pixel losses leave a
+    small region little. Regions below 1 % of the picture do not count.
+    """
+    target, _, _ = region_targets(label[:, ::2, ::2], names, length, ignore)
+    valid = (label[:, ::2, ::2] != ignore).unsqueeze(1)
+    region = (target[:, 1:] * valid).flatten(2)
+    area = region.sum(dim=2)
+    away = F.avg_pool2d(made.float() - true.float(), 2).flatten(2)
+    mean = torch.einsum("blp,bcp->blc", region, away) / area.unsqueeze(2).clamp_min(1)
+    counts = (area >= 0.01 * region.shape[2]).float()
+    return (mean.abs().mean(dim=2) * counts).sum() / counts.sum().clamp_min(1)

@@ -17,6 +17,7 @@ from cmmfnet.methods.cmmfnet.network import PAPER, RELEASED
 from cmmfnet.methods.method import Moment, in_full_precision
 from cmmfnet.nn import perceptual
 from cmmfnet.nn.blocks import PatchDiscriminator
+from cmmfnet.nn.fast.modules import accelerate
 from cmmfnet.nn.perceptual import feature_layers
 from cmmfnet.text.labels import IGNORE
 from cmmfnet.text.sentences import DEFAULT_PROMPT, WORDS
@@ -443,7 +444,7 @@ IDLE = re.compile(
 def test_gradient_reaches_every_parameter(options, unused):
     """In float64, where a gradient that is zero in theory is far below every other."""
     torch.manual_seed(0)
-    network = build_network(TINY | options).double()
+    network = accelerate(build_network(TINY | options).double())
     if network.modulations is not None:
         wake(network)
     if network.text_source == "clip-tags":

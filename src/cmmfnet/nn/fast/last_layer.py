@@ -83,7 +83,8 @@ class _LastLayer(torch.autograd.Function):
 @triton.jit
 def _keep(columns, tile, row, column, k, H, W, rows_from, COLOURS: tl.constexpr):
     """Store a finished row of sums, where it is one of this program's."""
-    ok = (column < W)[:, None] & (k < 3 * COLOURS)[None, :] & (row - rows_from >= 0)
+    ours = (column < W) & (0 * column + row >= rows_from)  # a vector: the interpreter wants one
+    ok = ours[:, None] & (k < 3 * COLOURS)[None, :]
     tl.store(columns + (k[None, :] * H + row) * W + column[:, None], tile, mask=ok)
 
 

@@ -70,13 +70,13 @@ def fits(
         and x.dtype in dtypes
         and (channels is None or x.shape[1] in channels)
         and gradient in (None, torch.is_grad_enabled())
-        and not _traced()
+        and not traced()
     )
 
 
 def fits_cpu(x: Tensor) -> bool:
     """Whether the fused steps for inference on a CPU take x here."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not _traced()
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not traced()
 
 
 def fits_compiler(x: Tensor) -> bool:
@@ -84,7 +84,8 @@ def fits_compiler(x: Tensor) -> bool:
     return x.is_cuda and fits(x, gradient=True, dtypes=FLOATS) and product_dtype(x) in HALVES
 
 
-def _traced() -> bool:
+def traced() -> bool:
+    """Whether a compiler or exporter traces the network."""
     # torch before 2.7 has no is_exporting
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return torch.compiler.is_compiling() or exporting()
@@ -118,10 +119,20 @@ class _ZeroGradient(torch.autograd.Function):
 
 
 def without_bias(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``layer(x)`` less its bias, which an instance norm behind it takes away: on a GPU the bias is
-    a pass over the whole map, and its gradient, which is rounding errors, another."""
+    """``layer(x)`` less its bias, which an instance norm behind it takes away. On a GPU the bias is
+    a pass over the whole map; its gradient, which is rounding errors, is another, and Adam would
+    make steps of it."""
     y = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
     return _ZeroGradient.apply(y, layer.bias) if torch.is_grad_enabled() else y
+
+
+def norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
+    """Instance norm, then GELU, then plus ``residual``; the last two where asked for."""
+    if fits(x, dtypes=FLOATS):
+        return instance_norm(x, gelu, residual)
+    y = blocks.instance_norm(x)
+    y = F.gelu(y) if gelu else y
+    return y if residual is None else residual + y
 
 
 def folded_norms(x: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
@@ -162,16 +173,15 @@ class FastLargeKernelBlock(blocks.LargeKernelBlock):
     def forward(self, x: Tensor) -> Tensor:
         if fits_stage(x):
             return self.with_statistics(x, plane_statistics(x))[0]
-        if fits(x, dtypes=FLOATS):
-            y = instance_norm(without_bias(self.enter, instance_norm(x)), gelu=True)
-            y = without_bias(self.leave, self._large(y))
-            return instance_norm(y, gelu=True, residual=x)
         if fits_cpu(x):
             centred, matrix = folded_norms(x, self.enter.weight)
             y = F.gelu(matrix @ centred).view_as(x)
             y = self.leave(F.gelu(self.depthwise(y)))
             return x + F.gelu(blocks.instance_norm(y))
-        return super().forward(x)
+        if traced():
+            return super().forward(x)
+        y = norm(without_bias(self.enter, norm(x)), gelu=True)
+        return norm(without_bias(self.leave, self._large(y)), gelu=True, residual=x)
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
         """Where ``fits_stage``: x and its planes' statistics -> the output and its."""
@@ -188,7 +198,7 @@ class FastLargeKernelBlock(blocks.LargeKernelBlock):
     def _large(self, y: Tensor) -> Tensor:
         """The depthwise convolution and GELU."""
         layer = self.depthwise
-        if layer.kernel_size[0] not in KERNELS or y.dtype not in FLOATS:
+        if not fits(y, dtypes=FLOATS) or layer.kernel_size[0] not in KERNELS:
             return F.gelu(layer(y))
         if torch.is_grad_enabled():
             return F.gelu(depthwise(y, layer.weight, layer.bias))
@@ -203,16 +213,16 @@ class FastConvFFN(blocks.ConvFFN):
     def forward(self, x: Tensor) -> Tensor:
         if fits_stage(x):
             return self.with_statistics(x, plane_statistics(x))[0]
-        if fits(x, dtypes=FLOATS):
-            y = instance_norm(without_bias(self.widen, instance_norm(x)), gelu=True)
-            return instance_norm(without_bias(self.narrow, y), residual=x)
         if fits_cpu(x):
             centred, matrix = folded_norms(x, self.widen.weight)
             narrow = self.narrow.weight.flatten(1)
             parts = centred.split(self.CHUNK, dim=2)
             y = torch.cat([narrow @ F.gelu(matrix @ part) for part in parts], dim=2).view_as(x)
             return x + blocks.instance_norm(y)
-        return super().forward(x)
+        if traced():
+            return super().forward(x)
+        y = norm(without_bias(self.widen, norm(x)), gelu=True)
+        return norm(without_bias(self.narrow, y), residual=x)
 
     def with_statistics(self, x: Tensor, statistics: Statistics) -> tuple[Tensor, Statistics]:
         """Where ``fits_stage``: x and its planes' statistics -> the output and its."""
@@ -238,10 +248,14 @@ class FastStage(blocks.Stage):
 
 class FastDownsample(blocks.Downsample):
     def forward(self, x: Tensor) -> Tensor:
-        if not fits(x, dtypes=FLOATS):
+        if fits(x, dtypes=FLOATS):
+            wide = ordered(without_bias(self.stride, self._wide(x)), last=False)
+            return instance_norm(wide, gelu=True)
+        if traced() or fits_cpu(x):
             return super().forward(x)
-        wide = ordered(without_bias(self.stride, self._wide(x)), last=False)
-        return instance_norm(wide, gelu=True)
+        return norm(
+            without_bias(self.stride, norm(without_bias(self.widen, x), gelu=True)), gelu=True
+        )
 
     def _wide(self, x: Tensor) -> Tensor:
         """gelu(IN(widen(x))), channels-last where the convolution behind it is faster so."""

@@ -43,8 +43,9 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
     """Mean structural similarity on [0,1] copies, Gaussian window, per channel (Wang et al., 2004;
     C1 = .01^2, C2 = .03^2).
 
-    Local statistics, not the single-window formula as printed (docs/architecture.md, row 14). Borders
-    where the window does not fit are left out. Pictures smaller than the window raise ``ValueError``.
+    Local statistics, not the single-window formula as printed (docs/architecture.md, row 14).
+    Borders where the window does not fit are left out. Pictures smaller than the window raise
+    ``ValueError``.
     """
     if min(x.shape[-2:]) < window:
         raise ValueError(

@@ -172,7 +172,7 @@ class CMMFNet(nn.Module):
         (B,L,text_width).
 
         With ``regions`` further columns follow: 1 where a word holds everywhere, and the classes
-        that it names (region_text.memberships); ``attributes`` (B,L,A): weights over
+        that it names (regions.memberships); ``attributes`` (B,L,A): weights over
         cmmfnet.text.attributes.ATTRIBUTES of what is said of each name; None: nothing.
         """
         tokens = F.embedding(ids, self.word_vectors)

@@ -98,7 +98,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 @functools.cache
 def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function)
 
 
 # --- convolutions in front of a norm

@@ -94,6 +94,10 @@ def test_names_linked_to_a_source_file_are_in_it():
         "a link to source that names nothing"
     )
     for name, file in links:
+        if "/fast/" in file and importlib.util.find_spec("triton") is None:  # kernels need it
+            tree = ast.parse((ROOT / "src" / f"{file}.py").read_text(encoding="utf-8"))
+            assert name in {getattr(node, "name", "") for node in tree.body}, f"{name} in {file}"
+            continue
         module = importlib.import_module(file.replace("/", "."))
         thing = operator.attrgetter(name)(module)
         origin = getattr(thing, "__module__", module.__name__)

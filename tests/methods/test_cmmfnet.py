@@ -842,3 +842,78 @@ def test_only_regions_leaves_the_rest_as_it_is():
 def test_a_regions_loss_needs_regions():
     with pytest.raises(ValueError, match="'regions' has a weight, but the network has no maps"):
         CMMFNetMethod(build_network(TAGS), {"l1": 1.0, "regions": 1.0})
+
+
+# ---- windows of whole frames
+
+
+def test_a_window_that_is_the_whole_frame_changes_nothing():
+    for options in ({}, {"stem": "vgg16", "modulation": True}):
+        network = tiny(**options)
+        x = frames(2, 48, 64)
+        rows, columns = torch.arange(6), torch.arange(8)
+        torch.testing.assert_close(network(x, None, None, rows, columns), network(x))
+
+
+def test_a_window_is_coloured_with_the_whole_frame_in_view():
+    """The colour has the window's size and depends, by the image encoder, on the frame around
+    it."""
+    network = tiny(stem="vgg16")
+    x = frames(1, 64, 64, seed=3)
+    rows, columns = torch.arange(2, 5), torch.arange(4, 8)
+    colour = network(x, None, None, rows, columns)
+    assert colour.shape == (1, 3, 24, 32)
+    around = x.clone()
+    around[:, :, 40:] = around[:, :, 40:].flip(3)
+    assert (network(around, None, None, rows, columns) - colour).abs().max() > 1e-4
+    alone = network(x[:, :, 16:40, 32:64])
+    assert alone.shape == colour.shape and (alone - colour).abs().max() > 1e-3
+
+
+def test_the_losses_of_a_window_are_of_its_pixels():
+    network = build_network(TAGS | {"modulation": True, "classes": 3}).eval()
+    method = CMMFNetMethod(
+        network, {"l1": 1.0, "perceptual": 0.0, "tv": 0.0, "ssim": 0.0, "labels": 1.0}, window=16
+    )
+    given, places = batch(size=48), set()
+    for step in range(12):
+        moment = Moment(0, step, 12)
+        (_, losses), *_ = list(method.training_step(given, moment))
+        part, (whole, rows, columns) = method._windowed(given, moment)
+        assert whole is given.thermal and part.visible.shape == (2, 3, 16, 16)
+        top, left = 8 * int(rows[0]), 8 * int(columns[0])
+        inside = (..., slice(top, top + 16), slice(left, left + 16))
+        assert torch.equal(part.visible, given.visible[inside])
+        assert torch.equal(part.label, given.label[inside])
+        tokens, mask = method.text(given, moment)
+        made = network(given.thermal, tokens, mask, rows, columns)
+        torch.testing.assert_close(losses["l1"], (made - given.visible[inside]).abs().mean())
+        places.add((top, left))
+    assert len(places) > 5
+    with pytest.raises(ValueError, match="window is 100; expected 0 or a multiple of 8"):
+        CMMFNetMethod(network, {"l1": 1.0}, window=100)
+
+
+def test_micro_batches_of_a_step_have_one_window_each_of_their_own_pictures():
+    network = build_network(TAGS).eval()
+    method = CMMFNetMethod(
+        network, {"l1": 1.0, "perceptual": 0.0, "tv": 0.0, "ssim": 0.0}, window=16
+    )
+    parts = batch(size=32).split(2)
+    alone = [next(method.training_step(part, NOW))[1]["l1"] for part in parts]
+    steps = [method.training_step(part, NOW) for part in parts]  # all begun before any is asked
+    torch.testing.assert_close([next(step)[1]["l1"] for step in steps], alone)
+
+
+def test_frozen_words_stay_as_they_are():
+    method = regions_method(frozen_words=True)
+    network = method.networks["generator"]
+    wake(network)
+    (_, losses), *_ = list(method.training_step(told_batch(), Moment(0, 0, 10)))
+    losses["l1"].backward()
+    kept = {name for name, p in network.named_parameters() if not p.requires_grad}
+    assert {"word_vectors", "attribute_vectors"} < kept
+    assert all(name.startswith(("regions.", "word_", "attribute_", "tag_")) for name in kept)
+    assert network.last.weight.grad is not None
+    with pytest.raises(ValueError, match="frozen_words is true, but text is 'none'"):
+        CMMFNetMethod(build_network(TINY | {"text": "none"}), {"l1": 1.0}, frozen_words=True)

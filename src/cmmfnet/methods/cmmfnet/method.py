@@ -4,6 +4,8 @@ text."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from cmmfnet.training.recipe import Recipe
 
 TAG_VECTORS = "clip-vitb16-cocostuff171.safetensors"
+WINDOW_DRAW = 1_000_000
+"""The number that a step's window is drawn by, where pictures are drawn by their positions."""
 
 
 class CMMFNetMethod(Matched):
@@ -44,7 +48,10 @@ class CMMFNetMethod(Matched):
     the learning rate of that stem, and of the parts of ``regions``, which are new where the rest is
     trained already. ``only_regions``: the rest stays as it is, so that without text the network
     gives what it gave. ``perceptual_crop``: side in pixels of the random part of each picture that
-    the perceptual loss sees, which spares time; 0 = all of it.
+    the perceptual loss sees, which spares time; 0 = all of it. ``window``: side in pixels, a
+    multiple of 8, of a random window of each step's pictures: the image encoder sees the whole
+    picture and the U-Net colours the window alone, as of a frame at its own size; 0 = all of it.
+    ``frozen_words``: the vectors of words and their regions stay as they are.
     """
 
     Network = CMMFNet
@@ -71,6 +78,8 @@ class CMMFNetMethod(Matched):
         text_learning_rate: float = 1.0,
         only_regions: bool = False,
         perceptual_crop: int = 0,
+        window: int = 0,
+        frozen_words: bool = False,
     ):
         super().__init__(
             network, losses, pretrained=pretrained, perceptual=perceptual,
@@ -88,6 +97,15 @@ class CMMFNetMethod(Matched):
             network.attribute_vectors.requires_grad_(True)
         if perceptual_crop and self.perceptual is not None:
             self.perceptual = Cropped(self.perceptual, perceptual_crop)
+        if window < 0 or window % 8:
+            raise ValueError(f"window is {window}; expected 0 or a multiple of 8, such as 256")
+        if frozen_words:
+            if network.text_source != "clip-tags":
+                raise ValueError(f"frozen_words is true, but text is {network.text_source!r}")
+            network.word_vectors.requires_grad_(False)
+            if network.regions is not None:
+                network.regions.requires_grad_(False)
+                network.attribute_vectors.requires_grad_(False)
         if not 0 <= text_dropout <= 1:
             raise ValueError(f"text_dropout is {text_dropout}; expected 0 to 1")
         for loss, head, needs in (
@@ -112,7 +130,8 @@ class CMMFNetMethod(Matched):
             network.text_projection.requires_grad_(False)
         self.text_dropout, self.imagenet = text_dropout, imagenet
         self.stem_learning_rate, self.text_learning_rate = stem_learning_rate, text_learning_rate
-        self.sentences = None
+        self.window, self.sentences = window, None
+        self._whole: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
     def configuration(cls, model: dict) -> dict:
@@ -174,6 +193,30 @@ class CMMFNetMethod(Matched):
             factors |= {id(p): self.text_learning_rate for p in new}
         return with_factors(groups, factors)
 
+    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+        if self.window:
+            batch, self._whole = self._windowed(batch, moment)
+        yield from super().training_step(batch, moment)
+
+    def _windowed(
+        self, batch: Batch, moment: Moment
+    ) -> tuple[Batch, tuple[Tensor, Tensor, Tensor]]:
+        """A window of the batch, at one place for all its pictures, and what the network takes in
+        its place: whole frames, rows and columns in steps of 8 pixels."""
+        rng, device = moment.rng(WINDOW_DRAW), batch.thermal.device
+        sides = [min(self.window, side) // 8 for side in batch.thermal.shape[-2:]]
+        starts = [
+            int(rng.integers(side // 8 - length + 1))
+            for side, length in zip(batch.thermal.shape[-2:], sides, strict=True)
+        ]
+        steps = [torch.arange(a, a + n) for a, n in zip(starts, sides, strict=True)]
+        rows, columns = (slice(8 * a, 8 * (a + n)) for a, n in zip(starts, sides, strict=True))
+        part = {
+            kind: getattr(batch, kind)[..., rows, columns].contiguous()
+            for kind in ("thermal", "visible", "label")
+        }
+        return replace(batch, **part), (batch.thermal, *(sent(s, device) for s in steps))
+
     def text(self, batch: Batch, moment: Moment) -> tuple[Tensor | None, Tensor | None]:
         """Text tokens and mask of a batch; draws which pictures go without text."""
         network, device = unwrapped(self.networks["generator"]), batch.thermal.device
@@ -234,8 +277,9 @@ class CMMFNetMethod(Matched):
     def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
         network = self.networks["generator"]
         tokens, mask = self.text(batch, moment)
+        thermal, *window = self._whole if self.window else (batch.thermal,)
         colour, tag_logits, label_logits, levels = self.generate(
-            batch.thermal, tokens, mask, heads=True, maps=True
+            thermal, tokens, mask, *window, heads=True, maps=True
         )
         losses: Losses = {}
         names: list[list[str]] = []

@@ -226,6 +226,8 @@ class CMMFNet(nn.Module):
         thermal: Tensor,
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
         *,
         heads: bool = False,
         maps: bool = False,
@@ -234,7 +236,11 @@ class CMMFNet(nn.Module):
         """-> colour (B,3,H,W); with ``heads`` also tag logits (B,len(words)) or None, and label
         logits (B,classes,H/8,W/8) or None; with ``maps``, too, also the logits of the words' maps
         (B,1+L,h,w) at H/8, H/4, H/2, an empty list without ``regions`` or text. ``places``
-        (B,L,H,W): where words hold, as RegionText.maps takes it."""
+        (B,L,H,W): where words hold, as RegionText.maps takes it.
+
+        ``rows`` (h,) and ``columns`` (w,) long: the U-Net colours a window of the frame alone, in
+        steps of 8 pixels, and the colour is (B,3,8h,8w); the image encoder sees the whole frame.
+        For training on windows of large frames, as what a user's whole frame is coloured from."""
         if (
             thermal.ndim != 4
             or thermal.shape[1] != 1
@@ -245,7 +251,10 @@ class CMMFNet(nn.Module):
                 f"thermal is {tuple(thermal.shape)}; expected (B,1,H,W) with H and W multiples of 8"
             )
         x = self._tones(thermal)
-        (tokens, stem), (e1, e2, e3) = self.side_by_side(self.image_encoder, self._encode, x)
+        window = None if rows is None else (rows, columns)
+        (tokens, stem), (e1, e2, e3) = self.side_by_side(
+            self.image_encoder, lambda x: self._encode(_part(x, window, 8)), x
+        )
         said = None
         text = None if text is None or self.text_source == "none" else text
         if text is not None and self.regions is not None:
@@ -259,6 +268,13 @@ class CMMFNet(nn.Module):
             text, text_mask = self.queries.expand(x.shape[0], -1, -1), None
         context, pooled_text = self.interaction(tokens, text, text_mask)
         vector = torch.cat([tokens.mean(dim=1), pooled_text.expand(tokens.shape[0], -1)], dim=1)
+        if window is not None:
+            height, width = thermal.shape[-2:]
+            context = _part(self.resize(context, (height // 8, width // 8)), window, 1)
+            stem = [
+                _part(self.resize(map_, (height // step, width // step)), window, 8 // step)
+                for map_, step in zip(stem, (2, 4, 8), strict=False)  # no maps of a patch stem
+            ]
 
         y = self.fuse(torch.cat([e3, self.resize(context, e3.shape[-2:])], dim=1))
         y = self._guided(y, stem, 2, vector)
@@ -295,3 +311,13 @@ class CMMFNet(nn.Module):
         lateral = None if self.laterals is None else self.laterals[level](maps[level])
         change = () if self.modulations is None else self.modulations[2 - level](vector)
         return self.guide(x, lateral, *change)
+
+
+def _part(x: Tensor, window: tuple[Tensor, Tensor] | None, scale: int) -> Tensor:
+    """The window of a map x (B,C,H,W) of the whole frame, in which ``scale`` pixels are 8 of the
+    frame; all of it without a window."""
+    if window is None:
+        return x
+    steps = torch.arange(scale, device=x.device)
+    rows, columns = ((side[:, None] * scale + steps).flatten() for side in window)
+    return x.index_select(2, rows).index_select(3, columns)

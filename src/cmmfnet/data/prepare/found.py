@@ -78,7 +78,7 @@ def check_pictures(found: list[FoundPair]) -> None:
             thermal = size_of(pair.thermal)
             with Image.open(pair.visible) as picture:
                 visible, mode = picture.size, picture.mode
-                # asked for only where there is any: a PNG would be decoded whole to look for it
+                # only if there is EXIF: Pillow would decode a whole PNG to look for it
                 orientation = picture.getexif().get(274, 1) if "exif" in picture.info else 1
         except PrepareError as error:
             broken.append(str(error))

@@ -21,15 +21,14 @@ _UNFINISHED = "UNFINISHED"
 
 
 def write_shards(folder: Path, out: Path, *, shard_mb: int = 256) -> Path:
-    """Pack the data set in ``folder`` into tar shards of at most ``shard_mb`` MB (2^20 bytes; a
-    larger pair stands alone).
+    """Pack the data set in ``folder`` into tar shards of at most ``shard_mb`` MB (2^20 bytes).
 
-    Pictures are copied byte for byte; equal data sets give equal shards. ``out`` is a new or empty
-    folder. Each shard appears whole or not at all, the index last; after an interruption the same
-    command starts over.
+    A pair that is larger gets a shard of its own. Pictures are copied byte for byte; equal data
+    sets give equal shards. ``out`` is a new or empty folder. Each shard appears whole or not at
+    all, the index last; after an interruption the same command starts again.
 
-    Returns ``out``, which ``Pairs`` opens. Raises :class:`PairsError` where ``folder`` is no folder
-    of pictures, ``out`` is in use, or two entries have one name.
+    Returns ``out``, which ``Pairs`` opens. Raises :class:`PairsError` if ``folder`` is no folder of
+    pictures, ``out`` is in use, or two entries have one name.
     """
     if shard_mb < 1:
         raise PairsError(f"shards of {shard_mb} MB; expected 1 or more, 256 is usual")
@@ -87,7 +86,7 @@ def _check_names(pairs: Pairs) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Make ``out``, or empty it where an interrupted run of ours was the one that filled it."""
+    """Create ``out``, or empty it if an interrupted run filled it."""
     out.mkdir(parents=True, exist_ok=True)
     found = sorted(p.name for p in out.iterdir())
     if _UNFINISHED in found:
@@ -99,7 +98,7 @@ def _claim(out: Path) -> None:
             f"{out} is not empty (it has {', '.join(found[:4])}); shards go to a new folder"
         )
     (out / _UNFINISHED).write_text(
-        "write_shards is at work here, or was interrupted; the same command starts over\n"
+        "write_shards is working here, or was interrupted; the same command starts again\n"
     )
 
 
@@ -113,8 +112,7 @@ def _groups(entries: list[dict], store: Folder, limit: int) -> Iterator[list[dic
             for kind in KINDS
             if entry["name"] in store.names(kind)
         ]
-        # a header of up to three blocks (long names) and the padding, for the pictures and the
-        # entry
+        # for pictures and entry: a header of up to three blocks (long names), and padding
         size = sum(p.stat().st_size + 4 * BLOCK for p in files) + len(json.dumps(entry)) + 4 * BLOCK
         if group and total + size > limit:
             yield group
@@ -136,9 +134,7 @@ def _pack(tar: tarfile.TarFile, entry: dict, store: Folder) -> dict[str, list]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> list:
-    info = tarfile.TarInfo(
-        name
-    )  # of nobody, from 1970: nothing in it that differs between two runs
+    info = tarfile.TarInfo(name)  # without owner and time, which differ between runs
     info.size = len(content)
     offset = tar.offset + len(info.tobuf(tar.format, tar.encoding, tar.errors))
     tar.addfile(info, io.BytesIO(content))

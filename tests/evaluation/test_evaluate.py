@@ -132,6 +132,26 @@ def test_kaist_b_cuts_by_the_name_alone():
         cut(picture[:200], "kaist-b", "small")
 
 
+def test_a_part_of_a_stretched_frame_is_stretched_by_its_percentiles_alone(tmp_path):
+    """Pairs come stretched to 0 to 255; in a cut, many pixels at these ends are no fill values."""
+    thermal = np.tile(np.linspace(0, 255, 128), (64, 1))  # a ramp, whose middle is nearly flat
+    thermal[:, 32:96] = 100 + np.arange(64)[:, None] // 8
+    thermal[:32, 32:36] = 255
+    for kind in ("thermal", "visible"):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(thermal.astype(np.uint8)).save(tmp_path / kind / "a.png")
+    (tmp_path / "index.jsonl").write_text('{"name": "a"}')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairs = Pairs(tmp_path)
+        ((found, *_),) = evaluate.centre_crops(pairs, 64)
+        ((other, *_),) = frames(pairs)
+    middle = pairs[0].thermal[:, 32:96].astype(np.float64)
+    low, high = np.percentile(middle, [1, 99])
+    assert np.allclose(found, np.clip((middle - low) / (high - low) * 2 - 1, -1, 1), atol=1e-5)
+    assert np.allclose(other[2::4, 2::4].mean(), found.mean(), atol=0.05)
+
+
 def test_frame_list_checksum_is_that_of_prepare():
     entries = [
         {"name": "b", "split": "val"},

@@ -72,7 +72,8 @@ def centre_crops(
     (size,size,3) uint8; the index entry."""
     for i in range(min(len(pairs), limit or len(pairs))):
         pair = pairs[i]
-        yield normalise(centre_crop(pair.thermal, size)), centre_crop(pair.visible, size), pair.meta
+        thermal = normalise(centre_crop(pair.thermal, size), find_fill=False)
+        yield thermal, centre_crop(pair.visible, size), pair.meta
 
 
 def score_all(

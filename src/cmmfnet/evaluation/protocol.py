@@ -120,7 +120,7 @@ def frame(pairs: Pairs, i: int, geometry: str) -> tuple[np.ndarray, np.ndarray, 
     """Pair number ``i``, as :func:`frames` gives it."""
     pair = pairs[i]
     thermal, truth = cut(pair.thermal, geometry, pair.name), cut(pair.visible, geometry, pair.name)
-    return normalise(thermal), truth, pair.meta
+    return normalise(thermal, find_fill=False), truth, pair.meta
 
 
 def frames_sha256(entries: list[dict]) -> str:

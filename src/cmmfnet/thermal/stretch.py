@@ -31,6 +31,8 @@ def normalise(
     thermal: Thermal | Any,
     span: tuple[float, float] | None = None,
     percentiles: tuple[float, float] = PERCENTILES,
+    *,
+    find_fill: bool = True,
 ) -> np.ndarray:
     """Stretch a frame to the range the networks take (automatic gain control).
 
@@ -41,6 +43,8 @@ def normalise(
             extremes where the two are equal). Frames above 1 MP are sampled for that, always at the
             same pixels.
         percentiles: (low, high), 0 <= low < high <= 100.
+        find_fill: leave fill values out of the percentiles. False for a part of a frame that has
+            been stretched before: its many pixels at 0 or 255 are the ends of that stretch.
 
     Returns:
         (H, W) float32 in [-1, 1], always finite. NaN takes the median of the finite values, so that
@@ -53,7 +57,7 @@ def normalise(
     """
     thermal = read_thermal(thermal)
     values = thermal.values
-    span = checked_span(thermal, span, percentiles)
+    span = checked_span(thermal, span, percentiles, find_fill=find_fill)
     if (counted := _levels(values, span, percentiles)) is not None:
         steps, stretched = counted
         return stretched[steps]
@@ -77,6 +81,8 @@ def checked_span(
     thermal: Thermal,
     span: tuple[float, float] | None,
     percentiles: tuple[float, float] = PERCENTILES,
+    *,
+    find_fill: bool = True,
 ) -> tuple[float, float] | None:
     """The span that a frame is stretched between; None: its percentiles.
 
@@ -95,7 +101,7 @@ def checked_span(
         raise ValueError(
             f"percentiles {percentiles} are not within 0 to 100; the usual ones are (1, 99)"
         )
-    if not thermal.fill:
+    if not find_fill or not thermal.fill:
         return None
     these = " and ".join(f"{value:g}" for value in thermal.fill)
     warnings.warn(

@@ -87,7 +87,7 @@ def day(folder: str, side: int) -> tuple[Tensor, Tensor]:
     for i in range(len(pairs)):
         pair = pairs[i]
         thermal[i, 0], colour[i] = (
-            normalise(centre_crop(pair.thermal, side)),
+            normalise(centre_crop(pair.thermal, side), find_fill=False),
             centre_crop(pair.visible, side),
         )
     return torch.from_numpy(thermal), torch.from_numpy(colour).permute(0, 3, 1, 2)

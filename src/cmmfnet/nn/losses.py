@@ -83,7 +83,7 @@ class PictureLosses(nn.Module):
 
     def __init__(self, names: Collection[str], perceptual: nn.Module | None = None):
         super().__init__()
-        self.names, self.perceptual = names, perceptual
+        self.names, self.perceptual = tuple(names), perceptual
 
     def pixelwise(self, colour: Tensor, truth: Tensor) -> dict[str, Tensor]:
         losses = {}

@@ -20,7 +20,8 @@ from PIL import Image
 from cmmfnet import __version__, cli, methods
 from cmmfnet.cli import COMMANDS, Command, main
 from cmmfnet.files import pictures as sources
-from cmmfnet.files.pictures import SourceError, list_sources, plan_outputs, write_picture
+from cmmfnet.files.errors import UserError
+from cmmfnet.files.pictures import list_sources, plan_outputs, write_picture
 from cmmfnet.weights.files import save_model
 
 TESTS = Path(__file__).parent
@@ -591,16 +592,16 @@ def test_a_file_with_glob_characters_in_its_name_is_a_file(tmp_path):
 
 def test_nothing_found_says_what_was_looked_for_and_what_is_there(tmp_path):
     with pytest.raises(
-        SourceError, match=r"looked for png jpg jpeg tif tiff bmp webp; found no files"
+        UserError, match=r"looked for png jpg jpeg tif tiff bmp webp; found no files"
     ):
         list_sources(tmp_path)
     for name in ("a.mp4", "b.mp4", "c.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(SourceError, match=r"found only 2 x \.mp4, 1 x \.csv"):
+    with pytest.raises(UserError, match=r"found only 2 x \.mp4, 1 x \.csv"):
         list_sources(tmp_path)
-    with pytest.raises(SourceError, match=r"no pictures in glob .*\*\.tif"):
+    with pytest.raises(UserError, match=r"no pictures in glob .*\*\.tif"):
         list_sources(f"{tmp_path}/*.tif")
-    with pytest.raises(SourceError, match="no file or folder"):
+    with pytest.raises(UserError, match="no file or folder"):
         list_sources(tmp_path / "gone")
 
 
@@ -633,16 +634,16 @@ def test_globs_keep_the_folders_in_which_files_differ(tmp_path):
 
 def test_names_that_meet_all_the_same_are_refused(tmp_path):
     with pytest.raises(
-        SourceError, match=r"a-png\.tif would both become .*a-png\.png|would both become"
+        UserError, match=r"a-png\.tif would both become .*a-png\.png|would both become"
     ):
         plan(tmp_path, "in", "in/a.png", "in/a.jpg", "in/a-png.tif")
 
 
 def test_many_inputs_into_one_picture_and_a_file_as_folder_are_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"names one picture, but .* can be many; give a folder"):
+    with pytest.raises(UserError, match=r"names one picture, but .* can be many; give a folder"):
         plan(tmp_path, "in", "in/a.png", "in/b.png", out="all.png")
     (tmp_path / "taken").touch()
-    with pytest.raises(SourceError, match="taken is a file; results go into a folder"):
+    with pytest.raises(UserError, match="taken is a file; results go into a folder"):
         plan(tmp_path, "in", "in/a.png", out="taken")
 
 
@@ -656,7 +657,7 @@ def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(tmp_path, disk_ful
 
 
 def test_a_suffix_that_cannot_be_written_is_refused(tmp_path):
-    with pytest.raises(SourceError, match=r"cannot write 'a\.gif'; choose a name that ends in"):
+    with pytest.raises(UserError, match=r"cannot write 'a\.gif'; choose a name that ends in"):
         write_picture(tmp_path / "a.gif", np.zeros((4, 5, 3), np.uint8))
 
 

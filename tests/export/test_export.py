@@ -14,6 +14,7 @@ import torch
 
 from cmmfnet import Colorizer
 from cmmfnet.cli import main
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods import METHODS, build_network
 from cmmfnet.weights.files import save_model
 
@@ -22,7 +23,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime measures pa
 pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
 
 from cmmfnet.colorizer.onnx import OnnxColorizer  # noqa: E402
-from cmmfnet.export.int8 import CalibrationError, calibration_frames  # noqa: E402
+from cmmfnet.export.int8 import calibration_frames  # noqa: E402
 
 WORDS = ("night", "car", "road", "tree")
 SMALL = {
@@ -255,7 +256,7 @@ def without_defaults(graph):
 
 
 def test_calibration_frames_are_checked(tmp_path):
-    with pytest.raises(CalibrationError, match="gives 2 frames; int8 needs 8 or more"):
+    with pytest.raises(UserError, match="gives 2 frames; int8 needs 8 or more"):
         calibration_frames("scenes:2")
     with pytest.raises(ValueError, match="nowhere"):
         calibration_frames(str(tmp_path / "nowhere"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import (
-    SourceError,
     is_result,
     list_sources,
     plan_outputs,
@@ -49,7 +49,7 @@ def test_brackets_in_folders_of_a_glob(tmp_path):
     ]
     assert listed(f"{tmp_path}/runs [0-9]/*.png", tmp_path) == ["runs 2/c.png"]
     touch(tmp_path, "f[1].png")
-    with pytest.raises(SourceError, match=r"\[\.\.\.\] stands for one character; write \[\[\]"):
+    with pytest.raises(UserError, match=r"\[\.\.\.\] stands for one character; write \[\[\]"):
         list_sources(f"{tmp_path}/f[2].png")
 
 
@@ -58,7 +58,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
     (tmp_path / "b.png").symlink_to(".git/annex/objects/xx/SHA256E-s1--1.png")
     assert listed(tmp_path, tmp_path) == ["a.png", "b.png"]
     assert listed(f"{tmp_path}/*.png", tmp_path) == ["a.png", "b.png"]
-    with pytest.raises(SourceError, match=r"b\.png is a link to .*, which is not there; git annex"):
+    with pytest.raises(UserError, match=r"b\.png is a link to .*, which is not there; git annex"):
         list_sources(tmp_path / "b.png")
 
 
@@ -79,7 +79,7 @@ def test_results_are_known_by_their_notes(tmp_path):
 def test_a_result_named_like_another_kind_of_file_is_refused(tmp_path, source, out):
     touch(tmp_path, "in/a.png")
     message = r"is named like a file of a kind that cannot be written; give a folder, such as"
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(UserError, match=message):
         plan_outputs(tmp_path / source, [tmp_path / "in/a.png"], tmp_path / out)
     (tmp_path / out).mkdir()  # unless there is such a folder
     assert plan_outputs(tmp_path / source, [tmp_path / "in/a.png"], tmp_path / out)

@@ -14,9 +14,10 @@ from skimage.color import rgb2lab
 from torch import Tensor, nn
 
 from cmmfnet.data.augment import Crop
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network
 from cmmfnet.methods.method import Moment
-from cmmfnet.methods.saliency import SaliencyError, SaliencyMaps, frequency_tuned
+from cmmfnet.methods.saliency import SaliencyMaps, frequency_tuned
 from cmmfnet.methods.scgan import (
     SCGAN,
     Convolution,
@@ -356,13 +357,11 @@ def test_maps_of_a_folder_are_cropped_as_the_pictures(maps, recwarn):
 
 def test_maps_that_do_not_fit_raise(maps):
     folder, _ = maps
-    with pytest.raises(SaliencyError, match=r"has no map for the frame two; expected two.png"):
+    with pytest.raises(UserError, match=r"has no map for the frame two; expected two.png"):
         SaliencyMaps(folder)(seen_in("two", Crop(0, 0, 32, 32, False)))
     with pytest.raises(
-        SaliencyError, match=r"one.png is \(40, 60\) \(height, width\), smaller than its frame"
+        UserError, match=r"one.png is \(40, 60\) \(height, width\), smaller than its frame"
     ):
         SaliencyMaps(folder)(seen_in("one", Crop(20, 0, 32, 32, False)))
-    with pytest.raises(
-        SaliencyError, match=r"is no folder; it should have a saliency map NAME.png"
-    ):
+    with pytest.raises(UserError, match=r"is no folder; it should have a saliency map NAME.png"):
         scgan(saliency=str(folder / "none"))

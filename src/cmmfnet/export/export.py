@@ -74,7 +74,7 @@ def export(
         The file.
 
     Raises:
-        ExportError, ModelError, SourceError: nothing was written. ImportError: onnx, onnxscript or
+        ExportError, ModelError, UserError: nothing was written. ImportError: onnx, onnxscript or
         onnxruntime is missing.
     """
     path = Path(out)

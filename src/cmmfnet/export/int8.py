@@ -19,7 +19,7 @@ import numpy as np
 
 from cmmfnet.colorizer.sizes import pad, resize
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import SourceError, list_sources
+from cmmfnet.files.pictures import list_sources
 from cmmfnet.thermal.frame import read_thermal
 from cmmfnet.thermal.stretch import normalise
 
@@ -35,11 +35,6 @@ SHORT_SIDE = 256
 WORST = 0.03
 
 
-class CalibrationError(UserError):
-    """Frames that cannot calibrate a graph, or a graph that 8 bits are too few for; nothing was
-    written."""
-
-
 def calibration_frames(source: str) -> list[np.ndarray]:
     """The frames that ``source`` names, stretched as for colouring: (H, W) float32 in [-1, 1] each.
 
@@ -47,7 +42,7 @@ def calibration_frames(source: str) -> list[np.ndarray]:
         source: a picture, a folder, a glob, or scenes:COUNT for rendered scenes.
 
     Raises:
-        SourceError: nothing there. CalibrationError: fewer than 8 frames. ThermalFileError: one
+        UserError: no picture, or fewer than 8 frames. ThermalFileError: one
             cannot be read.
     """
     if match := re.fullmatch(r"scenes:(\d+)", source):
@@ -59,7 +54,7 @@ def calibration_frames(source: str) -> list[np.ndarray]:
         step = max(1, len(files) // FRAMES)
         values = [read_thermal(file) for file in files[::step][:FRAMES]]
     if len(values) < LEAST:
-        raise CalibrationError(
+        raise UserError(
             f"{source!r} gives {len(values)} frames; int8 needs {LEAST} or more, as different as "
             "those to be coloured"
         )
@@ -72,7 +67,7 @@ def quantise(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, str]
     Every fourth frame is kept back from calibration and measures that.
 
     Raises:
-        SourceError, CalibrationError, ThermalFileError: see :func:`calibration_frames`; or the
+        UserError, ThermalFileError: see :func:`calibration_frames`; or the
         colours differ too much.
     """
     import onnx
@@ -125,7 +120,7 @@ def quantise(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, str]
         f"is {off * 127.5:.1f} grey levels"
     )
     if not off <= WORST:
-        raise CalibrationError(
+        raise UserError(
             f"{sentence}, more than {WORST * 127.5:.1f}: this network does not stand 8 bits; "
             "export it without"
         )
@@ -167,4 +162,4 @@ def _colours(graph: onnx.ModelProto, feeds: list[dict[str, np.ndarray]]) -> Iter
         yield session.run(["colour"], feed)[0]
 
 
-__all__ = ["CalibrationError", "SourceError", "calibration_frames", "quantise"]
+__all__ = ["calibration_frames", "quantise"]

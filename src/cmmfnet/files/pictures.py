@@ -43,10 +43,6 @@ _OPTIONS = {
 _EXIF_SOFTWARE, _EXIF_DESCRIPTION = 0x0131, 0x010E
 
 
-class SourceError(UserError):
-    """Pictures that are not there, or results that have nowhere to go."""
-
-
 def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list[Path]:
     """The picture files that ``source`` names, in natural order (frame2 before frame10).
 
@@ -61,7 +57,7 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
         patterns: suffixes that count as pictures in a folder or glob, in lower case, with the dot.
 
     Raises:
-        SourceError: there is no picture; the message says what was looked for and what was found.
+        UserError: there is no picture; the message says what was looked for and what was found.
     """
     path = Path(source)
     if path.is_file():
@@ -70,14 +66,14 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
     if path.is_dir():
         found, where = list(path.iterdir()), f"folder {path}"
     elif path.is_symlink():
-        raise SourceError(dangling(path))
+        raise UserError(dangling(path))
     elif glob.has_magic(str(source)):
         # Path.glob takes no absolute pattern before Python 3.13
         pattern = _with_literal_folders(path)
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
         found, where = _once(found), f"glob {source}"
     else:
-        raise SourceError(f"no file or folder {path} (looked in {path.absolute().parent})")
+        raise UserError(f"no file or folder {path} (looked in {path.absolute().parent})")
     found = [file for file in found if file.is_file() or (file.is_symlink() and not file.exists())]
     found = [file for file in found if not file.name.startswith(".")]
     pictures = [file for file in found if file.suffix.lower() in patterns]
@@ -87,7 +83,7 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
         hint = " (sub-folders are not entered)" if path.is_dir() else ""
         if "[" in str(source) and not path.is_dir():
             hint = " ([...] stands for one character; write [[] for a bracket)"
-        raise SourceError(
+        raise UserError(
             f"no pictures in {where}: looked for {wanted}; found "
             + (f"only {instead}" if instead else f"no files{hint}")
         )
@@ -166,14 +162,14 @@ def write_picture(
             of JPEG, WebP and TIFF. BMP has no place for them.
 
     Raises:
-        SourceError: a suffix that cannot be written.
+        UserError: a suffix that cannot be written.
         OSError: the disk is full, the folder cannot be written to, the picture is too large for the
             format.
     """
     path = Path(path)
     form = _FORMATS.get(path.suffix.lower())
     if form is None:
-        raise SourceError(
+        raise UserError(
             f"cannot write {path.name!r}; choose a name that ends in {' '.join(sorted(_FORMATS))}"
         )
     options = dict(_OPTIONS[form])
@@ -209,24 +205,24 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
     keep it in the name: a.png and a.jpg become a-png.png and a-jpg.png.
 
     Raises:
-        SourceError: a result would replace one of the inputs, two results would have the same name,
+        UserError: a result would replace one of the inputs, two results would have the same name,
             or ``out`` is a file, or is named like a file that cannot be written.
     """
     out = Path(out)
     if not out.is_dir() and out.suffix.lower() in _FORMATS:
         if not Path(source).is_file():
-            raise SourceError(
+            raise UserError(
                 f"{out} names one picture, but {source} can be many; give a folder, such as "
                 f"{out.stem}"
             )
         outputs = [out]
     elif out.is_file():
-        raise SourceError(
+        raise UserError(
             f"{out} is a file; results go into a folder, or into a file that ends in "
             f"{' '.join(_FORMATS)}"
         )
     elif not out.is_dir() and _is_file_name(out.name):
-        raise SourceError(
+        raise UserError(
             f"{out} is named like a file of a kind that cannot be written; give a folder, such as "
             f"{out.stem}, or a picture that ends in {' '.join(_FORMATS)}"
         )
@@ -247,13 +243,13 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
     for file, output in zip(inputs, outputs, strict=True):
         resolved = output.resolve()
         if resolved in originals:
-            raise SourceError(
+            raise UserError(
                 f"the result of {file} would replace the input {originals[resolved]}; choose "
                 "another output"
             )
         other = taken.setdefault(Path(str(resolved).lower()), file)
         if other is not file:
-            raise SourceError(
+            raise UserError(
                 f"{other} and {file} would both become {output}; colour them into two folders"
             )
     return outputs

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
 
 
-class SaliencyError(UserError):
-    """A saliency map is missing or is not of its frame's size."""
-
-
 @torch.no_grad()
 def frequency_tuned(colour: Tensor) -> Tensor:
     """Saliency by the frequency-tuned method (Achanta et al., CVPR 2009, eq. 1): how far a pixel's
@@ -42,13 +38,13 @@ class SaliencyMaps:
     frame's size.
 
     ``maps(batch) -> (B,1,S,S) float32 in [0,1]``, cropped and mirrored as the batch's pictures
-    (``Batch.crops``). Raises :class:`SaliencyError`.
+    (``Batch.crops``). Raises :class:`UserError` if a map is missing or not of its frame's size.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise SaliencyError(
+            raise UserError(
                 f"{folder} is no folder; it should have a saliency map NAME.png for every frame "
                 "NAME"
             )
@@ -59,14 +55,14 @@ class SaliencyMaps:
         maps = []
         for name, crop in zip(batch.names, batch.crops, strict=True):
             if name not in self.files:
-                raise SaliencyError(
+                raise UserError(
                     f"{self.folder} has no map for the frame {name}; expected {name}.png, 8-bit "
                     "grey"
                 )
             with Image.open(self.files[name]) as picture:
                 whole = np.asarray(picture.convert("L"))
             if whole.shape[0] < crop.top + crop.height or whole.shape[1] < crop.left + crop.width:
-                raise SaliencyError(
+                raise UserError(
                     f"{self.files[name]} is {whole.shape} (height, width), smaller than its "
                     "frame; save the maps at the size "
                     "of the frames"

@@ -74,6 +74,12 @@ def test_air_dims_by_the_published_transmission():
     assert 60.3 < far < 62 and abs(near - 60) < 0.02
 
 
+def test_what_has_no_effect_may_be_missing_in_the_file():
+    nothing = {"reflected": 0.0, "air": 0.0, "window": 0.0, "humidity": float("nan")}
+    values = read_quietly(made.flir(emissivity=1.0, distance=0.0, **nothing)).values
+    assert np.abs(values - made.scene()).max() < 0.02
+
+
 def test_humidity_may_be_in_percent():
     one, other = (read_quietly(made.flir(distance=30, humidity=h)).values for h in (0.75, 75.0))
     assert np.array_equal(one, other)
@@ -94,7 +100,7 @@ def test_segments_in_any_order_and_many_of_them():
         ({"r1": float("nan")}, "r1"),
         ({"b": 0.0}, "b is 0"),
         ({"emissivity": 0.0}, "emissivity"),
-        ({"reflected": 0.0}, "reflected"),
+        ({"reflected": 0.0, "emissivity": 0.9}, "reflected"),
         ({"r1": 0.0, "r2": 0.0, "b": 0.0}, "missing"),
         ({"o": 40000}, "C"),
     ],

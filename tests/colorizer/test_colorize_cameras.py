@@ -100,8 +100,8 @@ def test_the_photo_is_written_once_and_is_no_input_later(tmp_path, model, capsys
     inner = made.flir(more=[(0x0E, made.photo_record(photo))])
     (tmp_path / "house.jpg").write_bytes(made.flir_jpeg(inner))
     (tmp_path / "plain.jpg").write_bytes(made.flir_jpeg())
-    assert colorize(model, tmp_path, "-o", tmp_path, "--visible") == 1
-    assert "plain.jpg: holds no visible photo" in capsys.readouterr().err
+    assert colorize(model, tmp_path, "-o", tmp_path, "--visible") == 0
+    assert "wrote 1 photos" in capsys.readouterr().out
     assert names(tmp_path) == [
         "house-visible.png", "house.jpg", "house.png", "plain.jpg", "plain.png",
     ]  # fmt: skip

@@ -45,6 +45,7 @@ class Report:
 
     where: Path
     coloured: list[Path] = field(default_factory=list)  # the files written
+    photos: list[Path] | None = None  # photos of cameras written, if asked for
     skipped: list[Path] = field(default_factory=list)  # the files that were there before
     results: list[Path] = field(default_factory=list)  # inputs that are results of an earlier run
     failed: dict[Path, str] = field(default_factory=dict)  # input -> reason
@@ -63,6 +64,8 @@ class Report:
                 f"skipped {len(self.skipped)} that were done before (--overwrite colours them "
                 "again)"
             )
+        if self.photos is not None:
+            parts.append(f"wrote {len(self.photos)} photos from inside the files")
         if self.results:
             parts.append(f"left out {len(self.results)} that are results of cmmfnet themselves")
         if self.failed:
@@ -150,7 +153,7 @@ def colorize(
     for note in found.unused:
         warnings.warn(note, stacklevel=2)
     texts = dict(zip(inputs, found.texts, strict=True))
-    report = Report(where=Path(out), results=results)
+    report = Report(where=Path(out), results=results, photos=[] if visible else None)
     done = {result for result in outputs if os.path.isfile(result)}  # noqa: PTH113, names of any length
     if Path(source).is_file() and done and not overwrite:
         raise FileExistsError(f"{outputs[0]} is there already; --overwrite replaces it")
@@ -373,8 +376,11 @@ def _run(
         full = None
         for job, write in writes:
             try:
-                if write.result() == job.result:  # not a photo
+                written = write.result()
+                if written == job.result:
                     report.coloured.append(job.result)
+                elif written is not None:
+                    report.photos.append(written)
             except ThermalFileError as error:  # of a photo
                 report.failed[job.label] = str(error)
             except OSError as error:

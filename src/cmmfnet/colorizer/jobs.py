@@ -87,15 +87,15 @@ def write_photo(job: Job, thermal: Thermal, *, overwrite: bool, taken: set[Path]
     The photo is encoded anew, so that places and serial numbers stay in the input.
 
     Returns:
-        The file; None if it exists already.
+        The file; None if it exists already, or the camera's file holds no photo.
 
     Raises:
-        ThermalFileError: no photo in the file, a damaged one, or its place is among ``taken``.
+        ThermalFileError: the photo is damaged, or its place is among ``taken``.
         OSError: it cannot be written.
     """
     path = job.result.with_name(f"{job.result.stem}-visible.png")
     if thermal.visible is None:
-        raise ThermalFileError(f"{job.label}: holds no visible photo; leave out --visible")
+        return None
     if path.resolve() in taken:
         raise ThermalFileError(
             f"{job.label}: its photo would replace {path}, an input or another result"

@@ -37,7 +37,7 @@ class SaliencyMaps:
     """Maps out of ``folder``, NAME.png (or another picture) for the frame NAME: 8-bit grey, of the
     frame's size.
 
-    ``maps(batch) -> (B,1,S,S) float32 in [0,1]``, cropped and mirrored as the batch's pictures
+    ``maps(batch) -> (B,1,h,w) float32 in [0,1]``, cropped and mirrored as the batch's pictures
     (``Batch.crops``). Raises :class:`UserError` if a map is missing or not of its frame's size.
     """
 
@@ -51,7 +51,7 @@ class SaliencyMaps:
         self.files = {p.stem: p for p in self.folder.iterdir() if p.suffix.lower() in PICTURES}
 
     def __call__(self, batch: Batch) -> Tensor:
-        size = batch.visible.shape[-1]
+        size = tuple(batch.visible.shape[-2:])
         maps = []
         for name, crop in zip(batch.names, batch.crops, strict=True):
             if name not in self.files:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
-from cmmfnet.nn.patchgan import InstanceNorm, leave
+from cmmfnet.nn.patchgan import InstanceNorm, last_conv
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
@@ -70,7 +70,7 @@ def decoding_layers(
         nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1), norm(2 * width),
         nn.PReLU(),
         nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1), norm(width), nn.PReLU(),
-        *leave(width, outputs),
+        *last_conv(width, outputs),
     ]  # fmt: skip
 
 

@@ -25,10 +25,10 @@ from cmmfnet.nn.patchgan import (
     ResidualBlock,
     as_channels,
     down,
-    enter,
+    first_conv,
     gan_loss,
     init_normal,
-    leave,
+    last_conv,
     up,
 )
 
@@ -52,13 +52,13 @@ class ResnetGenerator(nn.Module):
         super().__init__()
         self.inputs, self.outputs, self.width, self.blocks = inputs, outputs, width, blocks
         self.layers = nn.Sequential(
-            *enter(inputs, width),
+            *first_conv(inputs, width),
             *down(width, 2 * width),
             *down(2 * width, 4 * width),
             *(ResidualBlock(4 * width) for _ in range(blocks)),
             *up(4 * width, 2 * width),
             *up(2 * width, width),
-            *leave(width, outputs),
+            *last_conv(width, outputs),
         )
         init_normal(self)
 

@@ -55,10 +55,10 @@ from cmmfnet.nn.patchgan import (
     ResidualBlock,
     as_channels,
     down,
-    enter,
+    first_conv,
     gan_loss,
     init_normal,
-    leave,
+    last_conv,
 )
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ class I2VGenerator(nn.Module):
         super().__init__()
         self.width, self.blocks, self.dropout = width, blocks, dropout
         self.layers = nn.Sequential(
-            *enter(3, width),
+            *first_conv(3, width),
             *down(width, 2 * width),
             *down(2 * width, 4 * width),
             *(DroppedBlock(4 * width, dropout) for _ in range(blocks)),
             *smooth_up(4 * width, 2 * width),
             *smooth_up(2 * width, width),
-            *leave(width, 3),
+            *last_conv(width, 3),
         )
         init_normal(self)
 

@@ -29,10 +29,10 @@ from cmmfnet.nn.patchgan import (
     ResidualBlock,
     as_channels,
     down,
-    enter,
+    first_conv,
     gan_loss,
     init_normal,
-    leave,
+    last_conv,
     up,
 )
 from cmmfnet.nn.perceptual import Perceptual
@@ -60,13 +60,13 @@ class CoarseToFineGenerator(nn.Module):
         self.inputs = inputs
         w = 2 * width
         self.coarse = nn.Sequential(
-            *enter(inputs, w), *down(w, 2 * w), *down(2 * w, 4 * w), *down(4 * w, 8 * w),
+            *first_conv(inputs, w), *down(w, 2 * w), *down(2 * w, 4 * w), *down(4 * w, 8 * w),
             *(ResidualBlock(8 * w) for _ in range(global_blocks)),
             *up(8 * w, 4 * w), *up(4 * w, 2 * w), *up(2 * w, w),
         )  # fmt: skip
-        self.fine_in = nn.Sequential(*enter(inputs, width), *down(width, w))
+        self.fine_in = nn.Sequential(*first_conv(inputs, width), *down(width, w))
         self.fine_out = nn.Sequential(
-            *(ResidualBlock(w) for _ in range(local_blocks)), *up(w, width), *leave(width, 3)
+            *(ResidualBlock(w) for _ in range(local_blocks)), *up(w, width), *last_conv(width, 3)
         )  # fmt: skip
         init_normal(self)
 

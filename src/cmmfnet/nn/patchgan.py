@@ -133,7 +133,7 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-def enter(inputs: int, outputs: int) -> list[nn.Module]:
+def first_conv(inputs: int, outputs: int) -> list[nn.Module]:
     """7x7 convolution with reflect padding, IN, ReLU: keeps H and W, which are 4 at least."""
     return [nn.ReflectionPad2d(3), nn.Conv2d(inputs, outputs, 7), InstanceNorm(outputs), nn.ReLU()]
 
@@ -149,7 +149,7 @@ def up(inputs: int, outputs: int) -> list[nn.Module]:
     return [conv, InstanceNorm(outputs), nn.ReLU()]
 
 
-def leave(inputs: int, outputs: int) -> list[nn.Module]:
+def last_conv(inputs: int, outputs: int) -> list[nn.Module]:
     """7x7 convolution with reflect padding, tanh."""
     return [nn.ReflectionPad2d(3), nn.Conv2d(inputs, outputs, 7), nn.Tanh()]
 

@@ -17,9 +17,9 @@ OWN_CASTS = (FastLargeKernelBlock, FastConvFFN)
 
 
 class CastWeights:
-    """Called like ``network`` under autocast to ``dtype``, and gives the same: first, copies of
-    what autocast would cast are brought up to date. ``leaf`` says what to take a parameter's
-    gradient of, ``alike`` gives it the parameter's dtype."""
+    """Called like ``network`` under autocast to ``dtype``, with the same results: it first brings
+    16-bit copies of the weights up to date. ``leaf(parameter)`` is the tensor whose gradient is the
+    parameter's, ``alike`` casts gradients to the dtypes of their parameters."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
         self.network = network
@@ -27,8 +27,7 @@ class CastWeights:
         self.originals = [p for p in network.parameters() if id(p) in cast]
         self.copies = [torch.empty_like(p, dtype=dtype).requires_grad_() for p in self.originals]
         self._of = {id(p): copy for p, copy in zip(self.originals, self.copies, strict=True)}
-        # every place once: a module that is registered twice has one name here, a weight of two
-        # modules has two
+        # by name: a module that is registered twice has one name here, a weight of two modules two
         self._places = {
             f"{at}.{name}".lstrip("."): self._of[id(p)]
             for at, module in network.named_modules()
@@ -50,7 +49,7 @@ class CastWeights:
     def alike(
         gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """Gradients in the dtypes of what they belong to."""
+        """Gradients in the dtypes of their parameters."""
         found, to, of = list(gradients), [], []
         for i, (gradient, parameter) in enumerate(zip(gradients, parameters, strict=True)):
             if gradient is not None and gradient.dtype != parameter.dtype:

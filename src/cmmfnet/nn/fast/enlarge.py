@@ -2,8 +2,8 @@
 
 PyTorch's kernels give one thread all channels of a pixel, or divide indices for every value; for
 the largest maps of a U-Net that takes longer than the convolution behind it. Here a doubled map is
-written in the order that cuDNN's convolutions want, whatever order it comes in, and what a map is
-enlarged for - to be added and modulated - is done on the way.
+written in the order that cuDNN's convolutions want, whatever order it comes in, and an enlarged map
+is added to another and modulated in the same pass.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A generator's forward pass and its gradients as two CUDA graphs, for training.
 
-A step of CMMF-Net launches thousands of kernels, which takes Python longer than the card takes to
-run them. Captured once, both passes are launched whole. The arithmetic is the same.
-``torch.cuda.make_graphed_callables`` would do, but it forbids every other thread what the one that
-pins a loader's batches does.
+A step of CMMF-Net launches thousands of kernels, which takes Python longer than the GPU takes to
+run them. Captured once, each pass is one launch. The arithmetic is the same.
+``torch.cuda.make_graphed_callables`` captures in a mode in which no other thread may pin memory,
+which the loader's thread does.
 """
 
 from __future__ import annotations

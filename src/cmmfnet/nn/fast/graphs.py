@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def capturing(device: torch.device) -> Iterator[None]:
-    """What a capture happens in: one that fails leaves the device's generator of random numbers
-    believing that it goes on, and every later draw would raise."""
+    """The context of a capture. A capture that fails would leave the device's random generator in
+    capture mode, in which every later draw raises; its state is put back."""
     with torch.cuda.device(device):
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         before = generator.clone_state()
@@ -32,12 +32,11 @@ def capturing(device: torch.device) -> Iterator[None]:
 
 
 class GraphedInference:
-    """A network's forward pass, from the second time that inputs of the same shapes come as a CUDA
-    graph.
+    """A network's forward pass as a CUDA graph, from the second call with inputs of some shapes.
 
-    Called like the network, without gradient; what it returns are copies. Several threads may call
-    it. ``KEPT`` graphs stay, which share their memory. Batches above ``PIXELS`` run as they are:
-    there the card is what takes the time, and a graph would hold as much memory again.
+    Called like the network, without gradient; it returns copies. Several threads may call it.
+    ``KEPT`` graphs stay, which share their memory. Batches above ``PIXELS`` pixels run without a
+    graph: their time is the GPU's, and a graph would hold as much memory again.
     """
 
     KEPT, PIXELS = 8, 2**20
@@ -75,8 +74,8 @@ class GraphedInference:
     def _again(
         self, key: Any, thermal: Tensor, text: tuple[Tensor | None, ...], options: dict[str, bool]
     ) -> bool:
-        """Whether there is a graph of ``key`` now. The first time there is none: a size that comes
-        once is not worth it, and what a first run compiles or tunes cannot be captured."""
+        """Whether there is a graph of ``key`` now. On the first call there is none: a size that comes
+        once is not worth it, and compiling and tuning cannot be captured."""
         if not self._seen.get(key):
             self._seen.setdefault(key, True)
             while len(self._seen) > 8 * self.KEPT:
@@ -85,7 +84,7 @@ class GraphedInference:
         try:
             self._kept[key] = self._capture(thermal, text, options)
         except RuntimeError as error:
-            self._seen[key] = False  # it ran without
+            self._seen[key] = False  # the network runs without a graph
             if not isinstance(error, torch.cuda.OutOfMemoryError):
                 warnings.warn(f"no CUDA graph, frames take longer: {error}", stacklevel=6)
             return False
@@ -119,23 +118,21 @@ def _copy(x: Tensor | None) -> Tensor | None:
 
 
 class SideStream:
-    """While a CUDA graph is recorded, what is launched within ``with SideStream(x) as side`` is put
-    beside what is launched after it, until ``side.join(...)``: small kernels leave most of a GPU
-    idle. Otherwise all is done in its order.
+    """A second CUDA stream for one part of a network, while a graph is captured; elsewhere nothing.
 
-    ``x``: the tensor on the device that what is within takes from outside; ``join`` is given all
-    that goes the other way. Other tensors from outside may be read only where they outlive the
-    recording, as parameters do, and none may be written to. Autograd runs the gradient of each
-    operator on the stream of the operator itself and lets streams wait for each other where
-    gradients cross, so that a backward pass recorded after this one has both parts beside each
-    other, too.
+    Kernels launched within ``with SideStream(x) as side`` run beside those launched after it, until
+    ``side.join(...)``: small kernels leave most of a GPU idle. ``x`` is the tensor that the part
+    takes from outside; ``join`` is given all tensors that it returns. Other outside tensors may be
+    read if they outlive the capture, as parameters do; none may be written to. Autograd runs each
+    operator's gradient on the operator's own stream, so a captured backward pass has both parts
+    beside each other, too.
 
-    A class, no generator, for torch.compile before 2.7 cannot see into those.
+    A class and no generator, since torch.compile before 2.7 cannot trace those.
     """
 
     def __init__(self, x: Tensor):
         self.stream = None
-        # a compiler makes one graph of both parts anyhow, and cannot ask for the stream's state
+        # a compiler makes one graph of both parts, and cannot ask for the stream's state
         if (
             x.is_cuda
             and not torch.compiler.is_compiling()
@@ -145,9 +142,8 @@ class SideStream:
                 torch.cuda.current_stream(x.device),
                 torch.cuda.Stream(x.device),
             )
-            # what is kept for the gradient is let go when the host has launched the last kernel
-            # that reads it; until that has run on its stream, the other one must not be given the
-            # memory
+            # Tensors kept for the gradient are freed when the host has launched the last kernel
+            # that reads them. Until that kernel has run, the other stream must not get the memory.
             x.record_stream(self.stream)
 
     def __enter__(self) -> Self:
@@ -162,7 +158,7 @@ class SideStream:
             self.within.__exit__(*error)
 
     def join(self, *results: Tensor) -> None:
-        """What follows waits for what was within, whose ``results`` it reads."""
+        """Later kernels, which read ``results``, wait for the side stream."""
         if self.stream is not None:
             self.first.wait_stream(self.stream)
             for result in results:

@@ -1,12 +1,12 @@
 """The end of a U-Net in training: bias, GELU, and the 3x3 convolution to colours: Triton.
 
-cuDNN is made for many channels, of which this convolution has few on one side, and its map is the
-largest of the network. Here the map is kept as it is in front of the bias; what has gone through
-GELU is never written.
+cuDNN is made for many channels; this convolution has three on one side, and its map is the largest
+of the network. Here the map is kept as it is in front of the bias; the output of GELU is never
+written.
 
 Forwards, a program walks down some columns of the picture. A row of its pixels takes part in three
 rows of outputs, so it is multiplied by the three rows of weights at once, and the three sums move
-up by one. Left and right neighbours, which are other threads', are added by a kernel of its own: it
+up by one. The sums of left and right neighbours, which other threads hold, are added by a second kernel: it
 reads three planes for each colour, a twelfth of the map's channels in float32.
 
 Backwards, a pixel's 27 neighbours in the colours' gradient are multiplied by the weights for the

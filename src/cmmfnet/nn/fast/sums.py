@@ -1,5 +1,4 @@
-"""The parts that kernels cut their work into, and the sums of what they leave apart, in float32:
-Triton.
+"""Sums in parts: kernels write float32 sums of parts of their work, and another kernel adds them.
 
 PyTorch's reduction over leading axes gives few programs long columns to walk down. Here a tile
 takes many rows at once, and there are enough tiles to fill a GPU. The order is fixed, so that sums
@@ -41,7 +40,7 @@ def in_parts(size: int, step: int, most: int) -> tuple[int, int]:
 
 
 def float32(x: Tensor, *shape: int) -> Tensor:
-    """An empty tensor on x's device, for what kernels write."""
+    """An empty float32 tensor on x's device, for a kernel to write."""
     return torch.empty(shape, device=x.device, dtype=torch.float32)
 
 

@@ -74,8 +74,8 @@ class GraphedInference:
     def _again(
         self, key: Any, thermal: Tensor, text: tuple[Tensor | None, ...], options: dict[str, bool]
     ) -> bool:
-        """Whether there is a graph of ``key`` now. On the first call there is none: a size that comes
-        once is not worth it, and compiling and tuning cannot be captured."""
+        """Whether there is a graph of ``key`` now. On the first call there is none: a size that
+        comes once is not worth it, and compiling and tuning cannot be captured."""
         if not self._seen.get(key):
             self._seen.setdefault(key, True)
             while len(self._seen) > 8 * self.KEPT:

@@ -6,8 +6,8 @@ written.
 
 Forwards, a program walks down some columns of the picture. A row of its pixels takes part in three
 rows of outputs, so it is multiplied by the three rows of weights at once, and the three sums move
-up by one. The sums of left and right neighbours, which other threads hold, are added by a second kernel: it
-reads three planes for each colour, a twelfth of the map's channels in float32.
+up by one. The sums of left and right neighbours, which other threads hold, are added by a second
+kernel: it reads three planes for each colour, a twelfth of the map's channels in float32.
 
 Backwards, a pixel's 27 neighbours in the colours' gradient are multiplied by the weights for the
 map's gradient, and by the map for the weights'. Sums are in float32 and in a fixed order.

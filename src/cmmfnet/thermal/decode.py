@@ -137,6 +137,8 @@ def several(
         return size >= 2 * layout.bytes
     if kind == "TIFF":
         return holds_second_page(stream, name)
+    if kind == "FLIR":
+        return fff.holds_several(stream)
     if kind not in _CAMERA_FRAMES:
         return False
     try:
@@ -175,7 +177,15 @@ def frames(
             for pixels, orientation in tiff_pages(stream, name, max_pixels):
                 yield _turned(Reading(pixels, details={"format": kind}), orientation)
         elif kind in _CAMERA_FRAMES:
-            yield from _CAMERA_FRAMES[kind](stream, name, max_pixels)
+            found = False
+            for reading in _CAMERA_FRAMES[kind](stream, name, max_pixels):
+                found = True
+                yield reading
+            if not found:
+                raise ThermalFileError(
+                    f"{name}: damaged {kind} file without a frame; expected a complete file. Copy "
+                    "it again"
+                )
         else:
             yield _decode_pillow(stream, name, kind, head, max_pixels)
     except (

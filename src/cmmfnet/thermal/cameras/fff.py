@@ -8,6 +8,7 @@ camera's notes are three matters: all mixtures occur.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,24 +107,11 @@ def holds_frame(data: bytes | None) -> bool:
 def frames(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[Reading]:
     """The frames of a .fff, .seq or .csq file, one after another.
 
-    A frame ends where its last record ends: its magic also occurs by chance within the counts.
-
     Raises:
         ThermalFileError: as :func:`read`.
     """
-    size = stream.seek(0, 2)
-    at, camera, number = 0, None, 0
-    while at is not None and at < size:
-        stream.seek(at)
-        found = header(stream.read(HEADER))
-        if found is None:
-            if number == 0:
-                raise ThermalFileError(f"{name}: damaged FLIR file without a header; {_EXPECTED}")
-            at = _next_header(stream, at)
-            continue
-        order, offset, count = found
-        stream.seek(at + offset)
-        length = directory(order, offset, stream.read(32 * count)).length
+    camera = None
+    for number, (at, length) in enumerate(_places(stream)):
         if length > 16 * max_pixels + (1 << 26):
             raise ThermalFileError(
                 f"{name}: FLIR frame {number} claims {length / 1e6:.0f} MB, which is too large for "
@@ -133,7 +121,31 @@ def frames(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[Reading]:
         data = stream.read(length)
         camera = camera_notes(data) or camera
         yield read(data, f"{name}, frame {number}" if number else name, max_pixels, camera)
-        at, number = at + length, number + 1
+
+
+def holds_several(stream: BinaryIO) -> bool:
+    """Whether the file holds a second frame to its end. Decodes nothing."""
+    size = stream.seek(0, 2)
+    second = next(itertools.islice(_places(stream), 1, None), None)
+    return second is not None and sum(second) <= size
+
+
+def _places(stream: BinaryIO) -> Iterator[tuple[int, int]]:
+    """(start, length) of each frame, which ends where its last record ends: its magic also occurs
+    by chance within the counts."""
+    size = stream.seek(0, 2)
+    at: int | None = 0
+    while at is not None and at < size:
+        stream.seek(at)
+        found = header(stream.read(HEADER))
+        if found is None:
+            at = _next_header(stream, at)
+            continue
+        order, offset, count = found
+        stream.seek(at + offset)
+        length = directory(order, offset, stream.read(32 * count)).length
+        yield at, length
+        at += length
 
 
 def camera_notes(data: bytes) -> bytes:

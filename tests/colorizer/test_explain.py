@@ -140,6 +140,8 @@ def test_attention_maps_are_the_weights_that_the_block_uses(frame):
     assert torch.allclose(maps[0].flatten(1), weights.mean(dim=0)[:, 1:].T, atol=1e-5)
     with pytest.raises(ExplainError, match="only image_query attends"):
         attention_maps(network(ci="text_query"), x, text, mask)
+    with pytest.raises(ExplainError, match="neither regions nor attention to words"):
+        attention_maps(torch.nn.Identity(), x, text, mask)  # as cmmfnet-small is
 
 
 def test_models_that_take_no_names_say_so(frame):

@@ -229,12 +229,18 @@ def attention_maps(network: CMMFNet, thermal: Tensor, text: Tensor, text_mask: T
 
     Raises :class:`ExplainError` for another ``ci``, which has no such weights.
     """
-    if network.interaction.mode != "image_query":
+    interaction = getattr(network, "interaction", None)
+    if interaction is None:
         raise ExplainError(
-            f"ci is {network.interaction.mode!r}; only image_query attends from positions to words"
+            "this model has neither regions nor attention to words, so there is nothing to show; "
+            "try --model cmmfnet"
+        )
+    if interaction.mode != "image_query":
+        raise ExplainError(
+            f"ci is {interaction.mode!r}; only image_query attends from positions to words"
         )
     caught: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    attention = network.interaction.blocks[-1].attention
+    attention = interaction.blocks[-1].attention
     hook = attention.register_forward_pre_hook(
         lambda _, inputs: caught.append((inputs[0], inputs[1], inputs[3]))
     )

@@ -1,115 +1,230 @@
-"""Kill a training with SIGKILL at random moments, and go on with it each time: does every
-checkpoint load?
+"""Kill colorize, train, prepare and export with SIGKILL at random moments: is anything lost?
 
-    python benchmarks/kill.py --trials 100
+    python benchmarks/kill.py --trials 250
+    python benchmarks/kill.py --trials 250 --only train
 
-A small CMMF-Net on rendered scenes, on the CPU, with a checkpoint after every step, so that most of
-the time is spent writing one. Every trial starts the same command, waits until it has trained,
-kills it after a random time and loads what is there: checkpoint and model. The last one goes on to
-its end. Exits with 1 where a trial lost anything.
+Each command first runs to its end; its files are the reference. Then it is killed after a random
+part of that time, many times over. After each kill every file under a final name must be whole:
+equal to the reference, or, for a training, a checkpoint and a model that load, of no earlier step
+than before. After half of the kills the same command runs to its end: its files must then be those
+of the reference, with no ``.part`` file left. Exits with 1 where a trial failed.
+
+The network is small, pictures are rendered. A trial is a fork of a process that has the package
+imported already, so that the kills fall into the work and not into Python's start.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads of the process before it
+
+import numpy as np
+import onnxruntime  # noqa: F401, forks need not import it
 import torch
+from PIL import Image
 
-from cmmfnet import __version__
+from cmmfnet import __version__, cli
+from cmmfnet.colorizer import colorize  # noqa: F401
+from cmmfnet.colorizer import torch as colorizer  # noqa: F401
+from cmmfnet.data.prepare import prepare  # noqa: F401
 from cmmfnet.data.scenes import write_pairs
-from cmmfnet.training import checkpoint
-from cmmfnet.weights.files import load_model
+from cmmfnet.export import export, graph  # noqa: F401
+from cmmfnet.methods import build_network
+from cmmfnet.training import checkpoint, setup, stopping  # noqa: F401
+from cmmfnet.weights.files import load_model, save_model
 
-STEPS = 1_000_000
+COMMANDS = ("colorize", "train", "prepare", "export")
+NETWORK = {
+    "method": "cmmfnet", "text": "none", "channels": [8, 8, 8], "encoder_blocks": [0, 0, 0],
+    "decoder_blocks": [0, 0, 0], "kernels": [7, 7, 7], "global_size": 32, "vit_depth": 1,
+    "vit_width": 16, "vit_heads": 2,
+}  # fmt: skip
+STEPS = 8
+CHANGING = ("log.jsonl", "recipe.json", "cmmfnet")  # of a training; neither of them is read again
 
 
-def trial(command: list[str], out: Path, wait: float) -> int:
-    """Start, kill ``wait`` seconds after the first new step; the step of the checkpoint that is
-    left."""
-    log = out / "log.jsonl"
-    before = log.stat().st_size if log.exists() else 0
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    limit = time.monotonic() + 120
-    try:
-        while not (log.exists() and log.stat().st_size > before):
-            if process.poll() is not None:
-                raise RuntimeError(f"training ended by itself: {process.communicate()[1]}")
-            if time.monotonic() > limit:
-                raise TimeoutError("no step in 120 s")
-            time.sleep(0.005)
-        time.sleep(wait)
-    finally:
-        process.kill()
-        process.communicate(timeout=30)
+def run(arguments: list[str], moment: float | None = None, log: Path | None = None) -> bool:
+    """Run a command in a fork, killed after ``moment`` seconds; whether it came to its end first.
+
+    Raises RuntimeError where it ended with an error.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 70
+        try:
+            target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(target, 1)
+            os.dup2(target, 2)
+            status = cli.main(arguments)
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    limit = time.monotonic() + (300 if moment is None else moment)
+    while time.monotonic() < limit:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if status:
+                text = log.read_text() if log else ""
+                raise RuntimeError(f"{' '.join(arguments)} ended with {status}: {text[-2000:]}")
+            return True
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if moment is None:
+        raise TimeoutError(f"{' '.join(arguments)} took more than 300 s")
+    return False
+
+
+def files(out: Path) -> dict[str, str]:
+    """Files under final names and what is in them."""
+    found = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(out.parent)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in found
+        if p.suffix != ".part" and not set(CHANGING) & set(p.relative_to(out.parent).parts)
+    }
+
+
+def parts(out: Path) -> list[str]:
+    folder = out if out.is_dir() else out.parent
+    return [p.name for p in folder.rglob(".*.part")]
+
+
+def delete(out: Path) -> None:
+    for path in (out, out.with_name(out.name + ".html")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+
+
+def scene_files(root: Path) -> dict[str, list[str]]:
+    """What the commands work on, made in ``root``; command -> its arguments, ``-o``/output last."""
+    write_pairs(root / "scenes", 6, seed=1, size=(64, 80))
+    model = root / "model.safetensors"
+    torch.manual_seed(0)
+    save_model(model, build_network(NETWORK), NETWORK)
+    rng = np.random.default_rng(0)
+    (root / "frames").mkdir()
+    (root / "raw").mkdir()
+    for i in range(8):
+        frame = rng.integers(7000, 9000, (64, 96), dtype=np.uint16)
+        Image.fromarray(frame).save(root / "frames" / f"{i:03d}.png")
+        both = rng.integers(0, 255, (48, 128, 3), dtype=np.uint8)
+        both[:, :64] = both[:, :64, :1]  # thermal on the left
+        Image.fromarray(both).save(root / "raw" / f"{i:03d}.png")
+    recipe = {
+        "model": NETWORK, "losses": {"l1": 1.0}, "sources": [{"folder": ".", "split": "train"}],
+        "steps": STEPS, "batch_size": 1, "size": 32, "save_every": 1, "log_every": 1,
+    }  # fmt: skip
+    (root / "recipe.yaml").write_text(json.dumps(recipe))
+    given = ["--model", str(model), "--device", "cpu", "--batch-size", "4"]
+    return {
+        "colorize": ["colorize", str(root / "frames"), *given,
+                     "--gallery", str(root / "colorize" / "gallery.html"), "--out"],
+        "train": ["train", "--config", str(root / "recipe.yaml"), "--data", str(root / "scenes"),
+                  "--device", "cpu", "--workers", "0", "--out"],
+        "prepare": ["prepare", "folder", "--jobs", "1", "--copy", str(root / "raw")],
+        "export": ["export", str(model), "--out"],
+    }  # fmt: skip
+
+
+def check_training(out: Path, reached: int) -> int:
+    """The step of the checkpoint that a killed training left. Raises where it, or the model, does
+    not load or an earlier step is all that is left."""
     newest = checkpoint.latest(out)
     if newest is None:
+        assert reached == 0, f"step {reached} is lost"
         return 0
-    state = checkpoint.load(newest)
-    if not all(torch.isfinite(v).all() for v in state["ema"].values()):
-        raise ValueError(f"{newest} has weights that are not finite")
+    step = checkpoint.load(newest)["step"]
+    assert step >= reached, f"back at step {step} from {reached}"
     load_model(out / "model.safetensors")
-    return state["step"]
+    return step
+
+
+def trials(name: str, arguments: list[str], out: Path, count: int, moments: random.Random) -> dict:
+    """Kill a command ``count`` times; what came of it."""
+    log = out.with_name(f"{name}.log")
+    command = [*arguments, str(out)]
+    began = time.monotonic()
+    run(command, log=log)
+    seconds, reference = time.monotonic() - began, files(out)
+    assert reference and not parts(out)
+    delete(out)
+    tally = {"kills": 0, "with .part": 0, "completed": 0, "failed": 0}
+    reached = 0
+    while tally["kills"] < count:
+        try:
+            # once in a while the end, to have the slow moments, too
+            ended = run(command, moments.uniform(0, 1.1 * seconds), log)
+            tally["kills"] += not ended
+            tally["with .part"] += bool(parts(out)) and not ended
+            if name == "train" and not ended:
+                reached = check_training(out, reached)
+            elif not ended:
+                found = files(out).items()
+                wrong = [
+                    key
+                    for key, value in found
+                    if reference.get(key) != value and not key.endswith("preparing.json")
+                ]
+                assert not wrong, f"half-written or other: {wrong}"
+            if ended or moments.random() < 0.5:
+                # a training or data set whose last file is there refuses to go on
+                if not ended and reached < STEPS and not (out / "index.jsonl").exists():
+                    run(command, log=log)
+                left = files(out)
+                assert left == reference, (
+                    f"other files: {sorted(set(left.items()) ^ set(reference.items()))[:4]}"
+                )
+                assert not parts(out), f"left: {parts(out)}"
+                tally["completed"] += 1
+                delete(out)
+                reached = 0
+        except (AssertionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
+            tally["failed"] += 1
+            print(f"{name}, kill {tally['kills']}: {error!r:.1500}", flush=True)
+            delete(out)
+            reached = 0
+            if tally["failed"] > 20:
+                break
+        if tally["kills"] % 50 == 0:
+            print(f"{name}: {tally}", flush=True)
+    return {"seconds of a run": round(seconds, 2), **tally}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=250, help="kills of each command")
+    parser.add_argument("--only", choices=COMMANDS, nargs="+", default=COMMANDS)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    moments = random.Random(given.seed)
-    print(
-        f"cmmfnet {__version__}, torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{given.trials} trials"
-    )
+    print(f"cmmfnet {__version__}, torch {torch.__version__}, {os.cpu_count()} cores", flush=True)
+    failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        data, out = Path(folder) / "scenes", Path(folder) / "run"
-        write_pairs(data, 6, seed=1, size=(64, 80))
-        command = [
-            sys.executable, "-m", "cmmfnet", "train", "--config", "tiny", "--config.size", "32",
-            "--config.batch_size", "1",
-            "--config.steps", str(STEPS), "--config.save_every", "1", "--config.log_every", "1",
-            "--config.sheet_every", str(STEPS), "--data", str(data), "--out", str(out), "--device",
-            "cpu", "--workers", "0",
-        ]  # fmt: skip
-        resumed, lost, partial, reached = 0, 0, 0, 0
-        for number in range(given.trials):
-            step = trial(command, out, moments.uniform(0, 0.5))
-            partial += len(list(out.glob(".*.part")))
-            if step < reached:
-                lost += 1
-                print(f"trial {number}: back at step {step} from {reached}")
-            else:
-                resumed += 1
-            reached = step
-            if number % 20 == 19:
-                print(f"after {number + 1} trials: {resumed} went on, step {reached}", flush=True)
-        subprocess.run(
-            [*command, "--max-steps", str(reached + 2)],
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
-        end = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"]
-    print(
-        f"{resumed} of {given.trials} trials went on where they were killed, {lost} lost steps "
-        "that were saved"
-    )
-    print(
-        f"{partial} times the kill came while a file was written; the training reached step {end}"
-    )
-    return 0 if resumed == given.trials and end == reached + 2 else 1
+        arguments = scene_files(Path(folder))
+        for name in given.only:
+            out = Path(folder) / (name if name != "export" else "export/model.onnx")
+            out.parent.mkdir(exist_ok=True)
+            found = trials(name, arguments[name], out, given.trials, random.Random(given.seed))
+            print(f"{name}: {found}", flush=True)
+            failed += found["failed"]
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -215,3 +215,46 @@ def test_inside_keeps_the_slashes_of_a_url():
     assert inside("s3://bucket/data", ".") == "s3://bucket/data"
     assert inside("data", "kaist") == Path("data/kaist") == inside(Path("data"), "kaist")
     assert inside("data", "memory://kaist") == "memory://kaist"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sequence": ["a"]}, "sequence is .'a'.; expected a text or null"),
+        ({"lighting": 3}, "lighting is 3; expected a text or null"),
+        ({"caption": {}}, "caption is {}; expected a text or null"),
+        ({"tags": "car"}, "tags is 'car'; expected a list of texts or null"),
+        ({"tags": ["car", 7]}, "tags is .'car', 7.; expected a list of texts"),
+        ({"repainted": []}, "repainted is ..; expected told, colours and removed"),
+        (
+            {"repainted": {"told": ["car"], "removed": [], "colours": [["red"]]}},
+            "repainted is .*; expected told, colours and removed",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_its_line(tmp_path, values, message):
+    root = data_set(tmp_path, [{"name": "a"}, {"name": "b"} | values])
+    with pytest.raises(PairsError, match=rf"index.jsonl, line 2: {message}"):
+        Pairs(root)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"name": "a", "x": ' + "9" * 5000 + "}"])
+def test_a_line_that_json_does_not_read_is_named(tmp_path, line):
+    root = data_set(tmp_path, [{"name": "a"}])
+    (root / "index.jsonl").write_text(line)
+    with pytest.raises(PairsError, match="line 1: expected a JSON object"):
+        Pairs(root)
+    (root / "index.jsonl").write_bytes(b'{"name": "\xff"}\n')
+    with pytest.raises(PairsError, match="is not UTF-8 text"):
+        Pairs(root)
+
+
+@pytest.mark.parametrize("kind", ["thermal", "label"])
+def test_pictures_of_different_sizes_are_found_when_the_set_is_opened(tmp_path, kind):
+    root = data_set(tmp_path, ENTRIES)
+    file = next((root / kind).glob("c.1.*"))
+    with Image.open(file) as picture:
+        picture.crop((0, 0, 16, 8)).save(file)
+    with pytest.raises(PairsError, match=rf"c.1: {kind} is \(8, 16\), the colour picture is"):
+        Pairs(root)
+    assert len(Pairs(root, lighting=("night",))) >= 1  # what is not chosen need not fit

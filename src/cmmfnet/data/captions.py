@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmmfnet.data.pairs import PairsError
+from cmmfnet.data.pairs import PairsError, read_entry
 from cmmfnet.data.sentences import sentence
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.text.caption_files import CaptionError, match_captions, read_captions, write_captions
@@ -296,13 +296,7 @@ def _read_index(data: Path) -> tuple[list[str], list[dict]]:
     lines = [line for line in index.read_text(encoding="utf-8").split("\n") if line.strip()]
     entries = []
     for number, line in enumerate(lines, 1):
-        try:
-            entries.append(json.loads(line))
-            entries[-1]["name"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise PairsError(
-                f'{index}, line {number}: expected a JSON object with "name"; {error!r}'
-            ) from error
+        entries.append(read_entry(line, f"{index}, line {number}"))
     if not entries:
         raise PairsError(f"{index} has no entries")
     return lines, entries

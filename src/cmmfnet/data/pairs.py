@@ -27,12 +27,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from cmmfnet.data.decode import DECODERS
 from cmmfnet.data.remote import Remote
 from cmmfnet.data.shards import Shards
-from cmmfnet.data.store import Folder, PairsError, Store
+from cmmfnet.data.store import KINDS, Folder, PairsError, Store
 from cmmfnet.files.pictures import PICTURES
+
+TEXTS = (
+    "split", "source", "sequence", "lighting", "sky", "caption", "colour_caption", "labels",
+)  # fmt: skip
+"""Keys of an entry that have a text or null."""
+MOST_HEADERS = 5000
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,21 @@ class Pairs:
         )
         if self.store.names("thermal"):
             self.require("thermal")
+        if isinstance(self.store, Folder):
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Raises :class:`PairsError` for pictures of an entry whose sizes differ by their headers.
+
+        In large data sets ``MOST_HEADERS`` entries are looked at, evenly spaced; the others when
+        they are drawn. Shards were checked when they were written.
+        """
+        for i in range(0, len(self), -(-len(self) // MOST_HEADERS)):
+            name = self.entries[i]["name"]
+            kinds = [kind for kind in KINDS if name in self.store.names(kind)]
+            sizes = {_header_size(self.store.source(kind, name)) for kind in kinds} - {None}
+            if len(sizes) > 1:
+                self.pictures(i)  # knows of orientations and pages, and raises if they differ
 
     def _weigh(self) -> None:
         scenes = [e.get("sequence") or e["name"] for e in self.entries]
@@ -254,7 +276,11 @@ def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
                 f"{index} does not exist; a data set is a folder with index.jsonl, thermal/ and "
                 "visible/ (docs/data.md)"
             )
-        entries = _parse(index.read_text(encoding="utf-8"), str(index))
+        try:
+            text = index.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PairsError(f"{index} is not UTF-8 text ({error})") from error
+        entries = _parse(text, str(index))
     else:
         entries = _parse(opened.text("index.jsonl"), f"{root}/index.jsonl")
     if any("shard" in entry for entry in entries):
@@ -268,22 +294,52 @@ def _open(root: Path | str) -> tuple[Path | str, list[dict], Store]:
 
 
 def _parse(text: str, where: str) -> list[dict]:
-    entries = []
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # not splitlines: captions may hold its other ends of lines
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            if not isinstance(entry["name"], str):
-                raise TypeError(f"its name is {entry['name']!r}, no string")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+    # not splitlines: captions may hold its other ends of lines
+    lines = enumerate(text.split("\n"), 1)
+    return [read_entry(line, f"{where}, line {number}") for number, line in lines if line.strip()]
+
+
+def read_entry(line: str, where: str) -> dict:
+    """The entry in a line of an index. Raises :class:`PairsError` that starts with ``where`` for
+    anything but an object whose known keys have values of their type."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise PairsError(f'{where}: expected a JSON object with "name"; {error!r:.200}') from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise PairsError(f'{where}: expected a JSON object with "name", a text; found {line:.200}')
+    for key, value in entry.items():
+        if key in TEXTS and not isinstance(value, str | None):
+            raise PairsError(f"{where}: {key} is {value!r:.200}; expected a text or null")
+        if key == "tags" and not (value is None or _are_texts(value)):
+            raise PairsError(f"{where}: tags is {value!r:.200}; expected a list of texts or null")
+        if key == "repainted" and not _is_repainted(value):
             raise PairsError(
-                f'{where}, line {number}: expected a JSON object with "name"; {error!r}'
-            ) from error
-        entries.append(entry)
-    return entries
+                f"{where}: repainted is {value!r:.200}; expected told, colours and removed, as "
+                "cmmfnet repaint writes them"
+            )
+    return entry
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _is_repainted(value: object) -> bool:
+    if not isinstance(value, dict) or not value.keys() >= {"told", "colours", "removed"}:
+        return False
+    colours = value["colours"]
+    pairs = isinstance(colours, list) and all(_are_texts(c) and len(c) == 2 for c in colours)
+    return pairs and _are_texts(value["told"]) and _are_texts(value["removed"])
+
+
+def _header_size(source: Path) -> tuple[int, int] | None:
+    """(width, height) by the header of a picture; None where Pillow does not read it."""
+    try:
+        with Image.open(source) as picture:
+            return picture.size
+    except Exception:  # Pillow raises almost anything; decoding says what is wrong
+        return None
 
 
 def _natural(name: str) -> list[str | int]:

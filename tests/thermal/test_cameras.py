@@ -489,7 +489,7 @@ def test_inspect_prints_and_gives_json(tmp_path, capsys):
     assert main(["inspect", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["unit"] == "C" and facts["maker"] == "FLIR"
-    assert abs(facts["highest"] - 60) < 0.05 and facts["no data"] == 0
+    assert abs(facts["maximum"] - 60) < 0.05 and facts["no_data"] == 0
     assert sum(facts["histogram"]["pixels"]) == 24 * 32
 
 
@@ -508,7 +508,7 @@ def test_inspect_counts_pixels_without_data(tmp_path):
     values = np.full((5, 6), 20, np.float32)
     values[1, 2] = np.nan
     np.save(tmp_path / "a.npy", values)
-    assert describe(str(tmp_path / "a.npy"))["no data"] == 1
+    assert describe(str(tmp_path / "a.npy"))["no_data"] == 1
 
 
 # ---- real files

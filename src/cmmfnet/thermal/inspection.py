@@ -75,9 +75,9 @@ def describe(
     """The facts of one file; numbers are plain, absent ones are left out.
 
     Keys: ``file``, ``format``, ``maker``, ``model``, ``width``, ``height``, ``frames``, ``seconds``
-    (of a sequence with time stamps), ``depth``, ``unit``, ``lowest``, ``percentile 1``, ``median``,
-    ``percentile 99``, ``highest``, ``no data`` (pixels), ``palette``, ``orientation``, ``photo``,
-    ``camera`` (its other notes), ``histogram`` (``edges``, ``pixels``), ``notes``.
+    (of a sequence with time stamps), ``depth``, ``unit``, ``minimum``, ``percentile_1``,
+    ``median``, ``percentile_99``, ``maximum``, ``no_data`` (pixels), ``palette``, ``orientation``,
+    ``photo``, ``camera`` (its other notes), ``histogram`` (``edges``, ``pixels``), ``notes``.
 
     Raises:
         ThermalFileError: not a thermal file that can be read.
@@ -116,15 +116,15 @@ def _facts(
     if finite.size:
         low, near_low, median, near_high, high = np.percentile(finite, (0, 1, 50, 99, 100)).tolist()
         facts |= {
-            "lowest": low,
-            "percentile 1": near_low,
+            "minimum": low,
+            "percentile_1": near_low,
             "median": median,
-            "percentile 99": near_high,
-            "highest": high,
+            "percentile_99": near_high,
+            "maximum": high,
         }
         facts = {k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}
-    facts["no data"] = int(values.size - finite.size)
-    if palette := details.pop("palette on the screen", None) or thermal.palette:
+    facts["no_data"] = int(values.size - finite.size)
+    if palette := details.pop("screen_palette", None) or thermal.palette:
         facts["palette"] = palette
     facts["orientation"] = details.pop("orientation", 1)
     if thermal.visible is not None:
@@ -158,6 +158,14 @@ def _linear_readings(median: float) -> list[str]:
     ]
 
 
+def _title(key: str) -> str:
+    """A key of a camera's notes as a page shows it: distance_m is distance (m)."""
+    for ending, unit in (("_c", " (C)"), ("_m", " (m)"), ("_percent", " (%)")):
+        if key.endswith(ending):
+            key = key.removesuffix(ending) + unit
+    return key.replace("_", " ")
+
+
 def _page(facts: dict[str, Any]) -> str:
     unit = {"C": " C"}.get(facts["unit"], "")
     lines = [facts["file"]]
@@ -174,12 +182,12 @@ def _page(facts: dict[str, Any]) -> str:
         after = f" in {facts['seconds']} s" if "seconds" in facts else ""
         line("frames", f"{facts['frames']}{more}{after}; what follows is of the first")
     line("values", f"{facts['depth']}, {facts['unit']}" + (" (Celsius)" if unit else ""))
-    if "lowest" in facts:
-        line("lowest to highest", f"{facts['lowest']:.6g} to {facts['highest']:.6g}{unit}")
-        near = f"{facts['percentile 1']:.6g} to {facts['percentile 99']:.6g}{unit}"
+    if "minimum" in facts:
+        line("minimum to maximum", f"{facts['minimum']:.6g} to {facts['maximum']:.6g}{unit}")
+        near = f"{facts['percentile_1']:.6g} to {facts['percentile_99']:.6g}{unit}"
         line("1 % to 99 %", f"{near} (shown without --span)")
         line("median", f"{facts['median']:.6g}{unit}")
-    line("pixels without data", facts["no data"])
+    line("pixels without data", facts["no_data"])
     for key in ("palette", "photo"):
         if key in facts:
             line(key, facts[key])
@@ -187,7 +195,7 @@ def _page(facts: dict[str, Any]) -> str:
         "orientation", f"{facts['orientation']}" + " (turned upright)" * (facts["orientation"] > 1)
     )
     for key, value in facts["camera"].items():
-        line(key, value)
+        line(_title(key), value)
     for note in facts["notes"]:
         line("note", note)
     if "histogram" in facts:

@@ -99,7 +99,7 @@ def frames(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[Reading]:
             f"{name}: CPTV of compression {_number(header.get(b'C'))}; expected 1"
         )
     details: dict[str, str | float] = {"format": "CPTV", "maker": "The Cacophony Project"}
-    for key, code in (("sensor's maker", b"B"), ("model", b"E")):
+    for key, code in (("sensor_maker", b"B"), ("model", b"E")):
         text = header.get(code, b"").decode("latin-1").strip("\0 ")
         if text and text.isascii() and text.isprintable():
             details[key] = text

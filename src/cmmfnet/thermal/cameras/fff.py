@@ -215,7 +215,7 @@ def read(
     counts, form = _counts(content(RAW), records[RAW][1], name, max_pixels)
     details = {
         "format": "FLIR FFF",
-        "stored as": form,
+        "stored_as": form,
         "maker": "FLIR",
         **_camera_details(notes),
         **_palette(bytes(content(PALETTE))),
@@ -382,21 +382,21 @@ def _camera_details(notes: bytes) -> dict[str, str | float]:
         notes, emissivity=0x20, distance=0x24, reflected=0x28, air=0x2C, humidity=0x3C
     )
     numbers["humidity"] *= 100 if numbers["humidity"] <= 2 else 1
-    for key, value, unit in (
-        ("emissivity", numbers["emissivity"], ""),
-        ("distance", numbers["distance"], " (m)"),
-        ("reflected temperature", numbers["reflected"] - ZERO, " (C)"),
-        ("air temperature", numbers["air"] - ZERO, " (C)"),
-        ("humidity", numbers["humidity"], " (%)"),
+    for key, value in (
+        ("emissivity", numbers["emissivity"]),
+        ("distance_m", numbers["distance"]),
+        ("reflected_temperature_c", numbers["reflected"] - ZERO),
+        ("air_temperature_c", numbers["air"] - ZERO),
+        ("humidity_percent", numbers["humidity"]),
     ):
         if np.isfinite(value):
-            details[key + unit] = round(value, 3)
+            details[key] = round(value, 3)
     return details
 
 
 def _palette(record: bytes) -> dict[str, str]:
     name = plain_text(record[0x50:0x70])
-    return {"palette on the screen": name} if name else {}
+    return {"screen_palette": name} if name else {}
 
 
 def plain_text(raw: bytes | str) -> str:

@@ -27,6 +27,7 @@ import torch
 
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, GEOMETRIES, frame
+from cmmfnet.methods.traits import traits_of
 from cmmfnet.text.vocabulary import COCO_STUFF, LIGHTINGS, SKIES
 from cmmfnet.weights.files import describe, load_model
 
@@ -135,7 +136,7 @@ def main() -> None:
         f"{mean_average_precision(probabilities[:, mixed], truths[:, mixed]):.3f}"
     )
 
-    threshold = network.tag_threshold
+    threshold = traits_of(network).tag_threshold
     every = [*things.values()]
     believed = probabilities[:, every] > threshold
     right = (believed & truths[:, every]).sum()

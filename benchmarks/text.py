@@ -103,7 +103,7 @@ def captions(colorizers: Sequence[Colorizer], data: str, pretrained: str | None,
             names = [
                 n
                 for n, p in colorizer.tags(thermal, 16, span=(-1, 1))
-                if p > colorizer.network.tag_threshold
+                if p > colorizer.traits.tag_threshold
             ]
             return colorizer(
                 thermal, text=", ".join(n for n in names if n not in left_out), span=(-1, 1)
@@ -166,8 +166,8 @@ def cost(colorizer: Colorizer, repeats: int) -> dict:
         return (time.perf_counter() - start) * 1000
 
     with torch.inference_mode():
-        new = [milliseconds(lambda t=t: colorizer._text(t)) for t in texts]
-        again = [milliseconds(lambda: colorizer._text(texts[-1])) for _ in range(1000)]
+        new = [milliseconds(lambda t=t: colorizer.text_input(t)) for t in texts]
+        again = [milliseconds(lambda: colorizer.text_input(texts[-1])) for _ in range(1000)]
     frame = (np.random.default_rng(0).random((256, 320)) * 1000).astype(np.uint16)
     calls = {
         "without": lambda: colorizer(frame, text=""),

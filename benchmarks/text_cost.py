@@ -3,7 +3,7 @@
     python benchmarks/text_cost.py [--model cmmfnet] [--repeats 300]
 
 Measured on the path that every frame takes from its text to the tokens that the network gets
-(`FrameColorizer._tokens`), with the network's own pass left out. "first time" reads the text,
+(`FrameColorizer.text_input`), with the network's own pass left out. "first time" reads the text,
 "again" finds it in the cache; "+snow -grass" is put together anew for every frame, and its
 prediction by the network's image encoder is listed by itself. The last two lines are texts of a
 clip-sentence model, from disk and from memory, with arrays of CLIP's size (77 tokens of 512 numbers
@@ -52,26 +52,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=300)
     given = parser.parse_args()
     colorizer = Colorizer.from_pretrained(given.model, device="cpu", dtype=torch.float32)
-    frame = torch.zeros(1, 256, 320)
+    frame = colorizer.prepare(np.zeros((256, 320), np.float32))
     rows = []
     with torch.inference_mode():
         parse_tags("")  # the table of phrases is made once in a process
         rows.append(("read the text", median(lambda: parse_tags(PROMPT), given.repeats)))
         first = median(
-            lambda: colorizer._tokens(frame, [PROMPT]), given.repeats, colorizer._text.cache_clear
+            lambda: colorizer.text_input(PROMPT), given.repeats, colorizer._read.cache_clear
         )
         rows.append(("clip-tags, first time", first))
         rows.append(
-            ("clip-tags, again", median(lambda: colorizer._tokens(frame, [PROMPT]), given.repeats))
+            ("clip-tags, again", median(lambda: colorizer.text_input(PROMPT), given.repeats))
         )
-        if colorizer.network.predicts_tags:
-            probabilities = colorizer._predict(frame)
-            predict = median(lambda: colorizer._predict(frame), 5)
-            colorizer._predict = lambda thermal: probabilities
+        if colorizer.traits.predicts_tags:
+            probabilities = colorizer.predict([frame])[0]
+            predict = median(lambda: colorizer.predict([frame]), 5)
             rows.append(
                 (
                     "+snow -grass",
-                    median(lambda: colorizer._tokens(frame, ["+snow -grass"]), given.repeats),
+                    median(
+                        lambda: colorizer.text_input("+snow -grass", probabilities), given.repeats
+                    ),
                 )
             )
             rows.append(("... its prediction", predict))

@@ -23,6 +23,7 @@ class Fake(nn.Module):
         text: str = "clip-tags",
         words: tuple[str, ...] = ("car", "road", "tree"),
         default_text: str = "none",
+        default_prompt: str = "",
         working_size: int = 64,
         fixed_size: int | None = None,
         width: int = 80,
@@ -30,6 +31,7 @@ class Fake(nn.Module):
     ):
         super().__init__()
         self.text_source, self.words, self.default_text = text, list(words), default_text
+        self.default_prompt = default_prompt
         self.working_size, self.fixed_size = working_size, fixed_size
         self.predicts_tags, self.tag_threshold = bool(words), 0.5
         self.table = nn.Parameter(torch.linspace(-0.5, 1.0, len(words) * 4).reshape(len(words), 4))

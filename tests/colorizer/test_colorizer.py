@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import os
+import pickle
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cmmfnet.colorizer import tensors
 from cmmfnet.colorizer import torch as module
 from cmmfnet.colorizer.sizes import box_mean, guided_upsample, pad, resize
 from cmmfnet.colorizer.torch import Colorizer, DeviceError
@@ -61,8 +68,9 @@ def test_output_size_is_input_size(size):
 @settings(max_examples=25, deadline=None)
 @given(height=st.integers(1, 90), width=st.integers(1, 260), multiple=st.sampled_from([1, 8, 32]))
 def test_output_size_is_input_size_for_any_size(height, width, multiple):
-    colorizer = make(working_size=40)
-    colorizer.network.multiple_of = multiple
+    network = Fake(working_size=40)
+    network.multiple_of = multiple
+    colorizer = Colorizer(network, device="cpu")
     assert colorizer(frame(height, width)).shape == (height, width, 3)
 
 
@@ -117,7 +125,7 @@ def test_fine_edges_come_back_at_full_size():
     colorizer = make(working_size=64)
     truth = red(thermal).astype(float)
     error = np.abs(colorizer(thermal)[..., 0] - truth)
-    bicubic = resize(colorizer._reduce(normalise(thermal)), truth.shape, "bicubic")
+    bicubic = resize(colorizer.prepare(thermal).low, truth.shape, "bicubic")
     plain = np.abs((bicubic + 1) * 127.5 - truth)
     edges = plain > 30
     assert 0.01 < edges.mean() < 0.2
@@ -142,18 +150,18 @@ def test_upsampling_of_tensors_as_on_a_gpu_equals_that_of_arrays():
     rng = np.random.default_rng(0)
     colour, low = (rng.uniform(-1, 1, (c, 30, 41)).astype(np.float32) for c in (3, 1))
     full = resize(low, (77, 90), "bicubic") + rng.normal(0, 0.1, (1, 77, 90)).astype(np.float32)
-    tensors = [torch.from_numpy(x) for x in (colour, low, full)]
-    on_gpu = guided_upsample(*tensors, resize=module._resize, box_mean=module._box_mean).numpy()
+    given = [torch.from_numpy(x) for x in (colour, low, full)]
+    on_gpu = guided_upsample(*given, resize=tensors.resize, box_mean=tensors.box_mean).numpy()
     np.testing.assert_allclose(on_gpu, guided_upsample(colour, low, full), atol=1e-4)
     for mode in ("bilinear", "bicubic"):
         for size in ((17, 90), (64, 20)):
             np.testing.assert_allclose(
-                module._resize(tensors[0], size, mode).numpy(),
+                tensors.resize(given[0], size, mode).numpy(),
                 resize(colour, size, mode),
                 atol=1e-5,
             )
     np.testing.assert_allclose(
-        module._box_mean(tensors[0], 2).numpy(), box_mean(colour, 2), atol=1e-5
+        tensors.box_mean(given[0], 2).numpy(), box_mean(colour, 2), atol=1e-5
     )
 
 
@@ -280,7 +288,6 @@ def test_a_text_is_embedded_once(monkeypatch):
     for _ in range(3):
         colorizer([frame(16, 16)] * 4, text="a car", batch_size=2)
     assert len(calls) == 1
-    assert colorizer._text.cache_info().maxsize is not None
 
 
 def test_predicted_tags_stand_in_for_text_where_the_network_says_so():
@@ -290,6 +297,41 @@ def test_predicted_tags_stand_in_for_text_where_the_network_says_so():
     assert [green(rgb) for rgb in results] == [expected_green(colorizer, "car", "road", "tree"), 0]
     assert green(colorizer(hot, span=(10, 40), text="")) == 0  # asked for no text
     assert green(colorizer(hot, span=(10, 40), text="tree")) == expected_green(colorizer, "tree")
+
+
+def test_a_default_prompt_stands_in_for_text_that_is_not_given():
+    colorizer = make(default_prompt="a road")
+    (given, other, none) = colorizer([frame(16, 16)] * 3, text=[None, "a car", ""], batch_size=3)
+    assert green(given) == expected_green(colorizer, "road")
+    assert green(other) == expected_green(colorizer, "car") and green(none) == 0
+
+
+def test_warnings_point_at_the_caller():
+    for colorizer, text in ((make(), "zeppelin"), (make(text="none", words=()), "a car")):
+        with pytest.warns(UserWarning) as caught:
+            colorizer(frame(16, 16), text=text)
+        assert [each.filename for each in caught] == [__file__]
+
+
+def test_the_steps_of_a_call_are_public():
+    colorizer = make(working_size=32)
+    frames = [colorizer.prepare(frame(*size), (7000, 8000)) for size in ((70, 90), (69, 89))]
+    assert frames[0].full.shape == (70, 90) and frames[0].low.shape == (32, 41)
+    colours, seen = colorizer.run(frames, ["a car", "+road -tree"], tags=True)
+    assert [tuple(colour.shape) for colour in colours] == [(3, 32, 41), (3, 32, 41)]
+    assert seen[0].told is None and seen[1].told[0] == "road"
+    expected = colorizer(
+        [frame(70, 90), frame(69, 89)], text=["a car", "+road -tree"], span=(7000, 8000)
+    )
+    for colour, each, picture in zip(colours, frames, expected, strict=True):
+        np.testing.assert_array_equal(colorizer.finish(colour, each), picture)
+    probabilities = colorizer.predict(frames)[1]
+    given = colorizer.text_input("+road -tree", probabilities)
+    assert list(given.names) == seen[1].told and len(given.tokens[0]) == len(given.names)
+    with pytest.raises(ValueError, match="must pad to one size, found 32x48, 32x64"):
+        colorizer.run([frames[0], colorizer.prepare(frame(32, 60))], [None, None])
+    with pytest.raises(ValueError, match="batch_size is 0; expected 1 or more"):
+        colorizer(frame(16, 16), batch_size=0)
 
 
 def test_sentences_go_through_the_encoder_once(monkeypatch):
@@ -383,6 +425,56 @@ def test_threads_may_share_one_colorizer():
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_gives_the_same_pictures_with_weights_of_its_own(copied):
+    colorizer = Colorizer(Fake(), device="cpu", name="fake", guidance=2.0)
+    expected = colorizer(frame(20, 30), text="a car")
+    copy_ = copied(colorizer)
+    np.testing.assert_array_equal(copy_(frame(20, 30), text="a car"), expected)
+    assert copy_.name == "fake" and copy_.runtime.guidance == 2.0
+    with torch.no_grad():
+        copy_.network.table.fill_(0.0)
+    np.testing.assert_array_equal(colorizer(frame(20, 30), text="a car"), expected)
+
+
+FORKED = """
+import multiprocessing, sys, numpy as np, torch
+from fake_network import Fake
+from cmmfnet.colorizer.torch import Colorizer
+
+colorizer, frame = Colorizer(Fake(), device="cpu"), np.zeros((64, 64), np.uint8)
+torch.set_num_threads(2)
+colorizer(frame)
+
+def colour(threads):
+    torch.set_num_threads(threads)
+    try:
+        print("coloured", colorizer(frame).shape, flush=True)
+    except RuntimeError as error:
+        print(error, flush=True)
+
+for threads in (2, 1):
+    child = multiprocessing.get_context("fork").Process(target=colour, args=(threads,))
+    child.start()
+    child.join(60)
+    print("ended" if child.exitcode == 0 else "hangs", flush=True)
+    child.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_gets_an_error_and_does_not_hang():
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    result = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=200,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4, result.stderr
+    assert "was forked from one that had coloured pictures" in lines[0] and "'spawn'" in lines[0]
+    assert lines[1:] == ["ended", "coloured (64, 64, 3)", "ended"]
 
 
 @pytest.mark.parametrize("text", ["", "a red car and trees"])

@@ -94,7 +94,7 @@ def test_guidance_scales_the_difference_to_no_text(steered, frame):
 
 def test_without_text_the_predicted_tags_are_shown(steered, frame):
     found = look(steered, frame)
-    assert found.words == [name for name, p in found.tags if p > steered.network.tag_threshold]
+    assert found.words == [name for name, p in found.tags if p > steered.traits.tag_threshold]
     assert found.maps.shape == (len(found.words), 37, 50)
 
 

@@ -6,6 +6,8 @@ it (test_export.py has).
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 
 from cmmfnet import Colorizer
 from cmmfnet.cli import main
+from cmmfnet.methods.traits import traits_of
 from cmmfnet.weights.known import ModelError
 
 onnx = pytest.importorskip("onnx", reason="onnx builds the graph of these tests")
@@ -24,8 +27,8 @@ pytest.importorskip("onnxruntime", reason="onnxruntime runs the graph of these t
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from cmmfnet.colorizer.onnx import FORMAT, OnnxColorizer  # noqa: E402
-from cmmfnet.export.graph import describe_network, optional_text, set_metadata  # noqa: E402
+from cmmfnet.colorizer.onnx import DEFAULT_TOKENS, FORMAT, OnnxColorizer  # noqa: E402
+from cmmfnet.export.graph import optional_text, set_metadata  # noqa: E402
 
 
 def fake_graph(network: Fake) -> onnx.ModelProto:
@@ -81,7 +84,7 @@ def fake_graph(network: Fake) -> onnx.ModelProto:
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     optional_text(model)
-    set_metadata(model, describe_network(network) | {"format": FORMAT, "model": "fake"})
+    set_metadata(model, traits_of(network).to_strings() | {"format": FORMAT, "model": "fake"})
     onnx.checker.check_model(model)
     return model
 
@@ -113,7 +116,7 @@ def test_a_frame_of_any_size_gets_the_colours_that_colorizer_gives(pair, size):
 
 def test_a_network_of_one_size(tmp_path):
     ours, theirs = make(tmp_path, fixed_size=48)
-    assert ours.network.fixed_size == 48
+    assert ours.traits.fixed_size == 48
     for size in [(100, 80), (20, 30)]:
         np.testing.assert_array_equal(ours(frame(*size)), theirs(frame(*size)))
 
@@ -242,7 +245,34 @@ def test_sentences_come_from_the_encoder_that_is_given(tmp_path):
         device="cpu",
         sentences=lambda texts: (np.ones((1, 5, 4)), np.ones((1, 5))),
     )
-    tokens, mask = sentence._sentence("a road")
+    tokens, mask = sentence.runtime.encode("a road")
     assert tokens.shape == (5, 4) and tokens.dtype == np.float32 and mask.dtype == bool
     with pytest.raises(ModelError, match="sentences="):
-        ours._sentence("a road")
+        ours.runtime.encode("a road")
+
+
+def test_a_default_prompt_of_names_is_the_text_of_a_frame_without(tmp_path):
+    ours, theirs = make(tmp_path, default_prompt="a road")
+    texts = [None, "a car", ""]
+    frames = [frame(20, 30, seed) for seed in range(3)]
+    for one, other in zip(ours(frames, text=texts), theirs(frames, text=texts), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert ours(frames[0])[0, 0, 1] != ours(frames[0], text="")[0, 0, 1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_gives_the_same_pictures(pair, copied):
+    ours, _ = pair
+    np.testing.assert_array_equal(
+        copied(ours)(frame(20, 30), text="car"), ours(frame(20, 30), text="car")
+    )
+
+
+@pytest.mark.parametrize("value", ["2x2", "2x2:AAAA", "x:", "1x1:!!!!", "1x1:AADAfw=="])
+def test_default_tokens_that_cannot_be_read_are_a_model_error(tmp_path, value):
+    model = fake_graph(Fake())
+    metadata = {each.key: each.value for each in model.metadata_props}
+    set_metadata(model, metadata | {DEFAULT_TOKENS: value})
+    onnx.save(model, tmp_path / "bad.onnx")
+    with pytest.raises(ModelError, match=r"incomplete or wrong \(default_tokens"):
+        OnnxColorizer(tmp_path / "bad.onnx", device="cpu")

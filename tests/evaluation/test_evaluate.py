@@ -541,8 +541,11 @@ def test_text_reaches_the_network_as_asked(data):
         return round((float(table[list(ids), 0].mean()) + 1) * 127.5)
 
     assert green("none") == ([0, 0], "none")
+    assert green("default") == ([0, 0], "none")
+    assert green("default", default_prompt="road") == ([level(1)] * 2, "default prompt")
+    assert green("none", default_prompt="road") == ([0, 0], "none")
     with pytest.warns(
-        UserWarning, match="1 of 2 entries have no 'caption' and are coloured without text"
+        UserWarning, match="1 of 2 entries have no 'caption' and get the model's default text"
     ):
         assert green("caption") == ([level(1, 2), 0], "caption")  # road and tree
     with pytest.warns(UserWarning, match="1 of 2 entries have no 'tags'"):
@@ -633,7 +636,7 @@ def test_pictures_of_another_size_or_none(data, tmp_path):
         (
             {"text": "captions"},
             UserError,
-            r"text is 'captions'; expected one of none, caption, tags",
+            r"text is 'captions'; expected one of default, none, caption, tags",
         ),
         (
             {"text": "caption", "sources": "a"},

@@ -22,8 +22,10 @@ onnx = pytest.importorskip("onnx", reason="onnx writes graphs")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime measures parity")
 pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
 
+from cmmfnet.colorizer import torch as torch_colorizer  # noqa: E402
 from cmmfnet.colorizer.onnx import OnnxColorizer  # noqa: E402
 from cmmfnet.export.int8 import calibration_frames  # noqa: E402
+from cmmfnet.text import sentences  # noqa: E402
 
 WORDS = ("night", "car", "road", "tree")
 SMALL = {
@@ -110,7 +112,7 @@ def test_colours_of_things_reach_the_graph(tmp_path):
         > 2
     )
     inputs = {i.name for i in onnx.load(tmp_path / "regions.onnx").graph.input}
-    assert inputs == {"thermal", "text", "text_mask", "text_colours"} and ours.network.takes_colours
+    assert inputs == {"thermal", "text", "text_mask", "text_colours"} and ours.traits.takes_colours
 
 
 def test_the_file_says_all_that_colouring_needs(exported):
@@ -125,11 +127,11 @@ def test_the_file_says_all_that_colouring_needs(exported):
     assert dims["text"] == ["texts", "tokens"] == dims["text_mask"]
     ours = OnnxColorizer(path, device="cpu")
     assert (
-        ours.network.words == list(WORDS)
-        and ours.network.multiple_of == 8
-        and ours.network.fixed_size is None
+        ours.traits.words == WORDS
+        and ours.traits.multiple_of == 8
+        and ours.traits.fixed_size is None
     )
-    assert (ours.network.least_size, ours.network.working_size) == (32, 96)
+    assert (ours.traits.least_size, ours.traits.working_size) == (32, 96)
     assert ours.metadata["licence"] == "none" and len(ours.metadata["sha256"]) == 64
     assert float(ours.metadata["parity"]) < 1e-3 and ours.name == "small"
 
@@ -154,7 +156,7 @@ def test_nothing_is_written_where_the_graph_gives_other_colours(
         (default,) = (i for i in wrong.graph.initializer if i.name == name)
         wrong.graph.initializer.remove(default)
     monkeypatch.setattr(export_module(), "convert", lambda *_: wrong)
-    monkeypatch.setattr(export_module(), "optional_text", lambda graph: None)
+    monkeypatch.setattr(export_module(), "optional_text", lambda *_: None)
     monkeypatch.setattr(export_module(), "some_text", lambda *_args, **_more: {})
     real = onnxruntime.InferenceSession.run
     none = {"text": np.zeros((1, 1), dtype=np.int64), "text_mask": np.zeros((1, 1), dtype=bool)}
@@ -176,7 +178,7 @@ def export_module():
 def test_a_full_disk_leaves_no_file(exported, tmp_path, monkeypatch, disk_full_while_writing):
     graph = onnx.load(exported[2])
     monkeypatch.setattr(export_module(), "convert", lambda *_: graph)
-    monkeypatch.setattr(export_module(), "optional_text", lambda graph: None)
+    monkeypatch.setattr(export_module(), "optional_text", lambda *_: None)
     disk_full_while_writing()
     with pytest.raises(OSError, match="No space left"):
         export_module().export(str(exported[0] / "small.safetensors"), out=str(tmp_path / "a.onnx"))
@@ -337,3 +339,38 @@ def test_the_rest_of_a_killed_export_is_cleared(tmp_path):
     part.write_bytes(b"half")
     assert main(["export", str(tmp_path / "none.safetensors"), "-o", str(tmp_path / "m.onnx")]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sentence_model_keeps_its_default_prompt_in_the_graph(tmp_path, monkeypatch):
+    """The tokens of the prompt are in the file, so that neither CLIP nor torch is needed."""
+
+    class Encoder:
+        def __call__(self, texts):
+            generator = torch.Generator().manual_seed(len(texts[0]))
+            mask = torch.zeros(1, 12, dtype=torch.bool)
+            mask[:, :7] = True
+            return torch.randn(1, 12, 16, generator=generator) * mask[..., None], mask
+
+    monkeypatch.setattr(sentences, "SentenceEncoder", Encoder)
+    monkeypatch.setattr(torch_colorizer, "SentenceEncoder", Encoder)
+    config = SMALL | {"text": "clip-sentence", "words": (), "default_prompt": "a road by day"}
+    torch.manual_seed(3)
+    save_model(tmp_path / "s.safetensors", shaken(config), config)
+    assert main(["export", str(tmp_path / "s.safetensors"), "-o", str(tmp_path / "s.onnx")]) == 0
+    ours = OnnxColorizer(tmp_path / "s.onnx", device="cpu")
+    theirs = Colorizer.from_pretrained(
+        tmp_path / "s.safetensors", device="cpu", dtype=torch.float32
+    )
+    frames = [np.random.default_rng(i).integers(0, 255, (40, 56), dtype=np.uint8) for i in range(3)]
+    texts = [None, "", None]
+    found, expected = (each(frames, text=texts, batch_size=3) for each in (ours, theirs))
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+    plain = ours(frames[0], text="")
+    assert np.abs(found[0].astype(int) - plain.astype(int)).max() > 2
+    # a program that feeds the frame alone gets the colours of the default prompt
+    session = onnxruntime.InferenceSession(str(tmp_path / "s.onnx"))
+    frame = ours.prepare(frames[0])
+    (colour,) = session.run(["colour"], {"thermal": ours.batch([frame])[:, None]})
+    alone = ours.finish(colour[0][:, : frame.low.shape[0], : frame.low.shape[1]], frame)
+    np.testing.assert_array_equal(alone, ours(frames[0]))

@@ -11,9 +11,9 @@ from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
 from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss, region_targets
 from cmmfnet.methods.cmmfnet.regions import RegionText, Said
 from cmmfnet.methods.cmmfnet.telling import draw_words
-from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights, said_of
+from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
-from cmmfnet.text.parser import parse_tags
+from cmmfnet.text.prompt import read_prompt
 from cmmfnet.text.sentences import tag_ids
 from cmmfnet.text.vocabulary import WORDS
 from cmmfnet.weights.files import load_model, save_model
@@ -315,8 +315,8 @@ def test_colours_are_said_sometimes():
     ],
 )
 def test_what_a_text_says_of_a_name(text, want):
-    parsed = parse_tags(text)
-    assert dict(zip(parsed.tags, said_of(parsed.tags, parsed.colours, text), strict=True)) == want
+    prompt = read_prompt(text)
+    assert dict(zip(prompt.names(), prompt.colours_of(prompt.names()), strict=True)) == want
 
 
 def test_attribute_weights():

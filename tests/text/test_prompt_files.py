@@ -40,7 +40,7 @@ PREDICTED = ["road", "grass", "car", "day", "clear"]
 def test_corrections_of_the_prediction(text, tags):
     prompt = read_prompt(text)
     assert has_corrections(text) and prompt.needs_prediction
-    assert prompt.tags(PREDICTED) == tags
+    assert prompt.names(PREDICTED) == tags
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_corrections_of_the_prediction(text, tags):
 def test_plain_text_before_the_first_sign_takes_the_place_of_the_prediction(text, tags):
     prompt = read_prompt(text)
     assert has_corrections(text) and not prompt.needs_prediction
-    assert prompt.tags(PREDICTED) == tags
+    assert prompt.names(PREDICTED) == tags
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,9 @@ def test_plain_text_before_the_first_sign_takes_the_place_of_the_prediction(text
 def test_plain_text_has_no_corrections(text, tags):
     prompt = read_prompt(text)
     assert (
-        not has_corrections(text) and not prompt.needs_prediction and prompt.tags(PREDICTED) == tags
+        not has_corrections(text)
+        and not prompt.needs_prediction
+        and prompt.names(PREDICTED) == tags
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmmfnet.colorizer import tensors
 from cmmfnet.colorizer.sizes import pad
 from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.nn.fast.graphs import GraphedInference
@@ -80,11 +81,8 @@ def test_a_span_that_is_none_is_refused_as_by_normalise():
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 21), (16, 24), (31, 8)])
 def test_tensors_are_padded_as_arrays_are(shape):
-    colorizer = Colorizer(torch.nn.Identity(), device="cpu")
     frame = np.random.default_rng(0).random(shape, dtype=np.float32)
-    np.testing.assert_array_equal(
-        colorizer._batch([torch.from_numpy(frame)])[0].numpy(), pad(frame, 8)
-    )
+    np.testing.assert_array_equal(tensors.pad(torch.from_numpy(frame), 8).numpy(), pad(frame, 8))
 
 
 @cuda
@@ -92,7 +90,7 @@ def test_tensors_are_padded_as_arrays_are(shape):
 def test_a_graph_gives_what_the_network_gives(dtype):
     graphed = Colorizer.from_pretrained(device="cuda", dtype=dtype)
     plain = Colorizer.from_pretrained(device="cuda", dtype=dtype)
-    plain._forward = plain.network
+    plain.runtime.forward = plain.network
     rng = np.random.default_rng(0)
     for _ in range(3):  # as it is, captured, replayed
         for shape in ((128, 160), (250, 201)):
@@ -105,7 +103,7 @@ def test_a_graph_gives_what_the_network_gives(dtype):
                     name for name, _ in seen.predicted
                 ]
                 np.testing.assert_array_equal(graphed(frame, text=text), expected)
-    assert 0 < len(graphed._forward._kept) <= GraphedInference.KEPT
+    assert 0 < len(graphed.runtime.forward._kept) <= GraphedInference.KEPT
 
 
 @cuda

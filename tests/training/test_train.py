@@ -29,7 +29,7 @@ from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import write_pairs
 from cmmfnet.data.source import Source
-from cmmfnet.evaluation.evaluate import centre_crops, without_text
+from cmmfnet.evaluation.evaluate import by_default, centre_crops
 from cmmfnet.methods import build_network
 from cmmfnet.methods import matched as method
 from cmmfnet.nn.perceptual import PretrainedError
@@ -160,7 +160,7 @@ def test_it_learns_two_scenes(tmp_path):
     assert np.mean(l1[-10:]) < 0.5 * np.mean(l1[:3])
     # the saved model knows the colours, too: better than the best single colour for each picture
     pairs = Pairs(tmp_path / "rendered")
-    colour = without_text(load_model(tmp_path / "out" / "model.safetensors").network)
+    colour = by_default(load_model(tmp_path / "out" / "model.safetensors").network)
     theirs, flat = [], []
     for thermal, truth, meta in centre_crops(pairs, 64):
         theirs.append(np.abs(colour(thermal, meta).astype(float) - truth).mean())

@@ -1,99 +1,140 @@
-"""What every Colorizer shares, whatever runs its network: reading, stretching, sizes, batches,
-text. No torch.
+"""FrameColorizer: any picture and a text in, colour of the picture's size out. No torch.
 
-``Colorizer`` (colorizer.py) runs a PyTorch network, ``OnnxColorizer`` (onnx_runtime.py) an exported
-graph.
+A call does three steps, which are public: ``prepare`` reads, stretches and reduces a frame, ``run``
+passes frames and texts through the network, ``finish`` makes a picture of the colours. ``Runtime``
+runs the network: torch.py has one for PyTorch, onnx.py one for ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from cmmfnet.colorizer.sizes import guided_upsample, pad, resize, to_picture
-from cmmfnet.text.attributes import said_of
-from cmmfnet.text.parser import Parsed, warn_unknown
+from cmmfnet.colorizer import sizes
+from cmmfnet.methods.traits import Traits
+from cmmfnet.text.parser import warn_unknown
 from cmmfnet.text.prompt import CorrectionError, Prompt, read_prompt
 from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 from cmmfnet.thermal.frame import Thermal, read_thermal
 from cmmfnet.thermal.stretch import normalise, parse_span
 
-Source = str | Path | bytes | np.ndarray | Thermal
+Source = Any
+"""A path, the bytes of a picture file, an array or tensor (H, W), a PIL image, or a Thermal."""
 Span = str | tuple[float, float]
-Token = tuple[
-    Any, ...
-]  # what stands for one text: tokens (L, ...) and mask (L), of the runtime's own array type
+Tokens = tuple[Any, ...]
+"""One text for a network: tokens (L, ...) and mask (L), arrays of the runtime's own type."""
+CACHED_TEXTS = 256
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A thermal frame ready for the network.
+
+    Attributes:
+        full: (H, W) float32 in [-1, 1], an array or, on a GPU, a tensor.
+        low: the same at working size (h, w); ``full`` itself where that fits.
+    """
+
+    full: Any
+    low: Any
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """One text as the network gets it.
+
+    Attributes:
+        tokens: one token for each of ``names``, or those of a sentence.
+        names: the names in the text, in the order of the tokens; empty for a sentence.
+        colours: the colour of each name ("red", "bare"), or None; always None for a network that
+            takes no colours.
+    """
+
+    tokens: Tokens
+    names: tuple[str, ...] = ()
+    colours: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Tags that a network predicts for a frame.
+
+    Attributes:
+        predicted: (name, probability in [0, 1]), likeliest first, as ``tags`` gives them.
+        told: the names given to the network as text, where these are predicted tags or corrections
+            of them; else None.
+    """
+
+    predicted: list[tuple[str, float]]
+    told: list[str] | None = None
+
+
+class Runtime:
+    """A network that can be run. A batch is (B, H, W) float32 in [-1, 1], padded."""
+
+    traits: Traits
+    name: str
+    device: Any  # device.type is "cpu", "cuda" or "mps"
+    not_finite: str  # the end of the message about NaN in colours
+
+    def inference(self) -> contextlib.AbstractContextManager:
+        """The context of every call."""
+        return contextlib.nullcontext()
+
+    def stretch(self, thermal: Thermal, span: tuple[float, float] | None) -> Any:
+        """-> (H, W) float32 in [-1, 1], an array or a tensor of the runtime."""
+        return np.ascontiguousarray(normalise(thermal, span), dtype=np.float32)
+
+    def sizes(self, frame: Any) -> ModuleType:
+        """The module that resizes such a frame: sizes.py, or tensors.py."""
+        return sizes
+
+    def array(self, colour: Any) -> np.ndarray:
+        """A tensor of the runtime as an array."""
+        return colour
+
+    def run(
+        self, batch: Any, texts: Sequence[Tokens | None], *, tags: bool = False
+    ) -> tuple[Any, np.ndarray | None]:
+        """Colours (B, 3, H, W) float32 in [-1, 1] and, with ``tags``, probabilities (B, words)."""
+        raise NotImplementedError
+
+    def predict(self, batch: Any) -> np.ndarray:
+        """Probabilities (B, words) float32 of the network's words."""
+        raise NotImplementedError
+
+    def vectors(self, words: tuple[str, ...]) -> dict[str, Any]:
+        """Tokens (D,) of those words without a name that the runtime can encode."""
+        return {}
+
+    def embed(
+        self, names: Sequence[str], colours: Sequence[str | None], vectors: Sequence[Any] = ()
+    ) -> Tokens:
+        """Tokens of names, followed by ``vectors``; at least one of both is given. ``colours`` has
+        an effect where the network takes colours."""
+        raise NotImplementedError
+
+    def encode(self, sentence: str) -> Tokens:
+        """Tokens of a sentence, for networks that take sentences."""
+        raise NotImplementedError
 
 
 class FrameColorizer:
-    """Any picture in, colour of the same size out. A subclass says how arrays get through its
-    network.
+    """Colours pictures with the network of a runtime. ``traits`` describes the network, ``name`` is
+    that of the model, ``device.type`` is "cpu", "cuda" or "mps"."""
 
-    ``network`` is described by attributes, each with a default where it has none: ``multiple_of``,
-    ``fixed_size``, ``least_size``, ``working_size``, ``text_source``, ``words``, ``predicts_tags``,
-    ``default_text``, ``tag_threshold``. ``device.type`` is "cpu", "cuda" or "mps".
-    """
-
-    network: Any
-    device: Any
-    name: str
-
-    def __init__(self) -> None:
-        self._text = functools.lru_cache(maxsize=256)(self._encode_text)
-
-    # --- what a subclass has: tensors are those of its runtime
-
-    def _inference(self) -> contextlib.AbstractContextManager:
-        """What one call of the network happens in."""
-        return contextlib.nullcontext()
-
-    def _stretch(self, frame: Thermal, span: tuple[float, float] | None) -> Any:
-        """-> (H, W) float32 in [-1, 1], as an array or as the runtime's tensor; the next two take
-        what this gives."""
-        return np.ascontiguousarray(normalise(frame, span), dtype=np.float32)
-
-    def _reduce(self, frame: Any) -> Any:
-        """(H, W) -> (h, w) at working size, antialiased."""
-        size = self._working_size(*frame.shape)
-        return frame if size == frame.shape else resize(frame, size)
-
-    def _batch(self, frames: list[Any]) -> Any:
-        """Frames (h, w) of one size -> the runtime's tensor (B, H, W) for ``_run``, padded to what
-        the network takes."""
-        return np.stack([pad(frame, self._multiple()) for frame in frames])
-
-    def _run(self, thermal: Any, texts: list[str | None], seen: Batch | None = None) -> Any:
-        """Tensor (B, H, W) and B texts -> (B, 3, H, W) float32 in [-1, 1]; calls ``_tokens`` for
-        the texts. ``seen``: to be filled in with what the network sees, for one that predicts
-        tags."""
-        raise NotImplementedError
-
-    def _predict(self, thermal: Any) -> np.ndarray:
-        """Tensor (B, H, W) -> (B, words) float32: the probability of each of the network's
-        words."""
-        raise NotImplementedError
-
-    def _embed(self, names: list[str], colours: list[str | None] | None = None) -> Token | None:
-        """Known names, and what colour is said of each, -> the token that stands for them; None for
-        none.
-
-        Colours come only where the network has ``takes_colours``.
-        """
-        raise NotImplementedError
-
-    def _sentence(self, text: str) -> Token:
-        """A whole sentence -> its tokens, for networks that take those."""
-        raise NotImplementedError
-
-    # --- calls
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime, self.traits = runtime, runtime.traits
+        self.name, self.device = runtime.name, runtime.device
+        self._read = functools.lru_cache(maxsize=CACHED_TEXTS)(self._read_text)
 
     def __call__(
         self,
@@ -108,12 +149,12 @@ class FrameColorizer:
         """Colour one picture or a list of pictures.
 
         Args:
-            x: path, file contents, array (H, W), or Thermal; or a list of those, of any mix of
-                sizes.
-            text: what is to be seen, in words; one for all pictures or a list with one for each.
-                None: the network's own default (it may predict tags). ``""``: no text. ``"+snow
-                -grass"``: what the network predicts for the frame, with snow and without grass
-                (docs/text.md).
+            x: path, file contents, array (H, W), PIL image or Thermal; or a list of those, of any
+                mix of sizes.
+            text: what is in the picture, in words; one for all pictures or a list with one for
+                each. None: the model's default (no text, predicted tags, or its default prompt).
+                ``""``: no text. ``"+snow -grass"``: the tags that the model predicts for the frame,
+                with snow and without grass (docs/text.md).
             span: lowest and highest value shown, in the picture's own units (degrees or counts), as
                 ``(20, 35)`` or ``"20,35"``. None: each frame is stretched between its 1st and 99th
                 percentile.
@@ -121,7 +162,7 @@ class FrameColorizer:
                 pictures.
             batch_size: frames of equal size that go through the network together; None: 8 on CUDA,
                 else 1.
-            return_tags: also return what the network sees, at no cost of its own.
+            return_tags: also return the tags that the network predicts, at no cost of their own.
 
         Returns:
             (H, W, 3) uint8 RGB of the input's own size; a list of those for a list. With
@@ -129,226 +170,251 @@ class FrameColorizer:
 
         Raises:
             ThermalFileError: not a picture that can be read. ValueError: lists of different length;
-                tags or corrections of them are asked for and this network predicts none.
+                a span that does not fit the frame; tags or corrections of them are asked for and
+                this network predicts none. FloatingPointError: the network gave NaN.
         """
         single = not isinstance(x, list | tuple)
-        frames = [read_thermal(item, palette=palette) for item in ([x] if single else x)]
-        texts = list(text) if isinstance(text, list | tuple) else [text] * len(frames)
-        if len(texts) != len(frames):
+        sources = [x] if single else x
+        texts = list(text) if isinstance(text, list | tuple) else [text] * len(sources)
+        if len(texts) != len(sources):
             raise ValueError(
-                f"{len(texts)} texts for {len(frames)} pictures; give one text for all, or one "
+                f"{len(texts)} texts for {len(sources)} pictures; give one text for all, or one "
                 "for each"
             )
-        span = parse_span(span) if isinstance(span, str) else span
-        size = batch_size or (8 if self.device.type == "cuda" else 1)
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+        size = batch_size or self.default_batch
         if return_tags:
             self._check_predicts()
-
-        results: list[np.ndarray | None] = [None] * len(frames)
-        seen: list[Seen | None] = [None] * len(frames)
-        with self._inference():
-            full = [self._stretch(frame, span) for frame in frames]
-            for indices in _batches([self._network_size(*frame.shape) for frame in full], size):
-                low = [self._reduce(full[i]) for i in indices]
-                found = Batch() if return_tags else None
-                colour = self._run(self._batch(low), [texts[i] for i in indices], found)
-                for i, frame, rgb in zip(indices, low, colour, strict=True):
-                    results[i] = self._finish(
-                        rgb[:, : frame.shape[0], : frame.shape[1]], frame, full[i]
-                    )
-                if found is not None:
-                    for place, i in enumerate(indices):
-                        seen[i] = Seen(
-                            self._likeliest(found.probabilities[place]), found.told.get(place)
-                        )
+        thermals = [read_thermal(each, palette=palette) for each in sources]
+        pictures: list[np.ndarray | None] = [None] * len(thermals)
+        seen: list[Seen | None] = [None] * len(thermals)
+        with self.runtime.inference():
+            frames = [self.prepare(each, span) for each in thermals]
+            for indices in _groups([self._network_size(frame) for frame in frames], size):
+                group = [frames[i] for i in indices]
+                colours, found = self.run(group, [texts[i] for i in indices], tags=return_tags)
+                for i, colour, each in zip(indices, colours, found, strict=True):
+                    pictures[i], seen[i] = self.finish(colour, frames[i]), each
         if return_tags:
-            return (results[0], seen[0]) if single else (results, seen)
-        return results[0] if single else results
+            return (pictures[0], seen[0]) if single else (pictures, seen)
+        return pictures[0] if single else pictures
 
     def tags(
         self, x: Source, top: int = 8, *, span: Span | None = None, palette: str | None = None
     ) -> list[tuple[str, float]]:
-        """The things that the network believes to be in the picture: ``top`` pairs (name,
-        probability in [0, 1]).
+        """The ``top`` likeliest tags of a picture: pairs (name, probability in [0, 1]).
 
         Raises:
             ValueError: this network predicts no tags.
         """
         self._check_predicts()
-        frame = read_thermal(x, palette=palette)
-        with self._inference():
-            low = self._reduce(
-                self._stretch(frame, parse_span(span) if isinstance(span, str) else span)
-            )
-            probabilities = self._predict(self._batch([low]))[0]
-        return self._likeliest(probabilities, top)
+        frame = self.prepare(x, span, palette=palette)
+        return self.likeliest(self.predict([frame])[0], top)
 
-    def _likeliest(self, probabilities: np.ndarray, top: int = 8) -> list[tuple[str, float]]:
+    # --- the steps of a call
+
+    @property
+    def default_batch(self) -> int:
+        """Frames of one size that go through the network together by default."""
+        return 8 if self.device.type == "cuda" else 1
+
+    def prepare(self, x: Source, span: Span | None = None, *, palette: str | None = None) -> Frame:
+        """Read a picture, stretch it, and reduce or enlarge it to the network's working size."""
+        thermal = read_thermal(x, palette=palette)
+        span = parse_span(span) if isinstance(span, str) else span
+        with self.runtime.inference():
+            full = self.runtime.stretch(thermal, span)
+            size = sizes.working_size(self.traits, *full.shape)
+            resized = size != tuple(full.shape)
+            return Frame(
+                full, self.runtime.sizes(full).resize(full, size, "bilinear") if resized else full
+            )
+
+    def batch(self, frames: Sequence[Frame]) -> Any:
+        """Frames that pad to one size -> the network's input (B, H, W)."""
+        if len({self._network_size(frame) for frame in frames}) != 1:
+            found = ", ".join(sorted({f"{h}x{w}" for h, w in map(self._network_size, frames)}))
+            raise ValueError(f"frames of one batch must pad to one size, found {found or 'none'}")
+        module = self.runtime.sizes(frames[0].low)
+        return module.stack([module.pad(frame.low, self.traits.step) for frame in frames])
+
+    def run(
+        self, frames: Sequence[Frame], texts: Sequence[str | None], *, tags: bool = False
+    ) -> tuple[list[Any], list[Seen | None]]:
+        """Colour frames that pad to one size.
+
+        Args:
+            frames: of ``prepare``, B of them.
+            texts: one for each, as in a call.
+            tags: also predict tags.
+
+        Returns:
+            B colours (3, h, w) float32 in [-1, 1] at working size, and B ``Seen``, None without
+            ``tags``.
+        """
+        with self.runtime.inference():
+            batch = self.batch(frames)
+            corrected = [i for i, text in enumerate(texts) if self._needs_prediction(text)]
+            probabilities = self.runtime.predict(batch) if corrected else None
+            inputs = [
+                self.text_input(text, probabilities[i] if i in corrected else None)
+                for i, text in enumerate(texts)
+            ]
+            colours, found = self.runtime.run(
+                batch,
+                [each and each.tokens for each in inputs],
+                tags=tags and probabilities is None,
+            )
+        probabilities = found if probabilities is None else probabilities
+        seen: list[Seen | None] = [None] * len(frames)
+        if tags:
+            for i, each in enumerate(inputs):
+                told = list(each.names if each else ()) if i in corrected else None
+                seen[i] = Seen(self.likeliest(probabilities[i]), told)
+        cut = [
+            colour[:, : frame.low.shape[0], : frame.low.shape[1]]
+            for colour, frame in zip(colours, frames, strict=True)
+        ]
+        return cut, seen
+
+    def predict(self, frames: Sequence[Frame]) -> np.ndarray:
+        """Frames that pad to one size -> probabilities (B, words) float32 of the network's words.
+
+        Raises:
+            ValueError: this network predicts no tags.
+        """
+        self._check_predicts()
+        with self.runtime.inference():
+            return self.runtime.predict(self.batch(frames))
+
+    def likeliest(self, probabilities: np.ndarray, top: int = 8) -> list[tuple[str, float]]:
+        """The ``top`` likeliest of the network's words, with their probabilities."""
         best = np.argsort(-probabilities, kind="stable")[:top]
-        return [(self.network.words[i], float(probabilities[i])) for i in best]
+        return [(self.traits.words[i], float(probabilities[i])) for i in best]
+
+    def finish(self, colour: Any, frame: Frame) -> np.ndarray:
+        """Colour (3, h, w) in [-1, 1] at working size -> (H, W, 3) uint8 of the frame's own size.
+
+        Raises:
+            FloatingPointError: the colours are NaN or infinite.
+        """
+        full, low = frame.full, frame.low
+        if isinstance(full, np.ndarray):
+            colour = self.runtime.array(colour)
+        module = self.runtime.sizes(full)
+        with self.runtime.inference():
+            if low.shape != full.shape:
+                if low.shape[0] >= full.shape[0] and low.shape[1] >= full.shape[1]:
+                    colour = module.resize(colour, tuple(full.shape), "bilinear")
+                else:
+                    colour = sizes.guided_upsample(
+                        colour, low[None], full[None], resize=module.resize,
+                        box_mean=module.box_mean,
+                    )  # fmt: skip
+            try:
+                return module.to_picture(colour)
+            except FloatingPointError:
+                raise FloatingPointError(
+                    f"model {self.name!r} gave NaN or infinite colours{self.runtime.not_finite}"
+                ) from None
+
+    def _network_size(self, frame: Frame) -> tuple[int, int]:
+        step = self.traits.step
+        return tuple(-(-side // step) * step for side in frame.low.shape)
 
     def _check_predicts(self) -> None:
-        if not getattr(self.network, "predicts_tags", False):
+        if not self.traits.predicts_tags:
             raise ValueError(f"model {self.name!r} predicts no tags")
-
-    # --- sizes
-
-    def _multiple(self) -> int:
-        return getattr(self.network, "fixed_size", None) or getattr(self.network, "multiple_of", 8)
-
-    def _working_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which a frame is coloured, before padding: short side between ``least_size``
-        and ``working_size``.
-
-        A network is trained with objects of a certain size in pixels; on a frame far larger than
-        those of training it takes a wall for a road, and on one far smaller it sees none. The last
-        bound keeps memory finite for very long, narrow frames.
-        """
-        if fixed := getattr(self.network, "fixed_size", None):
-            return fixed, fixed
-        least, working = (
-            getattr(self.network, "least_size", 0),
-            getattr(self.network, "working_size", 512),
-        )
-        scale = min(
-            max(1.0, least / min(height, width)),
-            working / min(height, width),
-            2 * working / math.sqrt(height * width),
-        )
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def _network_size(self, height: int, width: int) -> tuple[int, int]:
-        return tuple(
-            math.ceil(side / self._multiple()) * self._multiple()
-            for side in self._working_size(height, width)
-        )
-
-    def _finish(self, colour: Any, low: np.ndarray, full: np.ndarray) -> np.ndarray:
-        """Colour (3, h, w) in [-1, 1] at working size -> (H, W, 3) uint8. It or ``_run`` raises
-        ``FloatingPointError`` for colours that are not finite."""
-        if low.shape != full.shape:
-            if low.shape[0] >= full.shape[0] and low.shape[1] >= full.shape[1]:
-                colour = resize(colour, full.shape)
-            else:
-                colour = guided_upsample(colour, low[None], full[None])
-        return to_picture(colour)
 
     # --- text
 
-    def _tokens(
-        self, thermal: Any, texts: list[str | None], seen: Batch | None = None
-    ) -> list[Token | None]:
-        """What stands for each of B texts beside its frame; None where that is nothing. Fills in
-        ``seen``."""
-        tokens = [self._text(text) if text is not None else None for text in texts]
-        by_default = getattr(self.network, "default_text", "none") == "predicted"
-        predicted = {
-            i
-            for i, text in enumerate(texts)
-            if (by_default if text is None else isinstance(tokens[i], Prompt))
-        }
-        if predicted:
-            probabilities = self._predict(thermal)
-            for i in predicted:
-                order = np.argsort(-probabilities[i], kind="stable")
-                likely = [
-                    self.network.words[j]
-                    for j in order
-                    if probabilities[i, j] > self.network.tag_threshold
-                ]
-                prompt = tokens[i] or Prompt()
-                names = (prompt.tags(likely) if texts[i] is not None else likely)[:MAX_TAGS]
-                tokens[i] = self._embed_all(names, prompt, texts[i] or "")
-                if seen is not None:
-                    seen.told[i] = names
-            if seen is not None:
-                seen.probabilities = probabilities
-        return tokens
+    def text_input(
+        self, text: str | None, probabilities: np.ndarray | None = None
+    ) -> TextInput | None:
+        """A text, None for the model's default, as the network gets it; None for no text.
 
-    def _encode_text(self, text: str) -> Token | Prompt | None:
-        """Text -> its token; None where nothing in it means anything to the network, a Prompt where
-        it corrects what the network predicts for a frame."""
-        source = getattr(self.network, "text_source", "none")
+        Args:
+            text: as in a call.
+            probabilities: (words,), of the frame's tags, for a text that starts from them.
+
+        Raises:
+            CorrectionError: the text corrects predicted tags, and this network predicts none.
+        """
+        if text is None and self.traits.default_text == "predicted":
+            return self.predicted_input(probabilities)
+        found = self._read(self.traits.default_prompt if text is None else text)
+        if not isinstance(found, Prompt):
+            return found
+        return self._embed(found.names(self._likely(probabilities)), found)
+
+    def predicted_input(self, probabilities: np.ndarray) -> TextInput | None:
+        """The predicted tags of a frame (probabilities (words,)) as its text; None for no tag."""
+        return self._embed(self._likely(probabilities), Prompt())
+
+    def _needs_prediction(self, text: str | None) -> bool:
+        if text is None and self.traits.default_text == "predicted":
+            return True
+        return text is not None and isinstance(self._read(text), Prompt)
+
+    def _likely(self, probabilities: np.ndarray) -> list[str]:
+        """Names above the network's threshold, likeliest first."""
+        order = np.argsort(-probabilities, kind="stable")
+        likely = [i for i in order if probabilities[i] > self.traits.tag_threshold]
+        return [self.traits.words[i] for i in likely]
+
+    def _read_text(self, text: str) -> TextInput | Prompt | None:
+        """A text as the network gets it, None for no text, or the Prompt itself where it corrects
+        the tags that the network predicts for a frame."""
         if not text.strip():
             return None
-        if source == "none":
-            warnings.warn(
-                f"model {self.name!r} takes no text; {text!r} has no effect", stacklevel=5
-            )
+        if not self.traits.takes_text:
+            message = f"model {self.name!r} takes no text; {text!r} has no effect"
+            warnings.warn(message, stacklevel=_level_outside())
             return None
-        words = self.network.words if source == "clip-tags" else WORDS
+        words = self.traits.words if self.traits.takes_names else WORDS
         prompt = read_prompt(text, words)
-        if prompt.needs_prediction and (
-            source != "clip-tags" or not getattr(self.network, "predicts_tags", False)
-        ):
+        if prompt.needs_prediction and not self.traits.can_correct:
             raise CorrectionError(
                 f"model {self.name!r} predicts no tags, so {text!r} has nothing to start from; "
                 "write what is to be seen"
             )
-        if source == "clip-tags":
-            encoded = self._vectors(tuple(prompt.unknown))
-            unknown = [
-                word for word in [*prompt.unknown, *prompt.unknown_removed] if word not in encoded
-            ]
-            warn_unknown(Parsed(unknown=unknown), words, stacklevel=5)
-            return (
-                prompt
-                if prompt.needs_prediction
-                else self._embed_all(prompt.tags()[:MAX_TAGS], prompt, text)
-            )
-        return self._sentence(text)
+        if not self.traits.takes_names:
+            return TextInput(self.runtime.encode(text))
+        encoded = self.runtime.vectors(tuple(prompt.unknown))
+        unknown = [w for w in (*prompt.unknown, *prompt.unknown_removed) if w not in encoded]
+        warn_unknown(unknown, words, stacklevel=1 + _level_outside())
+        return prompt if prompt.needs_prediction else self._embed(prompt.names(), prompt)
 
-    def _vectors(self, words: tuple[str, ...]) -> dict[str, Any]:
-        """Tokens (D,) of words that the network has no name for, as far as the runtime can get
-        them."""
-        return {}
-
-    def _embed_all(self, names: list[str], prompt: Prompt, text: str) -> Token | None:
-        """Names and, where there is room, the other words that the runtime has vectors for."""
-        token = self._embed_said(names, prompt.colours, text)
-        vectors = list(self._vectors(tuple(prompt.unknown)).values())[: MAX_TAGS - len(names)]
-        return self._join(token, vectors) if vectors else token
-
-    def _join(self, token: Token | None, vectors: list[Any]) -> Token:
-        """A token and vectors (D,) -> one token. Of runtimes that have ``_vectors``."""
-        raise NotImplementedError
-
-    def _embed_said(
-        self, names: list[str], colours: list[tuple[str, str]], text: str
-    ) -> Token | None:
-        """Names, with what the text says of each, for networks that know colours."""
-        if not getattr(self.network, "takes_colours", False):
-            return self._embed(names)
-        return self._embed(names, said_of(names, colours, text))
+    def _embed(self, names: Sequence[str], prompt: Prompt) -> TextInput | None:
+        """Names with their colours and, where there is room, words that the runtime can encode."""
+        names = list(names)[:MAX_TAGS]
+        takes_colours = self.traits.takes_colours
+        colours = prompt.colours_of(names) if takes_colours else [None] * len(names)
+        vectors = self.runtime.vectors(tuple(prompt.unknown)) if prompt.unknown else {}
+        vectors = dict(list(vectors.items())[: MAX_TAGS - len(names)])
+        if not names and not vectors:
+            return None
+        return TextInput(
+            self.runtime.embed(names, colours, list(vectors.values())),
+            (*names, *vectors),
+            (*colours, *[None] * len(vectors)),
+        )
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a network believes to see in a frame, and what it was told because of that.
-
-    Attributes:
-        predicted: (name, probability in [0, 1]), likeliest first, as ``tags`` gives them.
-        told: the names that it got as text, where these were predicted tags or corrections of them;
-            else None.
-    """
-
-    predicted: list[tuple[str, float]]
-    told: list[str] | None = None
+def _level_outside() -> int:
+    """``stacklevel`` for ``warnings.warn`` in the calling function: the first caller outside this
+    package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("cmmfnet."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
-@dataclass
-class Batch:
-    """What came up while a batch was coloured: probabilities (B, words) of tags, and frame -> names
-    told."""
-
-    probabilities: np.ndarray | None = None
-    told: dict[int, list[str]] = field(default_factory=dict)
-
-
-def _batches(sizes: list[tuple[int, int]], limit: int) -> Iterator[list[int]]:
+def _groups(of_size: list[tuple[int, int]], limit: int) -> Iterator[list[int]]:
     """Indices of equal sizes together, at most ``limit`` at a time."""
     groups: dict[tuple[int, int], list[int]] = {}
-    for i, size in enumerate(sizes):
+    for i, size in enumerate(of_size):
         groups.setdefault(size, []).append(i)
     for group in groups.values():
         for start in range(0, len(group), limit):

@@ -197,7 +197,7 @@ def colorize(
 
     if todo or sequences:
         colorizer = open_colorizer(model, device, guidance)
-        predicts = getattr(colorizer.network, "predicts_tags", False)
+        predicts = colorizer.traits.predicts_tags
         if show_tags and not predicts:
             raise UserError(f"model {model!r} predicts no tags; leave out --show-tags")
         coloured = [*sequences, *(job.file for job in todo)]
@@ -294,14 +294,11 @@ def _say(seen: Seen) -> str:
 def _check_corrections(colorizer: FrameColorizer, texts: list[str | None]) -> None:
     """Texts that start from predicted tags need a model that predicts some and takes their
     names."""
-    network = colorizer.network
-    if (
-        getattr(network, "predicts_tags", False)
-        and getattr(network, "text_source", "none") == "clip-tags"
-    ):
+    traits = colorizer.traits
+    if traits.can_correct or not traits.takes_text:
         return
     for text in dict.fromkeys(filter(None, texts)):
-        if getattr(network, "text_source", "none") != "none" and read_prompt(text).needs_prediction:
+        if read_prompt(text).needs_prediction:
             raise UserError(
                 f"model {colorizer.name!r} predicts no tags, so {text!r} has nothing to start "
                 "from; write what is to be seen"
@@ -366,7 +363,7 @@ def _run(
 
     from cmmfnet.thermal.frame import ThermalFileError, read_thermal
 
-    size = batch_size or (8 if colorizer.device.type == "cuda" else 1)
+    size = batch_size or colorizer.default_batch
     torch = sys.modules.get("torch")  # an .onnx model does without
     out_of_memory = torch.cuda.OutOfMemoryError if torch is not None else ()
     jobs = iter(todo)

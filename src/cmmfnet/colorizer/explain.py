@@ -15,7 +15,6 @@ import numpy as np
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.page import as_grey, write_page
-from cmmfnet.text.attributes import said_of
 from cmmfnet.text.parser import parse_tags
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def look(
 
     Args:
         x: path, file contents, array (H, W), or Thermal.
-        text: as for Colorizer; None takes the predicted tags.
+        text: as for Colorizer ("+snow -grass", too); None takes the predicted tags.
         boxes: name of the text -> (left, top, right, bottom) in pixels, where it is to hold; needs
             a model with regions. span, palette: as for Colorizer.
 
@@ -150,75 +149,63 @@ def look(
     """
     import torch
 
-    from cmmfnet.thermal.frame import read_thermal
-    from cmmfnet.thermal.stretch import normalise, parse_span
-
-    network = colorizer.network
-    if getattr(network, "text_source", "none") != "clip-tags":
+    network, traits = colorizer.network, colorizer.traits
+    if not traits.takes_names:
         raise ExplainError(
             f"model {colorizer.name!r} does not take the names of things, so there is nothing to "
             "show"
         )
-    frame = read_thermal(x, palette=palette)
-    full = np.ascontiguousarray(
-        normalise(frame, parse_span(span) if span else None), dtype=np.float32
-    )
-    tags = (
-        colorizer.tags(x, SHOWN_TAGS, span=span, palette=palette) if network.predicts_tags else []
-    )
-    if text is None:
-        names = [name for name, probability in tags if probability > network.tag_threshold]
-        colours: list[str | None] = [None] * len(names)
-    else:
-        parsed = parse_tags(text, network.words)
-        names = parsed.tags[:16]
-        colours = (
-            said_of(names, parsed.colours, text) if network.takes_colours else [None] * len(names)
-        )
-    if boxes and not network.takes_colours:
+    if boxes and not traits.takes_colours:
         raise ExplainError(
             f"model {colorizer.name!r} has no regions, so boxes have no effect; leave out --box"
         )
+    frame = colorizer.prepare(x, span, palette=palette)
+    tags, given = [], None
+    if traits.predicts_tags:
+        probabilities = colorizer.predict([frame])[0]
+        tags = colorizer.likeliest(probabilities, SHOWN_TAGS)
+        if text is None:
+            given = colorizer.predicted_input(probabilities)
+    if text is not None:
+        given = colorizer.text_input(text, probabilities if traits.predicts_tags else None)
+    names = given.names if given is not None else ()
     if missing := set(boxes or ()) - set(names):
         raise ExplainError(
             f"--box names {', '.join(sorted(missing))}, which the text does not have "
             f"({', '.join(names)})"
         )
 
-    low = colorizer._reduce(full)
-    thermal = colorizer._batch([low])[:, None].to(colorizer.device, colorizer.input_dtype)
-    padded = thermal.shape[-2:]
-    with colorizer._inference():
+    height, width = frame.low.shape
+    with colorizer.runtime.inference():
+        thermal = colorizer.runtime.on_device(colorizer.batch([frame]))
+        padded = thermal.shape[-2:]
         plain = network(thermal, None, None)
-        told, maps = plain, torch.zeros(1, 0, *low.shape)
-        if names:
-            tokens, mask = colorizer._embed(names, colours if network.takes_colours else None)
-            if network.takes_colours:
-                places = _places(names, boxes or {}, full.shape, low.shape, padded).to(thermal)
-                told, *_, levels = network(
-                    thermal, tokens[None], mask[None], heads=True, maps=True, places=places
+        colour, maps = plain, torch.zeros(1, 0, height, width)
+        if given is not None:
+            tokens, mask = (part[None] for part in given.tokens)
+            if traits.takes_colours:
+                places = _places(names, boxes or {}, frame.full.shape, (height, width), padded)
+                places = places.to(thermal)
+                colour, *_, levels = network(
+                    thermal, tokens, mask, heads=True, maps=True, places=places
                 )
-                maps = network.regions.maps(
-                    levels[-1], network.said(tokens[None], mask[None], places)
-                )
+                maps = network.regions.maps(levels[-1], network.said(tokens, mask, places))
             else:
-                told = network(thermal, tokens[None], mask[None])
-                maps = attention_maps(network, thermal, tokens[None], mask[None])
+                colour = network(thermal, tokens, mask)
+                maps = attention_maps(network, thermal, tokens, mask)
         maps = torch.nn.functional.interpolate(
             maps.float(), padded, mode="bilinear", align_corners=False
-        )
-        maps = maps[:, :, : low.shape[0], : low.shape[1]]
+        )[:, :, :height, :width]
         maps = torch.nn.functional.interpolate(
-            maps, full.shape, mode="bilinear", align_corners=False
+            maps, tuple(frame.full.shape), mode="bilinear", align_corners=False
         )[0]
         pictures = [
-            colorizer._finish(c[0, :, : low.shape[0], : low.shape[1]].float(), low, full)
-            for c in (plain, told)
+            colorizer.finish(each[0, :, :height, :width].float(), frame) for each in (plain, colour)
         ]
-    words = [
-        f"{colour} {name}" if colour else name for name, colour in zip(names, colours, strict=True)
-    ]
-    kind = "regions" if network.takes_colours else "attention"
+    colours = given.colours if given is not None else ()
+    words = [f"{c} {name}" if c else name for name, c in zip(names, colours, strict=True)]
+    kind = "regions" if traits.takes_colours else "attention"
+    full = frame.full if isinstance(frame.full, np.ndarray) else colorizer.runtime.array(frame.full)
     return Explanation(as_grey(full), *pictures, words, maps.clamp(0, 1).cpu().numpy(), tags, kind)
 
 

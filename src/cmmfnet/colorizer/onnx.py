@@ -1,23 +1,26 @@
-"""OnnxColorizer: what ``cmmfnet export`` wrote, run by ONNX Runtime. No torch is imported, nor
-needed."""
+"""OnnxColorizer: pictures coloured by a graph of ``cmmfnet export``, run by ONNX Runtime. No
+torch."""
 
 from __future__ import annotations
 
-import json
+import base64
+import binascii
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmmfnet.colorizer.base import Batch, FrameColorizer, Token
+from cmmfnet.colorizer.base import FrameColorizer, Runtime, Tokens
+from cmmfnet.methods.traits import Traits
 from cmmfnet.text.attributes import attribute_weights
 from cmmfnet.weights.known import ModelError
 
 FORMAT = "cmmfnet-onnx-1"
-TEXT_INPUTS = ("text", "text_mask", "text_colours")  # the parts of a token, in its order
+TEXT_INPUTS = ("text", "text_mask", "text_colours")  # the parts of a text, in its order
 Sentences = Callable[[Sequence[str]], tuple[Any, Any]]
 
 
@@ -26,30 +29,14 @@ class Device:
     type: str  # "cpu" or "cuda"
 
 
-@dataclass(frozen=True)
-class OnnxNetwork:
-    """What the file says about its network, under the names that a network of ``cmmfnet.methods``
-    has."""
-
-    text_source: str
-    words: list[str]
-    multiple_of: int
-    fixed_size: int | None
-    least_size: int
-    working_size: int
-    predicts_tags: bool
-    default_text: str
-    tag_threshold: float
-    takes_colours: bool = False
-
-
 class OnnxColorizer(FrameColorizer):
     """Colours thermal pictures with an exported model; called as ``Colorizer`` is.
 
         >>> colorizer = OnnxColorizer.from_pretrained("cmmfnet.onnx")         # doctest: +SKIP
         >>> colour = colorizer("frame.png", text="a street at night")         # doctest: +SKIP
 
-    Several threads may call one OnnxColorizer.
+    Several threads may call one OnnxColorizer. It can be pickled and copied: the copy reads the
+    file again.
     """
 
     def __init__(
@@ -68,12 +55,38 @@ class OnnxColorizer(FrameColorizer):
             threads: of one call on the CPU; None: as many as this process may use.
             sentences: for a model that takes whole sentences: B texts -> tokens (B, L, D) and mask
                 (B, L), such as ``cmmfnet.text.sentences.SentenceEncoder()`` (which needs torch).
-                Other models know their words by themselves.
+                Other models know their words by themselves, and a model knows its default prompt.
 
         Raises:
             ModelError: no such file, not an exported model, or no such device. ImportError:
                 onnxruntime is missing.
         """
+        self._options = {"device": device, "threads": threads, "sentences": sentences}
+        super().__init__(OnnxRuntime(path, **self._options))
+        self.metadata = self.runtime.metadata
+        self._path = path
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "auto") -> OnnxColorizer:
+        """As ``Colorizer.from_pretrained``, of a file that ``cmmfnet export`` wrote."""
+        return cls(name, device=device)
+
+    def __reduce__(self) -> tuple:
+        return _rebuilt, (type(self), self._path, self._options)
+
+
+def _rebuilt(cls: type[OnnxColorizer], path: str | Path, options: dict[str, Any]) -> OnnxColorizer:
+    return cls(path, **options)
+
+
+class OnnxRuntime(Runtime):
+    """A graph and its session."""
+
+    not_finite = "; export it without --half"
+
+    def __init__(
+        self, path: str | Path, *, device: str, threads: int | None, sentences: Sentences | None
+    ):
         try:
             import onnxruntime
         except ImportError as error:
@@ -86,9 +99,8 @@ class OnnxColorizer(FrameColorizer):
         self.device = Device(_pick(device, onnxruntime.get_available_providers()))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or _cpus()
-        options.log_severity_level = (
-            3  # it warns that inputs with a default are no constants, which is what they are for
-        )
+        # it warns that inputs with a default are no constants, which is what they are for
+        options.log_severity_level = 3
         providers = ["CUDAExecutionProvider"] if self.device.type == "cuda" else []
         try:
             self._session = onnxruntime.InferenceSession(
@@ -100,79 +112,61 @@ class OnnxColorizer(FrameColorizer):
             raise ModelError(
                 f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}"
             ) from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        if metadata.get("format") != FORMAT:
+        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        if self.metadata.get("format") != FORMAT:
             raise ModelError(
                 f"{path} is no graph of cmmfnet export: its metadata say "
-                f"format={metadata.get('format')!r}, expected {FORMAT!r}"
+                f"format={self.metadata.get('format')!r}, expected {FORMAT!r}"
             )
         try:
-            self.network = OnnxNetwork(
-                text_source=metadata["text_source"], default_text=metadata["default_text"],
-                **{key: json.loads(metadata[key]) for key in (
-                    "words", "multiple_of", "fixed_size", "least_size", "working_size",
-                    "predicts_tags", "tag_threshold",
-                )},
-                # files from before have no such key
-                takes_colours=json.loads(metadata.get("takes_colours", "false")),
-            )  # fmt: skip
-        except (KeyError, ValueError) as error:
+            self.traits = Traits.from_strings(self.metadata)
+            self._default = default_tokens(self.metadata)
+        except ValueError as error:
             raise ModelError(
-                f"{path}: its metadata are incomplete or no JSON ({error}); export the model again"
+                f"{path}: its metadata are incomplete or wrong ({error}); export the model again"
             ) from error
-        self.metadata = dict(metadata)
-        self.name = metadata.get("model", path.stem)
-        self._sentences = sentences
-        super().__init__()
+        self.name = self.metadata.get("model", path.stem)
+        self._sentences, self._lock = sentences, threading.Lock()
 
-    @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "auto") -> OnnxColorizer:
-        """As ``Colorizer.from_pretrained``, of a file that ``cmmfnet export`` wrote."""
-        return cls(name, device=device)
+    def run(
+        self, batch: np.ndarray, texts: Sequence[Tokens | None], *, tags: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        feed = {"thermal": batch[:, None]} | self._text_feed(texts)
+        if tags:
+            return tuple(self._session.run(["colour", "tags"], feed))
+        return self._session.run(["colour"], feed)[0], None
 
-    # --- what FrameColorizer leaves to the runtime
+    def _text_feed(self, texts: Sequence[Tokens | None]) -> dict[str, np.ndarray]:
+        """The inputs of text. A frame without text has no valid token; where no frame has text the
+        inputs are left out, unless the graph has a default text."""
+        given = [text for text in texts if text is not None]
+        if not given and self._default is None:
+            return {}
+        parts = given[0] if given else self._default
+        length = max((len(text[1]) for text in given), default=1)
+        feed = {}
+        for part, name in enumerate(TEXT_INPUTS[: len(parts)]):
+            like = np.asarray(parts[part])
+            feed[name] = np.zeros((len(texts), length, *like.shape[1:]), like.dtype)
+            for row, text in zip(feed[name], texts, strict=True):
+                if text is not None:
+                    row[: len(text[part])] = text[part]
+        return feed
 
-    def _run(
-        self, thermal: np.ndarray, texts: list[str | None], seen: Batch | None = None
-    ) -> np.ndarray:
-        """(B, H, W) and B texts -> (B, 3, H, W) float32 in [-1, 1]. ``seen`` is filled in."""
-        tokens = self._tokens(thermal, texts, seen)
-        feed = {"thermal": thermal[:, None]}
-        given = [token for token in tokens if token is not None]
-        if given:  # frames without text have no valid token, which is what no text is to the graph
-            length = max(len(token[1]) for token in given)
-            for part, name in enumerate(TEXT_INPUTS[: len(given[0])]):
-                like = np.asarray(given[0][part])
-                feed[name] = np.zeros((len(texts), length, *like.shape[1:]), like.dtype)
-                for row, token in zip(feed[name], tokens, strict=True):
-                    if token is not None:
-                        row[: len(token[part])] = token[part]
-        if seen is not None and seen.probabilities is None:
-            colour, seen.probabilities = self._session.run(["colour", "tags"], feed)
-        else:
-            (colour,) = self._session.run(["colour"], feed)
-        if not np.isfinite(colour).all():
-            raise FloatingPointError(
-                f"model {self.name!r} gave NaN or infinite colours; export it without --half"
-            )
-        return colour
+    def predict(self, batch: np.ndarray) -> np.ndarray:
+        return self._session.run(["tags"], {"thermal": batch[:, None]})[0]
 
-    def _predict(self, thermal: np.ndarray) -> np.ndarray:
-        return self._session.run(["tags"], {"thermal": thermal[:, None]})[0]
+    def embed(
+        self, names: Sequence[str], colours: Sequence[str | None], vectors: Sequence[Any] = ()
+    ) -> Tokens:
+        """Indices of words and weights of colours: the graph has the words' vectors."""
+        ids = np.array([self.traits.words.index(name) for name in names], dtype=np.int64)
+        weights = (np.stack([attribute_weights(colour) for colour in colours]),)
+        return ids, np.ones(len(ids), dtype=bool), *(weights if self.traits.takes_colours else ())
 
-    def _embed(self, names: list[str], colours: list[str | None] | None = None) -> Token | None:
-        """The graph has the words' vectors and wants to be told which, and what is said of each."""
-        if not names:
-            return None
-        ids = np.array([self.network.words.index(name) for name in names], dtype=np.int64)
-        said = (
-            ()
-            if colours is None
-            else (np.stack([attribute_weights(colour) for colour in colours]),)
-        )
-        return ids, np.ones(len(ids), dtype=bool), *said
-
-    def _sentence(self, text: str) -> Token:
+    def encode(self, sentence: str) -> Tokens:
+        if self._default is not None and sentence == self.traits.default_prompt:
+            return self._default
         if self._sentences is None:
             raise ModelError(
                 f"model {self.name!r} takes whole sentences, which a CLIP text encoder makes "
@@ -180,8 +174,39 @@ class OnnxColorizer(FrameColorizer):
                 "OnnxColorizer(..., sentences=cmmfnet.text.sentences.SentenceEncoder()), or "
                 "colour without text"
             )
-        tokens, mask = self._sentences([text])
+        with self._lock:
+            tokens, mask = self._sentences([sentence])
         return np.asarray(tokens, dtype=np.float32)[0], np.asarray(mask, dtype=bool)[0]
+
+
+DEFAULT_TOKENS = "default_tokens"
+
+
+def default_tokens(metadata: Mapping[str, str]) -> Tokens | None:
+    """Tokens (L, D) float32 and mask (L) of the default prompt in a graph's metadata; None for a
+    graph without one.
+
+    Raises:
+        ValueError: they are no numbers of the shape that the metadata give.
+    """
+    if DEFAULT_TOKENS not in metadata:
+        return None
+    shape, _, data = metadata[DEFAULT_TOKENS].partition(":")
+    try:
+        length, width = (int(side) for side in shape.split("x"))
+        tokens = np.frombuffer(base64.b64decode(data, validate=True), np.float32)
+        tokens = tokens.reshape(length, width)
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(f"{DEFAULT_TOKENS} cannot be read: {error}") from error
+    if not np.isfinite(tokens).all():
+        raise ValueError(f"{DEFAULT_TOKENS} has values that are not finite")
+    return tokens, np.ones(length, dtype=bool)
+
+
+def default_tokens_string(tokens: np.ndarray) -> str:
+    """Tokens (L, D) for a graph's metadata: the shape, ":" and float32 in base64."""
+    tokens = np.ascontiguousarray(tokens, dtype="<f4")
+    return f"{tokens.shape[0]}x{tokens.shape[1]}:{base64.b64encode(tokens.tobytes()).decode()}"
 
 
 def _cpus() -> int:

@@ -1,15 +1,36 @@
-"""Sizes around a network, in numpy: padding, resizing, and colour brought back to the size of its
-thermal frame. No torch."""
+"""Sizes around a network, in numpy: the size that it works at, padding, resizing, and colour brought
+back to the size of its thermal frame. No torch; tensors.py has the same for tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from cmmfnet.methods.traits import Traits
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def working_size(traits: Traits, height: int, width: int) -> tuple[int, int]:
+    """The size (height, width) at which a frame is coloured, before padding.
+
+    The short side is between ``least_size`` and ``working_size``. A network is trained with objects
+    of a certain size in pixels; on a frame far larger than those of training it takes a wall for a
+    road, and on a far smaller one it sees none. Very long, narrow frames are reduced further, so
+    that memory stays finite.
+    """
+    if traits.fixed_size:
+        return traits.fixed_size, traits.fixed_size
+    scale = min(
+        max(1.0, traits.least_size / min(height, width)),
+        traits.working_size / min(height, width),
+        2 * traits.working_size / math.sqrt(height * width),
+    )
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def pad(frame: np.ndarray, multiple: int) -> np.ndarray:
@@ -17,6 +38,11 @@ def pad(frame: np.ndarray, multiple: int) -> np.ndarray:
     pixel repeated."""
     height, width = frame.shape
     return np.pad(frame, ((0, -height % multiple), (0, -width % multiple)), mode="reflect")
+
+
+def stack(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """B frames (H, W) -> (B, H, W)."""
+    return np.stack(frames)
 
 
 def resize(x: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
@@ -86,5 +112,11 @@ def guided_upsample(
 
 
 def to_picture(colour: np.ndarray) -> np.ndarray:
-    """(3, H, W) float in [-1, 1] -> (H, W, 3) uint8, rounded and clipped."""
+    """(3, H, W) float in [-1, 1] -> (H, W, 3) uint8, rounded and clipped.
+
+    Raises:
+        FloatingPointError: a value is NaN or infinite.
+    """
+    if not math.isfinite(colour.sum()):
+        raise FloatingPointError("NaN or infinite colours")
     return np.clip(np.rint((colour + 1) * 127.5), 0, 255).astype(np.uint8).transpose(1, 2, 0).copy()

@@ -1,27 +1,24 @@
-"""Colorizer: a PyTorch network coloured with. Any picture in, colour of the same size out.
-
-The network knows tensors of certain sizes. Stretching, sizes and padding, batches and text are
-frame_colorizer.py's; here live devices, number types and the way of arrays through the network.
-"""
+"""Colorizer: pictures coloured by a PyTorch network, on the CPU or a GPU."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
-import math
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.colorizer.base import Batch, FrameColorizer
-from cmmfnet.colorizer.sizes import guided_upsample, pad
+from cmmfnet.colorizer import sizes, tensors
+from cmmfnet.colorizer.base import FrameColorizer, Runtime, Tokens
 from cmmfnet.files.errors import UserError
+from cmmfnet.methods.traits import traits_of
 from cmmfnet.nn.fast.graphs import GraphedInference
 from cmmfnet.nn.fast.modules import accelerate
 from cmmfnet.text.attributes import attribute_weights
@@ -82,8 +79,8 @@ class Colorizer(FrameColorizer):
         >>> colour.shape, colour.dtype                                        # doctest: +SKIP
         ((512, 640, 3), dtype('uint8'))
 
-    Several threads may call one Colorizer: its only state are bounded caches, of texts and, on
-    CUDA, of graphs.
+    Several threads may call one Colorizer. It can be pickled and copied: the copy has weights of
+    its own and empty caches. A process forked after a call must not use it (docs/models.md).
     """
 
     def __init__(
@@ -111,30 +108,8 @@ class Colorizer(FrameColorizer):
         Raises:
             DeviceError: ``device`` is not there. ValueError: another ``guidance``.
         """
-        if not 0 <= guidance <= 4:
-            raise ValueError(
-                f"guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained"
-            )
-        self.guidance = guidance
-        self.device = pick_device(device)
-        half = dtype is None and _has_bfloat16(self.device)
-        on_gpu, takes_float32 = self.device.type == "cuda", getattr(network, "takes_float32", False)
-        # On a GPU the weights are cast once; with a network that keeps float32 where it matters,
-        # autocast is not needed, whose own casts take a tenth of a frame's time.
-        self._mixed = half and not (on_gpu and takes_float32)
-        self.dtype = dtype or (torch.bfloat16 if half and not self._mixed else torch.float32)
-        self.input_dtype = torch.float32 if takes_float32 else self.dtype
-        self.network = accelerate(
-            network.to(self.device, torch.bfloat16 if half and on_gpu else self.dtype).eval()
-        )
-        self._forward = GraphedInference(self.network) if on_gpu else self.network
-        # frames stay tensors on a GPU; elsewhere they are arrays
-        self._stretched = GraphedInference(stretched_counts) if on_gpu else None
-        self.name = name
-        super().__init__()
-        self._sentences: SentenceEncoder | None = None
-        self._words: WordEncoder | None = None
-        self._lock = threading.Lock()
+        self._options = {"device": device, "dtype": dtype, "name": name, "guidance": guidance}
+        super().__init__(TorchRuntime(network, **self._options))
 
     @classmethod
     def from_pretrained(
@@ -155,95 +130,106 @@ class Colorizer(FrameColorizer):
         model = load_model(name)
         return cls(model.network, device=device, dtype=dtype, name=model.name, guidance=guidance)
 
-    # --- what FrameColorizer leaves to the runtime
+    @property
+    def network(self) -> nn.Module:
+        return self.runtime.network
+
+    def __reduce__(self) -> tuple:
+        return _rebuilt, (type(self), self.network, self._options)
+
+
+def _rebuilt(cls: type[Colorizer], network: nn.Module, options: dict[str, Any]) -> Colorizer:
+    return cls(network, **options)
+
+
+class TorchRuntime(Runtime):
+    """A PyTorch network, its device and its number types. On CUDA frames are tensors from the
+    stretch to the finished picture, and the network runs as a CUDA graph."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: str | torch.device,
+        dtype: torch.dtype | None,
+        name: str,
+        guidance: float,
+    ):
+        if not 0 <= guidance <= 4:
+            raise ValueError(
+                f"guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained"
+            )
+        self.guidance, self.name = guidance, name
+        self.device, self.traits = pick_device(device), traits_of(network)
+        half = dtype is None and _has_bfloat16(self.device)
+        on_cuda, takes_float32 = self.device.type == "cuda", self.traits.takes_float32
+        # On a GPU the weights are cast once; with a network that keeps float32 where it matters,
+        # autocast is not needed, whose own casts take a tenth of a frame's time.
+        self._mixed = half and not (on_cuda and takes_float32)
+        self.dtype = dtype or (torch.bfloat16 if half and not self._mixed else torch.float32)
+        self.input_dtype = torch.float32 if takes_float32 else self.dtype
+        self.not_finite = f" in {self.dtype}; use float32"
+        self.network = accelerate(
+            network.to(self.device, torch.bfloat16 if half and on_cuda else self.dtype).eval()
+        )
+        self.forward = GraphedInference(self.network) if on_cuda else self.network
+        self.frames_are_tensors = on_cuda
+        self._stretched = GraphedInference(stretched_counts) if on_cuda else stretched_counts
+        self._encoders: dict[type, Any] = {}
+        self._lock = threading.Lock()
+        self._process: int | None = None  # that made the first call
 
     @contextlib.contextmanager
-    def _inference(self) -> Iterator[None]:
+    def inference(self) -> Iterator[None]:
+        self._check_process()
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed),
         ):
             yield
 
-    def _stretch(self, frame: Thermal, span: tuple[float, float] | None) -> np.ndarray | Tensor:
-        if self._stretched is None:
-            return super()._stretch(frame, span)
-        return normalised(frame, span, self.device, self._stretched)
+    def stretch(self, thermal: Thermal, span: tuple[float, float] | None) -> np.ndarray | Tensor:
+        if not self.frames_are_tensors:
+            return super().stretch(thermal, span)
+        return normalised(thermal, span, self.device, self._stretched)
 
-    def _reduce(self, frame: np.ndarray | Tensor) -> np.ndarray | Tensor:
-        if isinstance(frame, np.ndarray):
-            return super()._reduce(frame)
-        size = self._working_size(*frame.shape)
-        return frame if size == frame.shape else _resize(frame[None], size, "bilinear")[0]
+    def sizes(self, frame: np.ndarray | Tensor) -> ModuleType:
+        return sizes if isinstance(frame, np.ndarray) else tensors
 
-    def _batch(self, frames: list[np.ndarray] | list[Tensor]) -> Tensor:
-        if isinstance(frames[0], np.ndarray):
-            return torch.from_numpy(super()._batch(frames))
-        multiple = self._multiple()
-        return torch.stack([_pad(frame, multiple) for frame in frames])
+    def array(self, colour: Tensor) -> np.ndarray:
+        return colour.cpu().numpy()
 
-    def _finish(
-        self, colour: Tensor, low: np.ndarray | Tensor, full: np.ndarray | Tensor
-    ) -> np.ndarray:
-        total = colour.sum()  # of values in [-1, 1]; one that is not finite makes the sum so
-        if isinstance(full, np.ndarray):
-            self._check(total)
-            return super()._finish(colour.cpu().numpy(), low, full)
-        if low.shape != full.shape:  # on the GPU, so that only the finished picture is downloaded
-            if low.shape[0] >= full.shape[0] and low.shape[1] >= full.shape[1]:
-                colour = _resize(colour, full.shape, "bilinear")
-            else:
-                colour = guided_upsample(
-                    colour, low[None], full[None], resize=_resize, box_mean=_box_mean
-                )
-        picture = (
-            ((colour + 1) * 127.5).round_().clamp_(0, 255).byte().permute(1, 2, 0).contiguous()
-        )
-        # the host has not waited for anything so far, and waits once, for both
-        picture, total = (x.to("cpu", non_blocking=True) for x in (picture, total))
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        self._check(total)
-        return picture.numpy().copy()
+    def run(
+        self, batch: np.ndarray | Tensor, texts: Sequence[Tokens | None], *, tags: bool = False
+    ) -> tuple[Tensor, np.ndarray | None]:
+        """As ``Runtime.run``; with ``heads`` tags come from the pass that gives the colours."""
+        heads = tags and self.traits.heads
+        rows: list[np.ndarray | None] = [None] * len(texts)
+        probabilities = self.predict(batch) if tags and not heads else None
+        thermal = self.on_device(batch)
 
-    def _check(self, total: Tensor) -> None:
-        if not math.isfinite(total):
-            raise FloatingPointError(
-                f"model {self.name!r} gave NaN or infinite colours in {self.dtype}; use float32"
-            )
-
-    def _run(self, thermal: Tensor, texts: list[str | None], seen: Batch | None = None) -> Tensor:
-        """(B, H, W) and B texts -> (B, 3, H, W) float32 in [-1, 1], or not finite, which
-        ``_finish`` refuses. ``seen`` is filled in."""
-        tokens = self._tokens(thermal, texts, seen)
-        probabilities: list[np.ndarray | None] = [None] * len(texts)
-        heads = seen is not None and seen.probabilities is None and _has_heads(self.network)
-        if seen is not None and seen.probabilities is None and not heads:
-            seen.probabilities = self._predict(thermal)
-        thermal = thermal[:, None].to(self.device, self.input_dtype)
-
-        def colours(indices: list[int], *tokens: Tensor | None) -> Tensor:
+        def colours(indices: list[int], *text: Tensor | None) -> Tensor:
             frames = thermal if len(indices) == len(thermal) else thermal[indices]
             if not heads:
-                return self._forward(frames, *tokens).float()
-            # what was seen on the way to the colours: the image encoder need not run again for the
-            # tags
-            colour, logits, _ = self._forward(frames, *tokens, heads=True)
+                return self.forward(frames, *text).float()
+            colour, logits, _ = self.forward(frames, *text, heads=True)
             for i, row in zip(indices, torch.sigmoid(logits.float()).cpu().numpy(), strict=True):
-                probabilities[i] = row
+                rows[i] = row
             return colour.float()
 
         parts: list[tuple[list[int], Tensor]] = []
-        with_text = [i for i, token in enumerate(tokens) if token is not None]
-        without = [i for i, token in enumerate(tokens) if token is None]
+        with_text = [i for i, text in enumerate(texts) if text is not None]
+        without = [i for i, text in enumerate(texts) if text is None]
         if with_text:
-            text = nn.utils.rnn.pad_sequence([tokens[i][0] for i in with_text], batch_first=True)
-            mask = nn.utils.rnn.pad_sequence([tokens[i][1] for i in with_text], batch_first=True)
-            told = colours(with_text, text, mask)
+            tokens, mask = (
+                nn.utils.rnn.pad_sequence([texts[i][part] for i in with_text], batch_first=True)
+                for part in (0, 1)
+            )
+            guided = colours(with_text, tokens, mask)
             if self.guidance != 1:
-                alone = self._forward(thermal[with_text], None, None).float()
-                told = (alone + self.guidance * (told - alone)).clamp(-1, 1)
-            parts.append((with_text, told))
+                plain = self.forward(thermal[with_text], None, None).float()
+                guided = (plain + self.guidance * (guided - plain)).clamp(-1, 1)
+            parts.append((with_text, guided))
         if without:
             parts.append((without, colours(without, None, None)))
         colour = parts[0][1]
@@ -251,80 +237,74 @@ class Colorizer(FrameColorizer):
             colour = torch.empty(len(texts), *colour.shape[1:], device=self.device)
             for indices, some in parts:
                 colour[indices] = some
-        if heads:
-            seen.probabilities = np.stack(probabilities)
-        return colour
+        return colour, np.stack(rows) if heads else probabilities
 
-    def _predict(self, thermal: Tensor) -> np.ndarray:
-        return (
-            self.network.predict_tags(thermal[:, None].to(self.device, self.input_dtype))
-            .float()
-            .cpu()
-            .numpy()
-        )
+    def predict(self, batch: np.ndarray | Tensor) -> np.ndarray:
+        return self.network.predict_tags(self.on_device(batch)).float().cpu().numpy()
 
-    def _embed(
-        self, names: list[str], colours: list[str | None] | None = None
-    ) -> tuple[Tensor, Tensor] | None:
-        if not names:
-            return None
-        ids, mask = tag_ids([names], self.network.words)
-        said = (
-            ()
-            if colours is None
-            else (torch.from_numpy(np.stack([[attribute_weights(c) for c in colours]])),)
-        )
-        tokens = self.network.embed_tags(
-            ids.to(self.device), *(weights.to(self.device) for weights in said)
-        )
-        return tokens[0], mask[0].to(self.device)
+    def on_device(self, batch: np.ndarray | Tensor) -> Tensor:
+        """A batch (B, H, W) as the network takes it: (B, 1, H, W)."""
+        return torch.as_tensor(batch)[:, None].to(self.device, self.input_dtype)
 
-    def _vectors(self, words: tuple[str, ...]) -> dict[str, Tensor]:
+    def embed(
+        self,
+        names: Sequence[str],
+        colours: Sequence[str | None],
+        vectors: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor]:
+        # of no names one token is made, too, for the width of a token alone
+        ids, mask = tag_ids([list(names) or [self.traits.words[0]]], self.traits.words)
+        more = ()
+        if self.traits.takes_colours:
+            weights = [attribute_weights(colour) for colour in colours] or [attribute_weights(None)]
+            more = (torch.from_numpy(np.stack([weights])).to(self.device),)
+        tokens = self.network.embed_tags(ids.to(self.device), *more)[0]
+        mask = mask[0].to(self.device)
+        if not vectors:
+            return tokens, mask
+        # columns that a network has for names alone are 0
+        rows = F.pad(torch.stack(list(vectors)), (0, tokens.shape[1] - len(vectors[0])))
+        count = len(names)
+        given = torch.ones(len(vectors), dtype=torch.bool, device=self.device)
+        return torch.cat([tokens[:count], rows.to(tokens.dtype)]), torch.cat([mask[:count], given])
+
+    def vectors(self, words: tuple[str, ...]) -> dict[str, Tensor]:
         """CLIP vectors, where CLIP is on this machine and the network still has the projection that
-        they go through; in a released file it is folded into the table of known names."""
-        if not words or not isinstance(getattr(self.network, "text_projection", None), nn.Linear):
+        they go through; in a released file the projection is folded into the table of names."""
+        projection = getattr(self.network, "text_projection", None)
+        if not words or not isinstance(projection, nn.Linear):
             return {}
         with self._lock:
-            if self._words is None:
-                self._words = WordEncoder()
-            found = self._words(words)
+            found = self._encoder(WordEncoder)(words)
         for vector in found.values():
-            if len(vector) != self.network.text_projection.in_features:
+            if len(vector) != projection.in_features:
                 raise ValueError(
                     f"the CLIP text encoder gives vectors of {len(vector)} numbers and model "
-                    f"{self.name!r} takes "
-                    f"{self.network.text_projection.in_features}; CMMFNET_TEXT_ENCODER must name "
+                    f"{self.name!r} takes {projection.in_features}; CMMFNET_TEXT_ENCODER must name "
                     "the one it was trained with"
                 )
         return {word: vector.to(self.device, self.dtype) for word, vector in found.items()}
 
-    def _join(
-        self, token: tuple[Tensor, Tensor] | None, vectors: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        rows, given = (
-            torch.stack(vectors),
-            torch.ones(len(vectors), dtype=torch.bool, device=self.device),
-        )
-        if token is None:
-            token = self._embed([self.network.words[0]])  # for its width alone
-            token = token[0][:0], token[1][:0]
-        rows = F.pad(
-            rows, (0, token[0].shape[1] - rows.shape[1])
-        )  # a network may know more of a name than its vector
-        return torch.cat([token[0], rows.to(token[0].dtype)]), torch.cat([token[1], given])
-
-    def _sentence(self, text: str) -> tuple[Tensor, Tensor]:
+    def encode(self, sentence: str) -> tuple[Tensor, Tensor]:
         with self._lock:
-            if self._sentences is None:
-                self._sentences = SentenceEncoder()
-            tokens, mask = self._sentences([text])
+            tokens, mask = self._encoder(SentenceEncoder)([sentence])
         return tokens[0].to(self.device, self.dtype), mask[0].to(self.device)
 
+    def _encoder(self, kind: type) -> Any:
+        if kind not in self._encoders:
+            self._encoders[kind] = kind()
+        return self._encoders[kind]
 
-def _has_heads(network: nn.Module) -> bool:
-    """Whether the network gives its tag logits beside the colours: ``forward(..., heads=True)``, as
-    CMMFNet does."""
-    return "heads" in inspect.signature(network.forward).parameters
+    def _check_process(self) -> None:
+        """A forked process has none of the threads that its parent computes with."""
+        if self._process is None:
+            self._process = os.getpid()
+        elif self._process != os.getpid() and torch.get_num_threads() > 1:
+            raise RuntimeError(
+                "this process was forked from one that had coloured pictures, and would wait for "
+                "the threads of that process for ever; start processes by "
+                "multiprocessing.get_context('spawn'), or call torch.set_num_threads(1) first"
+            )
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -333,37 +313,3 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # torch has no public name for a CPU's; where a release drops the private one, float32 it is
     return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-
-
-def _pad(frame: Tensor, multiple: int) -> Tensor:
-    """``sizes.pad`` for a tensor (H, W)."""
-    for axis, side in enumerate(frame.shape):
-        if side % multiple:
-            frame = frame.index_select(axis, _padded_places(side, multiple, frame.device))
-    return frame
-
-
-@functools.lru_cache(maxsize=64)
-def _padded_places(side: int, multiple: int, device: torch.device) -> Tensor:
-    """Index of the row or column that stands at each place of a padded side."""
-    with torch.inference_mode(False):  # a tensor that any later call may use
-        return torch.from_numpy(pad(np.arange(side)[None], multiple)[0]).to(device)
-
-
-def _resize(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """``resampling.resize`` for tensors (C, h, w)."""
-    # CUDA's filter lies in shared memory and is refused where a side shrinks by some 90 times or
-    # more, as it does for frames of one or two rows, which are coloured enlarged
-    shrinks = max(old / new for old, new in zip(x.shape[1:], size, strict=True))
-    place = torch.device("cpu") if shrinks > 32 else x.device
-    resized = F.interpolate(
-        x[None].to(place), tuple(size), mode=mode, antialias=True, align_corners=False
-    )
-    return resized[0].to(x.device)
-
-
-def _box_mean(x: Tensor, radius: int) -> Tensor:
-    """``resampling.box_mean`` for tensors (C, h, w)."""
-    return F.avg_pool2d(F.pad(x[None], (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)[
-        0
-    ]

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
+    "by_default",
     "centre_crops",
     "evaluate",
     "score",
@@ -56,7 +57,6 @@ __all__ = [
     "score_network",
     "summary",
     "to_picture",
-    "without_text",
 ]
 
 FORMAT = "cmmfnet-evaluate-1"
@@ -93,8 +93,8 @@ def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) ->
     return score_all({"": colour}, pairs, pretrained)[""]
 
 
-def without_text(network: torch.nn.Module) -> Colour:
-    """A function that colours square frames with ``network``, without text.
+def by_default(network: torch.nn.Module) -> Colour:
+    """A function that colours square frames with ``network`` and its default text, mostly none.
 
     The network is in evaluation mode, in float32, on its device. A frame of a size that the network
     does not take is resized to one that it takes, and its picture is resized back, as
@@ -102,16 +102,18 @@ def without_text(network: torch.nn.Module) -> Colour:
     """
     import torch
 
-    device = next(network.parameters()).device
-    if not takes(network, SIZE):
-        from cmmfnet.colorizer.torch import Colorizer
+    from cmmfnet.colorizer.torch import Colorizer
 
-        colorizer = Colorizer(network, device=device, dtype=torch.float32)
+    device = next(network.parameters()).device
+    colorizer = Colorizer(network, device=device, dtype=torch.float32)
+    if not takes(colorizer.traits, SIZE) or colorizer.traits.default_text == "predicted":
         return lambda thermal, _: colorizer(thermal, span=(-1, 1))
+    given = colorizer.text_input(None)
+    text = [part[None] for part in given.tokens] if given is not None else []
 
     def colour(thermal: np.ndarray, _: dict) -> np.ndarray:
         with torch.inference_mode():
-            return to_picture(network(torch.from_numpy(thermal)[None, None].to(device))[0])
+            return to_picture(network(torch.from_numpy(thermal)[None, None].to(device), *text)[0])
 
     return colour
 
@@ -119,8 +121,8 @@ def without_text(network: torch.nn.Module) -> Colour:
 def score_network(
     network: torch.nn.Module, pairs: Pairs, pretrained: str | Path | None = None
 ) -> dict[str, float]:
-    """Means over ``pairs`` for a network without text."""
-    return summary(score(without_text(network), pairs, pretrained))
+    """Means over ``pairs`` for a network with its default text."""
+    return summary(score(by_default(network), pairs, pretrained))
 
 
 # --- the command

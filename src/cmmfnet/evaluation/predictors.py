@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cmmfnet.colorizer.base import FrameColorizer
-    from cmmfnet.colorizer.onnx import OnnxNetwork
+    from cmmfnet.methods.traits import Traits
 
-TEXTS = ("none", "caption", "tags")
+TEXTS = ("default", "none", "caption", "tags")
 RUN_MODEL = "model.safetensors"
 
 
@@ -62,7 +62,7 @@ def baseline(name: str, colour: Callable[[np.ndarray, dict], np.ndarray]) -> Pre
 
 
 def open_predictor(
-    what: str, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto"
+    what: str, pairs: Pairs, geometry: str, *, text: str = "default", device: str = "auto"
 ) -> Predictor:
     """The predictor for a known model, a .safetensors file, an .onnx file, hf:..., a run folder, or
     a folder of predictions.
@@ -100,10 +100,14 @@ def open_predictor(
 # --- networks
 
 
-def takes(network: nn.Module | OnnxNetwork, side: int) -> bool:
-    """Whether ``network`` colours squares of this side, in pixels, without resizing."""
-    fixed = getattr(network, "fixed_size", None)
-    return side == fixed if fixed else side % getattr(network, "multiple_of", 8) == 0
+def takes(traits: Traits, side: int) -> bool:
+    """Whether a network colours squares of this side in pixels as they are."""
+    return side == traits.fixed_size if traits.fixed_size else side % traits.multiple_of == 0
+
+
+def default_text(traits: Traits) -> str:
+    """The text of a frame that comes without: "none", "predicted" or "default prompt"."""
+    return "default prompt" if traits.default_prompt else traits.default_text
 
 
 def network_predictor(
@@ -112,7 +116,7 @@ def network_predictor(
     pairs: Pairs,
     geometry: str,
     *,
-    text: str = "none",
+    text: str = "default",
     device: str = "auto",
     record: dict | None = None,
 ) -> Predictor:
@@ -126,7 +130,7 @@ def network_predictor(
 
 
 def graph_predictor(
-    path: Path, pairs: Pairs, geometry: str, *, text: str = "none", device: str = "auto"
+    path: Path, pairs: Pairs, geometry: str, *, text: str = "default", device: str = "auto"
 ) -> Predictor:
     """The predictor for a file of ``cmmfnet export``, by ONNX Runtime.
 
@@ -136,10 +140,10 @@ def graph_predictor(
     from cmmfnet.colorizer.onnx import OnnxColorizer
 
     colorizer = OnnxColorizer(path, device=device)
-    if text != "none" and colorizer.network.text_source == "clip-sentence":
+    if text in ("caption", "tags") and colorizer.traits.text_source == "clip-sentence":
         raise UserError(
-            f"{path} takes whole sentences, which only PyTorch can encode; use --text none, or the "
-            "model that it was exported from"
+            f"{path} takes whole sentences, whose tokens PyTorch makes; use --text default or "
+            "none, or the model it was exported from"
         )
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -161,30 +165,30 @@ def _colorizer_predictor(
     another size, get the colorizer's sizes and padding. On CUDA eight frames go together; a network
     must give the same answer for a frame alone and in a batch.
     """
-    network = colorizer.network
-    takes_text = getattr(network, "text_source", "none") != "none"
-    given = text if takes_text else "none"
-    texts = _texts(pairs, given) if given != "none" else {}
-    record = record | {"text": given if takes_text else "none (takes none)"}
+    from cmmfnet.colorizer.base import Frame
+
+    traits = colorizer.traits
+    used = default_text(traits) if text == "default" else text
+    texts = _texts(pairs, text) if traits.takes_text and text in ("caption", "tags") else {}
+    without = "" if text == "none" else None  # "": no text; None: the model's default
+    record = record | {"text": used if traits.takes_text else "none (takes none)"}
 
     def colour(thermals: Sequence[np.ndarray], metas: Sequence[dict]) -> list[np.ndarray]:
-        words = [texts.get(meta["name"], "") for meta in metas]
+        words = [texts.get(meta["name"], without) for meta in metas]
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message="the model does not know and leaves out"
             )  # docs/evaluation.md
             try:
-                if is_whole(geometry) or not takes(network, SIZE):
+                if is_whole(geometry) or not takes(traits, SIZE):
                     return colorizer(list(thermals), span=(-1, 1), text=words, batch_size=batch)
-                with colorizer._inference():
-                    colours = colorizer._run(colorizer._batch(list(thermals)), words)
-                    return [
-                        colorizer._finish(c, t, t) for c, t in zip(colours, thermals, strict=True)
-                    ]
+                frames = [Frame(thermal, thermal) for thermal in thermals]
+                colours, _ = colorizer.run(frames, words)
+                return [colorizer.finish(*each) for each in zip(colours, frames, strict=True)]
             except FloatingPointError as error:
                 raise UserError(f"{metas[0]['name']} or a frame beside it: {error}") from error
 
-    batch = 8 if colorizer.device.type == "cuda" else 1
+    batch = colorizer.default_batch
     return Predictor(name, colour, record, batch)
 
 
@@ -199,7 +203,7 @@ def _texts(pairs: Pairs, text: str) -> dict[str, str]:
         raise UserError(f"no entry of {pairs.root}/index.jsonl has {text!r}; use --text none")
     if missing := len(pairs) - len(texts):
         warnings.warn(
-            f"{missing} of {len(pairs)} entries have no {text!r} and are coloured without text",
+            f"{missing} of {len(pairs)} entries have no {text!r} and get the model's default text",
             stacklevel=2,
         )
     return texts

@@ -19,7 +19,8 @@ class Setting:
         sources: only pairs from these sources, with commas
         geometry: how frames are cut: short-256-crop-256, kaist-a, kaist-b, whole or whole-256
             (docs/evaluation.md)
-        text: text given to models: none, or caption or tags from the index
+        text: text given to models: default (each model's own default text, mostly none), none, or
+            caption or tags from the index
         metrics: with commas, from psnr, ssim, lpips, lpips_vgg, delta_e, colourfulness,
             colour_share, apce, flicker (default: psnr, ssim, colour_share, and lpips if its files
             are found)
@@ -35,7 +36,7 @@ class Setting:
     lighting: str | None = None
     sources: str | None = None
     geometry: str = DEFAULT_GEOMETRY
-    text: str = "none"
+    text: str = "default"
     metrics: str | None = None
     ssim: str = "skimage-u7"
     pretrained: Path | None = None

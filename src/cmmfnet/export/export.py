@@ -17,20 +17,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from cmmfnet.colorizer.onnx import FORMAT
+from cmmfnet.colorizer.onnx import DEFAULT_TOKENS, FORMAT, default_tokens_string
 from cmmfnet.export.graph import (
     ExportError,
     Graph,
     convert,
-    describe_network,
     frames,
-    longest_text,
     optional_text,
     set_metadata,
     some_text,
     to_float16,
 )
 from cmmfnet.files.atomic import atomic_write, clear_parts
+from cmmfnet.methods.traits import Traits, traits_of
 from cmmfnet.weights.files import describe, load_model
 
 if TYPE_CHECKING:
@@ -93,14 +92,18 @@ def export(
     precision = "float16" if half else "float32"
     if half:
         graph = to_float16(graph)
-    optional_text(graph)
-    metadata = describe_network(loaded.network) | {
+    traits = traits_of(loaded.network)
+    default = default_tokens(traits)
+    optional_text(graph, default)
+    metadata = traits.to_strings() | {
         "format": FORMAT, "model": loaded.name, "method": loaded.config["method"],
         "sha256": about["sha256"],
         "licence": about["licence"], "precision": precision,
     }  # fmt: skip
+    if default is not None:
+        metadata[DEFAULT_TOKENS] = default_tokens_string(default)
     set_metadata(graph, metadata)
-    parity = measure_parity(loaded.network, graph)
+    parity = measure_parity(loaded.network, graph, default)
     if max(parity.colour, parity.tags) > TOLERANCE[precision]:
         raise ExportError(
             f"{loaded.name}: the graph's colours differ from PyTorch's by up to "
@@ -126,6 +129,21 @@ def export(
     return path
 
 
+def default_tokens(traits: Traits) -> np.ndarray | None:
+    """Tokens (L, D) float32 of the default prompt of a sentence model; None without one. Names of a
+    default prompt are looked up by the caller of a graph, which has the prompt in its metadata.
+
+    Raises:
+        ImportError, OSError: there is no CLIP text encoder on this machine.
+    """
+    if not traits.default_prompt or traits.takes_names:
+        return None
+    from cmmfnet.text.sentences import SentenceEncoder
+
+    tokens, mask = SentenceEncoder()([traits.default_prompt])
+    return tokens[0][mask[0]].cpu().numpy()
+
+
 def _needs(*packages: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
@@ -137,13 +155,15 @@ def _needs(*packages: str) -> None:
 # --- parity
 
 
-def measure_parity(network: torch.nn.Module, graph: onnx.ModelProto) -> Parity:
+def measure_parity(
+    network: torch.nn.Module, graph: onnx.ModelProto, default: np.ndarray | None = None
+) -> Parity:
     """Run the graph on the CPU beside the network, at three sizes (one of a ``fixed_size``) and
     batches of 1 and 3.
 
-    A batch of 1 goes without text, the graph's inputs for it left out; where the network takes
-    text, frames of a batch of 3 have texts of different length. The reference is what Colorizer
-    computes in float32.
+    For a batch of 1 the graph's inputs of text are left out, and the network gets no text, or the
+    tokens (L, D) of its ``default`` text. Where the network takes text, frames of a batch of 3 have
+    texts of different length. The reference is what Colorizer computes in float32.
     """
     import onnxruntime
 
@@ -152,14 +172,21 @@ def measure_parity(network: torch.nn.Module, graph: onnx.ModelProto) -> Parity:
     session = onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    multiple, fixed = getattr(network, "multiple_of", 8), getattr(network, "fixed_size", None)
+    wrapped = Graph(network)
+    traits = wrapped.traits
+    multiple, fixed = traits.multiple_of, traits.fixed_size
     least = max(1, math.ceil(64 / multiple))
     sizes = [
         (least, least + 1),
         (least + 2, least),
         (math.ceil(192 / multiple), math.ceil(256 / multiple)),
     ]
-    wrapped = Graph(network)
+    by_default: dict[str, torch.Tensor] = {}
+    if default is not None:
+        by_default = {
+            "text": torch.from_numpy(default)[None],
+            "text_mask": torch.ones(1, len(default), dtype=torch.bool),
+        }
     worst = [0.0, 0.0]
     runs = list(itertools.product([(1, 1)] if fixed else sizes, (1, 3)))
     for (rows, columns), batch in runs:
@@ -167,19 +194,20 @@ def measure_parity(network: torch.nn.Module, graph: onnx.ModelProto) -> Parity:
             batch, rows * (fixed or multiple), columns * (fixed or multiple), seed=rows
         )
         text: dict[str, torch.Tensor] = {}
-        if wrapped.source != "none" and batch > 1:
-            text = some_text(network, batch, min(4, longest_text(network)), seed=rows)
+        if traits.takes_text and batch > 1:
+            text = some_text(traits, batch, min(4, traits.text_length), seed=rows)
         with torch.inference_mode():
+            reference = text or by_default
             expected = (
-                wrapped(thermal, **text)
-                if text or wrapped.source == "none"
+                wrapped(thermal, **reference)
+                if reference or not traits.takes_text
                 else wrapped.without_text(thermal)
             )
         given = session.run(
             None, {"thermal": thermal.numpy()} | {key: value.numpy() for key, value in text.items()}
         )
         for i, (one, other) in enumerate(
-            zip(given, expected if wrapped.tags else [expected], strict=True)
+            zip(given, expected if traits.predicts_tags else [expected], strict=True)
         ):
             if not np.isfinite(one).all():
                 raise ExportError(

@@ -4,14 +4,12 @@ For export.py."""
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
-import json
 import logging
 import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from cmmfnet.colorizer.onnx import TEXT_INPUTS
 from cmmfnet.files.errors import UserError
+from cmmfnet.methods.traits import Traits, traits_of
 from cmmfnet.text.attributes import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ class Graph(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.source = getattr(network, "text_source", "none")
-        self.tags = bool(getattr(network, "predicts_tags", False))
-        self.heads = "heads" in inspect.signature(network.forward).parameters
+        self.traits = traits_of(network)
 
     def forward(
         self,
@@ -61,7 +58,7 @@ class Graph(nn.Module):
         text_mask: Tensor | None = None,
         text_colours: Tensor | None = None,
     ):
-        if self.source == "clip-tags":
+        if self.traits.takes_names:
             text = self.network.embed_tags(text, *(() if text_colours is None else (text_colours,)))
         return self._answer(thermal, text, text_mask)
 
@@ -69,9 +66,9 @@ class Graph(nn.Module):
         return self._answer(thermal, None, None)
 
     def _answer(self, thermal: Tensor, text: Tensor | None, text_mask: Tensor | None):
-        if not self.tags:
+        if not self.traits.predicts_tags:
             return self.network(thermal, text, text_mask)
-        if self.heads:  # one pass through the image encoder for both
+        if self.traits.heads:  # one pass through the image encoder for both
             colour, logits = self.network(thermal, text, text_mask, heads=True)[:2]
             return colour, torch.sigmoid(logits)
         return self.network(thermal, text, text_mask), self.network.predict_tags(thermal)
@@ -91,21 +88,17 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
         ExportError: PyTorch cannot express it; the message has its reason.
     """
     wrapped = Graph(network.float().cpu().eval())
-    dim = torch.export.Dim
-    batch, multiple, fixed = (
-        dim("batch"),
-        getattr(network, "multiple_of", 8),
-        getattr(network, "fixed_size", None),
-    )
+    traits, dim = wrapped.traits, torch.export.Dim
+    batch, multiple, fixed = dim("batch"), traits.multiple_of, traits.fixed_size
     steps = max(
         2, math.ceil(64 / multiple)
     )  # two or more, and not as many in both: nothing may be taken for equal or for 1
     height, width = (fixed, fixed) if fixed else ((steps + 1) * multiple, (steps + 3) * multiple)
     size = {} if fixed else {2: multiple * dim("rows"), 3: multiple * dim("columns")}
     inputs, shapes = {"thermal": frames(2, height, width)}, {"thermal": {0: batch} | size}
-    if wrapped.source != "none":
-        tokens = dim("tokens", min=1, max=longest_text(network))
-        text = some_text(network, 2, min(3, longest_text(network)))
+    if traits.takes_text:
+        tokens = dim("tokens", min=1, max=traits.text_length)
+        text = some_text(traits, 2, min(3, traits.text_length))
         inputs |= text
         shapes |= {name: {0: batch, 1: tokens} for name in text}
     try:
@@ -113,7 +106,7 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
             program = torch.onnx.export(
                 wrapped, tuple(inputs.values()), input_names=list(inputs), dynamic_shapes=shapes,
                 opset_version=OPSET,
-                output_names=["colour", "tags"] if wrapped.tags else ["colour"], dynamo=True,
+                output_names=["colour", "tags"] if traits.predicts_tags else ["colour"], dynamo=True,
                 verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
@@ -132,10 +125,6 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
                     f"to {found.dim_value}"
                 )
     return graph
-
-
-def longest_text(network: nn.Module) -> int:
-    return getattr(getattr(network, "interaction", None), "length", 77)
 
 
 def _reason(error: BaseException) -> str:
@@ -199,12 +188,12 @@ def _without_round_trips(graph: onnx.GraphProto) -> None:
         graph.node.remove(node)
 
 
-def optional_text(graph: onnx.ModelProto) -> None:
-    """Make the inputs of text ones with a default, which is no text, and let one text serve a whole
-    batch.
+def optional_text(graph: onnx.ModelProto, default: np.ndarray | None = None) -> None:
+    """Give the inputs of text a default, and let one text hold for a whole batch.
 
     An initializer with the name of an input is that input's default (ONNX IR, "Graphs"), so that a
-    program which gives ``thermal`` alone gets what the network gives without text.
+    program which gives ``thermal`` alone gets the network's colours without text or, with
+    ``default``, for the text of those tokens (L, D).
     """
     from onnx import helper, numpy_helper
 
@@ -225,33 +214,16 @@ def optional_text(graph: onnx.ModelProto) -> None:
             helper.make_node("Concat", ["frames_in_batch", ones.name], [f"{name}_shape"], axis=0),
             helper.make_node("Expand", [name, f"{name}_shape"], [f"{name}_each"]),
         ]
-        default = np.zeros(
-            [d if isinstance(d, int) else 1 for d in dims],
-            helper.tensor_dtype_to_np_dtype(kind.elem_type),
-        )
-        graph.graph.initializer.append(numpy_helper.from_array(default, name))
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        value = np.zeros([d if isinstance(d, int) else 1 for d in dims], dtype)
+        if default is not None:
+            value = (
+                default[None].astype(dtype) if name == "text" else np.ones((1, len(default)), dtype)
+            )
+        graph.graph.initializer.append(numpy_helper.from_array(value, name))
         kind.shape.dim[0].dim_param = "texts"  # 1, or as many as frames
     for node in reversed(nodes):
         graph.graph.node.insert(0, node)
-
-
-def describe_network(network: nn.Module) -> dict[str, str]:
-    """What FrameColorizer asks of a network, as the strings that ONNX metadata take."""
-    found: dict[str, Any] = {
-        "text_source": getattr(network, "text_source", "none"),
-        "words": list(getattr(network, "words", [])),
-        "multiple_of": getattr(network, "multiple_of", 8),
-        "fixed_size": getattr(network, "fixed_size", None),
-        "least_size": getattr(network, "least_size", 0),
-        "working_size": getattr(network, "working_size", 512),
-        "predicts_tags": bool(getattr(network, "predicts_tags", False)),
-        "takes_colours": bool(getattr(network, "takes_colours", False)),
-        "default_text": getattr(network, "default_text", "none"),
-        "tag_threshold": getattr(network, "tag_threshold", 0.5),
-    }
-    return {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in found.items()
-    }
 
 
 def set_metadata(graph: onnx.ModelProto, metadata: dict[str, str]) -> None:
@@ -273,17 +245,17 @@ def frames(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
     return (smooth + 0.5 * (smooth > 0.2) + 0.05 * noise).clamp(-1, 1)
 
 
-def some_text(network: nn.Module, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """The graph's inputs of text (``TEXT_INPUTS``), of which the first frame's last token is not
-    valid."""
+def some_text(traits: Traits, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs of text for a graph (``TEXT_INPUTS``). The first text's last token is not
+    valid, unless it is the only one."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(batch, length, dtype=torch.bool)
     mask[0, -1] = length == 1
-    if network.text_source == "clip-tags":
-        text = torch.randint(len(network.words), (batch, length), generator=generator)
+    if traits.takes_names:
+        text = torch.randint(len(traits.words), (batch, length), generator=generator)
     else:
-        text = torch.randn(batch, length, network.text_width, generator=generator)
+        text = torch.randn(batch, length, traits.text_width, generator=generator)
     found = {"text": text, "text_mask": mask}
-    if getattr(network, "takes_colours", False):
+    if traits.takes_colours:
         found["text_colours"] = torch.rand(batch, length, len(ATTRIBUTES), generator=generator)
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import importlib
 
+from cmmfnet.methods.traits import SETTINGS, traits_of
+
 METHODS: dict[str, str] = {
     "cmmfnet": "cmmfnet.methods.cmmfnet.method:CMMFNetMethod",
     "cmmfnet-small": "cmmfnet.methods.cmmfnet_small.method:CMMFNetSmallMethod",
@@ -32,14 +34,18 @@ def method_class(name: str):
 
 
 def build_network(config: dict):
-    """The network that ``config`` describes: {"method": name, ...constructor keywords}. A fresh
-    ``torch.nn.Module``.
+    """The network that ``config`` describes: {"method": name, ...constructor keywords, ...settings
+    of any network (``traits.SETTINGS``)}. A fresh ``torch.nn.Module``.
 
-    Raises ``ValueError`` for an unknown method or keyword.
+    Raises ``ValueError`` for an unknown method or keyword, or a value out of its range.
     """
     options = dict(config)
     method = options.pop("method", None)
+    settings = {name: options.pop(name) for name in SETTINGS if name in options}
     try:
-        return method_class(method).Network(**options)
+        network = method_class(method).Network(**options)
     except TypeError as error:
         raise ValueError(f"method {method!r} does not take this configuration: {error}") from error
+    network.settings = settings
+    traits_of(network)  # refuses values that are out of range
+    return network

@@ -51,10 +51,9 @@ class Method:
     Attributes of the class:
         Network: the generator. Its constructor's keywords are ``model`` in a recipe and the
             configuration in a model file. ``forward(thermal (B,1,H,W) in [-1,1], text=None,
-            text_mask=None) -> (B,3,H,W) in [-1,1]``. It may have ``multiple_of`` (H and W must be
-            multiples; 8 where it says nothing), ``fixed_size`` (the one side it takes),
-            ``takes_float32`` (frames in float32 whatever its weights are in) and ``capturable``
-            (False: it asks the host for something on its way, so that no CUDA graph is tried).
+            text_mask=None) -> (B,3,H,W) in [-1,1]``. Its attributes with the names of traits
+            (``cmmfnet.methods.traits.Traits``: ``multiple_of``, ``fixed_size``, ...) tell callers
+            what it takes; without any it takes sides that are multiples of 8, and no text.
         title, paper: as tables and `cmmfnet models` print them
         paired: whether it learns from aligned pairs; otherwise ``Batch.visible`` shows other scenes
             than ``Batch.thermal``

@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,12 +38,21 @@ class Parsed:
         colours: (colour, tag) where a colour stands with a noun. The colour is a basic one (a value
             of `COLOURS`) or several with hyphens ("blue-grey"), after an optional shade ("dark
             green").
+        bare: whether trees are without leaves ("a bare tree", "trees without leaves").
     """
 
     tags: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     negated: list[str] = field(default_factory=list)
     colours: list[tuple[str, str]] = field(default_factory=list)
+    bare: bool = False
+
+
+_BARE = re.compile(
+    r"\b(?:bare|leafless) (?:\w+ )?trees?\b|\btrees? (?:is|are|stands?) (?:bare|leafless)\b"
+    r"|\btrees?(?: \w+)? (?:without|with no) (?:any )?(?:leaves|foliage)\b",
+    re.IGNORECASE,
+)
 
 
 def parse_tags(prompt: str, words: Sequence[str] = WORDS) -> Parsed:
@@ -73,7 +83,8 @@ def parse_tags(prompt: str, words: Sequence[str] = WORDS) -> Parsed:
             "what is in the picture "
             "in a sentence or two, or as a list such as 'car, road, tree, sky'"
         )
-    return _Scan(tokenise(prompt), lexicon_of(tuple(words))).run()
+    bare = _BARE.search(prompt) is not None
+    return _Scan(tokenise(prompt), lexicon_of(tuple(words)), Parsed(bare=bare)).run()
 
 
 def known_phrases(words: Sequence[str] = WORDS) -> dict[str, tuple[str, ...]]:
@@ -87,24 +98,23 @@ def known_phrases(words: Sequence[str] = WORDS) -> dict[str, tuple[str, ...]]:
     }
 
 
-def warn_unknown(parsed: Parsed, words: Sequence[str] = WORDS, stacklevel: int = 2) -> None:
-    """Warn once (UserWarning) about all words of a prompt that the model does not know, with the
-    nearest known names.
+def warn_unknown(unknown: Sequence[str], words: Sequence[str] = WORDS, stacklevel: int = 2) -> None:
+    """Warn once (UserWarning) about words of a prompt that the model does not know, with the
+    nearest known names; silent where there are none.
 
-    Silent where every word is known. `stacklevel` is that of `warnings.warn`: 2 points at the
-    caller.
+    `stacklevel` is that of `warnings.warn`: 2 points at the caller.
     """
-    if not parsed.unknown:
+    if not unknown:
         return
     phrases = known_phrases(words)
     hints = []
-    for word in parsed.unknown:
+    for word in unknown:
         close = difflib.get_close_matches(word, phrases, n=3, cutoff=0.75)
         near = list(dict.fromkeys(name for phrase in close for name in phrases[phrase]))
         hints.append(f"'{word}'" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
     warnings.warn(
         f"the model does not know and leaves out: {', '.join(hints)}. Known are {len(words)} names "
-        "(cmmfnet.text.sentences.WORDS) and their everyday synonyms",
+        "(cmmfnet.text.vocabulary.WORDS) and their everyday synonyms",
         stacklevel=stacklevel,
     )
 
@@ -129,10 +139,11 @@ class _Scan:
     """One pass over the tokens. State: the colours that wait for a noun, and whether a negation is
     open."""
 
-    def __init__(self, tokens: list[Token], lexicon: dict[tuple[str, ...], Entry]) -> None:
-        self.tokens, self.lexicon = tokens, lexicon
+    def __init__(
+        self, tokens: list[Token], lexicon: dict[tuple[str, ...], Entry], out: Parsed
+    ) -> None:
+        self.tokens, self.lexicon, self.out = tokens, lexicon, out
         self.longest = max(map(len, lexicon), default=0)
-        self.out = Parsed()
         self.waiting: list[str] = []  # colours before their noun
         self.last_tag: str | None = None
         self.last_end = -1  # the index after the noun of `last_tag`

@@ -1,10 +1,11 @@
-"""Texts that correct what the model predicts: "+snow -grass" is the predicted things, with snow and
-without grass.
+"""`read_prompt`: everything that a prompt says, in one pass: names, their colours, bare trees,
+corrections, unknown words. No torch.
 
-A sign counts where it stands at the start or after a space or comma and touches the letter behind
-it, so "a car-free street", "grass + trees" and "- a car" are plain text. It holds for everything up
-to the next sign. Plain text before the first sign that names something takes the place of the
-prediction: "a street at night +snow" is street, night and snow. No torch.
+"+snow -grass" corrects what the model predicts: the predicted names, with snow and without grass. A
+sign counts where it stands at the start or after a space or comma and touches the letter behind it,
+so "a car-free street", "grass + trees" and "- a car" are plain text. A sign holds for all words up
+to the next one. If the text before the first sign names something, it replaces the prediction: "a
+street at night +snow" is street, night and snow.
 """
 
 from __future__ import annotations
@@ -23,21 +24,20 @@ _SIGN = re.compile(r"(?:^|(?<=[\s,;.]))([+−-])(?=[^\W\d_])")
 
 
 class CorrectionError(UserError):
-    """A text of corrections that cannot be meant as it is written; the message says what to
-    write."""
+    """A prompt whose corrections cannot be meant as written; the message says what to write."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text as `read_prompt` understood it.
+    """What `read_prompt` found. Lists are in the order of the text and without repeats.
 
     Attributes:
-        plain: names of the text before the first sign, or of the whole text where it has no sign.
-        steps: (names added, names removed) for each sign, in the order of the text.
-        unknown: words without a name that should be there, in the order of the text, as in
-            `Parsed`.
-        unknown_removed: those that should not.
-        colours: (colour, name), as in `Parsed`, without those of names that a later sign removes.
+        plain: names before the first sign; in a text without signs, all names.
+        steps: (names added, names removed) for each sign.
+        unknown: words without a name that should be in the picture.
+        unknown_removed: words without a name that should not.
+        colours: (colour, name) as in `Parsed`, without names that a later sign removes.
+        bare: whether trees are without leaves.
     """
 
     plain: list[str] = field(default_factory=list)
@@ -45,15 +45,16 @@ class Prompt:
     unknown: list[str] = field(default_factory=list)
     unknown_removed: list[str] = field(default_factory=list)
     colours: list[tuple[str, str]] = field(default_factory=list)
+    bare: bool = False
 
     @property
     def needs_prediction(self) -> bool:
-        """Whether the text says only what to add to and remove from the predicted tags."""
+        """Whether the prompt only adds to and removes from the predicted names."""
         return bool(self.steps) and not self.plain
 
-    def tags(self, predicted: Iterable[str] = ()) -> list[str]:
-        """The names that the model is told, without repeats: added names first, since a network
-        reads only the first few.
+    def names(self, predicted: Iterable[str] = ()) -> list[str]:
+        """The names for the network, without repeats. Added names come first, since a network reads
+        only the first few.
 
         Args:
             predicted: names predicted for the frame, likeliest first; used only where
@@ -69,20 +70,38 @@ class Prompt:
             names = [*dict.fromkeys(added), *(name for name in names if name not in gone)]
         return names
 
+    def colours_of(self, names: Iterable[str]) -> list[str | None]:
+        """The colour of each name ("red", "dark green", "bare"), None where the prompt gives none.
+
+        The first colour of a name counts. Leaves without a colour are green, and so is their tree:
+        "a tree with leaves" alone moves a picture a fifth of the way to green, since most trees of
+        the training had leaves that nobody named; "green" moves it three fifths.
+        """
+        names = list(names)
+        first: dict[str, str] = {}
+        for colour, name in self.colours:
+            first.setdefault(name, colour)
+        if "leaves" in names:
+            first.setdefault("leaves", first.get("tree", "green"))
+            first.setdefault("tree", first["leaves"])
+        if self.bare:
+            first["tree"] = "bare"
+        return [first.get(name) for name in names]
+
 
 def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
-    """Read a text that may have corrections; one without any gives the names of `parse_tags`.
+    """Read a prompt, with or without corrections.
 
     Args:
         text: up to 2,000 characters.
-        words: the vocabulary.
+        words: the vocabulary; other names are unknown words.
 
     Raises:
         TypeError: the text is not a string. CorrectionError: a sign stands alone at the start ("+
             snow"). ValueError: the text is too long.
     """
     if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
-        parse_tags(text)  # raises what fits
+        parse_tags(text)  # raises the error
     if alone := re.match(r"\s*\+\s+(\S+)", text):
         raise CorrectionError(
             f"{text.strip()[:60]!r} starts with a sign that stands alone; write it next to its "
@@ -91,17 +110,19 @@ def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
     pieces = _SIGN.split(text)  # plain, sign, words, sign, words, ...
     plain = parse_tags(pieces[0], words)
     steps, colours, unknown, unknown_removed = [], list(plain.colours), list(plain.unknown), []
-    for sign, said in zip(pieces[1::2], pieces[2::2], strict=True):
-        each = parse_tags(said, words)
-        # "+no cars" removes; "-no cars" can only be meant to remove, too
-        added, removed = (
-            (each.tags, each.negated) if sign == "+" else ([], [*each.tags, *each.negated])
-        )
+    bare = plain.bare
+    for sign, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+        each = parse_tags(piece, words)
+        if sign == "+":  # "+no cars" removes
+            added, removed = each.tags, each.negated
+            unknown += each.unknown
+            bare |= each.bare
+        else:  # "-no cars" can only be meant to remove, too
+            added, removed = [], [*each.tags, *each.negated]
+            unknown_removed += each.unknown
         steps.append((added, removed))
-        (unknown if sign == "+" else unknown_removed).extend(each.unknown)
-        colours = [pair for pair in colours if pair[1] not in {*added, *removed}] + each.colours * (
-            sign == "+"
-        )
+        colours = [pair for pair in colours if pair[1] not in {*added, *removed}]
+        colours += each.colours if sign == "+" else []
     if steps and plain.negated and not plain.tags:  # "no cars +snow"
         steps.insert(0, ([], plain.negated))
     return Prompt(
@@ -110,9 +131,10 @@ def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
         list(dict.fromkeys(unknown)),
         list(dict.fromkeys(unknown_removed)),
         colours,
+        bare,
     )
 
 
 def has_corrections(text: str) -> bool:
-    """Whether a text has a correction sign."""
+    """Whether a prompt has a correction sign."""
     return _SIGN.search(text) is not None

@@ -75,6 +75,7 @@ def _describe(name: str, weights: dict[str, str]) -> dict[str, Any]:
     import torch
 
     from cmmfnet.methods import build_network, method_class
+    from cmmfnet.methods.traits import traits_of
     from cmmfnet.training.recipe import find_config, read_recipe
 
     recipe = read_recipe(find_config(name))
@@ -88,6 +89,7 @@ def _describe(name: str, weights: dict[str, str]) -> dict[str, Any]:
         original = network
         if "faithful" in inspect.signature(cls.Network).parameters:
             original = build_network(cls.configuration(recipe.model | {"faithful": True}))
+    traits = traits_of(network)
     trained = {part: cls.size(net) for part, net in method.networks.items()}
     judges = [part for part in ("discriminator", "discriminator_visible") if part in trained]
     return {
@@ -101,8 +103,8 @@ def _describe(name: str, weights: dict[str, str]) -> dict[str, Any]:
         "original_generator": cls.size(original),
         "discriminator": trained[judges[0]] if judges else None,
         "trained": trained,
-        "multiple_of": getattr(network, "multiple_of", 8),
-        "fixed_size": getattr(network, "fixed_size", None),
+        "multiple_of": traits.multiple_of,
+        "fixed_size": traits.fixed_size,
         "training_size": recipe.size,
         # the paper's network has no known weights: those of its method are of the released recipe
         "weights": [known for known, of in weights.items() if of == name],

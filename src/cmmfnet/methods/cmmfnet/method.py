@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.network import CMMFNet
 from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss
 from cmmfnet.methods.cmmfnet.telling import draw_words
@@ -149,7 +150,7 @@ class CMMFNetMethod(Matched):
         if not model.get("regions") or config.get("regions"):
             return network, config
         config = config | {"regions": True}
-        larger = CMMFNet(**{k: v for k, v in config.items() if k != "method"})
+        larger = build_network(config)
         missing = larger.load_state_dict(network.state_dict(), strict=False).missing_keys
         if other := [
             key for key in missing if not key.startswith(("regions.", "attribute_vectors"))

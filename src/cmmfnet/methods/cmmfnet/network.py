@@ -53,7 +53,7 @@ class CMMFNet(nn.Module):
     regions.py; needs ``words``).
     """
 
-    multiple_of, fixed_size = 8, None
+    multiple_of, fixed_size, least_size = 8, None, 256
     takes_float32 = True  # whatever its weights are in
 
     def __init__(
@@ -80,10 +80,6 @@ class CMMFNet(nn.Module):
         local_contrast: bool = False,
         classes: int = 0,
         tail: int = 64,
-        default_text: str = "none",
-        tag_threshold: float = 0.5,
-        working_size: int = 512,
-        least_size: int = 256,
         regions: bool = False,
     ):
         super().__init__()
@@ -96,13 +92,8 @@ class CMMFNet(nn.Module):
                 f"skip is {skip!r}, output is {output!r}; expected concat or add, tanh or clip"
             )
         self.text_source, self.words = "none" if text == "learned" else text, list(words)
-        self.text_width = text_width
+        self.text_width, self.text_length = text_width, text_length
         self.output, self.concat, self.local_contrast = output, skip == "concat", local_contrast
-        self.default_text, self.tag_threshold = default_text, tag_threshold
-        self.working_size, self.least_size = (
-            working_size,
-            least_size,
-        )  # short side in pixels; Colorizer resizes to it
         self.predicts_tags, self.takes_colours = bool(self.words), regions
         c1, c2, c3 = channels
         inputs = 2 if local_contrast else 1

@@ -87,7 +87,7 @@ class CMMFNetSmall(nn.Module):
     an effect; of the released model's that is "night".
     """
 
-    multiple_of, fixed_size, predicts_tags, default_text = 8, None, False, "none"
+    multiple_of, fixed_size, least_size = 8, None, 256
 
     def __init__(
         self,
@@ -101,8 +101,6 @@ class CMMFNetSmall(nn.Module):
         text: str = "clip-tags",
         text_width: int = 32,
         words: Sequence[str] = (),
-        working_size: int = 512,
-        least_size: int = 256,
     ):
         super().__init__()
         if text not in ("clip-tags", "none"):
@@ -115,7 +113,7 @@ class CMMFNetSmall(nn.Module):
         if global_size % 16:
             raise ValueError(f"global_size is {global_size}; expected a multiple of 16")
         self.text_source, self.words, self.text_width = text, list(words), text_width
-        self.working_size, self.least_size, self.global_size = working_size, least_size, global_size
+        self.global_size = global_size
         self.stem, self.resize = FactoredStem(2, ranks), Resize()
         self.laterals = nn.ModuleList(
             pointwise(i, c) for i, c in zip((128, 256, 512, 512), channels, strict=True)

@@ -76,7 +76,9 @@ def test_settings_of_a_wrong_type_or_range_are_refused_by_name(tmp_path, change,
         build_network(TINY | change)
     network = build_network(TINY | {k: v for k, v in change.items() if k == "text"})
     save_model(tmp_path / "m.safetensors", network, TINY | change)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(
+        ModelError, match="takes no text" if "text" in change else next(iter(change))
+    ):
         load_model(tmp_path / "m.safetensors")
 
 

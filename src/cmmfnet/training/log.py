@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation.evaluate import centre_crops, without_text
+from cmmfnet.evaluation.evaluate import by_default, centre_crops
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.training.run import Run
 
@@ -73,7 +73,7 @@ class Log:
 
 def write_sheet(path: Path, network: nn.Module, pairs: Pairs, count: int = 8) -> None:
     """Input, output and truth of the first ``count`` centre crops side by side, JPEG."""
-    rows, colour = [], without_text(network)
+    rows, colour = [], by_default(network)
     for thermal, truth, meta in centre_crops(pairs, limit=count):
         grey = np.repeat(((thermal + 1) * 127.5).round().astype(np.uint8)[..., None], 3, axis=2)
         rows.append(np.concatenate([grey, colour(thermal, meta), truth], axis=1))

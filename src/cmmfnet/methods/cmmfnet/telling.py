@@ -56,7 +56,7 @@ def draw_words(
             said.append((str(rng.choice(absent if rng.random() < 0.5 else _UNKNOWN)), colour))
     foliage = dict(said).get("tree")
     if foliage and foliage != "bare" and rng.random() < (0.6 if foliage == "green" else 0.3):
-        said.append(("leaves", foliage))  # as `attributes.said_of` reads "a tree with leaves"
+        said.append(("leaves", foliage))  # as `Prompt.colours_of` reads "a tree with leaves"
     if labelled:
         for i, (name, colour) in enumerate(said):
             group = next((g for g in _ALIKE if name in g), None)

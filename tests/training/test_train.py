@@ -31,7 +31,7 @@ from cmmfnet.data.scenes import write_pairs
 from cmmfnet.data.source import Source
 from cmmfnet.evaluation.evaluate import by_default, centre_crops
 from cmmfnet.methods import build_network
-from cmmfnet.methods import matched as method
+from cmmfnet.nn import losses
 from cmmfnet.nn.perceptual import PretrainedError
 from cmmfnet.training import checkpoint
 from cmmfnet.training import train as training
@@ -422,13 +422,13 @@ def test_limits_that_make_no_sense_are_refused(data, tmp_path, half):
 def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(
     data, tmp_path, monkeypatch, save_every
 ):
-    batches, l1 = [], method.l1
+    batches, l1 = [], losses.l1
 
     def broken(x, y):
         batches.append(y)
         return l1(x, y) * (float("nan") if len(batches) == 4 else 1.0)
 
-    monkeypatch.setattr(method, "l1", broken)
+    monkeypatch.setattr(losses, "l1", broken)
     with pytest.raises(
         NonFiniteLoss,
         match=r"step 4: .*l1 nan.*non-finite-4.pt. Lower learning_rate or set precision",
@@ -443,7 +443,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(
             newest.name == "step-2.pt"
             and load_model(tmp_path / "model.safetensors").training["steps"] == 2
         )
-        monkeypatch.setattr(method, "l1", l1)
+        monkeypatch.setattr(losses, "l1", l1)
         start(data, tmp_path)
         assert checkpoint.latest(tmp_path).name == "step-6.pt"
     else:
@@ -628,7 +628,7 @@ def test_a_used_folder_and_a_nan_get_one_line(data, file, capsys, monkeypatch):
     capsys.readouterr()
     assert main(command(file, data, "--resume", "never")) == 1
     assert capsys.readouterr().err.startswith("cmmfnet: error: ")
-    monkeypatch.setattr(method, "l1", lambda x, y: (x - y).mean() * float("nan"))
+    monkeypatch.setattr(losses, "l1", lambda x, y: (x - y).mean() * float("nan"))
     assert main(command(file, data, "--config.steps", "5")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("cmmfnet: error: step 2: ") and "l1 nan" in error

@@ -110,7 +110,7 @@ def test_kaist_whole(tmp_path, small_kaist, capsys):
     raw, out = kaist(tmp_path / "raw", DAY_SETS | NIGHT_SETS), tmp_path / "out"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        info = prepare("kaist", raw, out)
+        info = prepare("kaist", raw, out, train_all=True)
     found = entries(out)
     assert found["set00_V001_I00000"] == {
         "name": "set00_V001_I00000", "split": "train", "source": "kaist", "sequence": "set00/V001",
@@ -169,7 +169,7 @@ def test_hard_links_and_copies_where_links_are_refused(tmp_path, small_kaist, mo
 def test_the_night_sets_may_be_missing_with_a_warning(tmp_path, small_kaist):
     raw = kaist(tmp_path / "raw", DAY_SETS)
     with pytest.warns(UserWarning, match="has no set03, set04, set05, set09, set10, set11"):
-        info = prepare("kaist", raw, tmp_path / "out")
+        info = prepare("kaist", raw, tmp_path / "out", train_all=True)
     assert info["counts"]["train"]["lighting"] == {"day": 9}
 
 
@@ -186,9 +186,9 @@ def test_protocol_b_has_the_frames_of_a_and_c_every_20th(tmp_path, monkeypatch):
     }
 
 
-def test_hold_out_takes_whole_videos_from_training_only(tmp_path, small_kaist):
+def test_whole_videos_of_training_sets_are_held_out(tmp_path, small_kaist):
     raw = kaist(tmp_path / "raw", DAY_SETS)
-    quiet("kaist", raw, tmp_path / "out", hold_out=True)
+    quiet("kaist", raw, tmp_path / "out")
     sequences = {s: {n[:10] for n in names} for s, names in splits(tmp_path / "out").items()}
     assert sequences["val"] == {"set00_V001"}  # the last of set00; sets of one video stay
     assert sequences["train"] == {"set00_V000", "set01_V000", "set02_V000"}
@@ -238,7 +238,7 @@ def test_half_a_kaist_is_refused_and_taken_with_partial(tmp_path, small_kaist, b
         quiet("kaist", raw, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.warns(UserWarning, match=rf"(?s){said}.*using the part there is"):
-        info = prepare("kaist", raw, tmp_path / "out", partial=True)
+        info = prepare("kaist", raw, tmp_path / "out", partial=True, train_all=True)
     assert info["partial"] is True
     assert (
         len(Pairs(tmp_path / "out"))
@@ -963,7 +963,7 @@ def test_a_finished_folder_and_a_foreign_one_are_refused(tmp_path):
     ("name", "options", "said"),
     [
         ("llvip", {"protocol": "A"}, "--protocol is for kaist only; leave it out for llvip"),
-        ("irvi", {"hold_out": True}, "--hold-out is for kaist only"),
+        ("irvi", {"train_all": True}, "--train-all is for kaist only"),
         ("folder", {"partial": True}, "--partial is for sets with published counts"),
         ("kaist", {"protocol": "C", "frames": Path("x")}, "--protocol C chooses every 20th frame"),
         ("kaist", {"frames": Path("no-list.txt")}, "--frames no-list.txt does not exist"),
@@ -1021,7 +1021,7 @@ def test_alignment_and_shards_follow_also_on_a_finished_folder(tmp_path, small_k
     quiet("kaist", raw, out, check_alignment=True, jobs=1)
     assert calls == [("shards", out, out / "shards", 64), ("alignment", out, 1)]
     with pytest.raises(PrepareError, match="is a finished data set of other pairs"):
-        quiet("kaist", raw, out, hold_out=True, check_alignment=True)
+        quiet("kaist", raw, out, train_all=True, check_alignment=True)
 
 
 # --- the command line
@@ -1050,7 +1050,8 @@ def test_the_command_knows_its_options(tmp_path, small_kaist, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert (
-            main(["prepare", "kaist", str(raw), str(tmp_path / "out"), "--hold-out", "--copy"]) == 0
+            main(["prepare", "kaist", str(raw), str(tmp_path / "out"), "--train-all", "--copy"])
+            == 0
         )
-        assert main(["prepare", "kaist", str(raw), str(tmp_path / "out")]) == 2
+        assert main(["prepare", "kaist", str(raw), str(tmp_path / "out"), "--train-all"]) == 2
     assert "is a finished data set" in capsys.readouterr().err

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from cmmfnet.data.batches import Batch
 from cmmfnet.methods import build_network
-from cmmfnet.methods.cmmfnet.interaction import ImageEncoder, tone_channels
+from cmmfnet.methods.cmmfnet.interaction import (
+    CrossModalInteraction,
+    ImageEncoder,
+    tone_channels,
+)
 from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
 from cmmfnet.methods.cmmfnet.network import PAPER, RELEASED
 from cmmfnet.methods.method import Moment, in_full_precision
@@ -268,8 +272,10 @@ def test_no_text_equals_text_with_every_row_masked(ci):
         assert (masked - network(frames())).abs().max() < 1e-5
 
 
-def cross_block(block: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Pre-norm softmax(q k / sqrt(d)) v of two heads and an MLP, both added to the query stream."""
+def cross_block(
+    block: nn.Module, query: Tensor, key: Tensor, value: Tensor, stream: Tensor | float
+) -> Tensor:
+    """Pre-norm softmax(q k / sqrt(d)) v of two heads and an MLP, both added to ``stream``."""
     inner = block.attention
     q, k, v = (
         inner.query(block.norm_q(query)),
@@ -280,7 +286,7 @@ def cross_block(block: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> 
         (qh @ kh.transpose(1, 2) / 8**0.5).softmax(dim=2) @ vh
         for qh, kh, vh in zip(*(x.split(8, dim=2) for x in (q, k, v)), strict=True)
     ]
-    x = query + inner.out(torch.cat(heads, dim=2))
+    x = stream + inner.out(torch.cat(heads, dim=2))
     return x + block.mlp(block.norm(x))
 
 
@@ -292,8 +298,8 @@ def test_interaction_is_what_it_is_said_to_be(ci):
     t = torch.cat([interaction.no_text.expand(2, 1, 16), text], dim=1)
     if ci == "text_query":
         first, second = interaction.blocks
-        state = cross_block(first, t, image, image)
-        state = cross_block(second, t, state + t, state + t)
+        state = cross_block(first, t, image, image, 0.0)
+        state = cross_block(second, t, state, state, state)
         mix = interaction.mix
         tokens = torch.einsum("pl,bld->bpd", mix.weight[:, :3], state) + mix.bias[None, :, None]
     elif ci == "add":
@@ -309,6 +315,7 @@ def test_interaction_is_what_it_is_said_to_be(ci):
                 tokens,
                 tokens if ci == "none" else key,
                 key if ci == "image_query" else tokens,
+                tokens,
             )
     want = interaction.norm(interaction.project(tokens)).transpose(1, 2)
     found, pooled = interaction(image, text, None)
@@ -318,6 +325,50 @@ def test_interaction_is_what_it_is_said_to_be(ci):
     else:  # one token for each 16x16 patch, enlarged to the map at H/8
         want = nn.functional.interpolate(want.unflatten(2, (2, 2)), (4, 4), mode="bilinear")
         assert torch.allclose(found, want, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def tokens_of_frames() -> Tensor:
+    """What the paper's image encoder gives, at its size, of six frames."""
+    torch.manual_seed(0)
+    small = torch.randn(6, 1, 8, 8) + torch.linspace(-1, 1, 6).view(6, 1, 1, 1)
+    made = nn.functional.interpolate(small, (256, 256), mode="bicubic").clamp(-1, 1)
+    with torch.inference_mode():
+        return ImageEncoder(1, 256, 512, 9, 8, "patch")(made)[0]
+
+
+def states_of_clip(count: int) -> tuple[Tensor, Tensor]:
+    """One sentence for all frames, with the statistics of CLIP's hidden states: channels of
+    deviation 1, a start token with two channels near -28 and 33, one large channel in the others,
+    and padding, which holds numbers that nobody may read."""
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(1, 77, 512, generator=generator)
+    states[:, 0, 80], states[:, 0, 133], states[:, 1:, 133] = -28.0, 33.0, 5.0
+    mask = (torch.arange(77) < 45)[None]
+    states[~mask] = 1e3
+    return states.expand(count, -1, -1), mask.expand(count, -1)
+
+
+def vectors_of_tags(count: int) -> tuple[Tensor, Tensor]:
+    """The same eight names for all frames: vectors of unit length."""
+    vectors = torch.randn(1, 8, 512, generator=torch.Generator().manual_seed(2))
+    vectors = vectors / vectors.norm(dim=2, keepdim=True)
+    return vectors.expand(count, -1, -1), torch.ones(count, 8, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("text", [states_of_clip, vectors_of_tags])
+@pytest.mark.parametrize("ci", MODES)
+def test_a_fresh_interaction_sees_the_frame(tokens_of_frames, ci, text):
+    """At least a tenth of the variance of its map differs between frames, whatever the text; and
+    a gradient reaches the ViT (with the text in the residual it was a twentieth of this)."""
+    torch.manual_seed(3)
+    interaction = CrossModalInteraction(ci, 512, 8, 2, 256, 32, 256, 77)
+    tokens = tokens_of_frames.clone().requires_grad_()
+    context, _ = interaction(tokens, *text(len(tokens)))
+    assert context.var(dim=0).mean() / context.var() > 0.1
+    way = torch.randn(context.shape, generator=torch.Generator().manual_seed(4))
+    (gradient,) = torch.autograd.grad((way * context).sum(), tokens)
+    assert gradient.norm() > 0.03 * way.norm()
 
 
 def test_text_query_mixes_the_rows_that_are_there_only():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cmmfnet.methods import build_network
 from cmmfnet.methods.combogan import Head, ThreeHeadedDiscriminator, relativistic_loss
 from cmmfnet.methods.method import ImagePool, Moment
+from cmmfnet.methods.pearlgan import AttentionTranslator, PearlGAN
 from cmmfnet.methods.todaygan import ToDayGAN, Translator
 
 SMALL = {"method": "todaygan", "width": 4, "encoder_blocks": 1, "decoder_blocks": 1}
@@ -116,6 +117,28 @@ def test_heads_see_blurred_colour_grey_and_gradient():
             )
 
 
+def test_heads_have_the_norm_of_their_paper():
+    """ToDayGAN: instance norm behind all convolutions but the first and the last. PearlGAN:
+    spectral norm of all."""
+    judge = ToDayGAN(small(), LOSSES, **OPTIONS).networks["discriminator_visible"]
+    for head, layers in ((judge.colour, 4), (judge.grey, 4), (judge.gradient, 3)):
+        kinds = [type(m).__name__ for m in head.modules() if not list(m.children())]
+        inner = ["Conv2d", "InstanceNorm", "PReLU"] * layers
+        assert kinds == ["Conv2d", "PReLU", *inner, "Conv2d"]
+    x = pictures(1, 3, 32, 32)
+    with torch.no_grad():
+        y = judge.colour.middle[0][0](judge.colour.enter(x))
+        want = F.instance_norm(y)
+        want = torch.where(want > 0, want, 0.25 * want)
+        assert torch.allclose(judge.colour(x)[0], want[:, -1], atol=1e-5)
+    spectral = PearlGAN(AttentionTranslator(width=4), PearlGAN.LOSSES, **OPTIONS)
+    judge = spectral.networks["discriminator_visible"]
+    convs = [m for m in judge.modules() if isinstance(m, nn.Conv2d)]
+    assert all(hasattr(conv, "parametrizations") for conv in convs)
+    with pytest.raises(ValueError, match="expected 'spectral' or 'instance'"):
+        Head(3, 4, 3, norm="batch")
+
+
 def test_a_head_answers_at_every_depth():
     torch.manual_seed(0)
     head = Head(3, 4, 3).eval()
@@ -192,7 +215,7 @@ def test_losses():
     optimiser, losses = next(step)
     assert optimiser == "discriminator"
     for kind in judges:
-        want = relativistic_loss(*said[kind], judge=True)
+        want = relativistic_loss(*said[kind], judge=True) / 2
         assert torch.allclose(losses[f"discriminator_{kind}"], want, rtol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,7 +198,14 @@ def test_the_paper_s_recipe_builds_the_paper_s_network():
         True,
     )
     assert paper.losses == {"l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0}
-    assert paper.options == {"perceptual": "vgg19", "perceptual_mode": "l1"}
+    assert paper.options == {
+        "perceptual": "vgg19",
+        "perceptual_mode": "unit",
+        "perceptual_layers": "family",
+    }
     assert (paper.batch_size, paper.learning_rate, paper.betas) == (1, 5e-4, (0.5, 0.999))
     assert (paper.schedule, paper.ema, paper.precision, paper.epochs) == ("linear", 0.0, "no", 20)
     assert 527740 % 20 == 0
+    literal = read("cmmfnet-paper-literal.yaml")  # differs in the perceptual loss alone
+    assert literal.options == paper.options | {"perceptual_mode": "l1"}
+    assert replace(literal, options=paper.options, notes=paper.notes) == paper

@@ -23,6 +23,7 @@ from cmmfnet.evaluation.learned import Lpips
 from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS
 from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor, takes, to_picture
 from cmmfnet.evaluation.protocol import (
+    DEFAULT_GEOMETRY,
     SIZE,
     centre_crop,
     check_geometry,
@@ -77,20 +78,29 @@ def centre_crops(
 
 
 def score_all(
-    methods: dict[str, Colour], pairs: Pairs, pretrained: str | Path | None = None
+    methods: dict[str, Colour],
+    pairs: Pairs,
+    pretrained: str | Path | None = None,
+    geometry: str = DEFAULT_GEOMETRY,
 ) -> dict[str, Rows]:
-    """Method -> one row per picture, under the default protocol. Decodes every picture once.
+    """Method -> one row per picture, cut by ``geometry``. Decodes every picture once.
 
     A row has name, source, lighting, sequence, psnr, ssim, colourfulness, truth (the colourfulness
     of the truth), and lpips if its files are found.
     """
     scorer = Scorer(default_metrics(pretrained), pretrained=pretrained)
-    return measure([baseline(name, colour) for name, colour in methods.items()], pairs, scorer)[0]
+    predictors = [baseline(name, colour) for name, colour in methods.items()]
+    return measure(predictors, pairs, scorer, geometry)[0]
 
 
-def score(colour: Colour, pairs: Pairs, pretrained: str | Path | None = None) -> Rows:
+def score(
+    colour: Colour,
+    pairs: Pairs,
+    pretrained: str | Path | None = None,
+    geometry: str = DEFAULT_GEOMETRY,
+) -> Rows:
     """The rows of :func:`score_all` for one method."""
-    return score_all({"": colour}, pairs, pretrained)[""]
+    return score_all({"": colour}, pairs, pretrained, geometry)[""]
 
 
 def by_default(network: torch.nn.Module) -> Colour:
@@ -119,10 +129,13 @@ def by_default(network: torch.nn.Module) -> Colour:
 
 
 def score_network(
-    network: torch.nn.Module, pairs: Pairs, pretrained: str | Path | None = None
+    network: torch.nn.Module,
+    pairs: Pairs,
+    pretrained: str | Path | None = None,
+    geometry: str = DEFAULT_GEOMETRY,
 ) -> dict[str, float]:
-    """Means over ``pairs`` for a network with its default text."""
-    return summary(score(by_default(network), pairs, pretrained))
+    """Means over ``pairs``, cut by ``geometry``, for a network with its default text."""
+    return summary(score(by_default(network), pairs, pretrained, geometry))
 
 
 # --- the command

@@ -11,9 +11,9 @@ of the other. Since neither paper trains an encoder with the decoder of its own 
 translators are all there is: "generator" (thermal to visible) and "inverse". A domain's sizes are
 thus those of a translator.
 
-The known sizes confirm every layer. What they cannot is from memory of ComboGAN's code, unchecked:
-the padding of the discriminators, the weights of a head's answers, the order of the step, and
-smooth L1 for ToDayGAN's cycle.
+Facts: models/networks.py and models/combogan_model.py of FuyaLuo/PearlGAN at ce221ad, which keeps
+ToDayGAN's discriminator beside its own, and models/combogan_model.py of AAnoosheh/ToDayGAN at
+1399700 (step, losses).
 """
 
 from __future__ import annotations
@@ -75,28 +75,35 @@ def decoding_layers(
 
 
 class Head(nn.Module):
-    """Patch discriminator that answers at several depths: 4x4 convolutions, spectral norm, PReLU.
+    """Patch discriminator that answers at several depths: 4x4 convolutions, PReLU.
 
     ``forward(x (B,C,H,W)) -> [(B,h,w), ...]``, one map of logits for each of ``layers`` depths, the
     deepest last. A layer in the middle has a channel more than the next one takes: that channel is
-    its answer. Padding is 2.
+    its answer. Padding is 2. ``norm``: "spectral", of every convolution (PearlGAN), or "instance",
+    behind every convolution but the first and the last (ToDayGAN).
     """
 
-    def __init__(self, inputs: int, width: int, layers: int):
+    def __init__(self, inputs: int, width: int, layers: int, norm: str = "spectral"):
         super().__init__()
+        if norm not in ("spectral", "instance"):
+            raise ValueError(f"norm is {norm!r}; expected 'spectral' or 'instance'")
 
         def conv(a: int, b: int, stride: int) -> nn.Module:
             layer = nn.Conv2d(a, b, 4, stride=stride, padding=2)
             nn.init.normal_(layer.weight, 0.0, 0.02)
             nn.init.zeros_(layer.bias)
-            return nn.utils.parametrizations.spectral_norm(layer)
+            return nn.utils.parametrizations.spectral_norm(layer) if norm == "spectral" else layer
+
+        def inner(a: int, b: int, stride: int) -> list[nn.Module]:
+            norms = [InstanceNorm(b)] if norm == "instance" else []
+            return [conv(a, b, stride), *norms, nn.PReLU()]
 
         sizes = [width * min(2**i, 8) for i in range(layers + 1)]
         self.enter = nn.Sequential(conv(inputs, width, 2), nn.PReLU())
         self.middle = nn.ModuleList(
-            nn.Sequential(conv(a, b + 1, 2), nn.PReLU()) for a, b in pairwise(sizes[:-1])
+            nn.Sequential(*inner(a, b + 1, 2)) for a, b in pairwise(sizes[:-1])
         )
-        self.leave = nn.Sequential(conv(sizes[-2], sizes[-1], 1), nn.PReLU(), conv(sizes[-1], 1, 1))
+        self.leave = nn.Sequential(*inner(sizes[-2], sizes[-1], 1), conv(sizes[-1], 1, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x, answers = self.enter(x), []
@@ -119,15 +126,15 @@ class ThreeHeadedDiscriminator(nn.Module):
     Gaussian, sigma 3), grey, and the two central differences of grey at half size (every second
     pixel). 16,698,201 parameters at the paper's width.
 
-    ``forward(picture (B,3,H,W) in [-1,1]) -> three lists`` of logits (B,h,w), see :class:`Head`. H
-    and W are 16 at least.
+    ``forward(picture (B,3,H,W) in [-1,1]) -> three lists`` of logits (B,h,w), see :class:`Head`,
+    which also explains ``norm``. H and W are 16 at least.
     """
 
-    def __init__(self, width: int = 64, layers: int = 4):
+    def __init__(self, width: int = 64, layers: int = 4, norm: str = "spectral"):
         super().__init__()
-        self.colour = Head(3, width, layers)
-        self.grey = Head(1, width, layers)
-        self.gradient = Head(2, width, layers - 1)
+        self.colour = Head(3, width, layers, norm)
+        self.grey = Head(1, width, layers, norm)
+        self.gradient = Head(2, width, layers - 1, norm)
         offsets = torch.arange(-2.0, 3.0)
         line = torch.exp(-offsets.square() / (2 * 3**2))
         self.register_buffer(
@@ -169,9 +176,10 @@ def relativistic_loss(real: list[list[Tensor]], fake: list[list[Tensor]], judge:
 
 
 class DomainTranslation(Method):
-    """The step that ToDayGAN and PearlGAN share: both translators, then both discriminators, which
-    see fakes out of a pool of 50. ``losses``: ``adversarial`` (relativistic, both domains) and
-    ``cycle`` (smooth L1, both directions); a subclass adds its own in :meth:`more`."""
+    """The step that ToDayGAN and PearlGAN share: both translators, then both discriminators, on
+    half of their loss, with fakes out of a pool of 50. ``losses``: ``adversarial`` (relativistic,
+    both domains) and ``cycle`` (smooth L1, both directions); a subclass adds its own in
+    :meth:`more`."""
 
     paired = False
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -179,6 +187,7 @@ class DomainTranslation(Method):
         "discriminator": ("discriminator_visible", "discriminator_thermal"),
     }
     MORE_OF_CYCLE: ClassVar[Sequence[str]] = ()  # losses of a subclass that need what comes back
+    discriminator_norm: ClassVar[str] = "spectral"
 
     def __init__(
         self,
@@ -193,7 +202,7 @@ class DomainTranslation(Method):
         if "adversarial" in self.weights:
             for kind in ("visible", "thermal"):
                 self.networks[f"discriminator_{kind}"] = ThreeHeadedDiscriminator(
-                    discriminator_width
+                    discriminator_width, norm=self.discriminator_norm
                 )
                 self.pools[kind] = ImagePool()
         else:
@@ -204,7 +213,9 @@ class DomainTranslation(Method):
         see."""
         return self.networks[name](picture), None
 
-    def more(self, real: dict, fake: dict, back: dict, seen: dict, moment: Moment) -> Losses:
+    def more(
+        self, batch: Batch, real: dict, fake: dict, back: dict, seen: dict, moment: Moment
+    ) -> Losses:
         """Losses of a subclass, without weights. ``real``, ``fake``, ``back`` (empty where no loss
         needs it): domain -> picture (B,3,H,W), ``back`` being what both translators made of
         ``real``. ``seen``: (translator, "real" or "fake") -> the second result of :meth:`translate`
@@ -235,7 +246,7 @@ class DomainTranslation(Method):
             losses["cycle"] = sum(
                 F.smooth_l1_loss(back[kind].float(), real[kind].float()) for kind in real
             )
-        losses |= self.more(real, fake, back, seen, moment)
+        losses |= self.more(batch, real, fake, back, seen, moment)
         yield "generator", {name: loss * self.weights[name] for name, loss in losses.items()}
         if "adversarial" in self.weights:
             judged: Losses = {}
@@ -243,5 +254,5 @@ class DomainTranslation(Method):
                 judge = self.networks[f"discriminator_{kind}"]
                 old = self.pools[kind](fake[kind], batch, moment)
                 truth, answer = in_full_precision(judge, real[kind]), in_full_precision(judge, old)
-                judged[f"discriminator_{kind}"] = relativistic_loss(truth, answer, judge=True)
+                judged[f"discriminator_{kind}"] = relativistic_loss(truth, answer, judge=True) / 2
             yield "discriminator", judged

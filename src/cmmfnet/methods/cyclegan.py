@@ -76,7 +76,10 @@ class CycleGAN(Method):
 
     Network = ResnetGenerator
     title = "CycleGAN"
-    paper = "Zhu et al., Unpaired image-to-image translation using cycle-consistent adversarial networks, ICCV 2017"
+    paper = (
+        "Zhu et al., Unpaired image-to-image translation using cycle-consistent adversarial "
+        "networks, ICCV 2017"
+    )
     paired = False
     LOSSES: ClassVar[dict[str, float]] = {"adversarial": 1.0, "cycle": 10.0, "identity": 5.0}
     optimisers: ClassVar[dict[str, tuple[str, ...]]] = {

@@ -8,7 +8,7 @@ same step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 
 class Matched(Method):
-    """``adversarial_start``: part of the training before the discriminator's loss reaches the
-    generator; it learns from the start. ``perceptual``, ``perceptual_mode``: network and distance
-    of the perceptual loss (perceptual.Perceptual)."""
+    """The losses of configs/cmmfnet.yaml, for any network.
+
+    ``adversarial_start``: part of the training before the discriminator's loss reaches the
+    generator; it learns from the start. ``perceptual``, ``perceptual_mode``, ``perceptual_layers``,
+    ``perceptual_weights``, ``perceptual_imagenet``: network, mode, layers, layer weights and
+    normalisation of the perceptual loss (perceptual.Perceptual).
+    """
 
     title: ClassVar[str] = "matched"
     paper: ClassVar[str] = "the losses of configs/cmmfnet.yaml"
@@ -37,7 +41,14 @@ class Matched(Method):
         "l1": 2.0, "perceptual": 1.0, "ssim": 0.5, "tv": 0.0, "adversarial": 0.015,
     }  # fmt: skip
     captured: ClassVar[tuple[str, ...]] = ("generator",)
-    OPTIONS: ClassVar[tuple[str, ...]] = ("perceptual", "perceptual_mode", "adversarial_start")
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "perceptual",
+        "perceptual_mode",
+        "perceptual_layers",
+        "perceptual_weights",
+        "perceptual_imagenet",
+        "adversarial_start",
+    )
 
     def __init__(
         self,
@@ -47,6 +58,9 @@ class Matched(Method):
         pretrained: str | Path | None = None,
         perceptual: str = "vgg16",
         perceptual_mode: str = "lpips",
+        perceptual_layers: Sequence[str] | str | None = None,
+        perceptual_weights: Sequence[float] | None = None,
+        perceptual_imagenet: bool = True,
         adversarial_start: float = 0.0,
     ):
         super().__init__(network, losses, pretrained=pretrained)
@@ -55,7 +69,14 @@ class Matched(Method):
         self._losses: PictureLosses | GraphedTraining | None = None
         self.perceptual = None
         if "perceptual" in self.weights:
-            self.perceptual = Perceptual(perceptual, perceptual_mode, pretrained)
+            self.perceptual = Perceptual(
+                perceptual,
+                perceptual_mode,
+                pretrained,
+                layers=perceptual_layers,
+                layer_weights=perceptual_weights,
+                imagenet=perceptual_imagenet,
+            )
         if "adversarial" in self.weights:
             self.networks["discriminator"] = PatchDiscriminator()
             self.optimisers = {"generator": ("generator",), "discriminator": ("discriminator",)}

@@ -202,7 +202,10 @@ class MUGAN(TICCGAN):
 
     Network: ClassVar[type[nn.Module]] = MixedSkippingUNet
     title = "MUGAN"
-    paper = "Liao et al., MUGAN: thermal infrared image colorization using mixed-skipping UNet and GAN, IEEE TIV 2023"
+    paper = (
+        "Liao et al., MUGAN: thermal infrared image colorization using mixed-skipping UNet and "
+        "GAN, IEEE TIV 2023"
+    )
     LOSSES: ClassVar[dict[str, float]] = {
         "adversarial": 0.03,
         "l1": 1.0,

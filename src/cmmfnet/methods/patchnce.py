@@ -123,11 +123,8 @@ class ContentAndStyle(Perceptual):
             raise ValueError(
                 f"perceptual is {network!r}; expected one of {', '.join(STYLE_TAPS)}, or none"
             )
-        super().__init__(network, "l1", folder)
+        super().__init__(network, "l1", folder, imagenet=normalised)
         self.taps = STYLE_TAPS[network]
-        if not normalised:
-            self.shift.zero_()
-            self.scale.fill_(1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():

@@ -7,24 +7,23 @@ parameters, decoder 6,634,255 a domain, discriminator 16,698,201 a domain; a the
 as three equal channels. Only the generator from thermal to visible is kept in a model. Skeleton,
 discriminator and step are ToDayGAN's (combogan.py).
 
-Other than the original:
-- Edge maps are made on line, from the training crops, and both domains' with Canny's method
+Attention and losses follow models/networks.py and models/combogan_model.py of FuyaLuo/PearlGAN at
+ce221ad. Other than the original:
+
+- Edge maps are made during training, from the training crops, and both domains' with Canny's method
   (thresholds .1 and .2 of the largest gradient, the paper's for colour). The paper's for thermal
-  frames come from MCI, a model of surround inhibition whose program was not released. A hot
-  contour's texture thus counts as an edge more often.
-- The attention losses work picture by picture; the original's assume a batch of one.
-- The exact formulas of the two attention losses and of the gradient alignment were not at hand.
-  What stands in :func:`diversity_loss`, :func:`alignment_loss` and :func:`gradient_alignment_loss`
-  follows their description: scales attend to different places; a translation attends to where its
-  source did; edges of the source are steep in the translation.
+  frames come from MCI, a model of surround inhibition whose program was not released. So a hot
+  contour's texture counts as an edge more often.
+- The original's attention losses and its gradient alignment take a batch of one picture; here they
+  are the mean over pictures.
+- Small frames: where a pooled map has a single row or column, its border repeats it, since a
+  reflection needs two. Average pooling of a map of two pixels takes a window of two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +42,12 @@ from cmmfnet.nn.edges import gradient_maxima
 from cmmfnet.nn.losses import ssim
 from cmmfnet.nn.patchgan import InstanceNorm, as_channels, init_normal
 
+if TYPE_CHECKING:
+    from cmmfnet.data.batches import Batch
+
+CELLS = 8
+"""The gradient alignment looks at one cell of a grid of 8 x 8."""
+
 
 def standardised(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Instance norm of a map (B,1,h,w), float32. One pixel becomes 0 and has a gradient (of 0),
@@ -55,11 +60,11 @@ class TopDownAttention(nn.Module):
     """Top-down guided attention: coarse context decides where finer scales look (section III-B).
 
     1x1 convolution, IN, PReLU; the channels split into four groups, averaged by 3x3 windows at
-    strides 2, 4, 8, 16. From the coarsest to the finest, a 3x3 convolution, IN and sigmoid make a
-    map, by which the next finer group m is gated: m * map + m. Each map, enlarged, multiplies its
-    group; the groups together are added to the input.
+    strides 2, 4, 8, 16, without padding. From the coarsest to the finest, a 3x3 convolution with
+    reflected borders, IN and sigmoid make a map, by which the next finer group m is gated: m * map
+    + m. Each map, enlarged, multiplies its group; the groups together are added to the input.
 
-    ``forward(x (B,C,h,w)) -> (B,C,h,w), maps``: four of (B,1,h,w) in (0,1), strides 2 to 16. C is a
+    ``forward(x (B,C,h,w)) -> (B,C,h,w), maps (B,4,h,w)`` in (0,1), of strides 2, 4, 8, 16. C is a
     multiple of 4.
     """
 
@@ -70,23 +75,24 @@ class TopDownAttention(nn.Module):
         self.enter = nn.Sequential(
             nn.Conv2d(channels, channels, 1), InstanceNorm(channels), nn.PReLU()
         )
-        self.look = nn.ModuleList(nn.Conv2d(channels // 4, 1, 3, padding=1) for _ in self.STRIDES)
+        self.look = nn.ModuleList(nn.Conv2d(channels // 4, 1, 3) for _ in self.STRIDES)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         groups = self.enter(x).chunk(4, dim=1)
+        window = [min(3, side) for side in x.shape[2:]]
         maps: list[Tensor] = []
         above = None
         for group, stride, conv in reversed(
             list(zip(groups, self.STRIDES, self.look, strict=True))
         ):
-            pooled = F.avg_pool2d(group, 3, stride=stride, padding=1)
+            pooled = F.avg_pool2d(group, window, stride=stride)
             if above is not None:
                 pooled = pooled * self._enlarged(above, pooled) + pooled
-            above = torch.sigmoid(standardised(conv(pooled)))
+            border = "reflect" if min(pooled.shape[2:]) > 1 else "replicate"
+            above = torch.sigmoid(standardised(conv(F.pad(pooled, (1, 1, 1, 1), mode=border))))
             maps.insert(0, self._enlarged(above, x))
-        return x + torch.cat(
-            [group * m.to(group.dtype) for group, m in zip(groups, maps, strict=True)], dim=1
-        ), maps
+        gated = [group * m.to(group.dtype) for group, m in zip(groups, maps, strict=True)]
+        return x + torch.cat(gated, dim=1), torch.cat(maps, dim=1)
 
     @staticmethod
     def _enlarged(small: Tensor, large: Tensor) -> Tensor:
@@ -101,8 +107,8 @@ class AttentionTranslator(nn.Module):
     """Encoder of one domain, decoder of the other, each with top-down attention at H/4.
 
     ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,3,H,W) in [-1,1]``; a colour picture (B,3,H,W) is
-    taken as it is. H and W are multiples of 8. ``attention=True`` also returns the attention maps
-    (B,1,H/4,W/4), four of the encoder and four of the decoder. ``encoder_blocks`` and
+    taken as it is. H and W are multiples of 8. ``attention=True`` also returns the encoder's
+    attention maps (B,4,H/4,W/4) and its output (B,C,H/4,W/4). ``encoder_blocks`` and
     ``decoder_blocks``: residual blocks at H/4.
     """
 
@@ -133,30 +139,55 @@ class AttentionTranslator(nn.Module):
         text: Tensor | None = None,
         text_mask: Tensor | None = None,
         attention: bool = False,
-    ) -> Tensor | tuple[Tensor, list[Tensor], list[Tensor]]:
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         enter, look, encode = self.encoder
-        x, encoder_maps = look(enter(as_channels(thermal, 3, self.multiple_of)))
+        x, maps = look(enter(as_channels(thermal, 3, self.multiple_of)))
+        encoded = encode(x)
         look, decode, leave = self.decoder
-        x, decoder_maps = look(encode(x))
+        x, _ = look(encoded)
         colour = leave(decode(x))
-        return (colour, encoder_maps, decoder_maps) if attention else colour
+        return (colour, maps, encoded) if attention else colour
 
 
-def diversity_loss(maps: Sequence[Tensor]) -> Tensor:
-    """Scales are to attend to different places: cosine similarity of two maps (B,1,h,w), mean over
-    pairs of scales."""
-    flat = [m.float().flatten(1) for m in maps]
-    return torch.stack(
-        [F.cosine_similarity(a, b, dim=1).mean() for a, b in combinations(flat, 2)]
-    ).mean()
+def attention_loss(maps: Tensor) -> Tensor:
+    """Every place is to be attended to by one scale: half of a quarter of (sum over scales - 1)^2
+    plus 1 - the largest, means over places and pictures. maps (B,S,h,w) in (0,1)."""
+    maps = maps.float()
+    total = (maps.sum(dim=1) - 1).square().mean() / 4
+    return (total + 1 - maps.amax(dim=1).mean()) / 2
 
 
-def alignment_loss(source: Sequence[Tensor], translation: Sequence[Tensor]) -> Tensor:
-    """A translation's maps are to be its source's: mean |difference|, mean over scales. The
-    source's have no gradient."""
-    return torch.stack(
-        [(a.detach() - b).abs().mean() for a, b in zip(source, translation, strict=True)]
-    ).mean()
+def attended(features: Tensor, maps: Tensor) -> Tensor:
+    """Mean of the features (B,C,h,w) where each map (B,S,h,w) looks, scaled to unit length:
+    (B,S,C) float32."""
+    flat, weights = features.float().flatten(2), maps.float().flatten(2)
+    means = weights @ flat.transpose(1, 2) / weights.sum(dim=2, keepdim=True)
+    return F.normalize(means, dim=2)
+
+
+def likeness_loss(features: Tensor) -> Tensor:
+    """Scales are to see different things: mean product of the unit vectors (B,S,C) of different
+    scales, where it is positive; its zeros on the diagonal count. Mean over pictures."""
+    products = features @ features.transpose(1, 2)
+    own = torch.eye(products.shape[1], device=products.device)
+    return F.relu((products * (1 - own)).mean(dim=(1, 2))).mean()
+
+
+def alignment_loss(source: Tensor, other: Tensor, maps: Tensor, other_maps: Tensor) -> Tensor:
+    """A scale is to see in the one picture what it sees in the other: how much more alike to a
+    scale's feature the likest of the other picture's scales is than the same scale, mean over
+    scales weighted by the smaller of both maps' maxima; plus a quarter of both pictures'
+    :func:`likeness_loss`. Mean over pictures.
+
+    Features ``source``, ``other`` (B,C,h,w), of one encoder, have no gradient; their maps
+    (B,S,h,w) do.
+    """
+    a, b = attended(source.detach(), maps), attended(other.detach(), other_maps)
+    products = a @ b.transpose(1, 2)
+    lead = products.amax(dim=2) - products.diagonal(dim1=1, dim2=2)
+    weights = torch.minimum(maps.amax(dim=(2, 3)), other_maps.amax(dim=(2, 3))).float()
+    aligned = (weights * lead).sum(dim=1) / (weights.sum(dim=1) + 1e-6)
+    return aligned.mean() + (likeness_loss(a) + likeness_loss(b)) / 4
 
 
 def edge_map(picture: Tensor, low: float = 0.1, high: float = 0.2) -> Tensor:
@@ -178,36 +209,53 @@ def edge_map(picture: Tensor, low: float = 0.1, high: float = 0.2) -> Tensor:
 
 
 def gradient_alignment_loss(
-    translation: Tensor, edges: Tensor, threshold: float, patch: int = 8
+    translation: Tensor, edges: Tensor, threshold: float, draws: list[np.random.Generator]
 ) -> Tensor:
-    """Edges of the source are to be among the steepest places of the translation around them: at
-    every edge pixel, what the grey gradient's magnitude lacks to ``threshold`` times the largest in
-    its patch of ``patch`` x ``patch`` pixels, in parts of that largest (and 0.01 more, so that a
-    flat patch lacks everything); mean over edge pixels. Contrast is free.
+    """Edges of the source are to be among the steepest places of the translation around them: in
+    one cell of a grid of ``CELLS`` x ``CELLS``, drawn among those that have an edge, what the grey
+    gradient's magnitude lacks at edge pixels to ``threshold`` times the cell's largest, in parts of
+    that largest; sum over the cell's pixels, divided by the number of its edge pixels plus 1. 0 for
+    a picture without edges. Mean over pictures.
 
-    translation (B,3,H,W), edges (B,1,H,W) in {0,1}; H and W are multiples of ``patch``.
+    translation (B,3,H,W) in [-1,1], edges (B,1,H,W) in {0,1}; H and W are multiples of ``CELLS``.
+    ``draws``: the random generator of each picture. Beyond the border the picture is 0.
     """
-    grey = F.pad(luma(translation.float()), (1, 1, 1, 1), mode="replicate")
+    grey = F.pad((luma(translation.float()) + 1) / 2, (1, 1, 1, 1))
     across, down = (
         grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2],
         grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1],
     )
-    size = (across.square() + down.square() + 1e-8).sqrt()  # the root has no gradient at 0
-    largest = F.interpolate(F.max_pool2d(size, patch), scale_factor=patch, mode="nearest")
-    return (F.relu(threshold - size / (largest + 0.01)) * edges).sum() / edges.sum().clamp_min(1)
+    size = (across.square() + down.square() + 1e-6).sqrt()[:, 0]
+    height, width = (side // CELLS for side in size.shape[1:])
+    # The cells are drawn by the host: edge_map made the edges there a moment ago.
+    filled = F.max_pool2d(edges, (height, width))[:, 0].cpu().numpy()
+    each = [size.sum() * 0]  # a gradient (of 0) for pictures without edges, which DDP waits for
+    for picture, marks, cells, rng in zip(size, edges[:, 0], filled, draws, strict=True):
+        rows, columns = np.nonzero(cells)
+        if not len(rows):
+            continue
+        chosen = int(rng.integers(len(rows)))
+        top, left = int(rows[chosen]) * height, int(columns[chosen]) * width
+        window = (slice(top, top + height), slice(left, left + width))
+        steepness = picture[window] / picture[window].max()
+        lack = F.relu(threshold * marks[window] - steepness).sum()
+        each.append(lack / (marks[window].sum() + 1))
+    return torch.stack(each).sum() / len(size)
 
 
 def squared_variation(x: Tensor) -> Tensor:
-    """Total variation with squares: mean of the squared differences of vertical neighbours, plus
-    that of horizontal ones."""
+    """Total variation with squares: twice the mean of the squared differences of vertical
+    neighbours, plus twice that of horizontal ones."""
     x = x.float()
-    return (x[:, :, 1:] - x[:, :, :-1]).square().mean() + (x[..., 1:] - x[..., :-1]).square().mean()
+    down, right = x[:, :, 1:] - x[:, :, :-1], x[..., 1:] - x[..., :-1]
+    return 2 * (down.square().mean() + right.square().mean())
 
 
 class PearlGAN(DomainTranslation):
     """``losses``, all for both directions: ``adversarial`` (relativistic least squares on three
     heads), ``cycle`` (smooth L1), ``ssim`` (of the same, 3-pixel window), ``gradient`` (structured
-    gradient alignment), ``tv`` (squared), ``diversity`` and ``alignment`` of attention. Both
+    gradient alignment), ``tv`` (squared), ``diversity`` (:func:`attention_loss`) and ``alignment``
+    of the encoders' attention. The last two look at three scales, not at the coarsest. Both
     translators make one step together, then both discriminators.
 
     ``late``: part of the training before ``ssim`` and ``alignment`` begin (the paper: epoch 30 of
@@ -218,7 +266,10 @@ class PearlGAN(DomainTranslation):
 
     Network = AttentionTranslator
     title = "PearlGAN"
-    paper = "Luo et al., Thermal infrared image colorization with top-down guided attention, IEEE TITS 2022"
+    paper = (
+        "Luo et al., Thermal infrared image colorization with top-down guided attention, "
+        "IEEE TITS 2022"
+    )
     LOSSES: ClassVar[dict[str, float]] = {
         "adversarial": 1.0, "cycle": 10.0, "ssim": 1.0, "gradient": 0.5, "tv": 5.0,
         "diversity": 1.0, "alignment": 1.0,
@@ -247,33 +298,39 @@ class PearlGAN(DomainTranslation):
             )
         self.late, self.edge_threshold = late, edge_threshold
 
-    def translate(
-        self, name: str, picture: Tensor
-    ) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
-        colour, encoder_maps, decoder_maps = self.networks[name](picture, attention=True)
-        return colour, (encoder_maps, decoder_maps)
+    def translate(self, name: str, picture: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        colour, maps, encoded = self.networks[name](picture, attention=True)
+        return colour, (maps[:, :3], encoded)
 
-    def more(self, real: dict, fake: dict, back: dict, seen: dict, moment: Moment) -> Losses:
+    def more(
+        self, batch: Batch, real: dict, fake: dict, back: dict, seen: dict, moment: Moment
+    ) -> Losses:
         losses: Losses = {}
         if "tv" in self.weights:
             losses["tv"] = squared_variation(fake["visible"]) + squared_variation(fake["thermal"])
         if "gradient" in self.weights:
+            draws = [moment.rng(position) for position in batch.positions]
             losses["gradient"] = sum(
-                gradient_alignment_loss(fake[target], edge_map(real[source]), self.edge_threshold)
+                gradient_alignment_loss(
+                    fake[target], edge_map(real[source]), self.edge_threshold, draws
+                )
                 for source, target in (("thermal", "visible"), ("visible", "thermal"))
             )
         if "diversity" in self.weights:
             losses["diversity"] = sum(
-                diversity_loss(maps)
-                for name in ("generator", "inverse")
-                for maps in seen[name, "real"]
+                attention_loss(seen[name, "real"][0]) for name in ("generator", "inverse")
             )
         if moment.progress >= self.late:
             if "ssim" in self.weights:
                 losses["ssim"] = sum(1 - ssim(back[kind], real[kind], window=3) for kind in real)
-            if "alignment" in self.weights:  # the other domain's encoder reads the translation
+            if "alignment" in self.weights:
+                # one encoder reads a domain's real picture and the translation into that domain,
+                # which is looked at where its source was
                 losses["alignment"] = sum(
-                    alignment_loss(seen[name, "real"][0], seen[other, "fake"][0])
+                    alignment_loss(
+                        seen[name, "real"][1], seen[name, "fake"][1],
+                        seen[name, "real"][0], seen[other, "real"][0],
+                    )
                     for name, other in (("generator", "inverse"), ("inverse", "generator"))
-                )
+                )  # fmt: skip
         return losses

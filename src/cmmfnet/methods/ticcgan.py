@@ -92,7 +92,10 @@ class TICCGAN(Method):
 
     Network: ClassVar[type[nn.Module]] = CoarseToFineGenerator
     title = "TIC-CGAN"
-    paper = "Kuang et al., Thermal infrared colorization via conditional GAN, Infrared Physics & Technology 2020"
+    paper = (
+        "Kuang et al., Thermal infrared colorization via conditional GAN, "
+        "Infrared Physics & Technology 2020"
+    )
     LOSSES: ClassVar[dict[str, float]] = {
         "adversarial": 0.03,
         "l1": 1.0,
@@ -116,11 +119,10 @@ class TICCGAN(Method):
         super().__init__(network, losses, pretrained=pretrained)
         self.inputs, self.faithful = network.inputs, faithful
         self.perceptual = (
-            Perceptual("vgg16", "l1", pretrained) if "perceptual" in self.weights else None
+            Perceptual("vgg16", "l1", pretrained, imagenet=not faithful)
+            if "perceptual" in self.weights
+            else None
         )
-        if self.perceptual is not None and faithful:
-            self.perceptual.shift.zero_()
-            self.perceptual.scale.fill_(1.0)
         if "adversarial" in self.weights:
             self.networks["discriminator"] = PatchGAN(
                 network.inputs + 3, width=self.discriminator_width, norm="instance"

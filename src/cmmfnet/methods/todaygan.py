@@ -8,8 +8,8 @@ generator from thermal to visible is kept in a model.
 
 The paper translates colour at night to colour by day; here, as in PearlGAN's comparison, thermal
 takes the place of night. Its domains are named, not numbered, and the losses that its code has with
-a weight of 0 (identity, latent) are not here. The discriminator's normalisation is spectral, as in
-PearlGAN's copy of it.
+a weight of 0 (identity, latent) are not here. The discriminators have instance norms, as the code's
+default, and learn from half of their loss (combogan.py names the files).
 """
 
 from __future__ import annotations
@@ -69,5 +69,9 @@ class ToDayGAN(DomainTranslation):
 
     Network = Translator
     title = "ToDayGAN"
-    paper = "Anoosheh et al., Night-to-day image translation for retrieval-based localization, ICRA 2019"
+    paper = (
+        "Anoosheh et al., Night-to-day image translation for retrieval-based localization, "
+        "ICRA 2019"
+    )
     LOSSES: ClassVar[dict[str, float]] = {"adversarial": 1.0, "cycle": 10.0}
+    discriminator_norm = "instance"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -48,8 +48,8 @@ _VGG = {
         512,
     ],
 }
-# Taps after the ReLUs: LPIPS takes the last ReLU of each level; the paper family sums four of them
-# (docs/architecture.md, row 11).
+# Layers whose features are compared, by the number of their ReLU: LPIPS takes the last ReLU of each
+# level; TIC-CGAN, MUGAN, LKAT-GAN and CMMF-Net's default take four of them ("family").
 TAPS = {
     "vgg16": {"lpips": (3, 8, 15, 22, 29), "family": (3, 8, 15, 22)},
     "vgg19": {"lpips": (3, 8, 17, 26, 35), "family": (3, 8, 17, 26)},
@@ -110,6 +110,34 @@ def feature_layers(name: str) -> nn.Sequential:
             layers += [nn.Conv2d(width, item, 3, padding=1), nn.ReLU()]
             width = item
     return nn.Sequential(*layers)
+
+
+def layer_numbers(name: str, layers: Sequence[str]) -> tuple[int, ...]:
+    """The module numbers of ReLUs by their names in the VGG paper, "relu1_2" to "relu5_4".
+
+    Raises ``ValueError`` for a network other than a VGG, for an unknown name, for names that are
+    not in the order of the network, and for none.
+    """
+    if name not in _VGG:
+        raise ValueError(f"layers of {name} have no names; expected one of {', '.join(_VGG)}")
+    known, level, place, number = {}, 1, 1, 0
+    for item in _VGG[name]:
+        if item == "M":
+            level, place, number = level + 1, 1, number + 1
+        else:
+            known[f"relu{level}_{place}"] = number + 1
+            place, number = place + 1, number + 2
+    if unknown := [layer for layer in layers if layer not in known]:
+        raise ValueError(
+            f"{name} has no layer {', '.join(map(str, unknown))}; expected some of "
+            f"{', '.join(known)}"
+        )
+    found = tuple(known[layer] for layer in layers)
+    if not found or list(found) != sorted(set(found)):
+        raise ValueError(
+            f"layers are {list(layers)}; expected one or more, each once, in the network's order"
+        )
+    return found
 
 
 def tapped(layers: nn.Sequential, x: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
@@ -184,16 +212,34 @@ def load_features(name: str, folder: str | Path | None = None) -> nn.Sequential:
 class Perceptual(nn.Module):
     """Distance between two pictures on features of a frozen network; 0 for equal pictures.
 
+    ``forward(x, y (B,3,H,W) in [-1,1]) -> (B,)`` float32; no gradient reaches ``y``.
+
     ``mode``: "lpips" = unit-normalised features, squared difference weighted by the learned LPIPS
     heads (Zhang et al., eq. 1); "unit" = the same without learned heads (squared differences summed
-    over channels, mean over positions and levels); "l1" = plain mean absolute difference summed
-    over levels (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net). ``forward(x, y (B,3,H,W) in [-1,1])
-    -> (B,)``; no gradient reaches ``y``. Raises ``ValueError`` for an unknown network or mode and
-    for LPIPS on a network that has no heads, :class:`PretrainedError` for a file that is not there.
+    over channels, mean over positions and layers); "l1" = mean absolute difference of each layer's
+    features, summed over layers (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net).
+
+    ``layers``: names of the layers that are compared, such as ("relu4_3",); or "family", the four
+    of TIC-CGAN and its successors (the last ReLU of levels 1 to 4), or "lpips", LPIPS' five (of
+    levels 1 to 5). None takes "family" for "l1" and "lpips" for the other modes.
+    ``layer_weights``: one factor for each of ``layers``; None weighs all 1. ``imagenet``: whether pictures are normalised
+    by ImageNet's mean and deviation first, which the networks were trained with; False feeds them
+    in [-1,1] as they are, as the code of TIC-CGAN and pix2pixHD does.
+
+    Raises ``ValueError`` for an unknown network, mode or layer, for weights that do not fit the
+    layers, and for LPIPS on a network that has no heads or on layers of one's own;
+    :class:`PretrainedError` for a file that is not there.
     """
 
     def __init__(
-        self, network: str = "vgg16", mode: str = "lpips", folder: str | Path | None = None
+        self,
+        network: str = "vgg16",
+        mode: str = "lpips",
+        folder: str | Path | None = None,
+        *,
+        layers: Sequence[str] | str | None = None,
+        layer_weights: Sequence[float] | None = None,
+        imagenet: bool = True,
     ):
         super().__init__()
         if network not in TAPS or mode not in ("lpips", "unit", "l1"):
@@ -204,6 +250,26 @@ class Perceptual(nn.Module):
                 f"LPIPS has no heads for {network}; use one of {', '.join(HEADS)}, or mode 'unit' "
                 "or 'l1'"
             )
+        if mode == "lpips" and (layers is not None or not imagenet):
+            raise ValueError(
+                "LPIPS was fitted to its own five layers of ImageNet-normalised pictures; use mode "
+                "'unit' or 'l1' for others"
+            )
+        if layers is None:
+            layers = "family" if mode == "l1" else "lpips"
+        if isinstance(layers, str):
+            if layers not in TAPS[network]:
+                raise ValueError(f"layers is {layers!r}; expected family, lpips or a list of names")
+            self.taps = TAPS[network][layers]
+        else:
+            self.taps = layer_numbers(network, layers)
+        given = [1.0] * len(self.taps) if layer_weights is None else list(layer_weights)
+        if len(given) != len(self.taps) or not all(weight > 0 for weight in given):
+            raise ValueError(
+                f"layer_weights are {given}; expected {len(self.taps)} numbers above 0, one for "
+                "each layer"
+            )
+        self.layer_weights = tuple(float(weight) for weight in given)
         if mode == "lpips":  # first: small, and in no place to download from
             folder = folder or os.environ.get("CMMFNET_PRETRAINED")
             file, digest = HEADS[network]
@@ -217,11 +283,18 @@ class Perceptual(nn.Module):
             for i, key in enumerate(sorted(heads)):
                 self.register_buffer(f"head{i}", heads[key].float())
         self.layers = load_features(network, folder).to(memory_format=torch.channels_last)
-        self.taps = TAPS[network]["family" if mode == "l1" else "lpips"]
         self.mode, self.distance = mode, unit_distance
         # LPIPS' own shift and scale, which are ImageNet's mean and deviation for inputs in [-1,1]
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        shift, scale = (
+            ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
+            if imagenet
+            else (
+                (0.0, 0.0, 0.0),
+                (1.0, 1.0, 1.0),
+            )
+        )
+        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1))
 
     def features(self, x: Tensor) -> list[Tensor]:
         # channels last: twice as fast on tensor cores, the same numbers
@@ -232,13 +305,15 @@ class Perceptual(nn.Module):
         with torch.no_grad():
             theirs = self.features(y)
         total = x.new_zeros(x.shape[0], dtype=torch.float32)
-        for i, (a, b) in enumerate(zip(self.features(x), theirs, strict=True)):
+        levels = zip(self.features(x), theirs, self.layer_weights, strict=True)
+        for i, (a, b, weight) in enumerate(levels):
             if self.mode == "l1":
-                total = total + (a - b).abs().mean(dim=(1, 2, 3), dtype=torch.float32)
+                found = (a - b).abs().mean(dim=(1, 2, 3), dtype=torch.float32)
             elif self.mode == "lpips":
-                total = total + self.distance(a, b, getattr(self, f"head{i}"))
+                found = self.distance(a, b, getattr(self, f"head{i}"))
             else:
-                total = total + self.distance(a, b, None) / len(self.taps)
+                found = self.distance(a, b, None) / len(self.taps)
+            total = total + (found if weight == 1 else found * weight)
         return total
 
 

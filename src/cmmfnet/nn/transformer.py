@@ -59,9 +59,12 @@ class TransformerBlock(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm cross-attention and MLP; the residual is on the query stream (docs/architecture.md,
-    rows 3 and 4). ``forward(query (B,Lq,D), key (B,Lk,D), value (B,Lk,D), mask (B,Lk)) ->
-    (B,Lq,D)``."""
+    """Pre-norm cross-attention and MLP (docs/architecture.md, rows 3 and 4).
+
+    ``forward(query (B,Lq,D), key (B,Lk,D), value (B,Lk,D), mask (B,Lk), stream (B,Lq,D)) ->
+    (B,Lq,D)``. The attention's output is added to ``stream``: in a usual transformer block the
+    query; None, so that nothing but the values reaches the output.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -74,7 +77,14 @@ class CrossBlock(nn.Module):
         self.norm, self.mlp = nn.LayerNorm(width), MLP(width)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        stream: Tensor | None = None,
     ) -> Tensor:
-        x = query + self.attention(self.norm_q(query), self.norm_k(key), self.norm_v(value), mask)
+        x = self.attention(self.norm_q(query), self.norm_k(key), self.norm_v(value), mask)
+        if stream is not None:
+            x = stream + x
         return x + self.mlp(self.norm(x))

@@ -23,6 +23,7 @@ from cmmfnet.training import checkpoint
 from cmmfnet.training.log import Log, write_sheet
 from cmmfnet.training.recipe import Recipe, find_config, read_recipe
 from cmmfnet.training.run import Run
+from cmmfnet.training.validation import open_validation, validation_geometry
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Prepared:
         if run.accelerator.is_main_process:
             network = run.ema.network
             write_sheet(run.out / "sheets" / f"step-{done}.jpg", network, self.validation)
-            scores = score_network(network, self.validation, self.pretrained)
+            geometry = validation_geometry(run.recipe)
+            scores = score_network(network, self.validation, self.pretrained, geometry)
             log.scores(done, scores)
             if run.note_scores(scores):
                 run.save_model(run.out / "best.safetensors", done)
@@ -88,9 +90,7 @@ def prepare(
         accelerator.wait_for_everyone()
         data = out / "scenes"
     sources = [source.opened(data) for source in config.sources]
-    validation = None
-    if config.validation is not None:
-        validation = config.validation.opened(data).pairs.thinned(config.validation_pictures)
+    validation = open_validation(config, data)
     config = config.with_steps(
         max(sum(len(source.pairs) for source in sources_for(sources, kind)) for kind in GIVEN)
     )

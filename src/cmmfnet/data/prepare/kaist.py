@@ -29,14 +29,14 @@ GEOMETRY = {"A": "kaist-a", "B": "kaist-b", "C": "kaist-a"}
 
 
 def read_kaist(
-    raw: Path, *, protocol: str = "A", hold_out: bool = False, need: Need = "whole"
+    raw: Path, *, protocol: str = "A", train_all: bool = False, need: Need = "whole"
 ) -> list[RawPair]:
     """All frames (protocols A and B) or every 20th (C), train or test as in the makers' sets.
 
-    Night sets have lighting "night" (the paper's protocol is lighting "day"); if they are missing,
-    that is only a warning. C has frames 19, 39, 59, ... of each video. With ``hold_out`` the last
-    video of each training set with several is the split "val". Names are setXX_VXXX_IXXXXX,
-    sequences setXX/VXXX.
+    Night sets get lighting "night"; the paper's protocol is lighting "day". If they are missing,
+    that is only a warning. C takes frames 19, 39, 59, ... of each video. The last video of each
+    training set that has several gets the split "val", unless ``train_all``. Names are
+    setXX_VXXX_IXXXXX, sequences setXX/VXXX.
 
     Raises:
         PrepareError: missing sets, videos or frames, on one side or on both, all in one message.
@@ -59,7 +59,7 @@ def read_kaist(
             faults.append(_shortage(folder.name, matched, frames, videos))
         for video, files in matched.items():
             split = "train" if number < 6 else "test"
-            if hold_out and split == "train" and len(matched) > 1 and video == max(matched):
+            if not train_all and split == "train" and len(matched) > 1 and video == max(matched):
                 split = "val"
             for stem, (thermal, visible) in files.items():
                 if protocol == "C" and int(stem[1:]) % 20 != 19:

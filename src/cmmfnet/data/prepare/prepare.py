@@ -35,7 +35,7 @@ def prepare(
     protocol: Literal["A", "B", "C"] | None = None,
     frames: Path | None = None,
     partial: bool = False,
-    hold_out: bool = False,
+    train_all: bool = False,
     jobs: int | None = None,
     copy: bool = False,
     check_alignment: bool = False,
@@ -56,7 +56,8 @@ def prepare(
         frames: file that lists the frames to use, one a line: setXX/VXXX/IXXXXX for kaist, names
             of frames.txt for all, with or without train, val or test before them
         partial: use an incomplete copy as it is
-        hold_out: kaist: the last video of each training set is for validation, not for training
+        train_all: kaist: train on every video of the training sets (default: the last video of
+            each is for validation)
         jobs: files at a time (default: one for each CPU)
         copy: copy files instead of linking to them
         check_alignment: estimate the shift of each pair, flag bad ones and write a page with them
@@ -64,10 +65,10 @@ def prepare(
     """
     raw, out = Path(raw).expanduser().resolve(), Path(out).expanduser().resolve()
     jobs = _jobs(jobs)
-    _check_request(name, raw, out, protocol, frames, partial, hold_out, shards)
+    _check_request(name, raw, out, protocol, frames, partial, train_all, shards)
     protocol = protocol or ("A" if name == "kaist" else None)
     need = "listed" if frames is not None else "partial" if partial else "whole"
-    pairs = _read(name, raw, protocol, need, hold_out, jobs)
+    pairs = _read(name, raw, protocol, need, train_all, jobs)
     if frames is not None:
         pairs = choose_frames(pairs, Path(frames))
     about: dict[str, Any] = {"name": name, "raw": str(raw)}
@@ -78,7 +79,7 @@ def prepare(
     about |= {
         "frames": str(frames) if frames is not None else None,
         "partial": partial,
-        "hold_out": hold_out,
+        "train_all": train_all,
     }
 
     info = _finished(pairs, out, copy) if check_alignment or shards else None
@@ -164,14 +165,14 @@ def write_data_set(
     return info
 
 
-def _check_request(name, raw, out, protocol, frames, partial, hold_out, shards) -> None:
+def _check_request(name, raw, out, protocol, frames, partial, train_all, shards) -> None:
     if not raw.is_dir() and not (name == "folder" and raw.is_file()):  # a list of pairs is a file
         raise PrepareError(
             f"{raw} is no folder; expected the unpacked data set (archives must be unpacked first)"
         )
     if out == raw:
         raise PrepareError(f"OUT is RAW ({raw}); name another folder, the raw data stays as it is")
-    for given, option in ((protocol, "--protocol"), (hold_out, "--hold-out")):
+    for given, option in ((protocol, "--protocol"), (train_all, "--train-all")):
         if given and name != "kaist":
             raise PrepareError(f"{option} is for kaist only; leave it out for {name}")
     if partial and name == "folder":
@@ -190,13 +191,13 @@ def _check_request(name, raw, out, protocol, frames, partial, hold_out, shards) 
 
 
 def _read(
-    name: str, raw: Path, protocol: str | None, need: Need, hold_out: bool, jobs: int
+    name: str, raw: Path, protocol: str | None, need: Need, train_all: bool, jobs: int
 ) -> list[RawPair]:
     match name:
         case "kaist":
             from cmmfnet.data.prepare.kaist import read_kaist
 
-            return read_kaist(raw, protocol=protocol or "A", hold_out=hold_out, need=need)
+            return read_kaist(raw, protocol=protocol or "A", train_all=train_all, need=need)
         case "irvi":
             from cmmfnet.data.prepare.irvi import read_irvi
 

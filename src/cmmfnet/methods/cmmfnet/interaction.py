@@ -177,10 +177,9 @@ class CrossModalInteraction(nn.Module):
             given = F.pad(
                 mask, (0, text.shape[1] - mask.shape[1])
             )  # padded queries answer too: not to be used
-            state = key = image
-            for i, block in enumerate(self.blocks):
-                state = block(text, key, key, given if i else None)
-                key = state + text
+            state = self.blocks[0](text, image, image)
+            for block in self.blocks[1:]:
+                state = block(text, state, state, given, stream=state)
             tokens = self.mix((state * given.unsqueeze(-1)).transpose(1, 2)).transpose(1, 2)
         elif self.mode == "add":
             tokens = image + self.add(pooled).unsqueeze(1)
@@ -190,11 +189,11 @@ class CrossModalInteraction(nn.Module):
                 text = self.resample(self._fixed_length(text).transpose(1, 2)).transpose(1, 2)
             for block in self.blocks:
                 if self.mode == "image_query":
-                    tokens = block(tokens, text, text, mask)
+                    tokens = block(tokens, text, text, mask, stream=tokens)
                 elif self.mode == "text_key":
-                    tokens = block(tokens, text, tokens)
+                    tokens = block(tokens, text, tokens, stream=tokens)
                 else:
-                    tokens = block(tokens, tokens, tokens)
+                    tokens = block(tokens, tokens, tokens, stream=tokens)
         side = math.isqrt(tokens.shape[1])
         out = self.norm(self.project(tokens)).transpose(1, 2).unflatten(2, (side, side))
         return self.resize(out, (self.grid, self.grid)), pooled

@@ -4,7 +4,7 @@ text."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -72,6 +72,9 @@ class CMMFNetMethod(Matched):
         pretrained: str | Path | None = None,
         perceptual: str = "vgg19",
         perceptual_mode: str = "l1",
+        perceptual_layers: Sequence[str] | str | None = None,
+        perceptual_weights: Sequence[float] | None = None,
+        perceptual_imagenet: bool = True,
         adversarial_start: float = 0.0,
         text_dropout: float = 0.0,
         imagenet: bool = False,
@@ -84,7 +87,8 @@ class CMMFNetMethod(Matched):
     ):
         super().__init__(
             network, losses, pretrained=pretrained, perceptual=perceptual,
-            perceptual_mode=perceptual_mode,
+            perceptual_mode=perceptual_mode, perceptual_layers=perceptual_layers,
+            perceptual_weights=perceptual_weights, perceptual_imagenet=perceptual_imagenet,
             adversarial_start=adversarial_start,
         )  # fmt: skip
         if only_regions and network.regions is None:

@@ -383,12 +383,13 @@ class FastPerceptual(perceptual.Perceptual):
         return FeatureDistance.apply(x, y.detach(), cast[dtype, x.device])
 
     def _sums_at_pools(self) -> bool:
-        """Whether this is what FeatureDistance computes: differences of absolute values, and pools
-        only behind what is compared."""
+        """Whether this is what FeatureDistance computes: absolute differences, layers that weigh 1,
+        and pools only behind what is compared."""
         layers = self.layers[: max(self.taps)]
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         small = all(m.kernel_size == (3, 3) for m in layers if isinstance(m, nn.Conv2d))
-        return self.mode == "l1" and small and all(i - 1 in self.taps for i in pools)
+        equal = all(weight == 1 for weight in self.layer_weights)
+        return self.mode == "l1" and equal and small and all(i - 1 in self.taps for i in pools)
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {

@@ -14,8 +14,9 @@ training, whichever is first; both are in the table. Schedules are those of the 
 stretched to the budget (a warm-up takes a twentieth of the steps at most). A training that is done
 is skipped, one that was stopped goes on where it was.
 
-Groups: ``own``, each configuration by its own paper; ``matched``, its network by cmmfnet's losses
-    and data; ``ablation``, the two of the paper's Table 3; ``ci``, other modes of the cross-modal
+Groups: ``own``, each configuration by its own paper; ``fixed``, TIC-CGAN, MUGAN and LKAT-GAN
+    with the loss network fed as it was trained; ``matched``, a network by cmmfnet's losses and
+    data; ``ablation``, the two of the paper's Table 3; ``ci``, other modes of the cross-modal
     interaction than its text_query; ``control``, what takes the place of text (learned queries, the
     captions of other pictures, none). The last three change ``cmmfnet-paper`` under its own recipe.
 
@@ -55,14 +56,18 @@ OWN_LOSS_ONLY = ("i2vgan", "palette")
 """Networks that other losses cannot train: predictors of frames, and a sampler without gradient."""
 RESERVE = 1.5
 """Minutes that a training needs after its last step: to validate, to score, to write."""
+CROPS = {"short-256-crop-256": (0.8, 1.0), "kaist-a": (1.0, 1.0), "whole-256": (0.8, 1.0)}
+"""Geometry -> scale of the training crops of configurations that crop pixels of the frame, so that
+things are as large in training as in scoring."""
 STOPPED = 75
 """Exit status of a training that --call-minutes stopped before its budget."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """One row's training with one seed. ``model`` and ``source`` change the configuration's network
-    and all its sources; ``text``: whether the model is scored with the text of the pictures."""
+    """One row's training with one seed. ``model``, ``losses``, ``options`` and ``source`` change
+    the configuration's network, losses, options and all its sources; ``text``: whether the model is
+    scored with the text of the pictures."""
 
     group: str
     label: str
@@ -71,6 +76,8 @@ class Training:
     model: dict = field(default_factory=dict)
     source: dict = field(default_factory=dict)
     text: bool = False
+    losses: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -99,11 +106,23 @@ def plan() -> list[Training]:
         ("control", "empty-text", {}, {"text": "empty"}, False),
     ):
         rows.append((group, label, "cmmfnet-paper", model, source, text))
-    return [
-        Training(group, label, config, seed, model, source, text)
-        for seed in range(max(SEEDS.values()))
+    plain = [
+        Training(group, label, config, 0, model, source, text)
         for group, label, config, model, source, text in rows
-        if seed < SEEDS.get(config, 1)
+    ]
+    # what a paper gains by its loss alone: LKAT-GAN with CMMF-Net's SSIM in place of the GAN
+    ssim = {"ssim": 1.0, "adversarial": 0.0}
+    plain.append(Training("own", "lkatgan-ssim", "lkatgan", 0, losses=ssim))
+    # the family's VGG-16 fed with ImageNet-normalised pictures, unlike in the authors' code
+    plain += [
+        Training("fixed", name, name, 0, options={"faithful": False})
+        for name in ("ticcgan", "mugan", "lkatgan")
+    ]
+    return [
+        replace(training, seed=seed)
+        for seed in range(max(SEEDS.values()))
+        for training in plain
+        if seed < SEEDS.get(training.config, 1)
     ]
 
 
@@ -135,12 +154,22 @@ def recipe_of(training: Training, given: argparse.Namespace) -> Recipe:
     if training.group == "matched":
         recipe = replace(changed("cmmfnet").matched(), model=recipe.model)
     recipe = merged(recipe, changes.get("all", {}))
+    if given.text_source and training.config == "cmmfnet-paper":
+        length = 16 if given.text_source == "clip-tags" else 77
+        text = {"text": given.text_source, "text_length": length}
+        recipe = replace(recipe, model=recipe.model | text)
+    crop = {}
+    if recipe.shapes and given.geometry != "kaist-b":
+        # 256 pixels of the frame are twice as near as what other geometries score
+        crop = {"zoom": None, "scale": CROPS[given.geometry]}
+        recipe = replace(recipe, shapes=(), sources=[replace(s, zoom=None) for s in recipe.sources])
     lighting = tuple(given.lighting.split(","))
     sources = [
         # cmmfnet-paper is by day, as KAIST is; here every method has the same pairs
         replace(
             source,
             lighting=lighting if source.lighting == ("day",) else source.lighting,
+            **crop,
             **training.source,
         )
         for source in recipe.sources
@@ -154,7 +183,8 @@ def recipe_of(training: Training, given: argparse.Namespace) -> Recipe:
         else None
     )
     return replace(
-        recipe, model=recipe.model | training.model, sources=sources, steps=steps, epochs=None,
+        recipe, model=recipe.model | training.model, losses=recipe.losses | training.losses,
+        options=recipe.options | training.options, sources=sources, steps=steps, epochs=None,
         seed=training.seed,
         warmup=min(recipe.warmup, steps // 20), validation=watched, save_every=max(1, steps // 4),
         sheet_every=max(1, math.ceil(steps / 4)), log_every=max(1, steps // 40),
@@ -351,6 +381,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--changes", type=Path, help="YAML: configuration (or all) -> field -> value"
+    )
+    parser.add_argument(
+        "--text-source",
+        choices=("clip-tags", "clip-sentence"),
+        help="text of cmmfnet-paper and what changes it (default: the configuration's); "
+        "clip-sentence needs CLIP's text encoder",
     )
     parser.add_argument("--split", default="val", help="that is scored: val or test")
     parser.add_argument(

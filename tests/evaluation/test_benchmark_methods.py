@@ -37,7 +37,7 @@ def given(**changes) -> Namespace:
     basic = {
         "budget": 1000, "changes": None, "lighting": "day,dusk", "sources": None, "split": "val",
         "minutes": 5.0,
-        "geometry": "short-256-crop-256",
+        "geometry": "short-256-crop-256", "text_source": None,
     }  # fmt: skip
     return Namespace(**(basic | changes))
 
@@ -46,12 +46,37 @@ def named(name: str):
     return next(training for training in methods.plan() if training.name == name)
 
 
+def test_crops_of_pixels_are_as_near_as_what_is_scored():
+    for label in ("cmmfnet-paper", "lkatgan"):
+        frame = methods.recipe_of(named(f"{label}-own-0"), given(geometry="kaist-b"))
+        assert frame.shapes and frame.sources[0].zoom == (1, 1)
+        small = methods.recipe_of(named(f"{label}-own-0"), given())
+        assert not small.shapes and small.sources[0].zoom is None
+        assert small.sources[0].scale == (0.8, 1.0)
+
+
+def test_own_fixed_and_ssim_rows_and_the_source_of_text():
+    own, fixed = (methods.recipe_of(named(f"lkatgan-{g}-0"), given()) for g in ("own", "fixed"))
+    assert own.options["faithful"] is True and fixed.options["faithful"] is False
+    ssim = methods.recipe_of(named("lkatgan-ssim-own-0"), given())
+    assert ssim.losses == own.losses | {"ssim": 1.0, "adversarial": 0.0}
+    for source, length in (("clip-tags", 16), ("clip-sentence", 77)):
+        found = methods.recipe_of(named("text-key-ci-0"), given(text_source=source))
+        assert (found.model["text"], found.model["text_length"]) == (source, length)
+        assert found.model["ci"] == "text_key"
+    without = methods.recipe_of(named("without-text-ablation-0"), given(text_source="clip-tags"))
+    assert without.model["text"] == "none"
+
+
 def test_every_method_seed_ablation_and_control_is_planned():
     plan = methods.plan()
     assert len({t.name for t in plan}) == len(plan)
     own = {t.label for t in plan if t.group == "own"}
-    assert own == {m for m in METHODS if not m.startswith("cmmfnet")} | {"cmmfnet", "cmmfnet-paper"}
-    assert own - {t.label for t in plan if t.group == "matched"} == {"i2vgan", "palette"}
+    peers = {m for m in METHODS if not m.startswith("cmmfnet")}
+    assert own == peers | {"cmmfnet", "cmmfnet-paper", "lkatgan-ssim"}
+    without = own - {t.label for t in plan if t.group == "matched"}
+    assert without == {"i2vgan", "palette", "lkatgan-ssim"}
+    assert {t.label for t in plan if t.group == "fixed"} == {"ticcgan", "mugan", "lkatgan"}
     for label in (
         "cmmfnet",
         "cmmfnet-paper",

@@ -20,6 +20,7 @@ from cmmfnet.methods.lkatgan import (
     LKATGenerator,
     TokenPainter,
 )  # fmt: skip
+from cmmfnet.methods.method import Moment
 
 SMALL = {
     "method": "lkatgan", "size": 32, "width": 8, "blocks": (1, 1, 1), "kernel": 5, "patch": 4,
@@ -232,6 +233,8 @@ def test_it_learns_a_batch():
     assert history[-1]["l1"] < 0.5 * history[0]["l1"]
 
 
-def test_it_has_no_ssim():
-    with pytest.raises(ValueError, match="unknown loss ssim"):
-        LKATGAN(small(), {"ssim": 1.0})
+def test_its_paper_has_no_ssim_and_a_recipe_may_add_it():
+    assert LKATGAN.LOSSES["ssim"] == 0
+    method = LKATGAN(small(), {"l1": 1.0, "ssim": 1.0})
+    _, losses = next(method.training_step(pairs(1, 32), Moment(0, 0, 1)))
+    assert set(losses) == {"l1", "ssim"} and 0 < float(losses["ssim"].detach()) < 2

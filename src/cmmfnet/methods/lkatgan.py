@@ -214,8 +214,8 @@ class LKATGenerator(nn.Module):
 
 class LKATGAN(MUGAN):
     """``losses``: ``adversarial`` (binary cross-entropy), ``l1``, ``perceptual`` (L1 of VGG-16's
-    relu1_2, 2_2, 3_3 and 4_3, summed), ``tv``. The step is the family's (mugan.py), without its
-    SSIM."""
+    relu1_2, 2_2, 3_3 and 4_3, summed), ``tv``. The step is the family's (mugan.py); the
+    paper has no ``ssim``, which is for comparing its network under CMMF-Net's losses."""
 
     Network = LKATGenerator
     title = "LKAT-GAN"
@@ -225,5 +225,6 @@ class LKATGAN(MUGAN):
         "l1": 1.0,
         "perceptual": 1.0,
         "tv": 1.0,
+        "ssim": 0.0,
     }
     discriminator_width: ClassVar[int] = 64

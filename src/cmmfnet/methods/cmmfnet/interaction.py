@@ -104,9 +104,10 @@ class CrossModalInteraction(nn.Module):
     image (B,N,D), text (B,L,D), text_mask (B,L) -> (B,C,grid,grid), where the text has been joined
     with a learned token for "no text", so that an empty text is valid. Modes:
 
-    - ``text_query`` (Fig. 2): Q = text; K = V = image, in the second block "the output of the
-      current layer plus text tokens". The output has L rows; OutputProj mixes them into positions
-      (linear over tokens, padding zeroed), L <= text_length.
+    - ``text_query`` (Fig. 2): Q = text; K = V = image, in the second block the output of the first
+      one, to which its own is added. The text is added to nothing: all that goes on comes from the
+      frame. The output has L rows; OutputProj mixes them into positions (linear over tokens,
+      padding zeroed), L <= text_length.
     - ``image_query``: Q = image, K = V = text; keeps every position (an extension, the usual choice
       elsewhere).
     - ``text_key`` (section 3.1 to the letter): Q and V from the image, K from the text resampled to

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 READY := .venv/.ready
 
-.PHONY: demo test lint venv
+.PHONY: demo test lint fuzz venv
 
 demo: venv  ## colour rendered sample frames; the page to look at is out/demo/gallery.html
 	$(BIN)/cmmfnet demo
@@ -15,6 +15,12 @@ test: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+fuzz: venv  ## half an hour of coverage-guided fuzzing; findings end a run and are kept in out/fuzz
+	$(PIP) atheris
+	$(BIN)/python benchmarks/fuzz.py thermal --seconds 1200
+	$(BIN)/python benchmarks/fuzz.py model --seconds 300
+	$(BIN)/python benchmarks/fuzz.py recipe --seconds 300
 
 venv: $(READY)
 

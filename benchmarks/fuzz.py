@@ -91,6 +91,26 @@ def thermal_seeds() -> Iterator[bytes]:
         writer.write(counts[::2, ::2], subfiletype=1, photometric="minisblack")
         writer.write(grey > 99, subfiletype=4, photometric="mask")
     yield buffer.getvalue()
+    yield from camera_seeds(counts)
+
+
+def camera_seeds(counts: np.ndarray) -> Iterator[bytes]:
+    """Files of cameras, as the tests make them."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import camera_files as made
+
+    scene = made.scene(6, 8)
+    for order in "<>":
+        yield made.flir(scene, order=order)
+    for form in ("png", "jpegls"):
+        yield made.flir(scene, form=form)
+    yield made.flir_jpeg(made.flir(scene))
+    yield made.dji_jpeg(np.zeros((120, 160), np.uint16))
+    yield made.cptv([counts, counts + 1], bits=20)
+    for save in (np.save, np.savez):
+        buffer = io.BytesIO()
+        save(buffer, counts)
+        yield buffer.getvalue()
 
 
 def model_target() -> tuple[Callable[[bytes], None], Iterator[bytes]]:

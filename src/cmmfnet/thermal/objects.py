@@ -21,6 +21,9 @@ _EXPECTED = (
     "or (H, W, 3)"
 )
 
+_TIFF_CODECS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "zstd")
+"""Pillow's names of the compressions that tiff.py knows."""
+
 
 def from_array(source: Any) -> np.ndarray:
     """An array, or anything that turns into one.
@@ -81,15 +84,14 @@ def from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     try:
         data = _file_behind(image)
         if data is not None:
-            try:
-                return decode(io.BytesIO(data), name, len(data), max_pixels).values
-            except ThermalFileError:  # such as JPEG in TIFF, which Pillow can read
-                pass
+            return decode(io.BytesIO(data), name, len(data), max_pixels).values
         pixels = pillow_pixels(image)  # loads it, and Pillow turns TIFF while it loads
         try:
             orientation = image.getexif().get(274, 1)
         except Exception:  # damaged metadata around a sound picture: read it as it lies
             orientation = 1
+    except ThermalFileError:
+        raise
     except Exception as error:  # Image.open has read the header only; the rest may be damaged
         raise ThermalFileError(
             f"{name} cannot be decoded ({error}); expected a complete picture"
@@ -100,9 +102,14 @@ def from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
 def _file_behind(image: Image.Image) -> bytes | None:
     """The file that an image was opened from; None where there is none, where the format has
     nothing that Pillow would lose, or where the image may have been changed."""
-    if not isinstance(image, ImageFile.ImageFile) or image.format not in ("PNG", "TIFF"):
+    if not isinstance(image, ImageFile.ImageFile) or image.tell() != 0:
         return None
-    if image.tell() != 0:
+    ours = image.format == "PNG" or (
+        image.format == "TIFF"
+        and image.info.get("compression") in _TIFF_CODECS
+        and image.mode not in ("CMYK", "YCbCr", "LAB")
+    )
+    if not ours:
         return None
     if image.tile and image.fp is not None:  # not decoded yet, so not changed either
         place = image.fp.tell()
@@ -118,5 +125,9 @@ def _file_behind(image: Image.Image) -> bytes | None:
         stored = imagecodecs.png_decode(data) if data[24:25] == b"\x10" else None
     except Exception:  # the file has gone, or was replaced
         return None
-    same = stored is not None and np.array_equal(stored >> 8, np.asarray(image))
-    return data if same else None
+    if stored is None:
+        return None
+    loaded = np.asarray(image)
+    if stored.ndim == 3 and stored.shape[2] == 2 and image.mode == "RGBA":
+        stored = stored[..., [0, 0, 0, 1]]
+    return data if np.array_equal(stored >> 8, loaded) else None

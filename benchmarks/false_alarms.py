@@ -115,7 +115,8 @@ def main() -> None:
         for kind, made in right_frames(grey, rng):
             seen[kind] += 1
             if BORDER not in kind:
-                alarms[kind] += bool(fill_values(made.astype(np.float32)))
+                levels = made.dtype == np.uint8
+                alarms[kind] += bool(fill_values(made.astype(np.float32), grey_levels=levels))
             if made.dtype == np.uint16:
                 alarms[kind] += in_byte_order(made, "") is not made
                 turned = made.byteswap()

@@ -51,6 +51,21 @@ def test_a_span_in_degrees(tmp_path, model):
     assert a.shape == (24, 32, 3) and np.abs(a - b).max() <= 1
 
 
+def test_a_span_in_another_unit_fails_for_its_frame_alone(tmp_path, model, capsys):
+    from PIL import Image
+
+    celsius = np.linspace(15, 35, 32 * 48).reshape(32, 48)
+    frames, out = tmp_path / "frames", tmp_path / "out"
+    frames.mkdir()
+    Image.fromarray(celsius.astype(np.float32)).save(frames / "celsius.tiff")
+    Image.fromarray(((celsius + 273.15) * 100).astype(np.uint16)).save(frames / "counts.png")
+    assert colorize(model, frames, "-o", out, "--span", "20,35") == 1
+    assert names(out) == ["celsius.png"]
+    assert "looks like degrees Celsius. A span that fits: --span=29315,30815" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+
+
 def test_a_folder_of_camera_files_and_sequences(tmp_path, model, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

@@ -282,7 +282,7 @@ def outside(value: float, scene: np.ndarray) -> np.ndarray:
     ("value", "scene"),
     [(0, COUNTS), (65535, COUNTS), (0, COUNTS // 10), (-9999, CELSIUS), (-10000, CELSIUS),
      (-32767, CELSIUS), (-32768, (COUNTS - 27315).astype(np.int16)), (0, CELSIUS + 273.15),
-     (-3.4e38, CELSIUS), (1e20, CELSIUS), (-300.5, CELSIUS)],
+     (-3.4e38, CELSIUS), (1e20, CELSIUS), (-300.5, CELSIUS), (-273.15, CELSIUS)],
 )  # fmt: skip
 def test_fill_values_are_left_out_of_the_stretch(shape, value, scene):
     scene = scene.astype(np.float32) if scene.dtype == np.float64 else scene
@@ -337,6 +337,15 @@ def saturated_sky() -> np.ndarray:
 NOT_FILLED: dict[str, Callable[[], np.ndarray]] = {
     "a sky that is cut off at 255": saturated_sky,
     "a sky that is cut off at 0": lambda: 255 - saturated_sky(),
+    "a sky that is cut off at 0, and bright houses": lambda: np.where(
+        Y < 40, 0, 60 + LEVELS * 0.75
+    ).astype(np.uint8),
+    "a hot body of one temperature": lambda: np.where(
+        (X - 60) ** 2 + (Y - 40) ** 2 < 200, 80, CELSIUS
+    ).astype(np.float32),
+    "a car that is cut off at 255": lambda: np.where(
+        (X - 60) ** 2 + (Y - 40) ** 2 < 200, 255, LEVELS // 2
+    ).astype(np.uint8),
     "counts": lambda: COUNTS,
     "degrees around 0": lambda: np.where(INSIDE, CELSIUS - 20, 0).astype(np.float32),
     "a few dead pixels": lambda: np.where(Y * WIDTH + X < 9, 0, COUNTS).astype(np.uint16),

@@ -362,6 +362,8 @@ def _run(
     from tqdm import tqdm
 
     from cmmfnet.thermal.frame import ThermalFileError, read_thermal
+    from cmmfnet.thermal.stretch import parse_span
+    from cmmfnet.thermal.units import refuse_empty
 
     size = batch_size or colorizer.default_batch
     torch = sys.modules.get("torch")  # an .onnx model does without
@@ -390,9 +392,15 @@ def _run(
 
     with ThreadPoolExecutor(4) as pool, tqdm(total=total, unit="frame", disable=None) as bar:
 
+        def read_one(job: Job) -> Thermal:
+            thermal = read_thermal(job.thermal or job.file, **reading)
+            if span is not None:
+                refuse_empty(thermal, parse_span(span))  # here, so that one frame fails alone
+            return thermal
+
         def start_reads() -> list[tuple[Job, Future]]:
             return [
-                (job, pool.submit(read_thermal, job.thermal or job.file, **reading))
+                (job, pool.submit(read_one, job))
                 for job in itertools.islice(jobs, size)
             ]
 

@@ -20,21 +20,23 @@ _STRAYS = 0.02
 frame, the numbers in a row of telemetry."""
 _MOST_VALUES = 4
 """Fill values on one side."""
-_GAP, _WIDE_GAP = 0.5, 1.0
+_GAP, _GAP_OF_LEVELS, _WIDE_GAP = 0.5, 1.0, 5.0
 """Least distance from a fill value to the rest, in units of the rest's own range (5th to 95th
-percentile): for the values that programs fill with, and for any other value."""
-_USUAL = {0.0, -1.0, 255.0, 999.0, -999.0, 9999.0, -9999.0, 99999.0, -99999.0, -10000.0, -32767.0,
-          -32768.0, 32767.0, 65535.0, -273.15, -1e10, 1e20, -1e20}  # fmt: skip
+percentile): for the values that programs fill with, for 0 in a frame of grey levels, where a
+clipped sky is 0, too, and for any other value, such as a hot body of one temperature."""
+_USUAL = {float(np.float32(value)) for value in (
+    0, -1, 999, -999, 9999, -9999, 99999, -99999, -10000, -32767, -32768, 32767, 65535, -273.15,
+    -1e10, 1e20, -1e20)}  # fmt: skip
 _LEVELS = 8
 """Different values that the rest has, at least."""
 
 
-def fill_values(values: np.ndarray) -> tuple[float, ...]:
+def fill_values(values: np.ndarray, *, grey_levels: bool = False) -> tuple[float, ...]:
     """The fill values of a frame (H, W) float32; empty where it has none.
 
     A fill value is exactly one number, has 0.3 % of the pixels or more, and lies outside the rest
-    with a gap: with next to no pixel within half the range of the rest, and a whole range where it
-    is none of the usual numbers. A sky that is cut off at 0 has no gap.
+    with a gap: half the range of the rest, and more for numbers that are not usual for it and for
+    frames of ``grey_levels`` (8 bits). A sky that is cut off at 0 has no gap.
     """
     flat = values.ravel()
     sample = flat[:: coprime_step(flat.size, values.shape[1], _SAMPLE)]
@@ -52,7 +54,9 @@ def fill_values(values: np.ndarray) -> tuple[float, ...]:
         for high in above:
             rest = sample[ends[low[-1]] if low else 0 : starts[high[-1]] if high else sample.size]
             found = tuple(sample[starts[[*low, *high]]].tolist()) if low or high else ()
-            if len(found) > len(best) and _stands_apart(rest, found, len(low), sample.size):
+            if len(found) > len(best) and _stands_apart(
+                rest, found, len(low), sample.size, grey_levels
+            ):
                 best = found
     return best
 
@@ -71,7 +75,9 @@ def _outermost(counts: np.ndarray, often: np.ndarray, upwards: bool) -> list[lis
     return choices
 
 
-def _stands_apart(rest: np.ndarray, found: tuple[float, ...], below: int, count: int) -> bool:
+def _stands_apart(
+    rest: np.ndarray, found: tuple[float, ...], below: int, count: int, grey_levels: bool
+) -> bool:
     """Whether the first ``below`` of ``found`` lie far below ``rest`` (sorted), and the others far
     above."""
     if len(rest) < max(64, _LEAST_REST * count):
@@ -83,8 +89,9 @@ def _stands_apart(rest: np.ndarray, found: tuple[float, ...], below: int, count:
         return False
     gaps = [(a - value, value) for value in found[:below]]
     gaps += [(value - b, value) for value in found[below:]]
+    usual = _GAP_OF_LEVELS if grey_levels else _GAP
     return all(
-        gap >= (_GAP if value in _USUAL or abs(value) > 1e30 else _WIDE_GAP) * spread
+        gap >= (usual if value in _USUAL or abs(value) > 1e30 else _WIDE_GAP) * spread
         for gap, value in gaps
     )
 

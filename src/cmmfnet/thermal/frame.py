@@ -70,7 +70,7 @@ class Thermal:
     def fill(self) -> tuple[float, ...]:
         """Values that stand where there is no picture, though nothing marks them: a border, rows
         of telemetry (:func:`cmmfnet.thermal.fill.fill_values`). Usually empty."""
-        return fill_values(self.values)
+        return fill_values(self.values, grey_levels=self.unit == LEVELS)
 
 
 def read_thermal(

@@ -90,8 +90,6 @@ def from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
             orientation = image.getexif().get(274, 1)
         except Exception:  # damaged metadata around a sound picture: read it as it lies
             orientation = 1
-    except ThermalFileError:
-        raise
     except Exception as error:  # Image.open has read the header only; the rest may be damaged
         raise ThermalFileError(
             f"{name} cannot be decoded ({error}); expected a complete picture"

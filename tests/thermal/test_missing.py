@@ -338,7 +338,7 @@ NOT_FILLED: dict[str, Callable[[], np.ndarray]] = {
     "a sky that is cut off at 255": saturated_sky,
     "a sky that is cut off at 0": lambda: 255 - saturated_sky(),
     "a sky that is cut off at 0, and bright houses": lambda: np.where(
-        Y < 40, 0, 60 + LEVELS * 0.75
+        Y < 40, 0, 40 + LEVELS.astype(int)
     ).astype(np.uint8),
     "a hot body of one temperature": lambda: np.where(
         (X - 60) ** 2 + (Y - 40) ** 2 < 200, 80, CELSIUS

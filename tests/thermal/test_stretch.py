@@ -132,9 +132,9 @@ def test_a_large_frame_is_sampled_evenly_deterministically_and_fast():
     frame = (8000 + columns + random.normal(0, 10, (2048, 2560))).astype(np.float32)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         stretched = normalise(frame)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     low, high = np.percentile(frame, (1, 99))
     np.testing.assert_allclose(
         stretched, np.clip((frame - low) / (high - low) * 2 - 1, -1, 1), atol=0.01

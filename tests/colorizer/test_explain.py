@@ -75,6 +75,14 @@ def test_a_box_moves_a_word_there(steered, frame):
     assert inside.min() > 0.9 and outside.max() < 0.1
 
 
+def test_corrections_of_predicted_tags_are_explained_as_they_are_coloured(steered, frame):
+    colour, seen = steered(frame, text="+a red car -road", return_tags=True)
+    found = look(steered, frame, "+a red car -road")
+    assert found.words[0] == "red car" and "road" not in found.words
+    assert [word.split()[-1] for word in found.words] == seen.told
+    assert np.array_equal(found.colour, colour) and len(found.maps) == len(found.words)
+
+
 def test_guidance_scales_the_difference_to_no_text(steered, frame):
     text = "a red car"
     plain, told = (steered(frame, text=t).astype(int) for t in ("", text))

@@ -10,7 +10,6 @@ from PIL import Image
 
 from cmmfnet.cli import main
 from cmmfnet.colorizer.explain import (
-    ExplainError,
     attention_maps,
     heat,
     look,
@@ -18,6 +17,7 @@ from cmmfnet.colorizer.explain import (
     write_explanation,
 )
 from cmmfnet.colorizer.torch import Colorizer
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network
 from cmmfnet.weights.files import save_model
 
@@ -115,7 +115,7 @@ def test_a_model_without_regions_shows_attention(frame):
         and found.maps.min() > 0
         and found.maps.sum(axis=0).max() < 1
     )
-    with pytest.raises(ExplainError, match="has no regions, so boxes have no effect"):
+    with pytest.raises(UserError, match="has no regions, so boxes have no effect"):
         look(colorizer, frame, "a car", boxes={"car": (0, 0, 9, 9)})
 
 
@@ -146,15 +146,15 @@ def test_attention_maps_are_the_weights_that_the_block_uses(frame):
             block.out(torch.cat(list(weights @ heads), dim=-1))[0], output[0][0], atol=1e-5
         )
     assert torch.allclose(maps[0].flatten(1), weights.mean(dim=0)[:, 1:].T, atol=1e-5)
-    with pytest.raises(ExplainError, match="only image_query attends"):
+    with pytest.raises(UserError, match="only image_query attends"):
         attention_maps(network(ci="text_query"), x, text, mask)
-    with pytest.raises(ExplainError, match="neither regions nor attention to words"):
+    with pytest.raises(UserError, match="neither regions nor attention to words"):
         attention_maps(torch.nn.Identity(), x, text, mask)  # as cmmfnet-small is
 
 
 def test_models_that_take_no_names_say_so(frame):
     silent = Colorizer(network(text="none", words=()), device="cpu")
-    with pytest.raises(ExplainError, match="does not take the names of things"):
+    with pytest.raises(UserError, match="does not take the names of things"):
         look(silent, frame, "a car")
 
 
@@ -164,14 +164,12 @@ def test_boxes_as_they_are_typed():
         "tree": (0, 0, 5, 5),
     }
     for bad in ("car", "car=1,2,3", "car=9,0,3,4", "qwerty=0,0,5,5", "car and tree=0,0,5,5"):
-        with pytest.raises(ExplainError, match="for example car=10,20,200,180"):
+        with pytest.raises(UserError, match="for example car=10,20,200,180"):
             read_boxes(bad)
 
 
 def test_a_box_for_a_word_that_is_not_said(steered, frame):
-    with pytest.raises(
-        ExplainError, match=r"--box names car, which the text does not have \(tree\)"
-    ):
+    with pytest.raises(UserError, match=r"--box names car, which the text does not have \(tree\)"):
         look(steered, frame, "a tree", boxes={"car": (0, 0, 9, 9)})
 
 

@@ -15,7 +15,8 @@ from cmmfnet.data import captions as module
 from cmmfnet.data.captions import captions, check_captions, estimate_tokens
 from cmmfnet.data.pairs import PairsError
 from cmmfnet.data.sentences import describe
-from cmmfnet.text.caption_files import CaptionError, read_captions
+from cmmfnet.files.errors import UserError
+from cmmfnet.text.caption_files import read_captions
 from cmmfnet.text.parser import parse_tags
 from cmmfnet.text.sentences import DEFAULT_PROMPT
 from cmmfnet.text.vocabulary import COCO_STUFF
@@ -184,7 +185,7 @@ def test_shards_with_old_captions_are_named(data, capsys):
 )
 def test_a_file_that_does_not_fit_changes_nothing(data, tmp_path, name, content, says):
     (tmp_path / name).write_text(content)
-    with pytest.raises(CaptionError, match=says):
+    with pytest.raises(UserError, match=says):
         captions(data, file=tmp_path / name)
     assert index(data) == ENTRIES
 
@@ -196,13 +197,13 @@ def test_unknown_frames_are_a_problem_of_a_check(data, tmp_path):
 
 
 def test_other_mistakes(data, tmp_path):
-    with pytest.raises(CaptionError, match=r"--out .*gone\.tsv makes one"):
+    with pytest.raises(UserError, match=r"--out .*gone\.tsv makes one"):
         captions(data, file=tmp_path / "gone.tsv")
     (tmp_path / "latin.tsv").write_bytes("a\tStraße\n".encode("latin-1"))
-    with pytest.raises(CaptionError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         captions(data, file=tmp_path / "latin.tsv")
     for template in (" ", "street-night"):
-        with pytest.raises(CaptionError, match="street-day"):
+        with pytest.raises(UserError, match="street-day"):
             captions(data, template=template)
     with pytest.raises(PairsError, match="does not exist"):
         captions(tmp_path / "nothing")
@@ -366,5 +367,5 @@ def test_the_command(data):
 )
 def test_hostile_caption_files_get_the_one_error(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(CaptionError, match=name):
+    with pytest.raises(UserError, match=name):
         read_captions(tmp_path / name)

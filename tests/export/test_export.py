@@ -192,7 +192,7 @@ def test_half_stores_float16_and_is_held_to_a_bound_of_its_own(exported, tmp_pat
     module = export_module()
     monkeypatch.setattr(module, "convert", lambda *_: without_defaults(onnx.load(path)))
     monkeypatch.setitem(module.TOLERANCE, "float16", 1e-6)
-    with pytest.raises(module.ExportError, match="at most 1e-06 is allowed in float16"):
+    with pytest.raises(module.UserError, match="at most 1e-06 is allowed in float16"):
         module.export(str(folder / "small.safetensors"), out=str(tmp_path / "h.onnx"), half=True)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setitem(module.TOLERANCE, "float16", 0.1)
@@ -293,7 +293,7 @@ def test_palette_says_why_not(tmp_path):
     about = importlib.import_module("test_palette")
     save_model(tmp_path / "p.safetensors", build_network(dict(about.SMALL)), about.SMALL)
     with pytest.raises(
-        export_module().ExportError, match="palette cannot be exported: its colours are sampled"
+        export_module().UserError, match="palette cannot be exported: its colours are sampled"
     ):
         export_module().export(str(tmp_path / "p.safetensors"), out=str(tmp_path / "p.onnx"))
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import list_sources
 from cmmfnet.text.caption_files import write_captions
-from cmmfnet.text.prompt import CorrectionError, has_corrections, read_prompt
-from cmmfnet.text.prompt_files import PromptFileError, check_prompt, picture_texts
-from cmmfnet.text.timeline import TimelineError, is_timeline, read_timeline
+from cmmfnet.text.prompt import has_corrections, read_prompt
+from cmmfnet.text.prompt_files import check_prompt, picture_texts
+from cmmfnet.text.timeline import is_timeline, read_timeline
 
 # --------------------------------------------------------------------------------------------------
 # corrections
@@ -86,7 +87,7 @@ def test_corrections_keep_unknown_words_and_colours():
 
 
 def test_a_sign_that_stands_alone_is_refused():
-    with pytest.raises(CorrectionError, match=r"write it next to its word: '\+snow'"):
+    with pytest.raises(UserError, match=r"write it next to its word: '\+snow'"):
         read_prompt("+ snow - grass")
     with pytest.raises(ValueError, match="2,001 characters"):
         read_prompt("+" + "c" * 2000)
@@ -136,7 +137,7 @@ def test_frames_count_from_0_and_both_ends_are_in():
 
 
 def test_times_of_pictures_need_a_rate():
-    with pytest.raises(TimelineError, match="fps: 30"):
+    with pytest.raises(UserError, match="fps: 30"):
         read_timeline("0:00-0:12 a street").at(0)
 
 
@@ -161,7 +162,7 @@ def test_times_of_pictures_need_a_rate():
     ],
 )
 def test_wrong_times(content, message):
-    with pytest.raises(TimelineError, match=message):
+    with pytest.raises(UserError, match=message):
         read_timeline(content, check_prompt)
 
 
@@ -275,7 +276,7 @@ def test_names_that_fit_several_pictures(tmp_path):
     }
     assert named == {"a.png": "x", "s/a.png": "y"}  # the exact name goes first
     for name, which in (("a", "a.jpg, a.png"), ("b", "t/b.png, u/b.png")):
-        with pytest.raises(PromptFileError, match=f"line 1: '{name}' may be {which}"):
+        with pytest.raises(UserError, match=f"line 1: '{name}' may be {which}"):
             picture_texts(source, inputs, text_file=jsonl(tmp_path / "c.jsonl", (name, "x")))
 
 
@@ -289,7 +290,7 @@ def test_unused_names_are_reported_with_their_lines(frames, tmp_path):
         and "'f22.png' (line 2, did you mean f2.png?)" in report.unused[0]
     )
     with pytest.raises(
-        PromptFileError,
+        UserError,
         match=r"none of its 1 names is a picture of .*'f11' \(line 1, did you mean f1\?",
     ):
         texts(frames, jsonl(tmp_path / "c.jsonl", ("f11", "x")))
@@ -338,20 +339,20 @@ def test_unused_names_are_reported_with_their_lines(frames, tmp_path):
 )
 def test_wrong_files_are_refused_with_their_line(frames, tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(PromptFileError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         texts(frames, tmp_path / name)
     assert str(tmp_path / name) in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_files_that_are_no_files(frames, tmp_path, monkeypatch):
-    with pytest.raises(PromptFileError, match=r"no file of texts .*gone\.jsonl \(looked in"):
+    with pytest.raises(UserError, match=r"no file of texts .*gone\.jsonl \(looked in"):
         texts(frames, tmp_path / "gone.jsonl")
-    with pytest.raises(PromptFileError, match=r"is a folder, .*write beside"):
+    with pytest.raises(UserError, match=r"is a folder, .*write beside"):
         texts(frames, tmp_path)
-    with pytest.raises(PromptFileError, match="no ordinary file"):
+    with pytest.raises(UserError, match="no ordinary file"):
         texts(frames, "/dev/zero")
     monkeypatch.setattr("cmmfnet.text.prompt_files.MAX_FILE_BYTES", 100)
-    with pytest.raises(PromptFileError, match="has 2,000 bytes; a file of texts has at most 100"):
+    with pytest.raises(UserError, match="has 2,000 bytes; a file of texts has at most 100"):
         (tmp_path / "big.jsonl").write_bytes(b"x" * 2000)
         texts(frames, tmp_path / "big.jsonl")
 
@@ -375,7 +376,7 @@ def test_frames_of_a_folder_by_time(frames, tmp_path):
         and "'night' (line 2)" in report.unused[0]
     )
     with pytest.raises(
-        PromptFileError, match="for the frames of one folder, and these pictures are in 3"
+        UserError, match="for the frames of one folder, and these pictures are in 3"
     ):
         texts(f"{frames}/**/*.png", path)
 
@@ -407,7 +408,7 @@ def test_texts_beside_the_pictures_of_a_part_of_a_folder(frames):
     found, report = texts(frames / "f2.png", "beside")
     assert found == {"f2.png": "a car"} and not report.unused
     with pytest.raises(
-        PromptFileError, match=r"no texts beside the 1 pictures .* expected f1\.txt beside f1\.png"
+        UserError, match=r"no texts beside the 1 pictures .* expected f1\.txt beside f1\.png"
     ):
         texts(frames / "f1.png", "beside")
 
@@ -418,11 +419,11 @@ def test_texts_beside_the_pictures_of_a_part_of_a_folder(frames):
 )
 def test_wrong_texts_beside_the_pictures_are_refused(frames, content, message):
     (frames / "f2.txt").write_bytes(content)
-    with pytest.raises(PromptFileError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         texts(frames, "beside")
     assert "f2.txt" in str(caught.value)
     (frames / "f2.txt").write_bytes(b"x" * 70_000)
-    with pytest.raises(PromptFileError, match="70,000 bytes; a file of texts has at most 64,000"):
+    with pytest.raises(UserError, match="70,000 bytes; a file of texts has at most 64,000"):
         texts(frames, "beside")
 
 

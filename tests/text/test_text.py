@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from cmmfnet.colorizer.torch import Colorizer
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network
 from cmmfnet.text import sentences as text
-from cmmfnet.text.prompt import CorrectionError
 from cmmfnet.text.sentences import (
     COCO_STUFF,
     COLOURS,
@@ -786,7 +786,7 @@ def test_corrections_and_tags_of_a_network_that_predicts_none():
     frame = np.zeros((32, 32), np.float32)
     plain = Colorizer(Fake(words=(), text="clip-sentence"), device="cpu")
     for text_ in ("+snow", "-grass"):
-        with pytest.raises(CorrectionError, match="nothing to start from"):
+        with pytest.raises(UserError, match="nothing to start from"):
             plain(frame, text=text_)
     with pytest.raises(ValueError, match="predicts no tags"):
         plain(frame, return_tags=True)

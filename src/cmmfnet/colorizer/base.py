@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from cmmfnet.colorizer import sizes
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods.traits import Traits
 from cmmfnet.text.parser import warn_unknown
-from cmmfnet.text.prompt import CorrectionError, Prompt, read_prompt
+from cmmfnet.text.prompt import Prompt, read_prompt
 from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 from cmmfnet.thermal.frame import Thermal, read_thermal
 from cmmfnet.thermal.stretch import normalise, parse_span
@@ -339,7 +340,7 @@ class FrameColorizer:
             probabilities: (words,), of the frame's tags, for a text that starts from them.
 
         Raises:
-            CorrectionError: the text corrects predicted tags, and this network predicts none.
+            UserError: the text corrects predicted tags, and this network predicts none.
         """
         if text is None and self.traits.default_text == "predicted":
             return self.predicted_input(probabilities)
@@ -375,7 +376,7 @@ class FrameColorizer:
         words = self.traits.words if self.traits.takes_names else WORDS
         prompt = read_prompt(text, words)
         if prompt.needs_prediction and not self.traits.can_correct:
-            raise CorrectionError(
+            raise UserError(
                 f"model {self.name!r} predicts no tags, so {text!r} has nothing to start from; "
                 "write what is to be seen"
             )

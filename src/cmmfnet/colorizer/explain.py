@@ -27,10 +27,6 @@ Box = tuple[int, int, int, int]
 SHOWN_TAGS = 12
 
 
-class ExplainError(UserError):
-    """A request that cannot be explained; the message says what to give instead."""
-
-
 @dataclass
 class Explanation:
     """One frame and text.
@@ -79,7 +75,7 @@ def explain(
         palette: false-colour palette the picture was saved in, e.g. ironbow; auto finds it
 
     Raises:
-        ExplainError, ThermalFileError, ModelError, DeviceError: nothing was written.
+        UserError, ThermalFileError, ModelError, DeviceError: nothing was written.
     """
     boxes = read_boxes(box) if box is not None else {}
     from cmmfnet.colorizer.torch import Colorizer
@@ -106,19 +102,19 @@ def explain(
 
 def read_boxes(text: str) -> dict[str, Box]:
     """ "car=10,20,200,180; tree=..." -> name -> (left, top, right, bottom) in pixels. Raises
-    :class:`ExplainError`."""
+    :class:`UserError`."""
     boxes: dict[str, Box] = {}
     for part in filter(None, (p.strip() for p in text.split(";"))):
         match = re.fullmatch(r"([^=]+)=\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)", part)
         if match is None:
-            raise ExplainError(
+            raise UserError(
                 f"--box is {part!r}; expected WORD=LEFT,TOP,RIGHT,BOTTOM, for example "
                 "car=10,20,200,180"
             )
         names = parse_tags(match[1]).tags
         left, top, right, bottom = (int(n) for n in match.groups()[1:])
         if len(names) != 1 or left >= right or top >= bottom:
-            raise ExplainError(
+            raise UserError(
                 f"--box is {part!r}; expected one known word, LEFT below RIGHT and TOP below "
                 "BOTTOM, "
                 "for example car=10,20,200,180"
@@ -145,18 +141,18 @@ def look(
             a model with regions. span, palette: as for Colorizer.
 
     Raises:
-        ExplainError: a model without words, or a box for a word that the text does not have.
+        UserError: a model without words, or a box for a word that the text does not have.
     """
     import torch
 
     network, traits = colorizer.network, colorizer.traits
     if not traits.takes_names:
-        raise ExplainError(
+        raise UserError(
             f"model {colorizer.name!r} does not take the names of things, so there is nothing to "
             "show"
         )
     if boxes and not traits.takes_colours:
-        raise ExplainError(
+        raise UserError(
             f"model {colorizer.name!r} has no regions, so boxes have no effect; leave out --box"
         )
     frame = colorizer.prepare(x, span, palette=palette)
@@ -170,7 +166,7 @@ def look(
         given = colorizer.text_input(text, probabilities if traits.predicts_tags else None)
     names = given.names if given is not None else ()
     if missing := set(boxes or ()) - set(names):
-        raise ExplainError(
+        raise UserError(
             f"--box names {', '.join(sorted(missing))}, which the text does not have "
             f"({', '.join(names)})"
         )
@@ -214,16 +210,16 @@ def attention_maps(network: CMMFNet, thermal: Tensor, text: Tensor, text_mask: T
     (B,L,grid,grid) in [0,1], for ``ci="image_query"``. The learned token for "no text" has the
     rest.
 
-    Raises :class:`ExplainError` for another ``ci``, which has no such weights.
+    Raises :class:`UserError` for another ``ci``, which has no such weights.
     """
     interaction = getattr(network, "interaction", None)
     if interaction is None:
-        raise ExplainError(
+        raise UserError(
             "this model has neither regions nor attention to words, so there is nothing to show; "
             "try --model cmmfnet"
         )
     if interaction.mode != "image_query":
-        raise ExplainError(
+        raise UserError(
             f"ci is {interaction.mode!r}; only image_query attends from positions to words"
         )
     caught: list[tuple[Tensor, Tensor, Tensor | None]] = []

@@ -20,7 +20,8 @@ from pathlib import Path
 from cmmfnet.data.pairs import PairsError, read_entry
 from cmmfnet.data.sentences import sentence
 from cmmfnet.files.atomic import atomic_write
-from cmmfnet.text.caption_files import CaptionError, match_captions, read_captions, write_captions
+from cmmfnet.files.errors import UserError
+from cmmfnet.text.caption_files import match_captions, read_captions, write_captions
 from cmmfnet.text.parser import MAX_PROMPT_CHARS, Parsed, known_phrases, parse_tags
 from cmmfnet.text.vocabulary import LIGHTINGS, SKIES
 
@@ -84,7 +85,7 @@ def captions(
         )
     )
     if problems and not check:
-        raise CaptionError(
+        raise UserError(
             f"{problems[0]}. Put the names right or take these lines out; nothing was written"
         )
     text = None if template is None else _template(template)
@@ -97,7 +98,7 @@ def captions(
             entry["caption"] = made
         if fill_tags and not entry.get("tags") and (caption := _caption(entry)):
             if len(caption) > MAX_PROMPT_CHARS:
-                raise CaptionError(
+                raise UserError(
                     f"the caption of {name} has {len(caption):,} characters; the most is "
                     f"{MAX_PROMPT_CHARS:,}"
                 )
@@ -271,11 +272,11 @@ def _template(text: str) -> str:
 
     text = TEMPLATES_BY_DATASET.get(text.strip(), text.strip())
     if not text:
-        raise CaptionError(
+        raise UserError(
             f"--template is empty; expected a sentence or one of {', '.join(TEMPLATES_BY_DATASET)}"
         )
     if re.fullmatch(r"[\w-]+-(day|dusk|night)", text):
-        raise CaptionError(
+        raise UserError(
             f"no template {text!r}; there are {', '.join(TEMPLATES_BY_DATASET)}, or write a "
             "sentence"
         )

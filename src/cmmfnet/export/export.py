@@ -19,7 +19,6 @@ import torch
 
 from cmmfnet.colorizer.onnx import DEFAULT_TOKENS, FORMAT, default_tokens_string
 from cmmfnet.export.graph import (
-    ExportError,
     Graph,
     convert,
     frames,
@@ -29,6 +28,7 @@ from cmmfnet.export.graph import (
     to_float16,
 )
 from cmmfnet.files.atomic import atomic_write, clear_parts
+from cmmfnet.files.errors import UserError
 from cmmfnet.methods.traits import Traits, traits_of
 from cmmfnet.weights.files import describe, load_model
 
@@ -73,21 +73,21 @@ def export(
         The file.
 
     Raises:
-        ExportError, ModelError, UserError: nothing was written. ImportError: onnx, onnxscript or
+        UserError, ModelError: nothing was written. ImportError: onnx, onnxscript or
         onnxruntime is missing.
     """
     path = Path(out)
     if path.suffix != ".onnx":
-        raise ExportError(
+        raise UserError(
             f"--out is {out!r}; a graph is written as NAME.onnx: {path.with_suffix('.onnx')}"
         )
     if half and int8 is not None:
-        raise ExportError("--half is for GPUs and --int8 for CPUs; give one of them")
+        raise UserError("--half is for GPUs and --int8 for CPUs; give one of them")
     _needs("onnx", "onnxscript", "onnxruntime")
     clear_parts(path.parent)
     loaded, about = load_model(model), describe(model)
     if reason := NO_GRAPH.get(loaded.config["method"]):
-        raise ExportError(f"{loaded.name}: {loaded.config['method']} cannot be exported: {reason}")
+        raise UserError(f"{loaded.name}: {loaded.config['method']} cannot be exported: {reason}")
     graph = convert(loaded.network, loaded.name)
     precision = "float16" if half else "float32"
     if half:
@@ -105,7 +105,7 @@ def export(
     set_metadata(graph, metadata)
     parity = measure_parity(loaded.network, graph, default)
     if max(parity.colour, parity.tags) > TOLERANCE[precision]:
-        raise ExportError(
+        raise UserError(
             f"{loaded.name}: the graph's colours differ from PyTorch's by up to "
             f"{parity.colour:.2g} and its tags by "
             f"{parity.tags:.2g}; at most {TOLERANCE[precision]:g} is allowed in {precision}. "
@@ -210,7 +210,7 @@ def measure_parity(
             zip(given, expected if traits.predicts_tags else [expected], strict=True)
         ):
             if not np.isfinite(one).all():
-                raise ExportError(
+                raise UserError(
                     f"the graph gives NaN or infinite values for {tuple(thermal.shape)}; nothing "
                     "was written"
                 )

@@ -37,11 +37,6 @@ FLOAT32_OPERATORS = (
 )
 
 
-class ExportError(UserError):
-    """The model has no ONNX form, or its graph does not give the network's colours; nothing was
-    written."""
-
-
 class Graph(nn.Module):
     """What becomes the graph: thermal, and text where the network takes some -> colour, and tags
     where it predicts some."""
@@ -85,7 +80,7 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
     predicts tags, ``tags`` (B,words), probabilities.
 
     Raises:
-        ExportError: PyTorch cannot express it; the message has its reason.
+        UserError: PyTorch cannot express it; the message has its reason.
     """
     wrapped = Graph(network.float().cpu().eval())
     traits, dim = wrapped.traits, torch.export.Dim
@@ -110,7 +105,7 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
                 verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
-        raise ExportError(
+        raise UserError(
             f"{name} cannot be exported by torch {torch.__version__}: {_reason(error)}"
         ) from error
     graph = program.model_proto
@@ -120,7 +115,7 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
         ):  # the exporter falls back on the example's own size where the code leaves no other
             found = given.type.tensor_type.shape.dim[i]
             if not found.dim_param:
-                raise ExportError(
+                raise UserError(
                     f"{name} cannot be exported: its code fixes dimension {i} of {given.name!r} "
                     f"to {found.dim_value}"
                 )

@@ -14,20 +14,16 @@ from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
 
 
-class CaptionError(UserError):
-    """A captions file or an option does not fit the data set; nothing was written."""
-
-
 def read_captions(path: Path) -> list[tuple[int, str, str]]:
     """(line, name, caption) of a captions file; a caption may be empty, for "none yet"."""
     if not path.is_file():
-        raise CaptionError(
+        raise UserError(
             f"--file {path} does not exist; cmmfnet captions DATA --out {path} makes one to fill in"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CaptionError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
     rows: list[tuple[int, str, str]] = []
     if path.suffix.lower() == ".csv":
         head = text.partition("\n")[0]
@@ -35,18 +31,18 @@ def read_captions(path: Path) -> list[tuple[int, str, str]]:
             io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count)
         )
         if not {"name", "caption"} <= set(reader.fieldnames or ()):
-            raise CaptionError(
+            raise UserError(
                 f"{path}: found the columns {reader.fieldnames}; expected name and caption"
             )
         try:
             table = [(reader.line_num, row) for row in reader]
         except csv.Error as error:
-            raise CaptionError(
+            raise UserError(
                 f"{path}, line {reader.line_num}: {error}; expected a CSV table"
             ) from error
         for number, row in table:
             if None in row:
-                raise CaptionError(
+                raise UserError(
                     f'{path}, line {number}: more cells than in the first line; write "..." '
                     "around a caption with commas"
                 )
@@ -68,13 +64,13 @@ def read_captions(path: Path) -> list[tuple[int, str, str]]:
                 ValueError,
                 RecursionError,
             ) as error:  # hostile: deep brackets, endless digits
-                raise CaptionError(
+                raise UserError(
                     f'{path}, line {number}: expected {{"name": ..., "caption": ...}}; {error!r}'
                 ) from error
         else:
             name, tab, caption = line.partition("\t")
             if not tab:
-                raise CaptionError(
+                raise UserError(
                     f"{path}, line {number}: no tab in {line[:60]!r}; expected NAME, a tab and "
                     "CAPTION"
                 )
@@ -102,7 +98,7 @@ def match_captions(
         if name not in known:
             unknown.append((number, written))
         elif name in lines:
-            raise CaptionError(
+            raise UserError(
                 f"{path}: {name} is there twice, in lines {lines[name]} and {number}; keep one"
             )
         else:

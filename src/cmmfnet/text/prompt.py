@@ -23,10 +23,6 @@ EXCLUSIVE = (LIGHTINGS, SKIES)
 _SIGN = re.compile(r"(?:^|(?<=[\s,;.]))([+−-])(?=[^\W\d_])")
 
 
-class CorrectionError(UserError):
-    """A prompt whose corrections cannot be meant as written; the message says what to write."""
-
-
 @dataclass(frozen=True)
 class Prompt:
     """What `read_prompt` found. Lists are in the order of the text and without repeats.
@@ -97,13 +93,13 @@ def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
         words: the vocabulary; other names are unknown words.
 
     Raises:
-        TypeError: the text is not a string. CorrectionError: a sign stands alone at the start ("+
+        TypeError: the text is not a string. UserError: a sign stands alone at the start ("+
             snow"). ValueError: the text is too long.
     """
     if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
         parse_tags(text)  # raises the error
     if alone := re.match(r"\s*\+\s+(\S+)", text):
-        raise CorrectionError(
+        raise UserError(
             f"{text.strip()[:60]!r} starts with a sign that stands alone; write it next to its "
             f"word: '+{alone[1]}'"
         )

@@ -26,18 +26,13 @@ from pathlib import Path
 
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import THERMAL_FILES, is_result, list_sources
-from cmmfnet.text.caption_files import CaptionError, read_captions
+from cmmfnet.text.caption_files import read_captions
 from cmmfnet.text.prompt import read_prompt
-from cmmfnet.text.timeline import TimelineError, is_timeline, read_timeline
+from cmmfnet.text.timeline import is_timeline, read_timeline
 
 BESIDE, FOLDER_FILE = "beside", "_folder.txt"
 MAX_FILE_BYTES, MAX_SIDECAR_BYTES, MAX_LINE = 64_000_000, 64_000, 40_000
 OWN, FOLDER, COMMON, NONE = "their own", "their folder's", "--text", "none"
-
-
-class PromptFileError(UserError):
-    """A file of texts cannot be used; the message names the file and the line. Nothing was
-    coloured."""
 
 
 @dataclass
@@ -78,7 +73,7 @@ def picture_texts(
         text_file: see above; None: ``text`` for all.
 
     Raises:
-        PromptFileError: the file is not there, is no such file, or a line or text in it is wrong;
+        UserError: the file is not there, is no such file, or a line or text in it is wrong;
             nothing fits.
     """
     found: dict[Path, tuple[str, str]] = {}
@@ -110,36 +105,36 @@ def check_prompt(text: str) -> None:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """The content of a UTF-8 file of at most ``limit`` bytes. Raises PromptFileError."""
+    """The content of a UTF-8 file of at most ``limit`` bytes. Raises UserError."""
     if not path.exists():
-        raise PromptFileError(f"no file of texts {path} (looked in {path.absolute().parent})")
+        raise UserError(f"no file of texts {path} (looked in {path.absolute().parent})")
     if not path.is_file():
         hint = (
             f"; write {BESIDE} to read the text files beside the pictures" if path.is_dir() else ""
         )
         what = "a folder" if path.is_dir() else "no ordinary file"
-        raise PromptFileError(f"{path} is {what}, not a file of texts{hint}")
+        raise UserError(f"{path} is {what}, not a file of texts{hint}")
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         size = max(path.stat().st_size, len(data))
-        raise PromptFileError(f"{path} has {size:,} bytes; a file of texts has at most {limit:,}")
+        raise UserError(f"{path} has {size:,} bytes; a file of texts has at most {limit:,}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise PromptFileError(f"{path} is UTF-16; save it as UTF-8")
+        raise UserError(f"{path} is UTF-16; save it as UTF-8")
     if (at := data.find(b"\0")) >= 0:
         line = data.count(b"\n", 0, at) + 1
-        raise PromptFileError(f"{path} is a binary file (a zero byte in line {line}), not text")
+        raise UserError(f"{path} is a binary file (a zero byte in line {line}), not text")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise PromptFileError(
+        raise UserError(
             f"{path}, line {line}: not UTF-8 (byte {data[error.start]:#x}); save it as UTF-8"
         ) from error
     if long := next(
         (n for n, line in enumerate(text.split("\n"), 1) if len(line) > MAX_LINE), None
     ):
-        raise PromptFileError(
+        raise UserError(
             f"{path}, line {long}: over {MAX_LINE:,} characters; a text has at most 2,000"
         )
     return text
@@ -149,19 +144,17 @@ def _captions(path: Path) -> list[tuple[int, str, str]]:
     """(line, name, caption) for each entry of a captions file."""
     try:
         rows = read_captions(path)
-    except CaptionError as error:
-        raise PromptFileError(str(error)) from error
+    except UserError as error:
+        raise UserError(str(error)) from error
     for number, name, caption in rows:
         if not name:
-            raise PromptFileError(
-                f"{path}, line {number}: an empty name; expected that of a picture"
-            )
+            raise UserError(f"{path}, line {number}: an empty name; expected that of a picture")
         try:
             check_prompt(caption)
         except ValueError as error:
-            raise PromptFileError(f"{path}, line {number}: {error}") from error
+            raise UserError(f"{path}, line {number}: {error}") from error
     if not rows:
-        raise PromptFileError(f"{path} has no texts")
+        raise UserError(f"{path} has no texts")
     return rows
 
 
@@ -209,7 +202,7 @@ def _by_name(
         folder = name.rstrip("/") or "."
         if len(files) > 1:
             some = ", ".join(file.relative_to(root).as_posix() for file in files[:3])
-            raise PromptFileError(
+            raise UserError(
                 f"{path}, line {number}: {written!r} may be {some}; write its folder and suffix, "
                 "too"
             )
@@ -218,7 +211,7 @@ def _by_name(
             continue
         key: Path | str = files[0] if files else folder
         if key in lines:
-            raise PromptFileError(
+            raise UserError(
                 f"{path}: {written!r} is there twice, in lines {lines[key]} and {number}; keep one"
             )
         lines[key] = number
@@ -229,7 +222,7 @@ def _by_name(
     near = [name for level in (pictures[0], pictures[-1]) for name in level]
     near = near[:20_000]  # a hint is not worth minutes
     if not lines:
-        raise PromptFileError(
+        raise UserError(
             f"{path}: none of its {len(rows)} names is a picture of {root}: {_some(lost, near)}"
         )
     found: dict[Path, tuple[str, str]] = {}
@@ -262,7 +255,7 @@ def _by_time(
         timeline = read_timeline(content, check_prompt)
         folders = sorted({file.parent for file in inputs})
         if len(folders) > 1:
-            raise TimelineError(
+            raise UserError(
                 "a file of times is for the frames of one folder, and these pictures are in "
                 f"{len(folders)}: "
                 f"{', '.join(map(str, folders[:3]))}; colour them one by one"
@@ -272,11 +265,11 @@ def _by_time(
         places = {file.name: place for place, file in enumerate(every)}
         spans = {file: span for file in inputs if (span := timeline.at(places.get(file.name, 0)))}
         reached = {span for place in range(len(every)) if (span := timeline.at(place))}
-    except TimelineError as error:
-        raise PromptFileError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     unused = [span for span in timeline.spans if span not in reached]
     if len(unused) == len(timeline.spans):
-        raise PromptFileError(
+        raise UserError(
             f"{path}: none of its spans is reached by the {len(every)} pictures of {folders[0]} "
             f"(frames 0 to {len(every) - 1})"
         )
@@ -296,7 +289,7 @@ def _beside(root: Path, inputs: Sequence[Path]) -> tuple[dict[Path, tuple[str, s
         try:
             check_prompt(text)
         except ValueError as error:
-            raise PromptFileError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
         return text
 
     def folder_text(folder: Path) -> str:
@@ -325,7 +318,7 @@ def _beside(root: Path, inputs: Sequence[Path]) -> tuple[dict[Path, tuple[str, s
         elif text := folder_text(file.parent):
             found[file] = (text, FOLDER)
     if not found:
-        raise PromptFileError(
+        raise UserError(
             f"no texts beside the {len(inputs)} pictures of {root}: expected {inputs[0].stem}.txt "
             "beside "
             f"{inputs[0].name}, or {FOLDER_FILE} in its folder"

@@ -29,10 +29,6 @@ _FPS = re.compile(r"fps\s*[:=]?\s*(\S+)$", re.IGNORECASE)
 _NEXT = re.compile(rf";\s*(?=(?:{_POINT})\s*[-–])")
 
 
-class TimelineError(UserError):
-    """A file of times that is not as described above; the message names the line."""
-
-
 class Span(NamedTuple):
     """From ``start`` up to, not at, ``end``, in seconds or frames."""
 
@@ -65,13 +61,13 @@ class Timeline:
                 own.
 
         Raises:
-            TimelineError: the spans are in seconds and nothing says how many frames a second has.
+            UserError: the spans are in seconds and nothing says how many frames a second has.
         """
         place = float(frame)
         if not self.in_frames:
             rate = fps or self.fps
             if rate is None:
-                raise TimelineError(
+                raise UserError(
                     "its spans are times, and pictures have none: write a line such as 'fps: 30' "
                     "at its start, or frames "
                     "in place of times (0-299 a street)"
@@ -95,7 +91,7 @@ def read_timeline(text: str, check: Callable[[str], None] = lambda text: None) -
         check: raises ValueError for a text that cannot be used.
 
     Raises:
-        TimelineError: a line is not as it should be, two spans overlap, or there is none.
+        UserError: a line is not as it should be, two spans overlap, or there is none.
     """
     spans: list[Span] = []
     units: dict[bool, int] = {}
@@ -109,23 +105,23 @@ def read_timeline(text: str, check: Callable[[str], None] = lambda text: None) -
             try:
                 check(span.text)
             except ValueError as error:
-                raise TimelineError(f"line {number}: {error}") from error
+                raise UserError(f"line {number}: {error}") from error
             units.setdefault(in_frames, number)
             spans.append(span)
     if len(units) == 2:
-        raise TimelineError(
+        raise UserError(
             f"line {units[False]} has times (with a colon), line {units[True]} has frames; use "
             "one of them"
         )
     if not spans:
-        raise TimelineError(
+        raise UserError(
             "it has no spans; expected lines such as '0:00-0:12 a street' or '0-299 a street'"
         )
     spans.sort(key=lambda span: span.start)
     for one, other in itertools.pairwise(spans):
         if other.start < one.end:
             first, second = sorted((one.line, other.line))
-            raise TimelineError(
+            raise UserError(
                 f"the spans of line {first} and line {second} overlap; each frame has one text"
             )
     return Timeline(spans, True in units, fps)
@@ -139,36 +135,36 @@ def _lines(text: str) -> list[tuple[int, str]]:
 def _span(piece: str, line: int) -> tuple[Span, bool]:
     match = _SPAN.match(piece)
     if match is None:
-        raise TimelineError(
+        raise UserError(
             f"line {line}: {piece[:60]!r}; expected a span and its text, such as '0:00-0:12 a "
             "street'"
         )
     start, end = match[1], match[2]
     text = piece[match.end() :].strip()
     if not text:
-        raise TimelineError(
+        raise UserError(
             f"line {line}: no text after {match[0]!r}; leave the line out where no text holds"
         )
     in_frames = ":" not in start
     if end is None:
         return Span(_place(start, line), math.inf, text, line), in_frames
     if in_frames != (":" not in end):
-        raise TimelineError(
+        raise UserError(
             f"line {line}: {match[0]!r} mixes a time (with a colon) and a frame; use two of one "
             "kind"
         )
     first, last = _place(start, line), _place(end, line)
     if last < first or (last == first and not in_frames):
-        raise TimelineError(f"line {line}: {match[0]!r} ends before it starts")
+        raise UserError(f"line {line}: {match[0]!r} ends before it starts")
     return Span(first, last + 1 if in_frames else last, text, line), in_frames
 
 
 def _place(written: str, line: int) -> float:
     if len(written) > 20:
-        raise TimelineError(f"line {line}: {written[:20]}... is too long for a time or a frame")
+        raise UserError(f"line {line}: {written[:20]}... is too long for a time or a frame")
     parts = written.split(":")
     if len(parts) > 1 and any(float(part) >= 60 for part in parts[1:]):
-        raise TimelineError(
+        raise UserError(
             f"line {line}: {written!r} is no time; minutes and seconds after a colon are below 60"
         )
     seconds = 0.0
@@ -183,7 +179,7 @@ def _rate(written: str, line: int) -> float:
     except ValueError:
         rate = math.nan
     if not 0 < rate <= 100_000:
-        raise TimelineError(
+        raise UserError(
             f"line {line}: fps is {written[:20]!r}; expected frames a second, such as 'fps: 30'"
         )
     return rate

@@ -184,6 +184,7 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds):
         (corpus / f"seed-{number:02}").write_bytes(seed)
+        one(seed)  # what the first call imports must not count as its time
     options = [f"-max_total_time={given.seconds}", "-timeout=5", "-rss_limit_mb=1500",
                "-max_len=65536", f"-artifact_prefix={given.out}/", "-print_final_stats=1",
                str(corpus)]  # fmt: skip

@@ -126,9 +126,7 @@ def test_no_data_of_pil_images():
 
 def test_damaged_files_behind_pil_images():
     for kind, cut in (("PNG", 60), ("TIFF", 900), ("JPEG", 60)):
-        with pytest.raises(
-            ThermalFileError, match=r"PIL image.*expected a complete picture"
-        ):
+        with pytest.raises(ThermalFileError, match=r"PIL image.*expected a complete picture"):
             read_thermal(opened(file_of(LEVELS, kind)[:-cut]))
 
 

@@ -201,7 +201,7 @@ def test_a_full_disk_leaves_no_index_and_the_next_run_starts_over(
     with pytest.raises(PairsError, match=r"index.jsonl does not exist"):
         Pairs(out)
     (out / "shard-000009.tar").write_bytes(b"of an earlier try")
-    (out / ".shard-000001.tar.12-ab.part").write_bytes(b"half")
+    (out / ".cmmfnet-0123456789ab.part").write_bytes(b"half")
     write_shards(folder, out, shard_mb=1)
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in shards.iterdir())
     assert all((out / p.name).read_bytes() == p.read_bytes() for p in shards.iterdir())

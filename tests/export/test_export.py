@@ -292,9 +292,7 @@ def test_a_missing_package_is_named(monkeypatch, tmp_path):
 def test_palette_says_why_not(tmp_path):
     about = importlib.import_module("test_palette")
     save_model(tmp_path / "p.safetensors", build_network(dict(about.SMALL)), about.SMALL)
-    with pytest.raises(
-        export_module().UserError, match="palette cannot be exported: its colours are sampled"
-    ):
+    with pytest.raises(UserError, match="palette cannot be exported: its colours are sampled"):
         export_module().export(str(tmp_path / "p.safetensors"), out=str(tmp_path / "p.onnx"))
 
 

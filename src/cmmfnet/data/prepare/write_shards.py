@@ -15,7 +15,7 @@ from tqdm import tqdm
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.shards import BLOCK, key
 from cmmfnet.data.store import KINDS, Folder, PairsError
-from cmmfnet.files.atomic import atomic_write
+from cmmfnet.files.atomic import atomic_write, clear_parts
 
 _UNFINISHED = "UNFINISHED"
 
@@ -88,10 +88,11 @@ def _check_names(pairs: Pairs) -> None:
 def _claim(out: Path) -> None:
     """Create ``out``, or empty it if an interrupted run filled it."""
     out.mkdir(parents=True, exist_ok=True)
+    clear_parts(out)
     found = sorted(p.name for p in out.iterdir())
     if _UNFINISHED in found:
         for name in found:
-            if re.fullmatch(r"shard-\d{6}\.tar|\..*\.part|shards\.json|index\.jsonl", name):
+            if re.fullmatch(r"shard-\d{6}\.tar|shards\.json|index\.jsonl", name):
                 (out / name).unlink()
     elif found:
         raise PairsError(

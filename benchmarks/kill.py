@@ -182,9 +182,10 @@ def trials(name: str, arguments: list[str], out: Path, count: int, moments: rand
                     if reference.get(key) != value and not key.endswith("preparing.json")
                 ]
                 assert not wrong, f"half-written or other: {wrong}"
+            # a training or data set whose last file is there refuses to go on
+            ended |= reached == STEPS or (out / "index.jsonl").exists()
             if ended or moments.random() < 0.5:
-                # a training or data set whose last file is there refuses to go on
-                if not ended and reached < STEPS and not (out / "index.jsonl").exists():
+                if not ended:
                     run(command, log=log)
                 left = files(out)
                 assert left == reference, (

@@ -33,19 +33,22 @@ def models(name: str | None = None, *, json: bool = False) -> None:
     if name is None and not found:
         print("no bundled models in this installation")
     for each in found:
-        print(f"{each['name']}: {each['summary'] or each['method']}")
-        print(
-            f"  {each['parameters'] / 1e6:.1f} M parameters, {each['bytes'] / 1e6:.1f} MB as "
-            f"{each['storage']}"
-        )
-        print(f"  licence   {each['licence']}")
-        print(f"  sha256    {each['sha256']}")
-        print(f"  file      {each['path']}")
-        for key, value in (each["training"] or {}).items():
-            print(f"  {key:9} {value}")
+        print(_summary(each))
     if name is None:
         print(f"\nmethods for `cmmfnet train --config NAME`: {', '.join(METHODS)}")
         print("their papers and sizes: cmmfnet models --json, docs/methods.md")
+
+
+def _summary(model: dict[str, Any]) -> str:
+    """At most ten lines on a model; ``--json`` has everything, the recipe among it."""
+    training = model["training"] or {}
+    size = f"{model['parameters'] / 1e6:.1f} M parameters, {model['bytes'] / 1e6:.1f} MB"
+    rows = {"method": model["method"], "size": f"{size} as {model['storage']}"}
+    rows |= {key: model[key] for key in ("licence", "sha256", "path")}
+    rows |= {key: training[key] for key in ("steps", "data", "hardware", "text") if key in training}
+    lines = [f"{model['name']}: {model['summary'] or model['method']}"]
+    lines += [f"  {key:9} {' '.join(str(value).split())}" for key, value in rows.items()]
+    return "\n".join(line if len(line) <= 300 else f"{line[:297]}..." for line in lines)
 
 
 def describe_methods() -> list[dict[str, Any]]:

@@ -69,11 +69,18 @@ def painted(tail: int, between: Callable | None = None) -> Call:
     )  # fmt: skip
 
 
+def narrow_vgg() -> nn.Sequential:
+    """VGG-16's layers with an eighth of their channels."""
+    layers = perceptual.feature_layers("vgg16")[:23]
+    for i, layer in enumerate(layers):
+        if isinstance(layer, nn.Conv2d):
+            layers[i] = conv(3 if i == 0 else layer.in_channels // 8, layer.out_channels // 8)
+    return layers.eval().requires_grad_(False)
+
+
 def distance() -> nn.Module:
     before = perceptual.load_features
-    perceptual.load_features = lambda name, folder: (
-        perceptual.feature_layers(name).eval().requires_grad_(False)
-    )
+    perceptual.load_features = lambda name, folder: narrow_vgg()
     try:
         return perceptual.Perceptual("vgg16", "l1")
     finally:
@@ -274,7 +281,7 @@ def check(
 @pytest.mark.parametrize("gradient", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("name", CASES)
 def test_twins_on_the_cpu(name, gradient):
-    for layout in LAYOUTS:
+    for layout in LAYOUTS if CASES[name].small else LAYOUTS[:1]:
         assert max(map(max, check(name, "cpu", torch.float32, layout, gradient))) < 1
 
 
@@ -319,7 +326,7 @@ def test_twins_in_the_interpreter():
 
 
 @pytest.mark.parametrize(
-    "config", [TINY, RELEASED, {"method": "cmmfnet-small"}, {"method": "lkatgan"}]
+    "config", [TINY, RELEASED, {"method": "cmmfnet-small"}, {"method": "cyclegan"}]
 )
 def test_twins_have_the_parameters_of_their_modules(config):
     network = build_network(config)

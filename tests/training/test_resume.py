@@ -40,7 +40,8 @@ RECIPE = {
 }  # fmt: skip
 ENVIRONMENT = {
     **{k: v for k, v in os.environ.items() if k != "CMMFNET_PRETRAINED"},
-    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(cmmfnet.__file__).parents[1])]),
+    "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": os.pathsep.join([str(TESTS), str(Path(cmmfnet.__file__).parents[1])]),
 }  # fmt: skip
 
 

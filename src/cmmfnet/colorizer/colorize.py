@@ -399,10 +399,7 @@ def _run(
             return thermal
 
         def start_reads() -> list[tuple[Job, Future]]:
-            return [
-                (job, pool.submit(read_one, job))
-                for job in itertools.islice(jobs, size)
-            ]
+            return [(job, pool.submit(read_one, job)) for job in itertools.islice(jobs, size)]
 
         try:
             ahead = start_reads()

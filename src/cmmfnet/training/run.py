@@ -326,8 +326,8 @@ class Run:
         return better
 
     def save(self, step: int) -> None:
-        """Write ``model.safetensors``, the averaged weights as float16, and ``step-N.pt``; the older
-        checkpoint is deleted last.
+        """Write ``model.safetensors``, the averaged weights as float16, and ``step-N.pt``; the
+        older checkpoint is deleted last.
 
         Every process calls it; the first one writes. Raises :class:`NonFiniteLoss` before anything
         is written.
@@ -392,8 +392,8 @@ class Run:
         self.best = state["best"]
         mine = _plain(asdict(self.recipe))
         data = (
-            "sources", "batch_size", "size", "shapes", "seed", "steps", "accumulate", "losses", "options",
-            "training", "precision",
+            "sources", "batch_size", "size", "shapes", "seed", "steps", "accumulate", "losses",
+            "options", "training", "precision",
         )  # fmt: skip
         theirs = _plain(theirs)
         if changed := [name for name in data if theirs.get(name, mine[name]) != mine[name]]:

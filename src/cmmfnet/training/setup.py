@@ -105,7 +105,8 @@ def prepare(
             "learns from pairs; expected both"
         )
     batches = Batches(
-        sources, batch_size=config.batch_size, size=config.size, shapes=config.shapes, steps=config.steps,
+        sources, batch_size=config.batch_size, size=config.size, shapes=config.shapes,
+        steps=config.steps,
         seed=config.seed, device=accelerator.device, rank=accelerator.process_index,
         world=processes, workers=_workers(processes) if workers is None else workers,
         unpaired=not run.method.paired, frames=run.method.frames,

@@ -6,8 +6,8 @@
     --out runs/cmmfnet
 
 setup.py prepares a run, run.py makes one update of it, stopping.py hears signals, log.py writes
-``OUT/log.jsonl``. ``OUT/step-N.pt`` is the newest checkpoint, ``OUT/sheets/step-N.jpg`` shows input,
-output and truth, ``OUT/model.safetensors`` is the averaged model, which every command takes with
+``OUT/log.jsonl``. ``OUT/step-N.pt`` is the newest checkpoint, ``OUT/sheets/step-N.jpg`` shows
+input, output and truth, ``OUT/model.safetensors`` is the averaged model, which every command takes with
 ``--model``, ``OUT/best.safetensors`` the one that scored best on the validation pictures.
 """
 

@@ -1,4 +1,4 @@
-"""Known models and where their files are: the table of bundled weights, and the Hugging Face hub."""
+"""Known models and where their files are: the bundled weights, and the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ def machine() -> str:
         for line in _lines("/proc/cpuinfo")
         if line.startswith("model name")
     ]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def _lines(file: str) -> list[str]:

@@ -8,8 +8,8 @@ kernels, and the others.
 
 "plain" is the network as it is written, "fast" with the twins of cmmfnet.nn.fast; each launched
 from Python and as a CUDA graph of the whole network. "compiled" is torch.compile of the plain
-network. Weights are random (speed does not depend on them); the better of both memory formats is shown.
-Medians; warmed up. ``--without`` leaves twins out, to see what each is worth.
+network. Weights are random (speed does not depend on them). The better of both memory formats is
+shown. Medians; warmed up. ``--without`` leaves twins out, to see what each is worth.
 """
 
 from __future__ import annotations

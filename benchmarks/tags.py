@@ -10,7 +10,7 @@ lighting and sky), of the precision at their rank among all frames sorted by tha
 (the definition of TREC and of scikit-learn, without interpolation; equal probabilities rank in the
 worst order). The 20 commonest names of things in the frames are averaged (of equally common ones
 the first in the vocabulary), and once more the 20 commonest with the words of light and sky among
-them, which are common and easier; the interval is a bootstrap over sequences (cmmfnet/intervals.py
+them, which are common and easier; the interval is a bootstrap over sequences (intervals.py
 says why), names fixed. What chance would give is the share of frames that have a name.
 """
 
@@ -155,7 +155,8 @@ def main() -> None:
             if table:
                 print(f"{what}: {sum(n for (t, b), n in table.items() if t == b)} of "
                       f"{table.total()} right; "
-                      + ", ".join(f"{t} taken for {b} {n}" for (t, b), n in sorted(table.items()) if t != b))  # fmt: skip
+                      + ", ".join(f"{t} taken for {b} {n}"
+                                  for (t, b), n in sorted(table.items()) if t != b))  # fmt: skip
     if given.json is not None:
         record = {"frames": len(pairs),
                   "names": dict(zip(common, (counts[w] for w in common), strict=True)),

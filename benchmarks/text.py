@@ -15,7 +15,7 @@ response: one word is swapped (grass -> snow, tree without -> with leaves, grey 
     the old word - target|. On rendered scenes label map and target (the scene rendered anew) are
     exact; on pairs (--data) the region is what the label head of the bundled model finds in the
     thermal frame with a probability of .4, and the target is the picture with the old word,
-    recoloured (data/recolour.py). The rest is all pixels farther than 4 px from the region; its
+    recoloured (made/recolour.py). The rest is all pixels farther than 4 px from the region; its
     change is the mean CIEDE2000. Medians over pictures. Beside the covered share stands that of a*
     and b* alone, since how light a scene is no word tells, and what one colour would cover, the
     mean target of the other pictures.
@@ -183,7 +183,9 @@ def cost(colorizer: Colorizer, repeats: int) -> dict:
         "new_text_ms": statistics.median(new), "cached_text_ms": statistics.median(again),
         "frame_without_ms": statistics.median(times["without"]),
         "frame_with_ms": statistics.median(times["with"]),
-        "ratio": statistics.median(b / a for a, b in zip(times["without"], times["with"], strict=True)),
+        "ratio": statistics.median(
+            b / a for a, b in zip(times["without"], times["with"], strict=True)
+        ),
     }  # fmt: skip
     print(
         f"a new text {result['new_text_ms']:.2f} ms, a cached one {result['cached_text_ms']:.4f} ms"

@@ -28,7 +28,10 @@ from cmmfnet.text.parser import parse_tags
 from cmmfnet.text.prompt import read_prompt
 from cmmfnet.text.sentences import SentenceEncoder
 
-PROMPT = "a street at night with parked cars, two red brick houses, trees without leaves and people on the pavement"
+PROMPT = (
+    "a street at night with parked cars, two red brick houses, trees without leaves and people on "
+    "the pavement"
+)
 
 
 def median(

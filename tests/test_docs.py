@@ -24,8 +24,9 @@ from cmmfnet.text.sentences import WORDS
 from cmmfnet.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+MAP = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def prose(page: str) -> str:
@@ -88,9 +89,10 @@ def test_every_page_under_docs_can_be_parsed_for_links():
 
 
 def test_names_linked_to_a_source_file_are_in_it():
-    links = re.findall(r"\[`([\w.]+)`\]\(\.\./src/([\w/]+)\.py\)", ARCHITECTURE)
-    assert len(links) > 40
-    assert len(links) == len(re.findall(r"\]\(\.\./src/", ARCHITECTURE)), (
+    named = re.compile(r"\[`([\w.]+)`\]\((?:\.\./)?src/([\w/]+)\.py\)")
+    links = named.findall(ARCHITECTURE) + named.findall(MAP)
+    assert len(links) > 60
+    assert len(named.findall(ARCHITECTURE)) == len(re.findall(r"\]\(\.\./src/", ARCHITECTURE)), (
         "a link to source that names nothing"
     )
     for name, file in links:
@@ -106,11 +108,26 @@ def test_names_linked_to_a_source_file_are_in_it():
         )
 
 
-def test_dotted_names_exist():
-    names = re.findall(r"`(cmmfnet(?:\.\w+)+)`", ARCHITECTURE)
-    assert names
-    for name in names:
-        pkgutil.resolve_name(name)  # raises where a part is missing
+FILE = re.compile(r"\.(yaml|safetensors|onnx|svg|png|md|py|zip)$")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_dotted_names_and_source_files_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?:`|from |import |-m )(cmmfnet(?:\.\w+)+)", text):
+        if not FILE.search(name):
+            pkgutil.resolve_name(name)  # raises where a part is missing
+    code = [*(ROOT / "src").rglob("*"), *ROOT.glob("[bcdt]*/**/*")]
+    known = {"/" + path.relative_to(ROOT).as_posix() for path in code}
+    files = re.findall(r"`((?:src/|[a-z_]+/)*[a-z_]+\.py)`", text)
+    gone = {file for file in files if not any(path.endswith("/" + file) for path in known)}
+    assert not gone, f"{page.name} names files that are not in the repository"
+
+
+def test_the_map_lists_every_package():
+    here = ROOT / "src" / "cmmfnet"
+    packages = {path.name for path in here.iterdir() if (path / "__init__.py").exists()}
+    assert packages and packages == set(re.findall(r"^\| `(\w+)/` \|", MAP, re.M))
 
 
 def test_the_code_on_the_page_runs():

@@ -22,7 +22,10 @@ def text(
     x: float, y: float, words: str, size: int, anchor: str = "middle", bold: bool = False
 ) -> str:
     weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}" fill="{INK}"{weight}>{words}</text>'
+    return (
+        f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}" fill="{INK}"{weight}>'
+        f"{words}</text>"
+    )
 
 
 def panel(x: float, y: float, w: float, h: float, fill: str) -> str:
@@ -49,7 +52,10 @@ def line(*points: tuple[float, float], dashed: bool = False) -> str:
     """A polyline, with an arrow head at its end."""
     dash = ' stroke-dasharray="6 4"' if dashed else ""
     path = " ".join(f"{x:g},{y:g}" for x, y in points)
-    return f'<polyline points="{path}" fill="none" stroke="{LINE}" stroke-width="2"{dash} marker-end="url(#head)"/>'
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{LINE}" stroke-width="2"{dash} '
+        f'marker-end="url(#head)"/>'
+    )
 
 
 def pill(x: float, y: float, words: str, width: float) -> str:

@@ -75,8 +75,10 @@ def test_thermal_brightness_and_its_sign_do_not_matter(scenes):
 
 def test_fractions_of_a_pixel(scenes):
     # twice as large pictures moved by an odd number of pixels, then halved
-    thermal, visible = (np.asarray(Image.fromarray(x.astype(np.float32)).resize((568, 456), Image.Resampling.BICUBIC))
-                        for x in (scenes[0][0], scenes[0][1].mean(2)))  # fmt: skip
+    pictures = (Image.fromarray(x.astype(np.float32)) for x in (scenes[0][0], scenes[0][1].mean(2)))
+    thermal, visible = (
+        np.asarray(picture.resize((568, 456), Image.Resampling.BICUBIC)) for picture in pictures
+    )
     a, b = thermal[20:-20, 20:-20], visible[20 - 5 : -20 - 5, 20 - 3 : -20 - 3]
     a, b = (np.asarray(Image.fromarray(x.copy()).reduce(2)) for x in (a, b))
     assert off_by(estimate_shift(a, b), 1.5, 2.5) < 0.4

@@ -243,8 +243,9 @@ def test_lists_with_everything(tmp_path, name, delimiter, start):
     rows = []
     for i in range(4):
         pair(tmp_path, f"hot/{i}.png", f"seen/photo{i}.jpg")
-        rows.append({"source": f"hot/{i}.png", "target": f"seen/photo{i}.jpg", "prompt": f"Straße {i}", "split": "train",
-                     "sequence": f"s{i % 2}", "lighting": "night"})  # fmt: skip
+        rows.append({"source": f"hot/{i}.png", "target": f"seen/photo{i}.jpg",
+                     "prompt": f"Straße {i}", "split": "train", "sequence": f"s{i % 2}",
+                     "lighting": "night"})  # fmt: skip
     rows[3]["split"] = "val"
     path = write_list(tmp_path / name, rows, delimiter, start)
     for raw in (path, tmp_path):

@@ -123,10 +123,9 @@ def test_nothing_labelled_changes_nothing(street):
 
 @pytest.mark.parametrize(
     ("rgb", "name"),
-    [((200, 30, 30), "red"), ((240, 240, 240), "white"), ((15, 15, 15), "black"), ((120, 120, 122), "grey"),
-     ((40, 70, 160), "blue"), ((60, 110, 40), "green"), ((250, 210, 40), "yellow"),
-     ((100, 65, 40), "brown"),
-     ((175, 175, 177), None)],
+    [((200, 30, 30), "red"), ((240, 240, 240), "white"), ((15, 15, 15), "black"),
+     ((120, 120, 122), "grey"), ((40, 70, 160), "blue"), ((60, 110, 40), "green"),
+     ((250, 210, 40), "yellow"), ((100, 65, 40), "brown"), ((175, 175, 177), None)],
 )  # fmt: skip
 def test_colours_have_the_names_that_people_give_them(rgb, name):
     assert lab.colour_name(lab.to_lab(np.array([[rgb]], np.uint8))[0, 0]) == name

@@ -583,7 +583,10 @@ FRAMES = ["s0", "s1", "s2", "v0", "v1", "v2"]
 
 def test_missing_surplus_and_double_pictures_are_counted(data, tmp_path):
     folder = folder_of(tmp_path, [*FRAMES[:2], "t0", "x1", "x2"])
-    message = r"its 5 pictures are not those of the 6 frames: 4 missing \(s2, v0, v1, ...\); 2 not in the index \(x1, x2\)"
+    message = (
+        r"its 5 pictures are not those of the 6 frames: 4 missing \(s2, v0, v1, ...\); "
+        r"2 not in the index \(x1, x2\)"
+    )
     with pytest.raises(UserError, match=message):
         evaluate.evaluate(str(folder), Setting(data=data))
     folder_of(tmp_path, ["s0"], suffix=".jpg")

@@ -64,7 +64,8 @@ def test_other_shapes_are_refused(shape):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"ranks": [2] * 12}, "12 numbers"), ({"global_size": 40}, "multiple of 16"), ({"text": "clip-sentence"}, "clip-tags")],
+    [({"ranks": [2] * 12}, "12 numbers"), ({"global_size": 40}, "multiple of 16"),
+     ({"text": "clip-sentence"}, "clip-tags")],
 )  # fmt: skip
 def test_a_configuration_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -256,7 +256,7 @@ def test_sampling_a_known_distribution(monkeypatch, sampler, steps):
     expected = expected_deviation(sampler, network.sampling_levels(), deviation)
     if (
         sampler == "ddim"
-    ):  # it starts without the mean of every 2 x 2 pixels, a quarter of the variance, and adds nothing
+    ):  # the start lacks the mean of every 2 x 2 pixels, a quarter of its variance
         cells = torch.nn.functional.avg_pool2d(samples, 2)
         torch.testing.assert_close(cells, torch.full_like(cells, mean), atol=1e-3, rtol=0)
         samples = mean + (samples - mean) / math.sqrt(0.75)

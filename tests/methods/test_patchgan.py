@@ -128,7 +128,7 @@ def test_initialisation_is_normal(norm):
 @pytest.mark.parametrize("affine", [False, True])
 def test_instance_norm_of_one_picture_is_batch_norm(affine, layout):
     """In training mode, gradients included (PyTorch's own is wrong for channels-last gradients, see
-    ops/norm.py)."""
+    nn/fast/norm.py)."""
     ours, theirs = (
         InstanceNorm(4, affine),
         nn.BatchNorm2d(4, affine=affine, track_running_stats=False),

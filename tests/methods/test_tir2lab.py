@@ -204,7 +204,9 @@ def dssim_of(x: Tensor, y: Tensor) -> float:
 def test_dssim_is_over_patches_that_do_not_overlap():
     x, y = (pictures(2, 1, 12, 40, seed).double() / 2 + 0.5 for seed in (0, 1))
     each = [
-        dssim_of(x[b, 0, 4 * i : 4 * i + 4, 16 * j : 16 * j + 16], y[b, 0, 4 * i : 4 * i + 4, 16 * j : 16 * j + 16])
+        dssim_of(
+            *(z[b, 0, 4 * i : 4 * i + 4, 16 * j : 16 * j + 16] for z in (x, y))
+        )
         for b in range(2) for i in range(3) for j in range(2)
     ]  # fmt: skip
     assert float(patch_dssim(x.float(), y.float())) == pytest.approx(

@@ -96,7 +96,8 @@ def test_a_folder_like_the_one_it_was_made_from(pairs, tmp_path):
         str(pairs),
     ]
     done = subprocess.run(
-        [*command, "--model", str(pairs / "model.safetensors"), "--least", "0.0", "--device", "cpu"],
+        [*command, "--model", str(pairs / "model.safetensors"),
+         "--least", "0.0", "--device", "cpu"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0 and f"pairs in {tmp_path / 'out'}" in done.stdout, done.stderr

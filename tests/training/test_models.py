@@ -78,7 +78,10 @@ def test_the_plain_list_names_methods_without_torch(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in [*KNOWN, *METHODS])
     assert len(out.splitlines()) <= 10 * len(KNOWN) + 3 and max(map(len, out.splitlines())) <= 300
-    code = "import sys; from cmmfnet.cli import main; main(['models']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from cmmfnet.cli import main; main(['models']); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode
         == 0

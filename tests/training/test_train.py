@@ -76,7 +76,9 @@ def recipe(**changes) -> Recipe:
     basic = {
         "model": SMALL, "sources": [real, simulated], "steps": 6, "batch_size": 2, "size": 32,
         "options": {"text_dropout": 0.5},
-        "losses": {"l1": 1.0, "ssim": 0.5, "tv": 0.01, "tags": 0.02, "labels": 0.1, "adversarial": 0.01},
+        "losses": {
+            "l1": 1.0, "ssim": 0.5, "tv": 0.01, "tags": 0.02, "labels": 0.1, "adversarial": 0.01,
+        },
         "learning_rate": 1e-3, "warmup": 2, "schedule": "cosine", "ema": 0.9, "log_every": 1,
         "seed": 1,
     }  # fmt: skip

@@ -77,7 +77,8 @@ def test_colours_are_nearer_to_the_truth_than_grey_and_mean_colour(colorizer, sc
 
 @pytest.mark.parametrize(
     ("kind", "seed", "names", "old", "new"),
-    [("street", 3, ["car"], "a grey car", "a red car"), ("park", 4, ["grass"], "grass, a path", "snow"),
+    [("street", 3, ["car"], "a grey car", "a red car"),
+     ("park", 4, ["grass"], "grass, a path", "snow"),
      ("park", 4, ["vegetation"], "green trees", "orange trees")],
 )  # fmt: skip
 def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):

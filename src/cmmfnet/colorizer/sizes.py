@@ -1,5 +1,6 @@
-"""Sizes around a network, in numpy: the size that it works at, padding, resizing, and colour brought
-back to the size of its thermal frame. No torch; tensors.py has the same for tensors."""
+"""Sizes of frames, in numpy: the size at which a network colours a frame, padding, resizing, and
+the way of the colour back to the size of the frame. No torch; tensors.py has the same for
+tensors."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``cmmfnet export``: a model as one ONNX file that measures its own parity with PyTorch and says
 all that colouring needs.
 
-docs/onnx.md describes the graph for those who run it elsewhere; onnx_runtime.py runs it in Python
+docs/onnx.md describes the graph for those who run it elsewhere; colorizer/onnx.py runs it in Python
 without torch.
 """
 

@@ -101,8 +101,8 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
             program = torch.onnx.export(
                 wrapped, tuple(inputs.values()), input_names=list(inputs), dynamic_shapes=shapes,
                 opset_version=OPSET,
-                output_names=["colour", "tags"] if traits.predicts_tags else ["colour"], dynamo=True,
-                verbose=False,
+                output_names=["colour", "tags"] if traits.predicts_tags else ["colour"],
+                dynamo=True, verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         raise UserError(

@@ -2,7 +2,7 @@
 recipe can be told apart.
 
 No paper: L1, a perceptual distance, SSIM, TV and a light hinge PatchGAN, as configs/cmmfnet.yaml
-weighs them. CMMF-Net's own training (cmmfnet_training.py) adds text and its auxiliary heads to the
+weighs them. CMMF-Net's own training (cmmfnet/method.py) adds text and its auxiliary heads to the
 same step.
 """
 

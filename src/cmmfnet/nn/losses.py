@@ -1,8 +1,9 @@
 """Losses that two methods or more share. Pictures are (B,C,H,W) float in [-1,1]; every loss returns
 a float32 scalar.
 
-The CMMF-Net paper (section 3.5) sums four of them with weight 1: L1, perceptual
-(perceptual.Perceptual, mode "l1"), total variation and SSIM: PictureLosses.
+The CMMF-Net paper (section 3.5, eq. 3 to 6) sums four losses with weight 1: ``l1``, perceptual
+(``perceptual.Perceptual`` with mode "l1"), ``total_variation`` and ``ssim_loss``. ``PictureLosses``
+computes the four.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 
 
 def l1(x: Tensor, y: Tensor) -> Tensor:
-    """Content loss: mean of |x - y| over all elements."""
+    """Content loss (CMMF-Net, eq. 3): mean of |x - y| over all elements."""
     return (x.float() - y.float()).abs().mean()
 
 
 def total_variation(x: Tensor, legacy: bool = False) -> Tensor:
-    """Total variation: sum over C, H, W of |x[h+1,w] - x[h,w]| and |x[h,w+1] - x[h,w]|, divided by
-    W*H, mean over B.
+    """Total variation (CMMF-Net, eq. 5): sum over C, H, W of |x[h+1,w] - x[h,w]| and
+    |x[h,w+1] - x[h,w]|, divided by W*H, mean over B.
 
     ``legacy`` sums over the batch as the family's code does, so that its weight grows with the
     batch (docs/architecture.md, row 13).
@@ -69,16 +70,16 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
 
 
 def ssim_loss(x: Tensor, y: Tensor) -> Tensor:
-    """Structural loss: 1 - SSIM(x, y)."""
+    """Structural loss (CMMF-Net, eq. 6): 1 - SSIM(x, y)."""
     return 1 - ssim(x, y)
 
 
 class PictureLosses(nn.Module):
-    """The losses of colour pictures against their truth, (B,3,H,W) each in [-1,1]: those of
-    ``names``, a few of l1, perceptual, tv and ssim; float32 scalars without weights.
+    """The losses called ``names`` (some of l1, perceptual, tv, ssim) of colour pictures against
+    their truth, (B,3,H,W) each in [-1,1]; float32 scalars without weights.
 
-    ``perceptual``: distance of pictures, or None. It sees ``part`` and ``true_part``, (B,3,h,w)
-    each, where they are given.
+    ``perceptual``: a distance of pictures, or None. It compares ``part`` and ``true_part``,
+    (B,3,h,w) each, where they are given, else the whole pictures.
     """
 
     def __init__(self, names: Collection[str], perceptual: nn.Module | None = None):

@@ -60,7 +60,9 @@ TAPS = {
 FILES: dict[str, tuple[dict[str, str], str, str]] = {
     "vgg16": (
         {
-            "vgg16-features-fp16.safetensors": "302ac2487aa735ba4f7f426f111a3dfc80ae4f4f35559a4e507641aac9ddb84a"
+            "vgg16-features-fp16.safetensors": (
+                "302ac2487aa735ba4f7f426f111a3dfc80ae4f4f35559a4e507641aac9ddb84a"
+            )
         },
         "https://download.pytorch.org/models/vgg16-397923af.pth",
         "397923af",
@@ -68,7 +70,9 @@ FILES: dict[str, tuple[dict[str, str], str, str]] = {
     "vgg19": ({}, "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d"),
     "alex": (
         {
-            "alexnet-features-fp16.safetensors": "62f5c7727927418bc887f2478580aeef35e2c84032869f2c0f3cb82fe42c4007"
+            "alexnet-features-fp16.safetensors": (
+                "62f5c7727927418bc887f2478580aeef35e2c84032869f2c0f3cb82fe42c4007"
+            )
         },
         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
         "7be5be79",
@@ -217,14 +221,14 @@ class Perceptual(nn.Module):
     ``mode``: "lpips" = unit-normalised features, squared difference weighted by the learned LPIPS
     heads (Zhang et al., eq. 1); "unit" = the same without learned heads (squared differences summed
     over channels, mean over positions and layers); "l1" = mean absolute difference of each layer's
-    features, summed over layers (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net).
+    features, summed over layers (the loss of TIC-CGAN, LKAT-GAN and CMMF-Net, eq. 4).
 
     ``layers``: names of the layers that are compared, such as ("relu4_3",); or "family", the four
-    of TIC-CGAN and its successors (the last ReLU of levels 1 to 4), or "lpips", LPIPS' five (of
-    levels 1 to 5). None takes "family" for "l1" and "lpips" for the other modes.
-    ``layer_weights``: one factor for each of ``layers``; None weighs all 1. ``imagenet``: whether pictures are normalised
-    by ImageNet's mean and deviation first, which the networks were trained with; False feeds them
-    in [-1,1] as they are, as the code of TIC-CGAN and pix2pixHD does.
+    layers of TIC-CGAN and its successors (the last ReLU of levels 1 to 4); or "lpips", the five
+    layers of LPIPS (levels 1 to 5). None takes "family" for "l1" and "lpips" for the other modes.
+    ``layer_weights``: one factor for each of ``layers``; None weighs all 1. ``imagenet``: whether
+    pictures are normalised by ImageNet's mean and deviation first, as in the training of these
+    networks; False feeds pictures in [-1,1] as they are (the code of TIC-CGAN and pix2pixHD).
 
     Raises ``ValueError`` for an unknown network, mode or layer, for weights that do not fit the
     layers, and for LPIPS on a network that has no heads or on layers of one's own;

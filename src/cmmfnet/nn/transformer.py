@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries (B,Lq,D) over keys (B,Lk,D) and values (B,Lk,D).
+    """Multi-head attention, softmax(Q K^T / sqrt(d)) V, of queries (B,Lq,D) over keys (B,Lk,D) and
+    values (B,Lk,D); d = D / heads. -> (B,Lq,D).
 
     ``mask`` (B,Lk) bool, True = may be attended. Every row of the mask must allow at least one key.
     """

@@ -1,4 +1,5 @@
-"""Classes of label maps: their names, the COCO-Stuff names they stand for, the words that name them."""
+"""Classes of label maps: their names, the COCO-Stuff names that they stand for, and the words that
+name them."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def parse_tags(prompt: str, words: Sequence[str] = WORDS) -> Parsed:
     """Find the names of `words` in a prompt: a list ("car, wall-brick") or sentences ("two cars by
     a brick wall").
 
-    Understands plurals, compounds ("wall of bricks"), everyday synonyms (cmmfnet/words.py) and
+    Understands plurals, compounds ("wall of bricks"), everyday synonyms (text/vocabulary.py) and
     simple negation ("no cars or people", "without trees"). The longest phrase wins. It does not
     understand grammar: see docs/text.md.
 

@@ -9,7 +9,7 @@ Two sources of text tokens, and the network does not care which:
 * ``clip-sentence``: `SentenceEncoder`, frozen CLIP ViT-B/32 hidden states of the sentence, as in
   the CMMF-Net paper.
 
-transformers is imported only when a CLIP text encoder (clip_text.py) is needed: ``pip install
+transformers is imported only when a CLIP text encoder (clip.py) is needed: ``pip install
 'cmmfnet[clip]'``.
 """
 
@@ -178,7 +178,7 @@ class SentenceEncoder:
 
     Args:
         model: hub name (downloaded once), or a folder in the form of transformers; by default what
-            CMMFNET_TEXT_ENCODER names, else OpenAI's ViT-B/32 (clip_text.py).
+            CMMFNET_TEXT_ENCODER names, else OpenAI's ViT-B/32 (clip.py).
         revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed
             there the newest.
         device: where the encoder runs and the tokens are.

@@ -98,8 +98,8 @@ class ImageEncoder(nn.Module):
 
 
 class CrossModalInteraction(nn.Module):
-    """Section 3.3 and Figure 2: two transformer blocks between text and image tokens, then
-    OutputProj to an image map.
+    """The CI block (section 3.3, eq. 1 and 2, Figure 2): two transformer blocks between text and
+    image tokens, then OutputProj to an image map.
 
     image (B,N,D), text (B,L,D), text_mask (B,L) -> (B,C,grid,grid), where the text has been joined
     with a learned token for "no text", so that an empty text is valid. Modes:

@@ -28,8 +28,8 @@ from cmmfnet.nn.unet import Resize, modulated
 
 
 def tones(thermal: Tensor, window: int = 17) -> Tensor:
-    """(B,1,H,W) in [-1,1], H and W even -> (B,2,H,W), like cmmfnet.tone_channels with a window of
-    twice the size.
+    """(B,1,H,W) in [-1,1], H and W even -> (B,2,H,W): tone_channels of cmmfnet/interaction.py, with
+    a window of twice the size.
 
     The local mean and deviation are smooth, so they are taken at half size and brought up: a tenth
     of the time.

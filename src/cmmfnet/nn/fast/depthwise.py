@@ -80,8 +80,7 @@ def _border(kernel: int) -> tuple[int, int]:
 
 
 def _forward_tiles(kernel: int, x: Tensor) -> Tiles:
-    """As measured on an H200 (benchmarks/depthwise.py --tune): patches of 8 rows read less, where
-    there are enough of them."""
+    """The fastest tiles on an H200. Patches of 8 rows read less, where there are enough of them."""
     if x.dtype == torch.float32:
         return Tiles(4, 64, 1, 4, 2)
     if _border(kernel)[1] == 64:

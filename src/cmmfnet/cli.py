@@ -81,6 +81,10 @@ COMMANDS: dict[str, Command] = {
         "cmmfnet.training.distilled:write_distilled",
         "write pairs with a model's colours, to train a smaller one on",
     ),
+    "import-weights": Command(
+        "cmmfnet.weights.imported:import_weights",
+        "convert a checkpoint of a method's official code to a model file",
+    ),
     "models": Command(
         "cmmfnet.training.models:models", "list the known models and methods, or describe a model"
     ),

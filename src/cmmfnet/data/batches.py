@@ -37,8 +37,9 @@ class Batch:
     """thermal (B,1,H,W) and visible (B,3,H,W) float32 in [-1,1]; label (B,H,W) long, 255 = none;
     tags: names per picture; colours: (colour, name) of things per picture, and told: names that
     only the words tell, where a source recolours; tagged (B,) bool: the tags are complete, so a
-    missing one is absent; captions ("" = none); names; positions of the pictures in the step's
-    whole batch, for draws that must not depend on the number of processes; crops: where in its file
+    missing one is absent; captions (""
+    = the picture has none, None = it is to go without text); names; positions of the pictures in
+    the step's whole batch, for draws that must not depend on the number of processes; crops: where in its file
     the colour picture was cut.
 
     With three frames, thermal is (B,3,1,H,W) and visible (B,3,3,H,W), in the order of time; all
@@ -49,7 +50,7 @@ class Batch:
     label: Tensor
     tags: list[list[str]]
     tagged: Tensor
-    captions: list[str]
+    captions: list[str | None]
     names: list[str]
     positions: list[int]
     colours: list[list[tuple[str, str]]] = field(default_factory=list)

@@ -159,7 +159,7 @@ class Items(Dataset):
             colours.append(said.colours)
             told.append(said.told)
             tagged.append(has_tags)
-            captions.append(caption or "")
+            captions.append(None if spec.text == "empty" else caption or "")
             names.append(meta["name"])
             places.append(crops["crop"])
         arrays = {

@@ -19,6 +19,7 @@ from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss
 from cmmfnet.methods.cmmfnet.telling import draw_words
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
+from cmmfnet.methods.traits import traits_of
 from cmmfnet.nn.perceptual import Cropped, load_features
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.text.labels import IGNORE
@@ -140,12 +141,15 @@ class CMMFNetMethod(Matched):
 
     @classmethod
     def configuration(cls, model: dict) -> dict:
-        """A fresh clip-tags network knows all words, unless the recipe names some."""
-        return (
-            model | {"words": list(WORDS)}
-            if model.get("text") == "clip-tags" and "words" not in model
-            else model
-        )
+        """A fresh clip-tags network knows all words, unless the recipe names some. A fresh
+        clip-sentence network keeps the prompt that pictures without a caption are trained with: it
+        is the text of every frame that comes without."""
+        text = model.get("text", "clip-sentence")
+        if text == "clip-tags" and "words" not in model:
+            return model | {"words": list(WORDS)}
+        if text == "clip-sentence" and "default_prompt" not in model:
+            return model | {"default_prompt": DEFAULT_PROMPT}
+        return model
 
     @classmethod
     def extended(cls, network: CMMFNet, config: dict, model: dict) -> tuple[CMMFNet, dict]:
@@ -230,9 +234,11 @@ class CMMFNetMethod(Matched):
         draws = [moment.rng(position) for position in batch.positions]
         dropped = [rng.random() < self.text_dropout for rng in draws]
         if network.text_source == "clip-sentence":
-            tokens, mask = self.sentences([c or DEFAULT_PROMPT for c in batch.captions])
+            prompt = traits_of(network).default_prompt or DEFAULT_PROMPT
+            tokens, mask = self.sentences([c or prompt for c in batch.captions])
             kept = [
-                not drop or "night" in tags for drop, tags in zip(dropped, batch.tags, strict=True)
+                caption is not None and (not drop or "night" in tags)
+                for drop, tags, caption in zip(dropped, batch.tags, batch.captions, strict=True)
             ]
             return sent(tokens, device), sent(mask.cpu() & torch.tensor(kept)[:, None], device)
         if network.regions is not None:

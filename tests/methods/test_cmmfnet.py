@@ -761,6 +761,27 @@ def test_sentences_of_night_pictures_are_kept(dropout):
     assert mask.sum(dim=1).tolist() == [0 if dropout else 2, 3]
 
 
+def test_a_sentence_network_keeps_its_prompt_and_the_control_goes_without():
+    given = {"method": "cmmfnet"}
+    assert CMMFNetMethod.configuration(given)["default_prompt"] == DEFAULT_PROMPT
+    own = CMMFNetMethod.configuration(given | {"default_prompt": "a harbour"})
+    assert own["default_prompt"] == "a harbour"
+    for text in ("none", "learned"):
+        assert "default_prompt" not in CMMFNetMethod.configuration(given | {"text": text})
+    asked = []
+
+    def encode(captions):
+        asked.append(captions)
+        return sentence(), torch.ones(2, 4, dtype=torch.bool)
+
+    method = CMMFNetMethod(tiny(default_prompt="a harbour"), {"l1": 1.0})
+    method.sentences = encode
+    one = batch()
+    one.captions = ["", None]  # without a caption; without text
+    _, mask = method.text(one, NOW)
+    assert asked == [["a harbour", "a harbour"]] and mask.sum(dim=1).tolist() == [4, 0]
+
+
 def test_network_without_text_gets_none():
     assert CMMFNetMethod(tiny(text="none"), {"l1": 1.0}).text(batch(), NOW) == (None, None)
 

@@ -166,7 +166,7 @@ def test_shuffled_text_is_of_any_picture_and_drawn_anew(data):
 
 def test_empty_text(data):
     batch = Batches([source(data, text="empty")], batch_size=8, size=16, steps=1)[0]
-    assert batch.captions == [""] * 8 and batch.tags == [[]] * 8 and not batch.tagged.any()
+    assert batch.captions == [None] * 8 and batch.tags == [[]] * 8 and not batch.tagged.any()
 
 
 def test_shuffled_text_of_labelled_pictures_is_from_label_maps(tmp_path):

@@ -866,9 +866,9 @@ def test_the_tokens_are_those_that_are_said():
     method, given = regions_method(text_dropout=1.0), told_batch()
     network, moment = method.networks["generator"], Moment(0, 3, 10)
     assert (
-        method.said(given, moment)
+        method.given_words(given, moment)
         == [[("car", "red")], [("night", None)]]
-        == method.said(given, moment)
+        == method.given_words(given, moment)
     )
     tokens, mask = method.text(given, moment)
     assert mask.sum(dim=1).tolist() == [1, 1] and tokens.shape == (2, MAX_TAGS, 12 + 1 + 25)

@@ -9,8 +9,8 @@ import torch
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
 from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss, region_targets
-from cmmfnet.methods.cmmfnet.regions import RegionText, Said
-from cmmfnet.methods.cmmfnet.telling import draw_words
+from cmmfnet.methods.cmmfnet.regions import RegionText, WordTokens
+from cmmfnet.methods.cmmfnet.training_words import draw_words
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
 from cmmfnet.text.prompt import read_prompt
@@ -128,7 +128,7 @@ def test_maps_of_things_share_a_position_and_light_is_everywhere():
     with torch.inference_mode():
         _, _, _, levels = network(frames(), text, mask, heads=True, maps=True)
         assert [tuple(x.shape) for x in levels] == [(1, 4, 4, 4), (1, 4, 8, 8), (1, 4, 16, 16)]
-        share = network.regions.maps(levels[-1], network.said(text, mask))
+        share = network.regions.maps(levels[-1], network.word_tokens(text, mask))
     assert (share[:, 2] == 1).all()
     assert ((share[:, :2].sum(dim=1) < 1) & (share[:, :2] >= 0).all(dim=1)).all()
 
@@ -171,13 +171,13 @@ def test_a_given_place_moves_the_map_there():
     places[:, 0, 8:24, 8:24] = 1
     with torch.inference_mode():
         *_, levels = network(frames(), text, mask, heads=True, maps=True, places=places)
-        share = network.regions.maps(levels[-1], network.said(text, mask, places))[0, 0]
+        share = network.regions.maps(levels[-1], network.word_tokens(text, mask, places))[0, 0]
     assert share[5:11, 5:11].min() > 0.9 and share[:3].max() < 0.1 and share[:, 13:].max() < 0.1
 
 
 def test_a_fresh_module_is_the_identity():
     module = RegionText(8, (4, 6), 5)
-    said = Said(
+    said = WordTokens(
         torch.randn(2, 3, 8),
         torch.zeros(2, 3, dtype=torch.bool),
         torch.zeros(2, 3, 25),
@@ -202,7 +202,7 @@ def test_the_label_head_says_where_a_word_may_be():
         (["snow"], [[0, 0, 0, 1]]),  # it claims the grass
         (["snow", "grass"], [[0, 0, 0, 1 / 6], [0, 0, 0, 5 / 6]]),
     ):
-        said = network.said(*tokens(network, names))
+        said = network.word_tokens(*tokens(network, names))
         found = network.regions.maps(
             network.regions.logits(torch.zeros(1, 16, 1, 4), said, labels), said
         )

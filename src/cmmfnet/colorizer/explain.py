@@ -185,7 +185,7 @@ def look(
                 colour, *_, levels = network(
                     thermal, tokens, mask, heads=True, maps=True, places=places
                 )
-                maps = network.regions.maps(levels[-1], network.said(tokens, mask, places))
+                maps = network.regions.maps(levels[-1], network.word_tokens(tokens, mask, places))
             else:
                 colour = network(thermal, tokens, mask)
                 maps = attention_maps(network, thermal, tokens, mask)

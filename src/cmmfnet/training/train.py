@@ -7,8 +7,9 @@
 
 setup.py prepares a run, run.py makes one update of it, stopping.py hears signals, log.py writes
 ``OUT/log.jsonl``. ``OUT/step-N.pt`` is the newest checkpoint, ``OUT/sheets/step-N.jpg`` shows
-input, output and truth, ``OUT/model.safetensors`` is the averaged model, which every command takes with
-``--model``, ``OUT/best.safetensors`` the one that scored best on the validation pictures.
+input, output and truth. ``OUT/model.safetensors`` is the averaged model, which every command takes
+with ``--model``; ``OUT/best.safetensors`` is the model with the best scores on the validation
+pictures.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-"""CMMF-Net's way from a frame and a text to one map: image encoder (section 3.2) and cross-modal
-interaction (3.3).
-
-The network that they are parts of, and the paper, are in network.py.
-"""
+"""CMMF-Net's image encoder (section 3.2) and cross-modal interaction, the CI block (3.3).
+network.py has the whole network and the paper's reference."""
 
 from __future__ import annotations
 
@@ -18,11 +15,11 @@ from cmmfnet.nn.unet import Resize
 
 
 def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
-    """(B,1,H,W) in [-1,1] -> (B,2,H,W): the frame, and its local contrast (x - local mean) / (local
-    deviation + 0.1), squashed.
+    """(B,1,H,W) in [-1,1] -> (B,2,H,W) in [-1,1]: the frame x, and its local contrast
+    tanh((x - local mean) / (local deviation + 0.1) / 1.5).
 
     One hot object (a person, an engine) presses the rest of a stretched frame into a few dark
-    levels; the second channel keeps the structure there readable.
+    levels; the second channel keeps the structure there visible.
     """
 
     def mean(x: Tensor) -> Tensor:  # a box is separable: two passes of 33 instead of one of 1,089
@@ -39,8 +36,8 @@ def tone_channels(thermal: Tensor, window: int = 33) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Section 3.2: ViT on the whole frame, (B,C,G,G) -> tokens (B,(G/16)^2,D), and the stem's finer
-    maps where it has them.
+    """ViT on the whole frame (section 3.2): (B,C,H,W), resized to (B,C,G,G) -> tokens
+    (B,(G/16)^2,D), and the stem's finer maps (an empty list for ``stem="patch"``).
 
     ``stem="patch"``: 16x16 convolution (the paper's plain ViT). ``stem="vgg16"``: a hybrid ViT
     whose patches are VGG-16's relu5_3 map (stride 16), so that training can start from ImageNet
@@ -66,12 +63,12 @@ class ImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def load_imagenet(self, features: nn.Sequential) -> None:
-        """Start the VGG stem from ImageNet: its colour filters are summed, and shared among our
-        tone channels.
+        """Start the VGG stem from ImageNet's weights. The filters of the first layer are summed
+        over colours and divided among the tone channels.
 
         Normalised ImageNet pictures span about -2.1 to 2.6, twice our [-1,1], hence the factor 2: a
-        grey frame in every channel gives what the original gives for the picture of twice that
-        value, but for the border and the bias.
+        grey frame of value v gives the features of a grey picture of value 2v, apart from border
+        and bias.
         """
         state = features.state_dict()
         channels = self.stem[0].in_channels
@@ -101,19 +98,19 @@ class CrossModalInteraction(nn.Module):
     """The CI block (section 3.3, eq. 1 and 2, Figure 2): two transformer blocks between text and
     image tokens, then OutputProj to an image map.
 
-    image (B,N,D), text (B,L,D), text_mask (B,L) -> (B,C,grid,grid), where the text has been joined
-    with a learned token for "no text", so that an empty text is valid. Modes:
+    image (B,N,D), text (B,L,D), text_mask (B,L) bool -> (B,C,grid,grid). A learned token for "no
+    text" is put before the text, so that an empty text is valid. Modes:
 
-    - ``text_query`` (Fig. 2): Q = text; K = V = image, in the second block the output of the first
-      one, to which its own is added. The text is added to nothing: all that goes on comes from the
-      frame. The output has L rows; OutputProj mixes them into positions (linear over tokens,
-      padding zeroed), L <= text_length.
-    - ``image_query``: Q = image, K = V = text; keeps every position (an extension, the usual choice
-      elsewhere).
-    - ``text_key`` (section 3.1 to the letter): Q and V from the image, K from the text resampled to
-      N rows by a linear map.
-    - ``add`` (Table 3, "without CI"): pooled text through a linear layer is added to every image
-      token.
+    - ``text_query`` (Fig. 2): Q = text. K = V = image in the first block; in the second block K = V
+      = the output of the first block, to which the output of the second is added. The text is added
+      to nothing, so that all features come from the frame. The output has L rows; OutputProj mixes
+      them into positions (linear over tokens, padding zeroed), L <= text_length.
+    - ``image_query``: Q = image, K = V = text. Every position is kept (an extension, the usual
+      choice elsewhere).
+    - ``text_key`` (section 3.1 to the letter): Q and V from the image, K from the text, resampled
+      to N rows by a linear map.
+    - ``add`` (Table 3, "without CI"): pooled text goes through a linear layer and is added to every
+      image token.
     - ``none`` (Table 3, "without text encoder"): self-attention on the image tokens.
     """
 
@@ -156,8 +153,8 @@ class CrossModalInteraction(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """-> map (B,C,grid,grid) and the pooled text (B,D) (the learned "no text" token where there
-        is none)."""
+        """-> map (B,C,grid,grid), and the pooled text (B,D), which is the learned "no text" token
+        where there is no text."""
         batch = image.shape[0]
         empty = self.no_text.expand(batch, -1, -1)
         if text is None:

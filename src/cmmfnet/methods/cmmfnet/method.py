@@ -1,5 +1,5 @@
-"""How CMMF-Net is trained (section 3.5): the paper's losses, or those of the released recipe, with
-text."""
+"""Training of CMMF-Net (section 3.5): the paper's losses, or the released recipe's, and the text of
+each step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.network import CMMFNet
 from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss
-from cmmfnet.methods.cmmfnet.telling import draw_words
+from cmmfnet.methods.cmmfnet.training_words import draw_words
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
 from cmmfnet.methods.traits import traits_of
@@ -32,28 +32,36 @@ if TYPE_CHECKING:
 
 TAG_VECTORS = "clip-vitb16-cocostuff171.safetensors"
 WINDOW_DRAW = 1_000_000
-"""The number that a step's window is drawn by, where pictures are drawn by their positions."""
+"""The number of a step's window among the step's random draws; pictures have their positions."""
 
 
 class CMMFNetMethod(Matched):
     """The training of CMMF-Net: the losses of the paper (section 3.5) or of the released recipe,
-    with text.
+    and the text of each step.
 
-    ``losses``: ``l1``, ``perceptual``, ``tv``, ``ssim`` (the paper's four, eq. 3 to 6, each with
-    weight 1 in the paper), ``adversarial`` (hinge PatchGAN), ``tags`` and ``labels`` (cross-entropy
-    of the two auxiliary heads), ``regions`` (of the words' maps with label maps), ``colours`` (mean
-    colours of the words' regions).
+    Losses:
+        l1, perceptual, tv, ssim: the paper's four, eq. 3 to 6, each with weight 1 in the paper.
+        adversarial: hinge PatchGAN.
+        tags, labels: cross-entropy of the two auxiliary heads.
+        regions: cross-entropy of the words' maps with label maps (region_losses.py).
+        colours: difference of the mean colours of the words' regions.
 
-    ``text_dropout``: share of pictures trained without text, so that the network does without;
-    night pictures always keep theirs, since nothing else asks for darkness. ``imagenet``: start a
-    vgg16 stem from ImageNet's weights; ``stem_learning_rate``, ``text_learning_rate``: factors on
-    the learning rate of that stem, and of the parts of ``regions``, which are new where the rest is
-    trained already. ``only_regions``: the rest stays as it is, so that without text the network
-    gives what it gave. ``perceptual_crop``: side in pixels of the random part of each picture that
-    the perceptual loss sees, which spares time; 0 = all of it. ``window``: side in pixels, a
-    multiple of 8, of a random window of each step's pictures: the image encoder sees the whole
-    picture and the U-Net colours the window alone, as of a frame at its own size; 0 = all of it.
-    ``frozen_words``: the vectors of words and their regions stay as they are.
+    Options:
+        text_dropout: share of pictures that are trained without text, 0 to 1, so that the network
+            also colours without. Night pictures keep the word "night", since nothing else asks for
+            darkness.
+        imagenet: start a vgg16 stem from ImageNet's weights.
+        stem_learning_rate: factor on the learning rate of the vgg16 stem.
+        text_learning_rate: factor on the learning rate of ``regions``, whose parts are new in a
+            network that is otherwise trained.
+        only_regions: train the parts of ``regions`` only, so that the pictures without text stay
+            the same.
+        frozen_words: do not train the words' vectors and ``regions``.
+        perceptual_crop: side in pixels of a random part of each picture; the perceptual loss
+            compares this part only, which saves time. 0: the whole picture.
+        window: side in pixels, a multiple of 8, of a random window of each step's pictures. The
+            image encoder sees the whole picture and the U-Net colours the window, as it is for a
+            large frame. 0: the whole picture.
     """
 
     Network = CMMFNet
@@ -153,8 +161,8 @@ class CMMFNetMethod(Matched):
 
     @classmethod
     def extended(cls, network: CMMFNet, config: dict, model: dict) -> tuple[CMMFNet, dict]:
-        """A trained network with the parts that a recipe's ``model`` adds to it: ``regions``. Its
-        output stays the same."""
+        """A trained network with the part ``regions``, if a recipe's ``model`` adds it. The output
+        without text stays the same."""
         if not model.get("regions") or config.get("regions"):
             return network, config
         config = config | {"regions": True}
@@ -167,8 +175,8 @@ class CMMFNetMethod(Matched):
         return larger, config
 
     def start(self) -> None:
-        """Put the pre-trained parts of a fresh network in place: CLIP's vectors of words,
-        ImageNet's stem."""
+        """Load the pre-trained parts of a fresh network: CLIP's vectors of words, ImageNet's
+        stem."""
         network = self.networks["generator"]
         if network.text_source == "clip-tags":
             if self.pretrained is None:
@@ -210,8 +218,8 @@ class CMMFNetMethod(Matched):
     def _windowed(
         self, batch: Batch, moment: Moment
     ) -> tuple[Batch, tuple[Tensor, Tensor, Tensor]]:
-        """A window of the batch, at one place for all its pictures, and what the network takes in
-        its place: whole frames, rows and columns in steps of 8 pixels."""
+        """The batch cut to one window, at the same place in all pictures; and the network's inputs:
+        whole frames (B,1,H,W), rows and columns of the window in steps of 8 pixels."""
         rng, device = moment.rng(WINDOW_DRAW), batch.thermal.device
         sides = [min(self.window, side) // 8 for side in batch.thermal.shape[-2:]]
         starts = [
@@ -242,11 +250,11 @@ class CMMFNetMethod(Matched):
             ]
             return sent(tokens, device), sent(mask.cpu() & torch.tensor(kept)[:, None], device)
         if network.regions is not None:
-            said = self.said(batch, moment)
-            ids, mask = tag_ids([[name for name, _ in row] for row in said], network.words)
+            given = self.given_words(batch, moment)
+            ids, mask = tag_ids([[name for name, _ in row] for row in given], network.words)
             pad = (0, MAX_TAGS - ids.shape[1])
-            attributes = torch.zeros(len(said), MAX_TAGS, len(ATTRIBUTES))
-            for b, row in enumerate(said):
+            attributes = torch.zeros(len(given), MAX_TAGS, len(ATTRIBUTES))
+            for b, row in enumerate(given):
                 for i, (_, colour) in enumerate(row):
                     attributes[b, i] = torch.from_numpy(attribute_weights(colour))
             vectors = network.embed_tags(sent(F.pad(ids, pad), device), sent(attributes, device))
@@ -261,9 +269,8 @@ class CMMFNetMethod(Matched):
         pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that every step has the same shapes
         return network.embed_tags(sent(F.pad(ids, pad), device)), sent(F.pad(mask, pad), device)
 
-    def said(self, batch: Batch, moment: Moment) -> list[list[tuple[str, str | None]]]:
-        """For each picture the names that are said, with a colour or None, of a network with
-        ``regions``."""
+    def given_words(self, batch: Batch, moment: Moment) -> list[list[tuple[str, str | None]]]:
+        """The words of each picture, for a network with ``regions``: (name, colour or None)."""
         words = unwrapped(self.networks["generator"]).words
         count, labelled = len(batch), (batch.label != IGNORE).flatten(1).any(dim=1).tolist()
         rows = zip(
@@ -273,17 +280,17 @@ class CMMFNetMethod(Matched):
             batch.positions,
             strict=True,
         )
-        said = []
+        given = []
         for (tags, colours, told, position), known in zip(rows, labelled, strict=True):
             rng = moment.rng(position)
             drop = rng.random() < self.text_dropout
             always = [*told, *(["night"] if "night" in tags else [])]
-            said.append(
+            given.append(
                 draw_words(
                     rng, tags, colours, always, words, drop=drop, labelled=known, most=MAX_TAGS
                 )
             )
-        return said
+        return given
 
     def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
         network = self.networks["generator"]
@@ -295,13 +302,13 @@ class CMMFNetMethod(Matched):
         losses: Losses = {}
         names: list[list[str]] = []
         if {"regions", "colours"} & set(self.weights):
-            names = [[name for name, _ in row] for row in self.said(batch, moment)]
+            names = [[name for name, _ in row] for row in self.given_words(batch, moment)]
         if "colours" in self.weights:
             losses["colours"] = colour_loss(
                 colour, batch.visible, batch.label, names, MAX_TAGS, IGNORE
             )
         if "regions" in self.weights:
-            everywhere = unwrapped(network).said(tokens, mask).everywhere
+            everywhere = unwrapped(network).word_tokens(tokens, mask).everywhere
             losses["regions"] = region_loss(levels, batch.label, names, mask, everywhere, IGNORE)
         if "tags" in self.weights:
             words = unwrapped(network).words

@@ -24,7 +24,7 @@ from cmmfnet.methods.cmmfnet.interaction import (
     Modulation,
     tone_channels,
 )
-from cmmfnet.methods.cmmfnet.regions import RegionText, Said, everywhere_words, memberships
+from cmmfnet.methods.cmmfnet.regions import RegionText, WordTokens, everywhere_words, memberships
 from cmmfnet.nn.blocks import Downsample, Stage
 from cmmfnet.nn.unet import Guide, Resize, SideBySide, UpAndJoin, UpAndPaint
 from cmmfnet.text.attributes import ATTRIBUTES
@@ -44,13 +44,17 @@ class CMMFNet(nn.Module):
     (B,L) bool) -> (B,3,H,W)``.
 
     H and W are multiples of 8. ``text=None`` means no text. The defaults are ``cmmfnet-paper``.
-    Beyond the paper: ``text="learned"`` (a control: ``text_length`` learned tokens, the same for
-    every frame, in the place of text), ``stem="vgg16"`` (see ImageEncoder), ``local_contrast`` (a
-    second tone channel), ``modulation`` (text and frame scale and shift the decoder, a path that
-    text cannot be left out of), ``words`` (a table of tag vectors: ``embed_tags``), a tag head
-    (``predict_tags``) where there are words, ``classes`` (an auxiliary label head at H/8, for
-    training), and ``regions`` (every word holds in a region of the frame and has a colour:
-    regions.py; needs ``words``).
+
+    Beyond the paper:
+        text="learned": a control with ``text_length`` learned tokens, the same for every frame, in
+            the place of text.
+        stem="vgg16": see ImageEncoder.
+        local_contrast: a second tone channel (interaction.tone_channels).
+        modulation: frame and text scale and shift the decoder's features.
+        words: a table of tag vectors (``embed_tags``) and a tag head (``predict_tags``).
+        classes: an auxiliary label head at H/8, for training.
+        regions: every word holds in a region of the frame and has a colour (regions.py); needs
+            ``words``.
     """
 
     multiple_of, fixed_size, least_size = 8, None, 256
@@ -163,8 +167,8 @@ class CMMFNet(nn.Module):
         (B,L,text_width).
 
         With ``regions`` further columns follow: 1 where a word holds everywhere, and the classes
-        that it names (regions.memberships); ``attributes`` (B,L,A): weights over
-        cmmfnet.text.attributes.ATTRIBUTES of what is said of each name; None: nothing.
+        that it names (regions.memberships). ``attributes`` (B,L,A): the colour of each name, as
+        weights over cmmfnet.text.attributes.ATTRIBUTES; None: no colours.
         """
         tokens = F.embedding(ids, self.word_vectors)
         if self.regions is None:
@@ -173,8 +177,9 @@ class CMMFNet(nn.Module):
             tokens = tokens + attributes.to(tokens.dtype) @ self.attribute_vectors
         return torch.cat([tokens, self.word_facts[ids].to(tokens.dtype)], dim=-1)
 
-    def said(self, text: Tensor, mask: Tensor, places: Tensor | None = None) -> Said:
-        """Tokens of ``embed_tags`` (B,L,...) and their mask -> what RegionText takes."""
+    def word_tokens(self, text: Tensor, mask: Tensor, places: Tensor | None = None) -> WordTokens:
+        """Tokens (B,L,...) of ``embed_tags``, their mask (B,L) bool and regions drawn by the user
+        (B,L,H,W) -> the input of RegionText."""
         vectors, everywhere, classes = text.split(
             [self.text_width, 1, text.shape[2] - self.text_width - 1], dim=2
         )
@@ -182,11 +187,13 @@ class CMMFNet(nn.Module):
             ~mask.unsqueeze(-1), 0
         )  # a product would let NaN in unset rows through
         classes = classes.masked_fill(~mask.unsqueeze(-1), 0)
-        return Said(self.text_projection(vectors), everywhere[..., 0] > 0.5, classes, mask, places)
+        return WordTokens(
+            self.text_projection(vectors), everywhere[..., 0] > 0.5, classes, mask, places
+        )
 
     def fold_text_projection(self) -> dict:
-        """Replace the word table by its projection; returns the changed constructor keywords. For
-        release: no CLIP vectors."""
+        """Replace the word table by its projection, so that a released file has no CLIP vectors.
+        Returns the changed constructor keywords."""
         if self.text_source != "clip-tags" or isinstance(self.text_projection, nn.Identity):
             return {}
         with torch.no_grad():
@@ -204,8 +211,8 @@ class CMMFNet(nn.Module):
         return torch.sigmoid(self._tag_logits(self.image_encoder(self._tones(thermal))[0]))
 
     def _tones(self, thermal: Tensor) -> Tensor:
-        """What the network sees of a frame. A frame in float32 is fine for weights of 16 bits:
-        contrast is computed before."""
+        """Frame (B,1,H,W) -> tone channels (B,1 or 2,H,W) in the dtype of the weights. Local
+        contrast is computed in float32 before."""
         x = tone_channels(thermal.float()) if self.local_contrast else thermal
         return x.to(self.last.bias.dtype)
 
@@ -224,14 +231,28 @@ class CMMFNet(nn.Module):
         maps: bool = False,
         places: Tensor | None = None,
     ):
-        """-> colour (B,3,H,W); with ``heads`` also tag logits (B,len(words)) or None, and label
-        logits (B,classes,H/8,W/8) or None; with ``maps``, too, also the logits of the words' maps
-        (B,1+L,h,w) at H/8, H/4, H/2, an empty list without ``regions`` or text. ``places``
-        (B,L,H,W): where words hold, as RegionText.maps takes it.
+        """Colour frames.
 
-        ``rows`` (h,) and ``columns`` (w,) long: the U-Net colours a window of the frame alone, in
-        steps of 8 pixels, and the colour is (B,3,8h,8w); the image encoder sees the whole frame.
-        For training on windows of large frames, as what a user's whole frame is coloured from."""
+        Args:
+            thermal: (B,1,H,W) in [-1,1]; H and W are multiples of 8.
+            text: tokens (B,L,text_width) (with ``regions``, those of ``embed_tags``); None: no
+                text.
+            text_mask: (B,L) bool, True for a token; None: all are tokens.
+            rows, columns: (h,) and (w,) long, in steps of 8 pixels: the U-Net colours this window
+                of the frame alone, while the image encoder sees the whole frame. For training on
+                windows of large frames.
+            heads: also return tag logits (B,len(words)) or None, and label logits
+                (B,classes,H/8,W/8) or None.
+            maps: with ``heads``, also return the logits (B,1+L,h,w) of the words' maps at H/8, H/4
+                and H/2; an empty list without ``regions`` or text.
+            places: (B,L,H,W), regions that the user drew for words (RegionText.maps).
+
+        Returns:
+            Colour (B,3,H,W) in [-1,1], (B,3,8h,8w) of a window; a tuple where more is asked for.
+
+        Raises:
+            ValueError: a frame of another shape.
+        """
         if (
             thermal.ndim != 4
             or thermal.shape[1] != 1
@@ -246,13 +267,13 @@ class CMMFNet(nn.Module):
         (tokens, stem), (e1, e2, e3) = self.side_by_side(
             self.image_encoder, lambda x: self._encode(_part(x, window, 8)), x
         )
-        said = None
+        word_tokens = None
         text = None if text is None or self.text_source == "none" else text
         if text is not None and self.regions is not None:
             if text_mask is None:
                 text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-            said = self.said(text, text_mask, places)
-            text = said.vectors
+            word_tokens = self.word_tokens(text, text_mask, places)
+            text = word_tokens.vectors
         elif text is not None:
             text = self.text_projection(text)
         if self.queries is not None:
@@ -270,22 +291,22 @@ class CMMFNet(nn.Module):
         y = self.fuse(torch.cat([e3, self.resize(context, e3.shape[-2:])], dim=1))
         y = self._guided(y, stem, 2, vector)
         labels = None
-        if (heads or said is not None) and self.label_head is not None:
+        if (heads or word_tokens is not None) and self.label_head is not None:
             labels = self.label_head(y)
-        if said is not None:
-            y = self.regions(y, said, labels)
+        if word_tokens is not None:
+            y = self.regions(y, word_tokens, labels)
         y = self._guided(self.join(self.up3, y, e2, self.skip2), stem, 1, vector)
-        y = self.decode2(y if said is None else self.regions(y, said))
+        y = self.decode2(y if word_tokens is None else self.regions(y, word_tokens))
         y = self._guided(self.join(self.up2, y, e1, self.skip1), stem, 0, vector)
-        y = self.decode1(y if said is None else self.regions(y, said))
-        between = None if said is None else lambda y: self.regions.finish(y, said)
+        y = self.decode1(y if word_tokens is None else self.regions(y, word_tokens))
+        between = None if word_tokens is None else lambda y: self.regions.finish(y, word_tokens)
         y = self.paint(self.up1, y, self.last, between)
         colour = torch.tanh(y) if self.output == "tanh" else y.clamp(-1, 1)
         if not heads:
             return colour
         tags = self._tag_logits(tokens) if self.predicts_tags else None
         return (
-            (colour, tags, labels, said.levels if said is not None else [])
+            (colour, tags, labels, word_tokens.levels if word_tokens is not None else [])
             if maps
             else (colour, tags, labels)
         )
@@ -297,16 +318,16 @@ class CMMFNet(nn.Module):
         return e1, e2, self.encode3(self.down3(e2))
 
     def _guided(self, x: Tensor, maps: list[Tensor], level: int, vector: Tensor) -> Tensor:
-        """Add the stem's map of this resolution and modulate by the global vector, where the
-        configuration has them."""
+        """Add the stem's map of this resolution and modulate by the global vector, as far as the
+        configuration has these parts."""
         lateral = None if self.laterals is None else self.laterals[level](maps[level])
         change = () if self.modulations is None else self.modulations[2 - level](vector)
         return self.guide(x, lateral, *change)
 
 
 def _part(x: Tensor, window: tuple[Tensor, Tensor] | None, scale: int) -> Tensor:
-    """The window of a map x (B,C,H,W) of the whole frame, in which ``scale`` pixels are 8 of the
-    frame; all of it without a window."""
+    """The window of a map x (B,C,H,W) of the whole frame; the whole map without a window. ``scale``
+    pixels of the map are 8 pixels of the frame."""
     if window is None:
         return x
     steps = torch.arange(scale, device=x.device)

@@ -14,12 +14,12 @@ from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
 def region_targets(
     label: Tensor, names: Sequence[Sequence[str]], length: int, ignore: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the maps should be: label (B,H,W) long and the names said -> targets.
+    """Targets of the words' maps, from label maps (B,H,W) long and the names given with them.
 
     Returns:
-        target: (B,1+length,H,W): 1 at the word of a pixel's class, shared among several; else at
-            "none of these".
-        weight: (B,H,W): 0 where the label is ``ignore``; rare classes count more, by the root of
+        target: (B,1+length,H,W): 1 at the word of a pixel's class, divided among several words of
+            one class; 1 at "none of these" (index 0) where no word names the class.
+        weight: (B,H,W): 0 where the label is ``ignore``; rare classes weigh more, by the root of
             their share.
         known: (B,) bool: pictures with any label.
     """
@@ -76,11 +76,11 @@ def colour_loss(
     length: int,
     ignore: int,
 ) -> Tensor:
-    """Mean |difference| of the mean colours, made and true (B,3,H,W), of the regions
-    (`region_targets`) of all words said.
+    """Mean |difference| between the mean colours of the words' regions (`region_targets`) in two
+    pictures, ``made`` and ``true`` (B,3,H,W).
 
-    A word says the colour of its thing as a whole, whatever the thing's size: pixel losses leave a
-    small region little. Regions below 1 % of the picture do not count.
+    A word gives the colour of a whole thing, whatever its size, while pixel losses give a small
+    region little weight. Regions below 1 % of the picture do not count.
     """
     target, _, _ = region_targets(label[:, ::2, ::2], names, length, ignore)
     valid = (label[:, ::2, ::2] != ignore).unsqueeze(1)

@@ -1,13 +1,13 @@
 """Text by region: every word gets a soft map of where it holds, and scales and shifts the decoder's
 features there.
 
-Not in the paper, whose cross-attention may ignore the text, and does (docs/text.md). As in semantic
-image synthesis by spatially-adaptive modulation (SPADE, Park et al., CVPR 2019), a position's
-features are scaled and shifted by what is said of it; but the map of what is where is not given, it
-is predicted from the features for the words that are said (compare GroupViT and referring
-segmentation), supervised where label maps are at hand. Words of one place compete in a softmax with
-each other and with "none of these", so that a word for something that is not there gets an empty
-map. Words of the light hold everywhere.
+This is not in the paper, whose cross-attention can ignore the text, and does (docs/text.md).
+Features are scaled and shifted position by position, as in semantic image synthesis by
+spatially-adaptive modulation (SPADE, Park et al., CVPR 2019). SPADE is given a label map; here the
+maps are predicted from the features and the words (compare GroupViT and referring segmentation),
+and supervised where there are label maps. At every position the words compete in a softmax with
+each other and with "none of these", so that a word for an absent thing gets an empty map. Words
+for the light hold everywhere.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cmmfnet.text.vocabulary import EXTRA_WORDS
 
 
 def memberships(words: Sequence[str]) -> Tensor:
-    """(len(words),classes) float: 1 where a word is a name of a class, less where it claims it,
-    else 0."""
+    """(len(words),classes) float: 1 where a word names a class, 0.2 where it claims the class
+    (labels.CLAIMS: "snow" claims grass), else 0."""
     table = torch.zeros(len(words), len(CLASSES))
     for i, word in enumerate(words):
         table[i, list(CLAIMS.get(word, ()))] = 0.2
@@ -34,16 +34,22 @@ def memberships(words: Sequence[str]) -> Tensor:
 
 
 def everywhere_words(words: Sequence[str]) -> Tensor:
-    """(len(words),1) float: 1 for words of the light, which hold everywhere."""
+    """(len(words),1) float: 1 for words for light and sky, which hold everywhere."""
     return torch.tensor([[float(word in EXTRA_WORDS)] for word in words])
 
 
 @dataclass
-class Said:
-    """The words of a batch as the network takes them: vectors (B,L,D) of names with their colours,
-    everywhere (B,L) bool, classes (B,L,classes) as in `memberships`, mask (B,L) bool, places
-    (B,L,H,W) or None as in RegionText.maps. ``levels`` collects the maps' logits (B,1+L,h,w),
-    coarsest first."""
+class WordTokens:
+    """The words of a batch, as RegionText takes them.
+
+    Attributes:
+        vectors: (B,L,D), of names with their colours.
+        everywhere: (B,L) bool, words that hold everywhere.
+        classes: (B,L,classes), rows of `memberships`.
+        mask: (B,L) bool, True for a word, False for padding.
+        places: (B,L,H,W) regions drawn by the user (RegionText.maps), or None.
+        levels: the logits (B,1+L,h,w) of the maps, coarsest first; RegionText appends to it.
+    """
 
     vectors: Tensor
     everywhere: Tensor
@@ -54,14 +60,15 @@ class Said:
 
 
 class RegionText(nn.Module):
-    """Maps of words over three levels of the decoder, and the modulation by them there and before
-    the last layer.
+    """Maps of words at three levels of the decoder, and the modulation of its features by them, at
+    these levels and before the last layer.
 
-    Level 0 is the coarsest (H/8): there the label head's classes say where a word may be, as far as
-    they know it; learned keys of the features and queries of the words add to that. A finer level
-    corrects the maps of the one before by its own features, whose edges are the frame's. The last
-    layer takes the maps of level 2 (H/2): its features are nearly the colours, so that a word
-    reaches them directly. Starts as the identity: what makes scales and shifts starts at zero.
+    Level 0 is the coarsest (H/8). Its maps are the sum of two logits: the label head's class
+    shares, as far as they know a word, and the product of learned keys of the features with learned
+    queries of the words. Each finer level corrects the maps of the level before by its own
+    features, which have the edges of the frame. The modulation before the last layer takes the maps
+    of level 2 (H/2); features there are nearly colours, so that a word reaches the colours
+    directly. The modulation starts as the identity: scales and shifts start at zero.
     """
 
     def __init__(
@@ -90,27 +97,27 @@ class RegionText(nn.Module):
             nn.init.zeros_(value[-1].weight)
             nn.init.zeros_(value[-1].bias)
 
-    def logits(self, x: Tensor, said: Said, labels: Tensor | None) -> Tensor:
-        """x (B,C,h,w) of the next level -> (B,1+L,h,w): "none of these" and every word, before the
-        softmax. ``labels`` (B,classes,h,w): logits of the label head, for level 0."""
-        level = len(said.levels)
-        query = self.queries[level](said.vectors)
+    def logits(self, x: Tensor, tokens: WordTokens, labels: Tensor | None) -> Tensor:
+        """Features x (B,C,h,w) of the next level -> logits (B,1+L,h,w) of "none of these" and of
+        every word. ``labels`` (B,classes,h,w): logits of the label head, for level 0."""
+        level = len(tokens.levels)
+        query = self.queries[level](tokens.vectors)
         query = torch.cat(
             [self.nothing[level].to(query.dtype).expand(x.shape[0], 1, -1), query], dim=1
         )
         found = torch.einsum("blk,bkhw->blhw", query, self.keys[level](x)) * self.key**-0.5
-        if said.levels:
+        if tokens.levels:
             return found + F.interpolate(
-                said.levels[-1], found.shape[-2:], mode="bilinear", align_corners=False
+                tokens.levels[-1], found.shape[-2:], mode="bilinear", align_corners=False
             )
-        return found if labels is None else found + self.known(labels, said).to(found.dtype)
+        return found if labels is None else found + self.known(labels, tokens).to(found.dtype)
 
     @staticmethod
-    def known(labels: Tensor, said: Said) -> Tensor:
-        """What the label head (B,classes,h,w) knows: log share of each word, and of the classes
-        that no word names."""
+    def known(labels: Tensor, tokens: WordTokens) -> Tensor:
+        """The label head's logits (B,classes,h,w) -> (B,1+L,h,w): the log share of the classes that
+        no word names, and of each word's classes; log 0.1 for a word without a class."""
         share = labels.float().softmax(dim=1)
-        classes = said.classes.float() * said.mask.unsqueeze(-1)
+        classes = tokens.classes.float() * tokens.mask.unsqueeze(-1)
         words = torch.einsum("blc,bchw->blhw", classes, share)
         free = torch.einsum("bc,bchw->bhw", (classes.amax(dim=1) == 0).float(), share)
         has = (classes.amax(dim=2) > 0)[
@@ -123,38 +130,41 @@ class RegionText(nn.Module):
         )
 
     @staticmethod
-    def maps(logits: Tensor, said: Said) -> Tensor:
-        """logits (B,1+L,h,w) -> shares (B,L,h,w) in [0,1]; their sum over words of things is at
-        most 1.
+    def maps(logits: Tensor, tokens: WordTokens) -> Tensor:
+        """logits (B,1+L,h,w) -> shares (B,L,h,w) in [0,1]. At every position the shares of the
+        words for things add up to at most 1; words that hold everywhere have share 1.
 
-        ``said.places`` (B,L,H,W): 1 inside and -1 outside of a region that the user drew for a
+        ``tokens.places`` (B,L,H,W): 1 inside and -1 outside of a region that the user drew for a
         word, 0 where none was.
         """
-        if said.places is not None:
+        if tokens.places is not None:
             size = logits.shape[-2:]
             asked = 12 * F.interpolate(
-                said.places.to(logits.dtype), size, mode="bilinear", align_corners=False
+                tokens.places.to(logits.dtype), size, mode="bilinear", align_corners=False
             )
             logits = torch.cat([logits[:, :1], logits[:, 1:] + asked], dim=1)
-        competes = F.pad(said.mask & ~said.everywhere, (1, 0), value=True)[:, :, None, None]
+        competes = F.pad(tokens.mask & ~tokens.everywhere, (1, 0), value=True)[:, :, None, None]
         share = logits.float().masked_fill(~competes, float("-inf")).softmax(dim=1)[:, 1:]
-        holds = (said.mask & said.everywhere)[:, :, None, None]
+        holds = (tokens.mask & tokens.everywhere)[:, :, None, None]
         return torch.where(holds, torch.ones_like(share), share)
 
     def modulate(self, x: Tensor, share: Tensor, vectors: Tensor, part: int) -> Tensor:
+        """Features x (B,C,h,w) -> x (1 + scale) + shift, both summed over the words by share."""
         values = self.values[part](vectors).to(x.dtype)
         scale, shift = torch.einsum("blhw,blc->bchw", share.to(x.dtype), values).chunk(2, dim=1)
         return x * (1 + scale) + shift
 
-    def forward(self, x: Tensor, said: Said, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: WordTokens, labels: Tensor | None = None) -> Tensor:
         """Features (B,C,h,w) of the next level -> the same, modulated; appends its maps' logits to
-        ``said.levels``."""
-        said.levels.append(self.logits(x, said, labels))
+        ``tokens.levels``."""
+        tokens.levels.append(self.logits(x, tokens, labels))
         return self.modulate(
-            x, self.maps(said.levels[-1], said), said.vectors, len(said.levels) - 1
+            x, self.maps(tokens.levels[-1], tokens), tokens.vectors, len(tokens.levels) - 1
         )
 
-    def finish(self, x: Tensor, said: Said) -> Tensor:
+    def finish(self, x: Tensor, tokens: WordTokens) -> Tensor:
         """Features (B,last,H,W) before the last layer -> the same, modulated by the finest maps."""
-        logits = F.interpolate(said.levels[-1], x.shape[-2:], mode="bilinear", align_corners=False)
-        return self.modulate(x, self.maps(logits, said), said.vectors, len(self.values) - 1)
+        logits = F.interpolate(
+            tokens.levels[-1], x.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return self.modulate(x, self.maps(logits, tokens), tokens.vectors, len(self.values) - 1)

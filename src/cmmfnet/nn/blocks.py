@@ -1,8 +1,8 @@
 """Blocks of the large-kernel U-Net, and the patch discriminator of CMMF-Net's training.
 
-Sources: the large-kernel block, the feed-forward and the downsampling are those of LKAT-GAN's
-LK_UNet (He et al., IEEE TCE 2023), from which the CMMF-Net paper takes its U-Net; the discriminator
-is the 70x70 PatchGAN of pix2pix (Isola et al., 2017). Transformer blocks are in transformer.py.
+Sources: the large-kernel block, the feed-forward and the downsampling come from LKAT-GAN's LK_UNet
+(He et al., IEEE TCE 2023), from which the CMMF-Net paper takes its U-Net; the discriminator is the
+70x70 PatchGAN of pix2pix (Isola et al., 2017). Transformer blocks are in transformer.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def instance_norm(x: Tensor) -> Tensor:
 
 
 def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution."""
     return nn.Conv2d(inputs, outputs, 1)
 
 

@@ -1,5 +1,5 @@
-"""What the pix2pix family shares: patch discriminator, its losses, initialisation, blocks of the
-residual generators.
+"""Parts that the pix2pix family shares: patch discriminator, its losses, initialisation, blocks of
+the residual generators.
 
 Isola et al., CVPR 2017 (patch discriminator, section 3.2.2); Mao et al., ICCV 2017 (least squares);
 Johnson et al., ECCV 2016 (residual generator). pix2pix, CycleGAN, TIC-CGAN, MUGAN, LKAT-GAN and
@@ -68,8 +68,8 @@ class PatchGAN(nn.Module):
     along their channels, ``inputs`` in all, so a conditional discriminator is called as
     ``D(thermal, colour)``. For 3 layers H and W are 24 at least.
 
-    ``norm`` after every convolution but the first and the last: "batch" (affine; no biases in these
-    convolutions, and none of the running statistics, which nothing would read), "instance" (not
+    ``norm`` after every convolution but the first and the last: "batch" (affine; without biases in
+    these convolutions and without running statistics, which nothing would read), "instance" (not
     affine) or "none".
     """
 
@@ -100,8 +100,8 @@ class PatchGAN(nn.Module):
 
 
 def gan_loss(logits: Tensor, real: bool, mode: str) -> Tensor:
-    """How far ``logits`` (any shape) are from the answer "real" or "not real": mean over all
-    patches, float32.
+    """GAN loss of ``logits`` (any shape) for the target "real" or "not real": mean over all
+    patches, a float32 scalar.
 
     ``mode``: "bce" = binary cross-entropy, -log sigmoid(x) or -log(1 - sigmoid(x)) (Isola et al.,
     eq. 1; the generator asks for "real" instead of minimising log(1 - D)); "lsgan" = squared

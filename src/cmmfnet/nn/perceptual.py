@@ -145,8 +145,7 @@ def layer_numbers(name: str, layers: Sequence[str]) -> tuple[int, ...]:
 
 
 def tapped(layers: nn.Sequential, x: Tensor, taps: Collection[int]) -> tuple[Tensor, list[Tensor]]:
-    """``layers(x)`` of :func:`feature_layers`, and what comes out of those numbered ``taps`` on the
-    way."""
+    """``layers(x)`` of :func:`feature_layers`, and the outputs of the layers numbered ``taps``."""
     found = []
     for i, layer in enumerate(layers):
         x = layer(x)
@@ -350,7 +349,7 @@ class Cropped(nn.Module):
         self.distance, self.size = distance, size
 
     def cut(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The square of both, which the next call has elsewhere."""
+        """The same random square of both pictures; every call draws another one."""
         top, left = (int(torch.randint(max(1, side - self.size + 1), ())) for side in x.shape[-2:])
         window = (..., slice(top, top + self.size), slice(left, left + self.size))
         return x[window], y[window]

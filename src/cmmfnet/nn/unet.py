@@ -1,5 +1,5 @@
-"""Steps between the stages of a U-Net. They have no parameters of their own: the convolutions that
-they use belong to the network, and are given in the call.
+"""Steps between the stages of a U-Net. They have no parameters of their own: their convolutions
+belong to the network, which passes them in the call.
 
 They are modules so that a fast twin can take their place (nn/fast/modules.py).
 """
@@ -50,8 +50,8 @@ class Resize(nn.Module):
 
 
 class Guide(nn.Module):
-    """x (B,C,H,W) plus a map y (B,C,h,w) brought to its size, then times (1 + scale) plus shift,
-    both (B,C); each where it is given."""
+    """x (B,C,H,W) plus a map y (B,C,h,w) resized to x's size, then times (1 + scale) plus shift,
+    both (B,C). Without y, or without scale and shift, that step is left out."""
 
     def __init__(self):
         super().__init__()
@@ -70,8 +70,8 @@ class Guide(nn.Module):
 
 
 class UpAndJoin(nn.Module):
-    """x (B,C,H,W) doubled and through ``up``, joined with skip (B,D,2H,2W): by the convolution
-    ``join`` of both one behind the other, or their sum where it is None."""
+    """x (B,C,H,W) is doubled in size and goes through ``up``; then it is joined with skip
+    (B,D,2H,2W): concatenated, and the convolution ``join``; or added where ``join`` is None."""
 
     def forward(self, up: nn.Conv2d, x: Tensor, skip: Tensor, join: nn.Conv2d | None) -> Tensor:
         y = up(double(x))
@@ -79,8 +79,8 @@ class UpAndJoin(nn.Module):
 
 
 class UpAndPaint(nn.Module):
-    """x (B,C,H,W) doubled and through ``up`` and GELU, then what is ``between``, then the
-    convolution ``last`` to colours (B,3,2H,2W)."""
+    """x (B,C,H,W) is doubled in size and goes through ``up``, GELU, the function ``between`` if
+    given, and the convolution ``last`` to colours (B,3,2H,2W)."""
 
     def forward(
         self,

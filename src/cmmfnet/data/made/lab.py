@@ -9,7 +9,7 @@ import numpy as np
 from cmmfnet.text.labels import CLASSES
 
 LEAST = 0.01
-"""Part of the picture that a region must have to be painted: smaller ones give no signal."""
+"""Least share of the picture of a region that is painted: smaller regions give no signal."""
 
 
 DARK = 26.0
@@ -32,8 +32,8 @@ _LINEAR = np.where(_SRGB > 0.04045, ((_SRGB + 0.055) / 1.055) ** 2.4, _SRGB / 12
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 sRGB -> CIELAB float32, D65. As scikit-image has it, in a fraction of its
-    time: data workers do this."""
+    """(..., 3) uint8 sRGB -> CIELAB float32, D65. The numbers of scikit-image in a fraction of its
+    time, since data workers do this for every picture."""
     xyz = _LINEAR[rgb] @ _XYZ.T
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).astype(np.float32)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
@@ -41,7 +41,7 @@ def to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(lab: np.ndarray) -> np.ndarray:
-    """CIELAB (..., 3) -> uint8; what no screen has is clipped."""
+    """CIELAB (..., 3) -> uint8 sRGB; colours outside of sRGB are clipped."""
     lab = np.asarray(lab, np.float32).clip((0, -110, -110), (100, 110, 110)).astype(np.float32)
     y = (lab[..., 0] + 16) / 116
     f = np.stack([y + lab[..., 1] / 500, y, np.maximum(y - lab[..., 2] / 200, 0)], axis=-1)
@@ -54,8 +54,8 @@ def to_rgb(lab: np.ndarray) -> np.ndarray:
 
 
 def colour_name(lab: Sequence[float]) -> str | None:
-    """The basic colour (a value of words.COLOURS) that people would call this CIELAB; None where it
-    is between two."""
+    """The basic colour (a value of text.vocabulary.COLOURS) that people would call this CIELAB
+    colour; None where it is between two."""
     lightness, a, b = (float(v) for v in lab)
     chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a)) % 360
     if chroma < 7:
@@ -65,7 +65,7 @@ def colour_name(lab: Sequence[float]) -> str | None:
         return None
     if (
         chroma < 11
-    ):  # between grey and a colour; called green, such trees would make "green" mean little
+    ):  # between grey and a colour: if such trees were called green, "green" would mean little
         return None
     if hue < 40 or hue >= 345:
         return (
@@ -101,11 +101,11 @@ def colour_name(lab: Sequence[float]) -> str | None:
 def colours_of(
     photo: np.ndarray, label: np.ndarray, names: dict[str, str | None]
 ) -> list[tuple[str, str]]:
-    """(colour, name) of the regions whose colour has a name; ``names``: class -> what it is called
+    """(colour, name) of the regions whose colour has a name; ``names``: class -> name
     (text.labels.COCOSTUFF).
 
-    What is far darker than paint of its colour is called so ("dark green" trees): the plain word
-    would mean less and less.
+    A thing that is far darker than paint of its colour is called dark ("dark green" trees), since
+    otherwise the plain word would come to mean the dark colour.
     """
     small, at = photo[::2, ::2], label[::2, ::2]
     found = []

@@ -1,13 +1,14 @@
-"""Recoloured photos: the same thermal frame with another true colour, and the words that say which.
+"""Recoloured photos: the same thermal frame with another true colour, and the words for that
+colour.
 
-A network that sees a frame with one colour alone learns that colour and ignores the words. So a
-part of the labelled pictures gets a region painted over (grass becomes snow, a car red, day night)
-and words that say so; the thermal frame stays that of the photo. Then the picture cannot tell, and
-the words must. Shading and fine texture stay: the work is a shift in CIELAB towards the colour,
+A network that is trained with one colour for each frame learns that colour and ignores the words.
+So in a part of the labelled pictures a region is painted over (grass becomes snow, a car red, day
+night) and gets words for it, while the thermal frame stays the same. Then only the words tell the
+colour. Shading and fine texture stay: a region is shifted in CIELAB towards the colour, with
 lightness as a power law about the region's median, so that black stays black.
 
-Everything is a function of the picture, its label map and a generator. Arrays: photo (H,W,3) uint8
-sRGB, label (H,W) uint8 (ids of text.labels.CLASSES).
+Every result is a function of the picture, its label map and a random generator. Arrays: photo
+(H,W,3) uint8 sRGB, label (H,W) uint8 (ids of text.labels.CLASSES).
 """
 
 from __future__ import annotations
@@ -47,8 +48,15 @@ _NAMES = {
 
 @dataclass
 class Recoloured:
-    """What :func:`recolour` made. ``told``: names that only the words can tell, to be said always.
-    ``colours``: (colour or "bare", name). ``removed``: names that are no longer true."""
+    """A result of :func:`recolour`.
+
+    Attributes:
+        photo: (H,W,3) uint8 sRGB.
+        told: names of the repainted things. The thermal frame does not show the change, so training
+            always gives these names as text.
+        colours: (colour or "bare", name).
+        removed: names that are no longer true.
+    """
 
     photo: np.ndarray
     told: list[str] = field(default_factory=list)
@@ -98,8 +106,8 @@ def paint(
     """Move the colour of a region towards ``target`` (CIELAB). weight (H,W) in [0,1]: how far, at
     every pixel.
 
-    ``lift``: the median becomes lighter by this at most, for what is dark because it lies in the
-    shade.
+    ``lift``: the largest increase of the median lightness; a small one is for things that are dark
+    because they lie in the shade.
     """
     inside = weight > 0.02
     lab = to_lab(photo[inside][None])[0]
@@ -124,7 +132,7 @@ def painted_surface(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
     lightness, chroma = lab[:, 0], np.hypot(lab[:, 1], lab[:, 2])
     median = np.median(lightness[weight[inside] > 0.5]) if (weight[inside] > 0.5).any() else 50.0
     dark = np.clip((lightness - 0.30 * median) / (0.30 * median + 1), 0, 1)
-    if median < 25:  # a black car: what is dark is its paint
+    if median < 25:  # a black car: the dark parts are its paint
         dark = np.ones_like(dark)
     glare = np.clip((lightness - 93) / 5, 0, 1) * (chroma < 8) * (median < 80)
     weight[inside] *= dark * (1 - glare)
@@ -171,7 +179,7 @@ def sky(photo: np.ndarray, mask: np.ndarray, target: Sequence[float], texture: f
     )
     pale = 1.25 - 0.6 * low
     new = np.stack([lightness, target[1] * pale, target[2] * pale], axis=1)
-    # branches and wires that the label map counts to the sky stay
+    # branches and wires that the label map counts as sky stay
     thin = np.clip((median[0] - lab[:, 0] - 22) / 12, 0, 1)
     out, mix = photo.copy(), (weight[inside] * (1 - thin))[:, None]
     out[inside] = (photo[inside] * (1 - mix) + to_rgb(new) * mix).round().astype(np.uint8)
@@ -229,8 +237,8 @@ def _lit_windows(linear: np.ndarray, label: np.ndarray, rng: np.random.Generator
 
 
 def exposure(photo: np.ndarray, label: np.ndarray) -> float:
-    """In [0.4, 1]: how much of daylight a picture's ground and buildings have; a white car at dusk
-    is not white."""
+    """Share of daylight on a picture's ground and buildings, in [0.4, 1]; a white car at dusk is
+    not white."""
     ground = ~region(label, "sky")
     level = float(np.median(photo[ground].mean(axis=1))) if ground.any() else 128.0
     return float(np.clip(0.4 + 0.6 * level / 70, 0.4, 1))
@@ -239,10 +247,10 @@ def exposure(photo: np.ndarray, label: np.ndarray) -> float:
 def recolour(
     photo: np.ndarray, label: np.ndarray, rng: np.random.Generator, *, lighting: str = "day"
 ) -> Recoloured:
-    """Paint one or two regions of a picture anew, or change its light; nothing to be painted gives
-    it back as it is.
+    """Repaint one or two regions of a picture, or change its light. A picture without a region to
+    paint comes back unchanged.
 
-    Only day pictures change their light. ``rng`` decides what, which colour and how exactly.
+    Only day pictures change their light. ``rng`` draws the region, the colour and the details.
     """
     if lighting == "day" and rng.random() < 0.12:
         fall = "night" if rng.random() < 0.6 else "dusk"

@@ -1,12 +1,12 @@
-"""Rendered scenes with other leaves, cars, ground or light, and the words that say which: pairs
+"""Rendered scenes with other leaves, cars, ground or light, and the words for the change: pairs
 whose colours are exact.
 
     cmmfnet repaint data/repainted --count 300 --seed 10000 --jobs 16
 
-Recolouring a photo (recolour.py) gives a car the colour that a word means. Here the renderer paints
-the car (data/scenes/repainting.py), so that the paint lies in the shade of its scene: red in a dark
-street is a dark red. Thermal frame and label map stay those of the scene. The index has at
-``repainted`` what only the words can tell: ``told``, ``colours`` and ``removed`` of
+A recoloured photo (recolour.py) has a car in the plain colour of a word. Here the renderer paints
+the car (data/scenes/repainting.py), so that the paint gets the light of its scene: red in a dark
+street is a dark red. Thermal frame and label map are the same as of the scene. An entry of the
+index has the change as ``repainted``, with ``told``, ``colours`` and ``removed`` of
 ``recolour.Recoloured``.
 """
 
@@ -66,8 +66,8 @@ def write_repainted(
 
 
 def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
-    """A crop of a picture with this index entry, and which words of its scene hold in it: those of
-    what it shows (``tags``)."""
+    """A crop of a picture with this index entry, and the words of its scene that hold in the crop;
+    ``tags`` are the names of the things in the crop."""
     words = meta.get("repainted")
     if not words:
         return Recoloured(photo)
@@ -80,8 +80,8 @@ def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
 def changes(
     scene: Scene, rng: np.random.Generator
 ) -> tuple[dict[str, Any], dict[str, list]] | None:
-    """Keywords of `repaint` for a day scene, and the words for them; None where it has nothing to
-    be painted."""
+    """Keywords of `repaint` for a day scene, and the words for them; None for a scene without a
+    thing to paint."""
     if rng.random() < 0.1:
         removed = ["day", "clear", "cloudy", "overcast"]
         return {"lighting": "night"}, {"told": ["night"], "colours": [], "removed": removed}

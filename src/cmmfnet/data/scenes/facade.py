@@ -12,8 +12,8 @@ from cmmfnet.data.scenes.sprites import linear
 
 @dataclass
 class Points:
-    """All surface points of a frame that share a material, as arrays over points; painters write
-    into them."""
+    """All surface points of one material in a frame, as arrays over points; painters write into
+    them."""
 
     u: np.ndarray
     v: np.ndarray
@@ -216,7 +216,8 @@ def _fascia(p: Points, sign, fv) -> None:
 def _panes(
     p: Points, u, v, w, bottom, top, unit, is_door, is_shop, garage, frame, column, floor
 ) -> None:
-    """The back of a window recess: frame, glazing bars, glass with curtains behind; or a door."""
+    """The back of a window recess: frame, glazing bars, glass with curtains behind it; or a
+    door."""
     high = top - bottom
     edge = np.minimum(w / 2 - np.abs(u), np.minimum(v - bottom, top - v))
     style = hash01(p.seed, 51)

@@ -17,8 +17,8 @@ FAR = 175.0  # metres
 
 
 def _cards(world: World, time: float, yaw: float, seen: bool) -> Mesh | None:
-    """Billboards as patches turned by `yaw`: to the camera (seen), or to the sun, to cast shadows
-    (not seen)."""
+    """Billboards as patches turned by `yaw`: towards the camera (`seen`), or towards the sun, where
+    they only cast shadows (not `seen`)."""
     cards = world.cards
     if not cards:
         return None
@@ -75,8 +75,8 @@ def _assemble(world: World, camera: Camera, time: float) -> Mesh:
 
 
 class ContactMap:
-    """Where things stand on the ground: (dark, warm) seen from above, to dim the sky's light beside
-    walls and below cars.
+    """Map of the things on the ground from above, (dark, warm), that dims the light of the sky next
+    to walls and below cars.
     """
 
     step = 0.125
@@ -272,7 +272,7 @@ def surfaces(world: World, camera: Camera, time: float):
 
 
 def _snow(p: Points, kind: int, normal) -> None:
-    """Snow on what faces up: thick on grass and roofs, in patches on roads."""
+    """Snow on surfaces that face up: thick on grass and roofs, in patches on roads."""
     thick = {
         m.GRASS: 1.6,
         m.DIRT: 1.3,
@@ -321,7 +321,7 @@ def _lamps(world: World, camera: Camera, at, normal, sprite) -> np.ndarray:
 
 
 def frame(world: World, seed: int, height: int, width: int, time: float):
-    """thermal (H,W) uint16, visible (H,W,3) uint8, labels (H,W) uint8."""
+    """One frame: thermal (H,W) uint16 in 0.01 K, visible (H,W,3) uint8 sRGB, labels (H,W) uint8."""
     camera = look(
         world.pose(time), world.yaw, world.pitch, world.zoom * 2 * width, 2 * height, 2 * width
     )

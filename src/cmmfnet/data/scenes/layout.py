@@ -1,5 +1,5 @@
-"""The world of a seed for `scenes`, and the ground plan of streets, seen along or, as house scenes,
-from across."""
+"""The world of a seed for `scenes`, and the ground plan of streets. The camera looks along a
+street, or across it in scenes of kind "house"."""
 
 from functools import lru_cache
 

@@ -8,7 +8,7 @@ import numpy as np
 from cmmfnet.data.scenes.raster import Mesh
 from cmmfnet.data.scenes.sprites import linear
 
-# materials: how scene_shading paints a patch
+# materials: paint.py and facade.py have the painter of each
 (
     PLAIN,
     FACADE,
@@ -62,7 +62,7 @@ class Climate:
 
 
 class Builder:
-    """Collects patches. Corners go counter-clockwise seen from the side that shows."""
+    """Collects patches. Corners go counter-clockwise on the visible side."""
 
     def __init__(self, climate: Climate):
         self.climate = climate

@@ -1,5 +1,5 @@
-"""How every material of `scenes` but walls looks: roofs, vehicles, roads, ground, water. All
-painters are listed in PAINTERS.
+"""Painters of the materials of `scenes`: roofs, vehicles, roads, ground, water (walls: facade.py).
+PAINTERS lists them all.
 """
 
 import numpy as np

@@ -145,7 +145,7 @@ def park(a: Author, kind: str, heading: float) -> World:
             lambda y=y: (middle(y) + rng.uniform(-0.7, 0.7) * wide, y),
             lambda v=v, slope=slope: (float(v * slope), float(v)),
         )
-    # on the path or on the lawn beside it
+    # on the path, or on the lawn next to it
     off = rng.normal(0, 0.5) if rng.random() < 0.5 else rng.choice([-1, 1]) * rng.uniform(1.5, 5)
     if not (free(off, 2, 0) or abs(off) < wide):
         off = 0.0

@@ -1,4 +1,4 @@
-"""Trees, bushes, hedges and palms for `scenes`, grown leaf by leaf and seen from one side."""
+"""Trees, bushes, hedges and palms for `scenes`: sprites that are grown leaf by leaf."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -155,8 +155,8 @@ def tree(
 
 
 def _reach(points, axis, across, scale):
-    """How much light along `axis` reaches each of many small leaves: Beer's law behind the first
-    leaf of its column."""
+    """Share of the light along `axis` that reaches each leaf: Beer's law behind the first leaf of
+    its column."""
     third = np.cross(axis, across)
     i, j, t = points @ across, points @ third, points @ axis
     cell = scale * 0.035

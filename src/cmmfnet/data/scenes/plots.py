@@ -1,4 +1,4 @@
-"""What lines the streets of `scenes`: town buildings, or houses with gardens, walls, fences and
+"""Plots along the streets of `scenes`: town buildings, or houses with gardens, walls, fences and
 hedges."""
 
 import numpy as np
@@ -118,7 +118,7 @@ def _wall(a: Author, side, x, y0, y1, high) -> None:
 
 
 def _border(a: Author, side, edge, y0, y1) -> None:
-    """What separates a garden from the pavement: hedge, wall, fence, railings or nothing."""
+    """The border of a garden and the pavement: hedge, wall, fence, railings or nothing."""
     rng = a.rng
     kind = str(
         rng.choice(

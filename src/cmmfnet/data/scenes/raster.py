@@ -1,9 +1,8 @@
-"""A small polygon rasteriser in numpy: what `scenes` needs to turn a world of flat patches into
-pixels.
+"""A small polygon rasteriser in numpy: a world of flat patches into pixels.
 
 World axes: x right, y forward, z up, in metres. Every patch is a convex quadrilateral with its own
-texture frame (origin and two unit axes), so whatever is painted on it is found again in the next
-frame of a video. All patches of a frame are scan-converted at once: spans first, then fragments,
+texture frame (origin and two unit axes), so that its texture stays the same from frame to frame of
+a video. All patches of a frame are scan-converted at once: spans first, then fragments,
 then one depth test (`np.maximum.at`). There is no Python loop over patches.
 """
 
@@ -19,11 +18,12 @@ class Mesh:
     """Flat patches. n of them; float arrays are float32.
 
     quad (n,4,3): corners in metres. origin, u_axis, v_axis (n,3): texture frame, axes of unit
-    length, normal = u x v. material (n,): one of scene_shading's numbers. label (n,): class id.
+    length, normal = u x v. material (n,): a number of models.py. label (n,): class id.
     colour (n,3): linear albedo. temperature (n,): K above the air without sun. heating (n,): K
     gained in full sun. gloss (n,): mirror share at normal incidence. param (n,12): meaning set by
     the material. seed (n,): int. sprite (n,): atlas id or -1. layer (n,): wins over lower layers in
-    the same plane. seen, casts (n,): whether the camera and the sun see the patch.
+    the same plane. seen, casts (n,): whether the camera sees the patch, and whether it casts a
+    shadow.
     """
 
     quad: np.ndarray
@@ -51,7 +51,7 @@ class Mesh:
         return np.cross(self.u_axis, self.v_axis)
 
     def placed(self, x: float, y: float, z: float = 0.0, yaw: float = 0.0) -> "Mesh":
-        """The same patches turned by `yaw` radians (counter-clockwise seen from above) and moved to
+        """The same patches turned by `yaw` radians (counter-clockwise from above) and moved to
         (x, y, z)."""
         c, s = np.cos(yaw), np.sin(yaw)
         turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32).T
@@ -140,8 +140,8 @@ class Atlas:
 
 
 def _clip_near(quads: np.ndarray) -> np.ndarray:
-    """(n,4,3) camera-space corners -> (n,5,3), cut at depth NEAR; patches wholly nearer come back
-    as points."""
+    """(n,4,3) camera-space corners -> (n,5,3), cut at depth NEAR; a patch that is wholly nearer
+    becomes a point."""
     out = np.concatenate([quads, quads[:, 3:]], axis=1)
     depth = quads[:, :, 2]
     for i in np.flatnonzero((depth < NEAR).any(1)):
@@ -245,8 +245,8 @@ def _cut_out(mesh: Mesh, atlas: Atlas, poly, world, metres_per_pixel):
 
 
 class ShadowMap:
-    """What the sun sees of a mesh: orthographic, `side` texels a side, over a square of `extent`
-    metres around `centre` (x, y).
+    """Depth map of a mesh from the sun: orthographic, `side` texels a side, over a square of
+    `extent` metres around `centre` (x, y).
     """
 
     def __init__(self, sun: np.ndarray, mesh: Mesh, atlas: Atlas, centre, extent: float, side: int):

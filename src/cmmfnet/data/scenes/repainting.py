@@ -1,7 +1,7 @@
-"""Rendered scenes with one thing of another colour: what a swap of words should come to, exactly.
+"""Rendered scenes with one thing in another colour: the exact target of a swapped word.
 
-Only materials and light change; geometry, camera and noise stay those of the seed, so labels and
-thermal frame hold, too.
+Only materials and light change. Geometry, camera and noise are the same as before, so that the
+labels and the thermal frame of the seed stay valid.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def repaint(
 
     Args:
         seed, kind, size: as for `scenes.render`.
-        ground: "snow" on what is grass. trees: "green" or "bare" (the colour of twigs, on the shape
-            that they have), or the mean sRGB of leaves. cars: sRGB of the paint of all cars. None
-            leaves each as it is.
+        ground: "snow" puts snow on the grass; None: no change.
+        trees: "green", "bare" (the colour of twigs; the shape of the crown stays), or the mean sRGB
+            of the leaves; None: no change.
+        cars: sRGB of the paint of all cars; None: no change.
         lighting: "day", or "night" for the same place without daylight.
 
     Returns:

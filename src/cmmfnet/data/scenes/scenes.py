@@ -1,14 +1,14 @@
 """Rendered street, house and park scenes: aligned thermal, colour and label pictures made from a
 seed, free to publish.
 
-They are no photographs and claim no radiometry, but they have the statistics that matter for
-thermal-to-colour networks: sky is cold, glass mirrors it, sunlit walls, roofs and roads are warm,
-people, bonnets and tyres are warmer, paint and road markings do not show.
+They are not photographs and not radiometric, but they have the statistics that matter for
+thermal-to-colour networks: the sky is cold, glass mirrors it, sunlit walls, roofs and roads are
+warm, people, bonnets and tyres are warmer, paint and road markings are invisible in thermal.
 
-The work is split over raster (polygons to pixels), plants, sprites, models, buildings and vehicles
-(objects), layout, plots, park, weather and world (what stands where, how warm and in what light),
-shading, facade and paint (colour and heat of a surface), frame (what the cameras see), sensors
-(their noise) and repainting (the same scene in other colours).
+Modules: raster (polygons to pixels); plants, sprites, models, buildings and vehicles (objects);
+layout, plots, park, weather and world (places, temperatures and light of the objects); shading,
+facade and paint (colour and heat of a surface); frame (the two pictures before the sensors);
+sensors (their noise); repainting (the same scene in other colours).
 
 >>> scene = render(3, "street", size=(48, 64))
 >>> scene.thermal.shape, scene.visible.shape, scene.labels.shape
@@ -35,7 +35,7 @@ from cmmfnet.text.labels import CLASSES, COCOSTUFF
 from cmmfnet.text.vocabulary import LIGHTINGS
 
 KINDS = ("street", "house", "park")
-TAG_SHARE = 0.001  # of the picture: smaller things are not named
+TAG_SHARE = 0.001  # share of the picture; smaller things are not named
 _PLURAL = {
     "building": "buildings", "wall": "a wall", "fence": "a fence", "pole": "poles",
     "road": "a road",
@@ -54,8 +54,8 @@ class Scene:
 
     thermal (H,W) uint16: apparent temperature in units of 0.01 K (kelvin = thermal / 100), with
     sensor noise. visible (H,W,3) uint8: sRGB. labels (H,W) uint8: index into CLASSES. tags:
-    COCO-Stuff names of what covers at least TAG_SHARE of the picture, largest first. caption names
-    things without colours, colour_caption with the colours that they have in `visible`. kind: one
+    COCO-Stuff names of the things that cover at least TAG_SHARE of the picture, largest first.
+    caption names things without colours, colour_caption with their colours in `visible`. kind: one
     of KINDS, lighting: one of LIGHTINGS, sky: "clear", "cloudy", "overcast" or "none" (not in the
     picture).
     """
@@ -130,7 +130,7 @@ def _colour_name(rgb: np.ndarray) -> str:
     red, green, blue = (float(x) / 255 for x in rgb)
     high, low = max(red, green, blue), min(red, green, blue)
     chroma = high - low
-    # of dull colours people still call foliage green, but asphalt with a blue or brown cast grey
+    # dull foliage is still called green, but asphalt with a blue or brown cast is called grey
     if chroma < (0.03 if high == green else 0.06 + 0.06 * high):
         names = (
             (0.13, "black"),
@@ -204,7 +204,7 @@ def scenes(out: str, *, count: int, seed: int = 0, size: str = "256,320") -> Non
         out: a new folder for thermal/, visible/, label/ and index.jsonl; the last fifth is for
             validation
         count: number of scenes; each takes about a second
-        seed: seed of the first scene, the next has the next; other seeds give other scenes
+        seed: seed of the first scene; the next scenes have the next seeds
         size: HEIGHT,WIDTH in pixels
     """
     match = re.fullmatch(r"\s*(\d+)\s*[,x]\s*(\d+)\s*", size)

@@ -1,9 +1,8 @@
 """Cut-out pictures for `scenes`: people, bicycles, wheels, signs, railings, and the atlas that
-holds them (plants: scene_plants).
+holds them (plants: plants.py).
 
-A sprite stands for one object seen from one side. It holds linear albedo, how much direct sun and
-sky every point gets (so a crown has a bright and a dark side), and its temperature above the air in
-kelvin.
+A sprite is one object from one side. Every point has a linear albedo, shares of direct sun and of
+sky light (so that a crown has a bright and a dark side), and a temperature above the air in kelvin.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ PERSON, BICYCLE, VEGETATION, CAR, SIGN, FENCE, LIGHT = (
     19,
     4,
     20,
-)  # class ids, as in scenes.CLASSES
+)  # class ids, as in text.labels.CLASSES
 
 
 def linear(red, green, blue) -> np.ndarray:
@@ -31,7 +30,7 @@ def linear(red, green, blue) -> np.ndarray:
 
 @dataclass
 class Sprite:
-    """One cut-out of size `wide` x `high` metres; arrays (h,w[,3]) as in scene_raster.Atlas."""
+    """One cut-out of size `wide` x `high` metres; arrays (h,w[,3]) as in raster.Atlas."""
 
     wide: float
     high: float
@@ -71,7 +70,7 @@ def build_atlas(sprites: list[Sprite], levels: int = 6) -> Atlas:
             for k in names:
                 deep = (..., None) if now[k].ndim == 3 else ...
                 now[k] = _halved(now[k][:h, :w] * weight[deep]) / mean[deep]
-            # a class cannot be averaged: take that of the more opaque corner
+            # classes cannot be averaged: take the class of the most opaque corner
             strong = alpha[0:h:2, 0:w:2] >= alpha[1:h:2, 1:w:2]
             label = np.where(strong, label[0:h:2, 0:w:2], label[1:h:2, 1:w:2])
             alpha = mean
@@ -159,9 +158,7 @@ def person(rng, phase: float, look: int, air: float, rider=False) -> Sprite:
 
     swing = np.sin(phase)
     if rider:
-        draw.line(
-            (w / 2, h, w / 2, h - 0.68 * s), fill=8, width=int(0.05 * s)
-        )  # tyre seen along the wheel's plane
+        draw.line((w / 2, h, w / 2, h - 0.68 * s), fill=8, width=int(0.05 * s))  # the tyre, edge on
         draw.line(
             (w / 2 - 0.28 * s, h - 1.02 * s, w / 2 + 0.28 * s, h - 1.02 * s),
             fill=7,

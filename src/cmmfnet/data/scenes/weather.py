@@ -91,8 +91,8 @@ def make_light(rng, lighting: str, heading: float, snow: bool) -> Light:
 
 
 def make_climate(rng, light: Light) -> m.Climate:
-    """Draw the temperatures of this scene: the order of things is physics, the amounts are its
-    own."""
+    """Draw the temperatures of this scene. Physics gives the order of the things from cold to warm,
+    the scene's random numbers give the amounts."""
     night, day = light.lighting == "night", light.lighting == "day"
     air = rng.uniform(283, 301) if not light.snow else rng.uniform(267, 273)
     clear = {"clear": 1.0, "cloudy": 0.55, "overcast": 0.15}[light.sky]

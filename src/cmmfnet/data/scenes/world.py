@@ -1,5 +1,4 @@
-"""What a world of `scenes` is made of, and the Author that the layouts use to put things into
-it."""
+"""The parts of a world of `scenes`, and the Author, with which the layouts put things into it."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -92,7 +91,7 @@ class Author:
         self.lamps: list[tuple] = []
         self.footprints: list[tuple] = []
         self.view: tuple[np.ndarray, np.ndarray] | None = (
-            None  # camera and subject, which nothing may hide
+            None  # camera and subject; nothing may stand between them
         )
         self.dark = light.lighting != "day"
         self.sun = None
@@ -172,8 +171,8 @@ class Author:
         )
 
     def hides(self, x, y, half: float) -> bool:
-        """Whether a thing at (x, y), `half` metres wide to each side, is in the way of the view or
-        right before the lens.
+        """Whether a thing at (x, y), `half` metres wide to each side, hides the subject or stands
+        right in front of the lens.
         """
         if self.view is None:
             return False

@@ -8,7 +8,7 @@ the convolution: with G the map's Gram matrix (channels by channels, over the pi
 output o has the mean 0 and the variance w_o G w_o' / N. So one pass reads the map for the variances
 alone, by way of G or of the products themselves; the norm is folded into the weights, a set for
 each picture; and the convolution writes what is normalised already. For the feed-forward - IN, 1x1
-from C to 4C, IN, GELU, 1x1 to C (`layers.ConvFFN` up to its last norm) - this leaves a tile of the
+from C to 4C, IN, GELU, 1x1 to C (`blocks.ConvFFN` up to its last norm) - this leaves a tile of the
 wide map, four times the input, in registers. What is normalised behind a convolution loses its bias
 in the norm, so there is none here.
 """
@@ -25,7 +25,7 @@ from cmmfnet.nn.fast.norm import Statistics
 from cmmfnet.nn.fast.sums import in_parts
 
 CHANNELS = (64, 128)
-"""Channels that are faster here: with more, the weights no longer fit beside a tile."""
+"""Channels that are faster here: with more, weights and a tile no longer fit the memory."""
 
 
 def enter(

@@ -78,8 +78,8 @@ def feed_forward(
 
 
 def _in_dtype(x: Tensor, *weights: Tensor) -> list[Tensor]:
-    """Weights in x's dtype, contiguous; those of 1x1 convolutions as matrices. One launch for all
-    of a block."""
+    """Weights in x's dtype, contiguous; weights of 1x1 convolutions as matrices. One launch for all
+    weights of a block."""
     weights = [w.flatten(1) if w.shape[2:] == (1, 1) and w.shape[1] > 1 else w for w in weights]
     if all(w.dtype == x.dtype for w in weights):
         return [w.contiguous() for w in weights]
@@ -163,7 +163,8 @@ def _save(
 
 
 def _saved(ctx, number: int) -> tuple[Inside, tuple[Tensor, ...], list[Tensor]]:
-    """What ``_save`` took, of the ``number`` tensors among them, and zeros for what is not felt."""
+    """The values that ``_save`` kept, the first ``number`` tensors among them, and zeros for inputs
+    without a gradient."""
     x, mean, scale, weight, h_mean, h_scale, ws, *rest = ctx.saved_tensors
     inside = Inside(x, (mean, scale), weight, (h_mean, h_scale), ws)
     zero_grad_bias = rest[number:]
@@ -181,7 +182,7 @@ def _as(like: list[tuple[torch.Size, torch.dtype]], *gradients: Tensor) -> list[
 
 
 class Inside(NamedTuple):
-    """What is in front of a GELU: IN, 1x1, IN. Small but for x."""
+    """The operators in front of a GELU: IN, 1x1, IN. Small tensors, except x."""
 
     x: Tensor  # (B,C,H,W)
     x_statistics: Statistics
@@ -268,8 +269,7 @@ def through(inside: Inside, outside: Tensor) -> Tensor:
 
 
 class Sums(NamedTuple):
-    """What ``slopes`` summed, each part of a picture by itself, float32; of what, ``_slopes``
-    says."""
+    """The sums of ``slopes`` for each part of a picture, float32; ``_slopes`` defines them."""
 
     sums: Tensor  # (B,parts,2,R)
     dn: Tensor  # (B,parts,R,C)

@@ -2,9 +2,9 @@
 instance norm, GELU. Triton.
 
 At full resolution its map is the largest of the network, though it is a line (or a plane) of one
-value (or two) at each pixel. The norm's statistics follow from those of the frame. So the map is
-written once, normalised, in the order that the convolution behind it wants; nothing of it is kept
-for the gradient, which computes it again from the frame.
+value (or two) at each pixel. The norm's statistics follow from the statistics of the frame. So the
+map is written once, normalised, in the order that the convolution behind it wants; nothing of it is
+kept for the gradient, which computes it again from the frame.
 
 With x' the deviations of the frame's channels from their means, S their covariance over a
 picture's N pixels, w a row of the convolution and s = 1 / sqrt(w S w' + eps), the normalised map is

@@ -62,7 +62,7 @@ def gelu_slope(v, FINE: tl.constexpr):
 
 @triton.jit
 def gelu_and_slope(v, FINE: tl.constexpr):
-    """Both at once: the distribution function serves both, and the density is one exponential,
+    """Both at once: they share the distribution function, and the density is one exponential,
     which another unit computes."""
     if FINE:
         below, bell = normal(v)

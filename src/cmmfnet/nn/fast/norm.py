@@ -68,7 +68,8 @@ def residual_norm(
 
 
 def instance_norm_backward(dy: Tensor, x: Tensor, statistics: Statistics, gelu: bool) -> Tensor:
-    """From dy (B,C,H,W), the gradient of ``instance_norm(x, gelu)``: that of x, in x's dtype."""
+    """The gradient of ``instance_norm(x, gelu)``, dy (B,C,H,W) -> the gradient of x, in its
+    dtype."""
     x, dy = x.contiguous(), dy.contiguous()
     planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
     dx, cut = torch.empty_like(x), _cut(size)
@@ -119,8 +120,8 @@ def _forward(
     FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A plane that fits into the registers of one program, with its statistics and, for AFTER,
-    those of y."""
+    """A plane that fits into the registers of one program, with the statistics of x and, for
+    AFTER, of y."""
     if FULL:
         size = BLOCK  # so that the compiler leaves all masks out
     plane = tl.program_id(0)
@@ -245,7 +246,7 @@ def _run(
     eps: float,
     after: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Writes y, where there is one; -> mean and scale of x, and ``after`` those of y."""
+    """Writes y, where there is one; -> mean and scale of x, and with ``after`` also of y."""
     planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
     mean, scale = _empty_statistics(x)
     found = mean, scale, *(_empty_statistics(x) if after else ())

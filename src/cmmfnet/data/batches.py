@@ -39,8 +39,8 @@ class Batch:
     only the words tell, where a source recolours; tagged (B,) bool: the tags are complete, so a
     missing one is absent; captions (""
     = the picture has none, None = it is to go without text); names; positions of the pictures in
-    the step's whole batch, for draws that must not depend on the number of processes; crops: where in its file
-    the colour picture was cut.
+    the step's whole batch, for draws that must not depend on the number of processes; crops: where
+    in its file the colour picture was cut.
 
     With three frames, thermal is (B,3,1,H,W) and visible (B,3,3,H,W), in the order of time; all
     else is the middle one's. With unpaired colour, all but visible is the thermal frame's."""

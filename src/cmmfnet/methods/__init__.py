@@ -1,5 +1,8 @@
-"""One file a paper, CMMF-Net's three. The registry is a dict literal: name -> "module:class" of a
-Method (method.py)."""
+"""The methods: one module for each paper, and packages for CMMF-Net and CMMF-Net small.
+
+``METHODS`` maps a name to "module:class" of its Method (method.py). CONTRIBUTING.md says how to add
+one.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What ToDayGAN and PearlGAN share: encoder and decoder of a domain, three-headed discriminator,
-relativistic GAN, the step.
+"""The parts that ToDayGAN and PearlGAN share: encoder and decoder of a domain, three-headed
+discriminator, relativistic GAN, training step.
 
 Anoosheh et al., *ComboGAN: Unrestrained scalability for image domain translation*, CVPR workshops
 2018 (encoders and decoders that belong to domains); Anoosheh et al., ICRA 2019 (ToDayGAN:
@@ -7,12 +7,11 @@ discriminator); Jolicoeur-Martineau, ICLR 2019 (relativistic GAN); Miyato et al.
 (spectral norm).
 
 Every domain has an encoder and a decoder; a translator is the encoder of one domain and the decoder
-of the other. Since neither paper trains an encoder with the decoder of its own domain, two
-translators are all there is: "generator" (thermal to visible) and "inverse". A domain's sizes are
-thus those of a translator.
+of the other. Neither paper trains an encoder with the decoder of its own domain, so there are two
+translators: "generator" (thermal to visible) and "inverse".
 
-Facts: models/networks.py and models/combogan_model.py of FuyaLuo/PearlGAN at ce221ad, which keeps
-ToDayGAN's discriminator beside its own, and models/combogan_model.py of AAnoosheh/ToDayGAN at
+Sources: models/networks.py and models/combogan_model.py of FuyaLuo/PearlGAN at ce221ad, which also
+has ToDayGAN's discriminator, and models/combogan_model.py of AAnoosheh/ToDayGAN at
 1399700 (step, losses).
 """
 
@@ -157,8 +156,8 @@ class ThreeHeadedDiscriminator(nn.Module):
 
 
 def relativistic_loss(real: list[list[Tensor]], fake: list[list[Tensor]], judge: bool) -> Tensor:
-    """Least squares on how much more real the real picture is than the fake one: mean of (real -
-    fake - 1)^2 for the discriminator (``judge``), of (fake - real - 1)^2 for the generator.
+    """Relativistic least squares: mean of (real - fake - 1)^2 for the discriminator (``judge``), of
+    (fake - real - 1)^2 for the generator.
 
     A head's answers weigh 1, 2, ... with depth, and the deepest one more; their weighted mean is
     divided by their number. The mean over the heads is returned.
@@ -176,7 +175,7 @@ def relativistic_loss(real: list[list[Tensor]], fake: list[list[Tensor]], judge:
 
 
 class DomainTranslation(Method):
-    """The step that ToDayGAN and PearlGAN share: both translators, then both discriminators, on
+    """The training step of ToDayGAN and PearlGAN: both translators, then both discriminators on
     half of their loss, with fakes out of a pool of 50. ``losses``: ``adversarial`` (relativistic,
     both domains) and ``cycle`` (smooth L1, both directions); a subclass adds its own in
     :meth:`more`."""
@@ -186,7 +185,7 @@ class DomainTranslation(Method):
         "generator": ("generator", "inverse"),
         "discriminator": ("discriminator_visible", "discriminator_thermal"),
     }
-    MORE_OF_CYCLE: ClassVar[Sequence[str]] = ()  # losses of a subclass that need what comes back
+    MORE_OF_CYCLE: ClassVar[Sequence[str]] = ()  # losses of a subclass that need ``back``
     discriminator_norm: ClassVar[str] = "spectral"
 
     def __init__(
@@ -209,17 +208,18 @@ class DomainTranslation(Method):
             self.optimisers = {"generator": ("generator", "inverse")}
 
     def translate(self, name: str, picture: Tensor) -> tuple[Tensor, object]:
-        """The picture that the translator ``name`` makes, and what else of it :meth:`more` wants to
-        see."""
+        """The output of the translator ``name``, and further results for :meth:`more`."""
         return self.networks[name](picture), None
 
     def more(
         self, batch: Batch, real: dict, fake: dict, back: dict, seen: dict, moment: Moment
     ) -> Losses:
-        """Losses of a subclass, without weights. ``real``, ``fake``, ``back`` (empty where no loss
-        needs it): domain -> picture (B,3,H,W), ``back`` being what both translators made of
-        ``real``. ``seen``: (translator, "real" or "fake") -> the second result of :meth:`translate`
-        for that input."""
+        """Losses of a subclass, without weights.
+
+        ``real``, ``fake``, ``back``: domain -> picture (B,3,H,W). ``back`` is ``real`` after both
+        translators; it is empty where no loss needs it. ``seen``: (translator, "real" or "fake") ->
+        the second result of :meth:`translate` for that input.
+        """
         return {}
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:

@@ -5,9 +5,9 @@ Zhu et al., *Unpaired Image-to-Image Translation using Cycle-Consistent Adversar
 discriminator, with the thermal frame read as three equal channels; only the generator from thermal
 to visible is kept in a model.
 
-The CMMF-Net paper's row "CycleGAN" cites Recycle-GAN's reference; this is CycleGAN. There was
-nothing to fix: its norms keep no running statistics and there is no dropout, so evaluation is
-training without gradients.
+The CMMF-Net paper's row "CycleGAN" cites Recycle-GAN; this is CycleGAN. Nothing of the original is
+changed: its norms keep no running statistics and it has no dropout, so that evaluation is training
+without gradients.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class ResnetGenerator(nn.Module):
 
 class CycleGAN(Method):
     """``losses``: ``adversarial`` (least squares, both directions), ``cycle`` (L1, both directions,
-    eq. 2), ``identity`` (L1 of what each generator makes of a picture that is of its target's kind
-    already, section 5.2; the original's 0.5 is relative to the cycle's 10, so 5 here). Both
+    eq. 2), ``identity`` (L1 between a picture of a generator's target domain and the generator's
+    output for it, section 5.2; the original's 0.5 is relative to the cycle's 10, so 5 here). Both
     generators make one step together, then both discriminators."""
 
     Network = ResnetGenerator

@@ -5,13 +5,13 @@ Li et al., I2V-GAN: Unpaired Infrared-to-Visible Video Translation, ACM MM 2021,
 blocks, 7,837,699 parameters each) and patch discriminators (2,764,737 each), Recycle-GAN's two
 next-frame predictors (U-Nets of 7 levels on two frames, 41,828,739 each), and similarity of
 patches. The thermal frame is read as three equal channels. A model keeps the generator from thermal
-to visible, which colours frame by frame; predictors, the way back and discriminators serve
-training.
+to visible, which colours frame by frame; predictors, the way back and discriminators are used in
+training only.
 
 As in the code: the generators go up by bilinear interpolation and a 3x3 convolution, their residual
 blocks have dropout 0.5 in training; the predictors are as wide as the generators (its option for
-their width is ignored); where its options say nothing it takes 9 blocks and 8 levels, the published
-sizes are those of 6 and 7; the third frame's translation is predicted from the first two's; the
+their width is ignored); its default options are 9 blocks and 8 levels, but the published
+sizes belong to 6 and 7; the third frame's translation is predicted from the first two's; the
 patches come from the generator's layers 0, 4, 8, 12 and 16, of which 0 is the padded picture. Style
 is a mean square, where the paper's family usually takes L1. Fixed: the head that projects the
 patches learns (the code clears its gradient before its step), and the loss network sees pictures on
@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
 
 LAYERS = (0, 4, 8, 12, 16)
-"""Where patches are compared: the padded picture, H/2, H/4, after the third of six blocks, back at
-H/2."""
+"""Layers whose patches are compared: the padded picture, H/2, H/4, after the third of six blocks,
+and H/2 on the way up."""
 
 
 class DroppedBlock(ResidualBlock):
@@ -122,10 +122,10 @@ class I2VGenerator(nn.Module):
 class I2VGAN(Method):
     """``losses``, each over both directions: ``adversarial`` (least squares, three frames),
     ``cycle`` (two frames), ``recycle`` (the predicted third translation, back), ``prediction`` (the
-    third real frame), ``identity`` (L1 of what a generator makes of a picture that is of its
-    target's kind, two frames; the code's 0.5 is relative to the cycle's 10), ``external``
-    (PatchNCE, three frames), ``internal`` (motion). Both generators, predictors and heads make one
-    step together, then both discriminators on three translations and the prediction.
+    third real frame), ``identity`` (L1 between a picture of a generator's target domain and the
+    generator's output for it, two frames; the code's 0.5 is relative to the cycle's 10),
+    ``external`` (PatchNCE, three frames), ``internal`` (motion). Both generators, predictors and
+    heads make one step together, then both discriminators on three translations and the prediction.
 
     ``perceptual``: loss network of cycle, recycle and prediction: "vgg19" (the paper), "vgg16", or
     "none" for pixels alone, as in Recycle-GAN. ``predictor_levels``: halvings in the predictors;
@@ -248,8 +248,8 @@ class I2VGAN(Method):
         fakes: dict[str, list[Tensor]],
         rngs: list[np.random.Generator],
     ) -> Losses:
-        """Losses of one direction, summed over frames, from real (B,3,3,H,W). Adds to ``fakes``
-        what the discriminators are to see, by kind: (B,n,3,H,W)."""
+        """Losses of one direction, summed over frames, from real (B,3,3,H,W). Adds the pictures for
+        the discriminators to ``fakes``, by kind: (B,n,3,H,W)."""
         there, back = ("generator", "inverse") if target == "visible" else ("inverse", "generator")
         first, third = real[:, :2], real[:, 2]
         losses: Losses = {}
@@ -281,8 +281,8 @@ class I2VGAN(Method):
     def _similarity(
         self, real: Tensor, fake: Tensor, there: str, target: str, rngs: list
     ) -> Losses:
-        """Patches of both videos through the encoder of the generator between them (CUT); only the
-        fake's learn."""
+        """Patches of both videos through the encoder of the generator between them (CUT). Gradients
+        reach the patches of the fake video only."""
         encoder = unwrapped(self.networks[there])
         head = (self.heads or self.networks)[f"head_{target}"]
         with torch.no_grad():

@@ -4,11 +4,11 @@ He et al., *LKAT-GAN: a GAN for thermal infrared image colorization based on lar
 attentionunet-transformer*, IEEE TCE 2023, doi 10.1109/TCE.2023.3280165. Written from the
 description of the published system alone. CMMF-Net takes its U-Net from here.
 
-Without what the original never uses the generator has 74,192,355 parameters, all trained.
-``faithful`` has the original's 83,635,241 beside its fixed positions: a frame read as three equal
-channels, and the layers that no output reaches, which are there for the count, untrained (9,438,915
-of the attention U-Net; the transformer's mask token; 3,587 of the large-kernel U-Net, of which only
-the number is known). Both compute the same family of functions. Discriminator 2,767,809.
+The generator has 74,192,355 parameters, all trained. ``faithful`` has the original's 83,635,241
+(without its fixed positions): the frame is read as three equal channels, and there are the layers
+that no output of the original reaches, untrained and only for the count (9,438,915 of the attention
+U-Net; the transformer's mask token; 3,587 of the large-kernel U-Net, of which only the number is
+known). Both compute the same family of functions. Discriminator 2,767,809.
 
 Kept: the transformer's tokens become channels of the picture, not places, so the network takes one
     size, 256x256. The output has no activation; evaluation clips it to [-1,1], as writing a picture

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class Matched(Method):
     """The losses of configs/cmmfnet.yaml, for any network.
 
-    ``adversarial_start``: part of the training before the discriminator's loss reaches the
-    generator; it learns from the start. ``perceptual``, ``perceptual_mode``, ``perceptual_layers``,
-    ``perceptual_weights``, ``perceptual_imagenet``: network, mode, layers, layer weights and
-    normalisation of the perceptual loss (perceptual.Perceptual).
+    ``adversarial_start``: part of the training, 0 to 1, before the discriminator's loss reaches the
+    generator; the discriminator learns from the start. ``perceptual``, ``perceptual_mode``,
+    ``perceptual_layers``, ``perceptual_weights``, ``perceptual_imagenet``: network, mode, layers,
+    layer weights and normalisation of the perceptual loss (perceptual.Perceptual).
     """
 
     title: ClassVar[str] = "matched"
@@ -123,7 +123,7 @@ class Matched(Method):
             self.accelerate()
             if self.graphs and names:
                 self._losses = GraphedTraining(self._losses)
-        # where a square lies is drawn by the host, which a graph would not do again
+        # the host draws the place of the square, which a CUDA graph would not repeat
         part = self.perceptual.cut(colour, truth) if cropped else ()
         return self._losses(colour, truth, *part)
 

@@ -1,5 +1,5 @@
-"""Method: what a paper is to the training loop. Networks, losses and one step; each paper's file
-subclasses it once."""
+"""Method: the networks, losses and training step of a paper, as the training loop uses them. Each
+paper's module has one subclass."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from cmmfnet.training.recipe import Recipe
 
 Losses = dict[str, Tensor]
-"""Name -> scalar, its weight already in it."""
+"""Name -> scalar, multiplied by its weight."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When in training a step is, and the draws that belong to it.
+    """A step of the training, and its random numbers.
 
-    A draw is a function of (seed, step, position of the picture in the whole batch), so that
-    neither resuming nor the number of processes changes it. What modules draw themselves (dropout)
-    comes from torch's generator, which the loop seeds by (seed, step, process).
+    A random number is a function of (seed, step, position of the picture in the whole batch), so
+    that neither resuming nor the number of processes changes it. Modules that draw themselves
+    (dropout) use torch's generator, which the loop seeds by (seed, step, process).
     """
 
     seed: int
@@ -37,11 +37,11 @@ class Moment:
 
     @property
     def progress(self) -> float:
-        """In [0, 1): part of the training that is done."""
+        """The finished part of the training, in [0, 1)."""
         return self.step / self.steps
 
     def rng(self, position: int) -> np.random.Generator:
-        """The draws of one picture; ``Batch.positions`` has the positions."""
+        """Random generator of one picture of the step; ``Batch.positions`` has the positions."""
         return np.random.default_rng([self.seed, self.step, 2, position])
 
 
@@ -57,11 +57,11 @@ class Method:
         title, paper: as tables and `cmmfnet models` print them
         paired: whether it learns from aligned pairs; otherwise ``Batch.visible`` shows other scenes
             than ``Batch.thermal``
-        frames: 1, or 3: ``Batch.thermal`` is (B,3,1,H,W), ``Batch.visible`` (B,3,3,H,W), neighbours
-            in time LOSSES: the paper's losses and their weights; a recipe may choose others of
-            these names
-        optimisers: optimiser -> the networks it trains
-        captured: the networks that a step runs as CUDA graphs, where it may
+        frames: 1; or 3, then ``Batch.thermal`` is (B,3,1,H,W) and ``Batch.visible`` (B,3,3,H,W),
+            neighbours in time
+        LOSSES: the paper's losses and their weights; a recipe may choose other weights
+        optimisers: optimiser -> the names of the networks that it trains
+        captured: the networks that a step may run as CUDA graphs
 
     ``networks`` holds every trained network by name, "generator" among them. The loop puts a
     DistributedDataParallel in the place of each that is not captured where there are several
@@ -81,9 +81,9 @@ class Method:
     def __init__(
         self, network: nn.Module, losses: dict[str, float], *, pretrained: str | Path | None = None
     ):
-        """``losses``: name -> weight; a weight of 0 leaves a loss, and what only it needs, out.
-        ``pretrained``: folder of loss networks (perceptual.py). A subclass adds keywords of its
-        own: they are ``options`` in a recipe.
+        """``losses``: name -> weight; a weight of 0 leaves out a loss and the parts that only this
+        loss needs. ``pretrained``: folder of loss networks (perceptual.py). The keywords that a
+        subclass adds are ``options`` in a recipe.
 
         Raises ``ValueError`` for an unknown loss.
         """
@@ -102,13 +102,13 @@ class Method:
 
     @classmethod
     def configuration(cls, model: dict) -> dict:
-        """The full configuration of a fresh network for what a recipe says under ``model``."""
+        """The full configuration of a fresh network, from ``model`` of a recipe."""
         return model
 
     @classmethod
     def extended(cls, network: nn.Module, config: dict, model: dict) -> tuple[nn.Module, dict]:
-        """A trained network and its configuration, with what a recipe's ``model`` adds to them;
-        nothing, here."""
+        """A trained network and its configuration, with the parts that ``model`` of a recipe adds;
+        here none."""
         return network, config
 
     @classmethod
@@ -117,11 +117,11 @@ class Method:
         return sum(p.numel() for p in network.parameters())
 
     def start(self) -> None:
-        """Put pre-trained parts of a fresh network in place; not called for one that was trained
+        """Load the pre-trained parts of a fresh network. Not called for a network that was trained
         before."""
 
     def to(self, device: torch.device) -> None:
-        """Move what is not in ``networks`` (frozen loss networks) to the device."""
+        """Move the modules that are not in ``networks`` (frozen loss networks) to the device."""
 
     def accelerate(self) -> None:
         """Put the fast twins (nn/fast/modules.py) into the networks and the frozen loss
@@ -139,9 +139,9 @@ class Method:
         ]
 
     def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
-        """One step, as a generator: every ``yield optimiser, losses`` hands the losses over; when
-        it goes on, that optimiser has made its step. What a later part needs of an earlier one
-        stays in local variables:
+        """One step, as a generator. ``yield optimiser, losses`` hands losses to the loop; when the
+        generator goes on, that optimiser has made its step. Local variables carry results from an
+        earlier part to a later one:
 
             fake = self.networks["generator"](batch.thermal)
             yield "generator", {"l1": ..., "adversarial": ...}
@@ -155,10 +155,10 @@ class Method:
 
 
 class frozen:
-    """``with frozen(network) as judge``: gradients pass through ``judge`` to its inputs, none stay
-    in its weights.
+    """``with frozen(network) as judge``: gradients pass through ``judge`` to its inputs, and its
+    weights get none.
 
-    For a generator's loss through a discriminator. Inside stands the network without its
+    For a generator's loss through a discriminator. ``judge`` is the network without its
     DistributedDataParallel, which would wait for gradients that never come.
     """
 
@@ -177,8 +177,8 @@ class frozen:
 
 
 def with_factors(groups: list[dict], factors: dict[int, float]) -> list[dict]:
-    """Parameter groups, split by the factor on their learning rate: ``factors`` has it by ``id`` of
-    a parameter, else it is 1."""
+    """Parameter groups, split by the factor on their learning rate. ``factors``: ``id`` of a
+    parameter -> factor; others have 1."""
     parts = []
     for group in groups:
         for factor in dict.fromkeys((1.0, *factors.values())):
@@ -200,8 +200,8 @@ def in_full_precision(network: nn.Module, *inputs: Tensor):
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` on the device, by way of pinned memory: from any other the host would wait for all that
-    the device has to do yet."""
+    """``x`` on the device, by way of pinned memory: from other memory the host would wait for all
+    pending work of the device."""
     return (
         x.pin_memory().to(device, non_blocking=True)
         if device.type == "cuda" and not x.is_cuda
@@ -213,9 +213,9 @@ class ImagePool:
     """The last pictures of a generator, for its discriminator (Shrivastava et al., CVPR 2017,
     section 2.3).
 
-    Until ``size`` pictures are in it, it returns what it is given; then, for every picture with
-    probability 1/2, one that it had, which the new one replaces. It belongs to a run's state:
-    ``pictures`` is saved and restored, for each process.
+    Until the pool has ``size`` pictures, a call returns its input. Then, with probability 1/2 for
+    each picture, it returns an older picture, which the new one replaces. ``pictures`` is part of a
+    run's state: it is saved and restored for each process.
     """
 
     def __init__(self, size: int = 50):

@@ -4,17 +4,17 @@ Liao et al., *MUGAN: thermal infrared image colorization using mixed-skipping UN
 adversarial network*, IEEE TIV 2023. Generator 37,741,816 parameters (thermal frame read as three
 equal channels), discriminator 695,777.
 
-Known of the original are its parts and its size. Where the parts leave a choice, the one that gives
-its exact size is taken: the two branches of a block share their second and third convolution;
+The parts and the size of the original are known. Where the parts leave a choice, the choice that
+gives the exact size is taken: the two branches of a block share their second and third convolution;
 convolutions in a block have no biases; a block has a shortcut convolution only where its width
-changes; a node of the nested U-Net joins what comes from below with one map, that of its left
-neighbour (UNet++, Zhou et al., 2018, joins all); the lowest node has no attention. Chosen freely:
+changes; a node of the nested U-Net joins the map from below with the map of its left neighbour
+only (UNet++, Zhou et al., 2018, joins all); the lowest node has no attention. Chosen freely:
 the full-scale skips enter a node before its attention.
 
 Fixed. Batch normalisation: as in pix2pix.py, every picture is normalised by its own statistics, in
-training and in evaluation, for any size of batch: what the original was trained with at batch one,
-exactly. Its running statistics would mix the two branches that share a convolution. NaN: where one
-hot pixel stands out, a normalised plane reaches sqrt(H*W), and the product of two branches H*W:
+training and in evaluation, for any size of batch. At batch one, the original was trained with
+exactly this. Its running statistics would mix the two branches that share a convolution. NaN: where
+one hot pixel stands out, a normalised plane reaches sqrt(H*W), and the product of two branches H*W:
 65,536 for 256x256, 81,920 for 320x256. Float16 ends at 65,504, and infinity is NaN behind the next
 norm. The product and its convolution are therefore in float32 where the rest is in float16; float32
 and bfloat16 hold it. The way up has no norms and the output no bound, but neither overflowed when
@@ -144,7 +144,7 @@ class MixedSkippingUNet(nn.Module):
 
     H and W are multiples of 32. ``widths``: channels at H, H/2, ..., H/16; ``skip_width``: of a
     full-scale skip. Node (i, j) of the nested U-Net is at H/2^i, in column j; column 0 is the
-    encoder. The picture is the mean of what row 0 says.
+    encoder. The picture is the mean of the outputs of row 0.
     """
 
     multiple_of = 32  # 16 for the pooling; 32 so that the smallest map has something to normalise

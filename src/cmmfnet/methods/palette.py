@@ -1,8 +1,8 @@
-"""Palette: conditional diffusion, the colour picture is denoised step by step beside the thermal
-frame.
+"""Palette: conditional diffusion. The colour picture is denoised step by step; the thermal frame is
+an input of every step. (Palettes of false colour: thermal/palettes.py.)
 
 Saharia et al., Palette: Image-to-Image Diffusion Models, SIGGRAPH 2022, doi
-10.1145/3528233.3530757; there is no official code. Network and numbers are those of the community's
+10.1145/3528233.3530757; there is no official code. Network and numbers come from the community's
 port (Janspiry/Palette-Image-to-Image-Diffusion-Models, its colorization configuration): the U-Net
 of guided-diffusion (Dhariwal & Nichol, NeurIPS 2021) with width 64, multipliers 1, 2, 4, 8, two
 residual blocks a level, 32 channels a head, dropout 0.2, conditioned on the noise level gamma
@@ -19,9 +19,10 @@ can hardly tell the noisy levels apart, which decide on the colours (``faithful`
 
 Colouring is deterministic: the first noise, and ancestral sampling's later ones, come from one
 fixed seed and depend on the frame's size alone. The default sampler is DDIM (Song et al., ICLR
-2021) in 20 steps along the training schedule: a fiftieth of the paper's 1000, and no draws on the
-way that would change colours from frame to frame. What it starts from has no low frequencies, which
-DDIM would keep as the tint of every frame. ``sampler="ancestral"`` is the paper's.
+2021) in 20 steps along the training schedule: a fiftieth of the paper's 1000, and without random
+numbers in its steps that would change colours from frame to frame. Its first noise has no low
+frequencies, which DDIM would keep as the tint of every frame. ``sampler="ancestral"`` is the
+paper's.
 """
 
 from __future__ import annotations
@@ -270,8 +271,8 @@ class PaletteNetwork(nn.Module):
         """The noise levels at which a picture is denoised, rising to the 1 that it ends with:
         ``steps`` + 1 numbers.
 
-        DDIM's are levels of training, so that it never asks for one that was not learned; ancestral
-        sampling's are the paper's own, shorter schedule.
+        DDIM uses levels of training only, so that every level was learned; ancestral sampling uses
+        the paper's own, shorter schedule.
         """
         levels = noise_levels(*(TRAINING if self.sampler == "ddim" else SAMPLING))
         places = np.linspace(len(levels), 0, self.steps + 1).round().astype(int)[:-1] - 1
@@ -280,7 +281,7 @@ class PaletteNetwork(nn.Module):
     @torch.no_grad()
     def sample(self, thermal: Tensor) -> Tensor:
         """thermal (B,1,H,W) in [-1,1] -> colour (B,3,H,W) in [-1,1]: the same for the same frame,
-        whatever is beside it."""
+        whatever else is in the batch."""
         generator = torch.Generator().manual_seed(0)
 
         def noise() -> Tensor:

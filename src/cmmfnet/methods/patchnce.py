@@ -1,5 +1,4 @@
-"""The losses of I2V-GAN that no other method has: PatchNCE, similarity of motion, and a distance of
-content and style.
+"""Losses of I2V-GAN alone: PatchNCE, similarity of motion, and a distance of content and style.
 
 PatchNCE: Park et al., Contrastive Learning for Unpaired Image-to-Image Translation, ECCV 2020
     (CUT). Gram matrices: Gatys et al., CVPR 2016. Their use here: Li et al., I2V-GAN, ACM MM 2021.
@@ -60,7 +59,7 @@ def draw_places(
 
 
 def take(features: Sequence[Tensor], places: Sequence[Tensor]) -> list[Tensor]:
-    """What stands at the places (B,N): (B*frames,C,H,W), a picture's frames in a row ->
+    """The features at the places (B,N): (B*frames,C,H,W), a picture's frames in a row ->
     (B,frames,N,C), for every layer."""
     taken = []
     for x, at in zip(features, places, strict=True):
@@ -93,8 +92,8 @@ def external_similarity(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tenso
 
 
 def motion(patches: Sequence[Tensor]) -> Tensor:
-    """How unlike the next frame each frame is, second pair over first: (B,3,N,C) for every layer ->
-    (B,layers)."""
+    """PatchNCE between frames 2 and 3 over PatchNCE between frames 1 and 2: (B,3,N,C) for every
+    layer -> (B,layers)."""
     # equal frames may have a PatchNCE of 0
     pairs = [[patch_nce(x[:, i], x[:, i + 1]).clamp_min(1e-6) for i in (0, 1)] for x in patches]
     return torch.stack([second / first for first, second in pairs], dim=1)

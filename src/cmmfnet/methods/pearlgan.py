@@ -10,10 +10,10 @@ discriminator and step are ToDayGAN's (combogan.py).
 Attention and losses follow models/networks.py and models/combogan_model.py of FuyaLuo/PearlGAN at
 ce221ad. Other than the original:
 
-- Edge maps are made during training, from the training crops, and both domains' with Canny's method
-  (thresholds .1 and .2 of the largest gradient, the paper's for colour). The paper's for thermal
-  frames come from MCI, a model of surround inhibition whose program was not released. So a hot
-  contour's texture counts as an edge more often.
+- Edge maps of both domains are made during training, from the training crops, by Canny's method
+  (thresholds .1 and .2 of the largest gradient, the paper's for colour). The paper takes edge maps
+  of thermal frames from MCI, a model of surround inhibition whose program was not released. So the
+  texture of a hot contour counts as an edge more often here.
 - The original's attention losses and its gradient alignment take a batch of one picture; here they
   are the mean over pictures.
 - Small frames: where a pooled map has a single row or column, its border repeats it, since a
@@ -174,10 +174,11 @@ def likeness_loss(features: Tensor) -> Tensor:
 
 
 def alignment_loss(source: Tensor, other: Tensor, maps: Tensor, other_maps: Tensor) -> Tensor:
-    """A scale is to see in the one picture what it sees in the other: how much more alike to a
-    scale's feature the likest of the other picture's scales is than the same scale, mean over
-    scales weighted by the smaller of both maps' maxima; plus a quarter of both pictures'
-    :func:`likeness_loss`. Mean over pictures.
+    """Alignment of attention: a scale should attend to the same things in both pictures.
+
+    For each scale of ``source``: the largest similarity of its feature to any scale of ``other``
+    less its similarity to the same scale, mean over scales weighted by the smaller of both maps'
+    maxima; plus a quarter of both pictures' :func:`likeness_loss`. Mean over pictures.
 
     Features ``source``, ``other`` (B,C,h,w), of one encoder, have no gradient; their maps
     (B,S,h,w) do.
@@ -192,8 +193,8 @@ def alignment_loss(source: Tensor, other: Tensor, maps: Tensor, other_maps: Tens
 
 def edge_map(picture: Tensor, low: float = 0.1, high: float = 0.2) -> Tensor:
     """Canny edges of pictures (B,3,H,W) in [-1,1] -> (B,1,H,W) float32, 1 on an edge. Thresholds
-    are shares of a picture's largest gradient, after a Gaussian of sigma sqrt(2): Matlab's way, and
-    that of edges.py."""
+    are shares of a picture's largest gradient, after a Gaussian of sigma sqrt(2), as in Matlab and
+    nn/edges.py."""
     from scipy import ndimage
 
     grey = ((luma(picture.float()) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()[:, 0]
@@ -211,11 +212,12 @@ def edge_map(picture: Tensor, low: float = 0.1, high: float = 0.2) -> Tensor:
 def gradient_alignment_loss(
     translation: Tensor, edges: Tensor, threshold: float, draws: list[np.random.Generator]
 ) -> Tensor:
-    """Edges of the source are to be among the steepest places of the translation around them: in
-    one cell of a grid of ``CELLS`` x ``CELLS``, drawn among those that have an edge, what the grey
-    gradient's magnitude lacks at edge pixels to ``threshold`` times the cell's largest, in parts of
-    that largest; sum over the cell's pixels, divided by the number of its edge pixels plus 1. 0 for
-    a picture without edges. Mean over pictures.
+    """Gradient alignment: the translation should be steep where the source has edges.
+
+    The loss looks at one cell of a grid of ``CELLS`` x ``CELLS``, drawn among the cells with an
+    edge. At each edge pixel it is max(0, ``threshold`` - m / M), with m the magnitude of the grey
+    gradient and M the largest m in the cell; the sum over the cell is divided by the number of its
+    edge pixels plus 1. 0 for a picture without edges. Mean over pictures.
 
     translation (B,3,H,W) in [-1,1], edges (B,1,H,W) in {0,1}; H and W are multiples of ``CELLS``.
     ``draws``: the random generator of each picture. Beyond the border the picture is 0.
@@ -245,7 +247,7 @@ def gradient_alignment_loss(
 
 def squared_variation(x: Tensor) -> Tensor:
     """Total variation with squares: twice the mean of the squared differences of vertical
-    neighbours, plus twice that of horizontal ones."""
+    neighbours, plus twice the mean for horizontal neighbours."""
     x = x.float()
     down, right = x[:, :, 1:] - x[:, :, :-1], x[..., 1:] - x[..., :-1]
     return 2 * (down.square().mean() + right.square().mean())

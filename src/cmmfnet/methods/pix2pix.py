@@ -4,13 +4,13 @@ Isola et al., *Image-to-Image Translation with Conditional Adversarial Networks*
 form of the authors' PyTorch code. Generator 54,413,955 parameters (thermal frame read as three
 equal channels) or 54,411,907 (``inputs: 1``); discriminator 2,768,705 with three.
 
-Batch normalisation. The original trains with a batch of one, where it normalises every picture by
-that picture's own statistics, and its test script leaves it, and dropout, in training mode, so that
-this stays so and the output is random; switched to evaluation mode the running statistics give
-visibly other pictures. Here every picture is normalised by its own statistics, with the learned
-scale and shift, in training and in evaluation, for any size of batch: what the network was trained
-with at batch one, exactly, and one answer per picture whatever else is in the batch. Dropout acts
-in training only. The discriminator keeps batch statistics: it is only ever used in training.
+Batch normalisation. The original trains with a batch of one, so that every picture is normalised by
+its own statistics. Its test script stays in training mode, so that this holds in tests too, and
+dropout makes the output random; in evaluation mode the running statistics would give visibly other
+pictures. Here every picture is normalised by its own statistics, with the learned scale and shift,
+in training and in evaluation, for any size of batch. At batch one this is exactly the original's
+training, and the result for a picture does not depend on its batch. Dropout acts in training only.
+The discriminator keeps batch statistics: it is only ever used in training.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ class UNetGenerator(nn.Module):
 
 class Pix2Pix(Method):
     """``losses``: ``adversarial`` (binary cross-entropy, eq. 1), ``l1`` (eq. 3). The discriminator
-    makes its step first, on half the sum of its two losses (section 3.3), and the generator meets
-    the one that has learned."""
+    makes its step first, on half the sum of its two losses (section 3.3), and the generator's step
+    uses the updated discriminator."""
 
     Network = UNetGenerator
     title = "pix2pix"

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def frequency_tuned(colour: Tensor) -> Tensor:
-    """Saliency by the frequency-tuned method (Achanta et al., CVPR 2009, eq. 1): how far a pixel's
-    colour, a little blurred, is from the picture's mean colour in CIELAB. (B,3,H,W) in [-1,1] ->
-    (B,1,H,W) in [0,1], 1 at each picture's maximum (if it can be seen: at least one unit of
-    CIELAB)."""
+    """Saliency by the frequency-tuned method (Achanta et al., CVPR 2009, eq. 1): the distance
+    of a pixel's slightly blurred colour from the picture's mean colour in CIELAB. (B,3,H,W) in
+    [-1,1] -> (B,1,H,W) in [0,1], 1 at each picture's maximum (if it is visible: at least one unit
+    of CIELAB)."""
     picture = rgb_to_lab(colour)
     soft = blur(picture, picture.new_ones(picture.shape[0]))
     distance = torch.linalg.vector_norm(

@@ -5,9 +5,9 @@ Zhao et al., *SCGAN: Saliency Map-Guided Colorization With Generative Adversaria
 TCSVT 2021 (arXiv 2011.11377), in the form of the authors' code for KAIST. Counted with the vectors
 of spectral norm, as there: generator 57,270,525 (the global feature network 17,120,713 of them),
 saliency branch 1,638,913, for training only and so a network of its own here, critic 5,788,229.
-Thermal frames have one channel. The sizes fix the layers and which of them have a norm; where the
-global network's strides are, how the saliency branch's layers are joined and that the critic pads
-by reflection is chosen here.
+Thermal frames have one channel. The sizes fix the layers and their norms. Our choices: the places
+of the global network's strides, the joins of the saliency branch's layers, the critic's padding by
+reflection.
 
 Not available: the pre-training of the global feature network on gray ImageNet (it starts at random
 and learns with the rest) and PFAN's saliency maps (``saliency`` of the method takes a folder of any
@@ -149,8 +149,8 @@ class SCGANGenerator(nn.Module):
 
 
 class SaliencyBranch(nn.Module):
-    """Where the generator looks: its decoder's maps (B,8w,H/8,W/8), (B,4w,H/4,W/4), (B,2w,H/2,W/2)
-    -> (B,1,H,W) in (0,1)."""
+    """Predicts the saliency of the output from the generator's decoder maps: (B,8w,H/8,W/8),
+    (B,4w,H/4,W/4), (B,2w,H/2,W/2) -> (B,1,H,W) in (0,1)."""
 
     def __init__(self, width: int = 64):
         super().__init__()

@@ -6,7 +6,7 @@ Infrared Physics & Technology 2020, arXiv 1810.05399, in the form of the authors
 channels.
 
 Fixed: the original's instance norms collect running statistics, which evaluation mode would use in
-    place of a picture's own; here there are none, so that a picture gets what it got in training.
+    place of a picture's own; here there are none, so that evaluation computes the same as training.
     Its VGG-16 is fed pictures in [-1,1], but was trained on ImageNet-normalised ones, and its total
     variation grows with the batch: ``faithful`` of the method brings both back (at the paper's
     batch of one only the first makes a difference).
@@ -46,8 +46,8 @@ class CoarseToFineGenerator(nn.Module):
     full size (pix2pixHD's generator with one enhancer, Wang et al., CVPR 2018).
 
     ``forward(thermal (B,1,H,W) in [-1,1]) -> (B,3,H,W) in [-1,1]``; H and W are multiples of 32.
-    ``width`` is that of the local network; the global one starts at twice that and has 16 times
-    that at its smallest, at H/16.
+    ``width``: channels of the local network; the global network starts with twice as many and has
+    16 times as many at its smallest map, at H/16.
     """
 
     # 16 for the strides; 32 so that the smallest map has the two pixels that reflect padding needs
@@ -86,8 +86,8 @@ class TICCGAN(Method):
     ``faithful``: VGG-16 is fed pictures in [-1,1] as they are, and ``tv`` is summed over the batch
     (see above).
 
-    What MUGAN and LKAT-GAN have otherwise: ``gan``, the kind of the adversarial loss
-    (patchgan.gan_loss), and the discriminator's width; ``ssim`` where their losses have it.
+    MUGAN and LKAT-GAN differ in ``gan``, the kind of the adversarial loss (patchgan.gan_loss), in
+    the discriminator's width, and in ``ssim`` where their losses have it.
     """
 
     Network: ClassVar[type[nn.Module]] = CoarseToFineGenerator

@@ -1,8 +1,8 @@
 """TIR2Lab: a small U-Net that predicts the Lab colour of a thermal frame, without a discriminator.
 
 Berg et al., *Generating visible spectrum images from thermal infrared*, CVPR workshops 2018.
-Written from the description of the published system alone. The network's own answer is Lab in
-[0,1]; ``forward`` turns it into RGB, differentiably.
+Written from the description of the published system alone. The network predicts Lab in [0,1];
+``forward`` turns it into RGB, differentiably.
 
 Fixed: the original's batch normalisation runs over the rows of the map in place of its channels, so
     that a network takes one height only. Here it is ordinary batch normalisation over channels,

@@ -1,4 +1,4 @@
-"""Traits: what a network is to those who call it. No torch.
+"""Traits: the properties of a network that its callers need. No torch.
 
 The structure (sizes that fit, kind of text, heads) comes from the network's class; the settings
 (``SETTINGS``) come from the model file's configuration, where any method may have them. An exported
@@ -22,24 +22,25 @@ LONGEST_PROMPT = 2000
 
 @dataclass(frozen=True)
 class Traits:
-    """What a network takes and gives. Every field has the default of a plain image network.
+    """Inputs and outputs of a network. Every field has the default of a plain image network.
 
     Attributes:
         multiple_of: height and width in pixels must be multiples of it.
         fixed_size: the only side in pixels that the network takes; None: any.
-        least_size, working_size: the short side in pixels of the frames that it colours well, 0 to
-            8192; smaller frames are enlarged before, larger ones reduced; ``working_size`` wins
-            where it is the smaller.
+        least_size, working_size: range of the short side, in pixels, of frames that it colours
+            well, 0 to 8192. Smaller frames are enlarged first, larger frames are reduced;
+            ``working_size`` wins where it is the smaller.
         text_source: "none", "clip-tags" (names out of ``words``) or "clip-sentence" (a sentence).
         words: the names that it knows, in the order of its table and of its tags.
-        text_length: the most tokens of one text. text_width: numbers of one token.
-        takes_colours: whether a name may come with a colour.
-        predicts_tags: whether it tells which of ``words`` are in a frame.
+        text_length: the largest number of tokens of one text.
+        text_width: numbers of one token.
+        takes_colours: whether a name may have a colour.
+        predicts_tags: whether it predicts which of ``words`` are in a frame.
         tag_threshold: probability, 0 to 1, above which a word counts as predicted.
-        default_text: text of a frame that comes without: "none", or "predicted" (its tags).
-        default_prompt: text of a frame that comes without: a prompt, as of a model that was trained
-            with one sentence for all frames; "": none. Only one of both defaults can be given.
-        takes_float32: frames are passed in float32 whatever its weights are in.
+        default_text: text of a frame without a text: "none", or "predicted" (its tags).
+        default_prompt: prompt of a frame without a text, for a model that was trained with one
+            sentence for all frames; "": none. Only one of the two defaults can be given.
+        takes_float32: frames are passed in float32, whatever the dtype of the weights.
         heads: whether ``forward(..., heads=True)`` also gives the tags' logits.
         capturable: whether a forward pass can become a CUDA graph.
 
@@ -121,7 +122,8 @@ class Traits:
     # --- in the metadata of an exported graph
 
     def to_strings(self) -> dict[str, str]:
-        """What the caller of an exported graph needs, as strings: text as it is, the rest JSON."""
+        """The traits that callers of an exported graph need, as strings: text as it is, the rest as
+        JSON."""
         values = {name: getattr(self, name) for name in _IN_A_GRAPH}
         values["words"] = list(self.words)
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
@@ -171,7 +173,7 @@ def traits_of(network: Any) -> Traits:
     """The traits of a PyTorch network.
 
     Attributes of the network with a trait's name give the structure, ``network.settings`` (which
-    ``build_network`` sets) the rest; what neither has is the default.
+    ``build_network`` sets) the rest. Others have their default.
 
     Raises:
         ValueError: a value of another type, or out of its range.

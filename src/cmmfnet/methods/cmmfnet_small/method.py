@@ -23,15 +23,19 @@ class CMMFNetSmallMethod(Matched):
     """Regression to a teacher's pictures, with the losses of :class:`Matched`; text as in
     CMMF-Net's training.
 
-    ``teacher``: the model whose VGG-16 stem a fresh network takes over, in factors; "" leaves it
-    random. ``fit``: a folder of pairs, such as the teacher's, on whose frames the factors are
-    fitted, and to whose daytime colours the readouts of the stem's maps; without it the frames are
-    rendered scenes and the readouts start at 0. ``text_dropout``: share of the pictures trained
-    without text; "night" is always kept. ``frozen``: so many of the stem's first convolutions stay
-    as they were fitted, which spares the dearest part of the backward pass. ``stem_learning_rate``:
-    factor on the learning rate of the stem and of what reads its maps. ``perceptual_crop``: side in
-    pixels of the random part of each picture that the perceptual loss sees, for the same reason; 0
-    = all of it.
+    Options:
+        teacher: the model whose VGG-16 stem a fresh network takes over, in factors; "" leaves the
+            stem random.
+        fit: a folder of pairs, such as the teacher's. The factors are fitted on its frames, and the
+            readouts of the stem's maps to its daytime colours. Without it the factors are fitted on
+            rendered scenes and the readouts start at 0.
+        text_dropout: share of the pictures that are trained without text; "night" is always kept.
+        frozen: number of the stem's first convolutions that are not trained, which saves the most
+            expensive part of the backward pass.
+        stem_learning_rate: factor on the learning rate of the stem and of the layers that read its
+            maps.
+        perceptual_crop: side in pixels of a random part of each picture; the perceptual loss
+            compares this part only, which saves time. 0: the whole picture.
     """
 
     Network = CMMFNetSmall

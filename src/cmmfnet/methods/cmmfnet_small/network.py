@@ -1,13 +1,13 @@
-"""CMMF-Net small: a network for live colour on a CPU, taught by the released one.
+"""CMMF-Net small: a network for live colour on a CPU, distilled from the released CMMF-Net.
 
 Not from a paper. It keeps CMMF-Net's plan (Jiang et al., 2025): an encoder that sees the whole
 frame resized to ``global_size``, so that a large frame has one context; a U-Net's decoder at the
-frame's own size; text that scales and shifts the decoder. What differs is cost. The encoder is the
-released model's VGG-16 stem with each convolution in two factors (stem.py). There is no
-ViT, and kernels are small but at stride 16: the backward pass of a large depthwise kernel is what
-training on a CPU cannot afford. The decoder has no norms, which on a CPU cost as much as its
-convolutions. Every level adds its share to the colours, which so are learned from coarse to fine
-(skip connections to RGB, Karras et al., StyleGAN2, CVPR 2020, section 4.1).
+frame's own size; text that scales and shifts the decoder. It differs in cost. The encoder is the
+released model's VGG-16 stem with each convolution in two factors (stem.py). There is no ViT, and
+kernels are small except at stride 16: training on a CPU cannot afford the backward pass of a large
+depthwise kernel. The decoder has no norms, which on a CPU cost as much as its convolutions. Every
+level adds its share to the colours, so that colours are learned from coarse to fine (skip
+connections to RGB, Karras et al., StyleGAN2, CVPR 2020, section 4.1).
 
 Its training is plain regression to pictures that the released model made (training/distilled.py).
 """
@@ -147,8 +147,8 @@ class CMMFNetSmall(nn.Module):
         return F.embedding(ids, self.word_vectors)
 
     def _vector(self, deepest: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
-        """What modulates the decoder: the mean of the deepest map, and the sum of the text's
-        tokens, 0 without text."""
+        """The vector that modulates the decoder: the mean of the deepest map, and the sum of the
+        text's tokens, 0 without text."""
         mean = deepest.mean(dim=(2, 3))
         if self.text_source == "none":
             return mean

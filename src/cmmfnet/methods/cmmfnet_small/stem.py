@@ -70,10 +70,10 @@ class FactoredStem(nn.Module):
         """Take over the weights of a whole stem (``feature_layers("vgg16")``), factor by factor, on
         frames (N,C,G,G).
 
-        The 3x3 factor gives the principal components of what the whole layer gives; the 1x1 factor
-        is the regression from what it gives after the factored layers before to the whole layer's
-        values, so that their errors are made good where they can be. Returns the part of the
-        variance of each layer's values (before ReLU) that is lost.
+        The 3x3 factor gives the principal components of the whole layer's outputs. The 1x1 factor
+        is the regression from the 3x3 factor's outputs, behind the factored layers before it, to
+        the whole layer's outputs, so that it corrects errors of earlier layers. Returns the lost
+        share of the variance of each layer's outputs (before ReLU).
         """
         wholes = [layer for layer in stem if isinstance(layer, nn.Conv2d)]
         theirs = mine = frames

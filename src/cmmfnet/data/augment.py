@@ -1,8 +1,8 @@
 """Augmentation of pairs: one geometry for both pictures, sensor effects on the thermal frame only.
 
-Drawing and applying are apart: numbers are drawn for every picture of a step's whole batch, from a
-generator that the caller seeds by (seed, step), and a process applies those of its own pictures. So
-a picture is the same on any number of processes.
+Drawing and applying are separate. Random numbers are drawn for every picture of a step's whole
+batch, from a generator that the caller seeds by (seed, step); a process applies the numbers of its
+own pictures. So a picture is the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Crop:
                 for m, n in zip(size, part.shape[:2], strict=True)
             )
             return part[rows[:, None], columns[::-1] if self.flip else columns]
-        # a copy of the crop: torch is twice as quick on what lies in one piece
+        # a copy of the crop: torch is twice as quick on contiguous memory
         planes = (
             torch.from_numpy(part.copy()).view(1, self.height, self.width, -1).permute(0, 3, 1, 2)
         )
@@ -130,8 +130,8 @@ def stretch(x: Tensor, low: float = 0.01, high: float = 0.99) -> Tensor:
 def sensor_draws(
     count: int, frames: int, height: int, width: int, generator: torch.Generator
 ) -> Draws:
-    """What :func:`sensor` needs for ``count`` pictures of ``frames`` frames, on the generator's
-    device."""
+    """Random numbers of :func:`sensor` for ``count`` pictures of ``frames`` frames, on the
+    generator's device."""
 
     def one(low: float, high: float) -> Tensor:
         return uniform((count, 1, 1, 1), low, high, generator)

@@ -1,8 +1,8 @@
 """Batches for training: decoded by worker processes (items.py), finished on the training device.
 
-A picture is a function of (seed, step, position in the step's whole batch): the number of processes
-and of workers and the step at which a run was resumed change nothing. The one thing to remember of
-a run's data is the number of its next step.
+A picture is a function of (seed, step, position in the step's whole batch). The number of processes
+and of workers, and the step at which a run was resumed, change nothing. So the state of a run's
+data is the number of its next step.
 """
 
 from __future__ import annotations
@@ -34,16 +34,26 @@ notice a disk that hangs."""
 
 @dataclass
 class Batch:
-    """thermal (B,1,H,W) and visible (B,3,H,W) float32 in [-1,1]; label (B,H,W) long, 255 = none;
-    tags: names per picture; colours: (colour, name) of things per picture, and told: names that
-    only the words tell, where a source recolours; tagged (B,) bool: the tags are complete, so a
-    missing one is absent; captions (""
-    = the picture has none, None = it is to go without text); names; positions of the pictures in
-    the step's whole batch, for draws that must not depend on the number of processes; crops: where
-    in its file the colour picture was cut.
+    """The pictures of a step and their annotations.
+
+    Attributes:
+        thermal, visible: (B,1,H,W) and (B,3,H,W) float32 in [-1,1].
+        label: (B,H,W) long, 255 = no label.
+        tags: names of the things in each picture.
+        tagged: (B,) bool, whether the tags are complete, so that a missing name is absent.
+        captions: of each picture; "" = it has none, None = train it without text.
+        names: of the pictures.
+        positions: of the pictures in the step's whole batch, for random numbers that do not depend
+            on the number of processes.
+        colours: (colour, name) of things of each picture.
+        told: names of recoloured things, which the thermal frame does not show
+            (data/made/recolour.py).
+        crops: the place of each colour picture in its file.
 
     With three frames, thermal is (B,3,1,H,W) and visible (B,3,3,H,W), in the order of time; all
-    else is the middle one's. With unpaired colour, all but visible is the thermal frame's."""
+    else belongs to the middle frame. With unpaired colour, all but visible belongs to the thermal
+    frame.
+    """
 
     thermal: Tensor
     visible: Tensor

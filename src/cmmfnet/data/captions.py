@@ -1,9 +1,9 @@
 """``cmmfnet captions``: write the captions of a data set, and check them.
 
-Training reads one place, the key ``caption`` of index.jsonl: a second file could say something
-else. So captions get there from a file, from a template or from tags, the other keys stay as they
-are, and the index before it is kept as index.jsonl.bak, since captions written by hand cannot be
-made again. A captions file is for people: ``--out`` writes one to edit, ``--file`` reads it.
+Training reads captions from one place, the key ``caption`` of index.jsonl. This command writes them
+there, from a file, from a template or from tags. The other keys stay as they are, and the earlier
+index is kept as index.jsonl.bak, since captions written by hand cannot be made again. A captions
+file is for people: ``--out`` writes one to edit, ``--file`` reads it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TOKENIZER = "openai/clip-vit-base-patch32"
 
 @dataclass
 class CaptionReport:
-    """What a check found. ``problems`` should be put right; ``notes`` are good to know."""
+    """Result of a check: ``problems`` to correct, and ``notes`` for information."""
 
     frames: int
     captioned: int
@@ -288,7 +288,7 @@ def _template(text: str) -> str:
 
 
 def _read_index(data: Path) -> tuple[list[str], list[dict]]:
-    """The lines of the index and, for those that are not empty, what is in them."""
+    """The lines of the index, and the entries of the lines that are not empty."""
     index = data / "index.jsonl"
     if not index.is_file():
         raise PairsError(

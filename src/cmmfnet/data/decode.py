@@ -12,7 +12,7 @@ from cmmfnet.thermal.stretch import to_8_bits
 
 
 def colour(source: Path | bytes) -> np.ndarray:
-    # not imagecodecs, which is quicker: it takes a JPEG that is cut off for a whole one
+    # not imagecodecs, which is quicker: it accepts a truncated JPEG
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
         return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 

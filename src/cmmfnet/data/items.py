@@ -1,8 +1,8 @@
-"""What data workers do: choose, decode, crop and resize the pictures of a step. NumPy in, uint8
+"""The work of data workers: choose, decode, crop and resize the pictures of a step. NumPy in, uint8
 tensors out.
 
-Everything is a function of (seed, step, position in the step's whole batch). There is no state, so
-that it does not matter which worker of which process makes which step, nor where a run was resumed.
+Every picture is a function of (seed, step, position in the step's whole batch). There is no state,
+so that any worker of any process can make any step, and a run can be resumed anywhere.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ class Items(Dataset):
         label: np.ndarray | None,
         tags: list[str],
     ) -> Recoloured:
-        """The picture with other colours (rendered so, or painted), or as it is; and the colours of
-        what is in it, of which some will be said."""
+        """The picture, in other colours (rendered or painted) or unchanged, and the colours of its
+        things."""
         if label is None:
             return Recoloured(photo, colours=parse_tags(meta.get("colour_caption") or "").colours)
         rng = np.random.default_rng([self.seed, step, position, 3])
@@ -209,8 +209,8 @@ class Items(Dataset):
         return made
 
     def _other_text(self, spec: Source, step: int, position: int) -> tuple[list[str], str | None]:
-        """Tags and caption that do not belong to the picture: none, or those of any picture of the
-        source."""
+        """Tags and caption of another picture of the source, or none: the controls of
+        ``Source.text``."""
         if spec.text == "empty":
             return [], None
         index = int(np.random.default_rng([self.seed, step, position, 2]).integers(len(spec.pairs)))
@@ -285,10 +285,11 @@ def _check_label(label: np.ndarray, what: str) -> None:
 
 
 def _tags(meta: dict, label: np.ndarray | None) -> list[str]:
-    """Names of what is in the crop (by its label map: 1 % of it or more) or in the whole picture,
-    lighting, sky.
+    """Names of the things in the crop (1 % of its label map or more) or, without a label map, in
+    the picture; lighting; sky.
 
-    A predicted label map (found_labels.py) does not see everything: what a person named is added.
+    A predicted label map (training/found_labels.py) is incomplete, so the entry's own tags are
+    added.
     """
     if label is not None:
         share = np.bincount(label.ravel(), minlength=len(CLASSES))[: len(CLASSES)] / label.size

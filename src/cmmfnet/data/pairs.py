@@ -147,8 +147,8 @@ class Pairs:
         """(N,3) int64: the positions of the frame before, the frame itself and the frame after it
         in its sequence.
 
-        The order in a sequence is that of the names, numbers in them by their value. The first and
-        the last frame of a sequence, and an entry without one, stand three times for themselves.
+        A sequence is ordered by names, with numbers in them by value. The first and the last frame
+        of a sequence, and an entry without a sequence, are their own neighbours.
         """
         triplets = np.repeat(np.arange(len(self.entries))[:, None], 3, axis=1)
         sequences: dict[str, list[int]] = {}

@@ -1,12 +1,12 @@
-"""Pseudo-thermal frames from labelled colour photos, the lever that makes little real data enough
-(docs/data.md).
+"""Pseudo-thermal frames from labelled colour photos, which make up for the small number of real
+pairs (docs/data.md).
 
-A thermal camera sees temperature and emissivity, which a photo does not tell; what carries over
-from photo to thermal frame is shape. So every class gets a random temperature, inside a class the
-photo's own variation comes back with a random sign and strength, and the sensor does the rest
-(augment.sensor). Half of the frames take temperatures from a weak physical prior (sky cold, people
-warm), half from none at all. Everything but ``level`` is batched tensor code and runs where the
-tensors are; as in augment.py, drawing and applying are apart.
+A thermal camera measures temperature and emissivity, which a photo does not have; the two share
+shapes. So every class gets a random temperature, inside a class the photo's own variation is added
+with a random sign and strength, and sensor effects follow (augment.sensor). Half of the frames take
+temperatures from a weak physical prior (sky cold, people warm), half take them at random.
+Everything but ``level`` is batched tensor code and runs where the tensors are; as in augment.py,
+drawing and applying are apart.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def _prior(device: torch.device) -> Tensor:
 
 
 def simulation_draws(count: int, generator: torch.Generator) -> Draws:
-    """What :func:`simulate_thermal` needs for ``count`` pictures, on the generator's device."""
+    """Random numbers of :func:`simulate_thermal` for ``count`` pictures, on the generator's
+    device."""
     classes = len(PRIOR)
 
     def per_class(low: float, high: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""One data set of a training mix: which of its pictures, how many, and how they are changed."""
+"""One data set of a training mix: the choice of its pictures, their share, and their changes."""
 
 from __future__ import annotations
 

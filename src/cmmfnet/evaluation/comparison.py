@@ -76,7 +76,7 @@ def groups(rows: dict[str, Rows], names: Sequence[str]) -> dict[str, dict]:
 
 
 def read_curve(what: str | None) -> dict[str, list]:
-    """Metric -> [step, value] of a run's validation, from its log.jsonl; {} for what is no run."""
+    """Metric -> [step, value] of a run's validation, from its log.jsonl; {} without one."""
     log = Path(what or "") / "log.jsonl"
     if what is None or not log.is_file():
         return {}

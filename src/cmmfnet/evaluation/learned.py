@@ -1,4 +1,4 @@
-"""LPIPS, a metric computed by a pre-trained network; its files are those of nn/perceptual.py."""
+"""LPIPS, a metric computed by a pre-trained network (files: nn/perceptual.py)."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Predictor:
         name: its label.
         colour: ``colour(thermals, metas)`` takes lists of (h,w) float32 in [-1,1] and of index
             entries and returns a list of (h,w,3) uint8.
-        record: what it is, for JSON: what, kind ("model", "run", "graph", "predictions",
+        record: its description for JSON: what, kind ("model", "run", "graph", "predictions",
             "baseline"), sha256, text, training.
         batch: number of frames per call.
     """
@@ -106,7 +106,7 @@ def takes(traits: Traits, side: int) -> bool:
 
 
 def default_text(traits: Traits) -> str:
-    """The text of a frame that comes without: "none", "predicted" or "default prompt"."""
+    """The text of a frame without a text: "none", "predicted" or "default prompt"."""
     return "default prompt" if traits.default_prompt else traits.default_text
 
 

@@ -156,7 +156,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def chart(name: str, curves: dict[str, list[list[float]]]) -> dict | None:
-    """What report.html draws of a metric over training steps: marks on both axes, and lines.
+    """The chart of a metric over training steps, for report.html: marks on both axes, and lines.
 
     ``curves``: label -> [[step, value], ...]. None if there is no finite value.
     """

@@ -1,4 +1,4 @@
-"""The options of an evaluation: which pairs, how they are cut, what is measured."""
+"""The options of an evaluation: pairs, geometry, metrics."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class AttentionTranslator(nn.Module):
 
 
 def attention_loss(maps: Tensor) -> Tensor:
-    """Every place is to be attended to by one scale: half of a quarter of (sum over scales - 1)^2
+    """Every place should be attended to by one scale: half of a quarter of (sum over scales - 1)^2
     plus 1 - the largest, means over places and pictures. maps (B,S,h,w) in (0,1)."""
     maps = maps.float()
     total = (maps.sum(dim=1) - 1).square().mean() / 4
@@ -166,8 +166,9 @@ def attended(features: Tensor, maps: Tensor) -> Tensor:
 
 
 def likeness_loss(features: Tensor) -> Tensor:
-    """Scales are to see different things: mean product of the unit vectors (B,S,C) of different
-    scales, where it is positive; its zeros on the diagonal count. Mean over pictures."""
+    """Difference of scales, which should attend to different things: mean product of the unit
+    vectors (B,S,C) of different scales, where it is positive; its zeros on the diagonal count. Mean
+    over pictures."""
     products = features @ features.transpose(1, 2)
     own = torch.eye(products.shape[1], device=products.device)
     return F.relu((products * (1 - own)).mean(dim=(1, 2))).mean()

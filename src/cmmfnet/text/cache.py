@@ -1,10 +1,9 @@
-"""What a CLIP text encoder made of a text, kept on disk, so that it need not be loaded for a text
-seen before.
+"""Disk cache of CLIP's tokens for a text, so that CLIP need not be loaded for a known text.
 
 One file for each text in ``$CMMFNET_CACHE/text/MODEL/`` (``~/.cache/cmmfnet/text/MODEL/``), named
 by the SHA-256 of the text: the text itself is not stored. A file is a SHA-256 digest and arrays in
-numpy's npz format; one that is damaged counts as missing and is written anew. Files are written
-whole or not at all, so any number of processes may share the folder. It may be deleted at any time.
+numpy's npz format; a damaged file counts as missing and is written anew. Files are written whole or
+not at all, so that any number of processes may share the folder, which may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class TextCache:
     """Named arrays by text, for one model.
 
     Args:
-        model: says exactly which weights at which revision, and what is kept of them; part of the
-            folder's name.
+        model: identifies the weights, their revision and the kind of tokens; part of the folder's
+            name.
     """
 
     def __init__(self, model: str) -> None:

@@ -1,5 +1,5 @@
-"""Files of captions: JSON lines, CSV or text; how they are read, matched with a data set's frames,
-and written."""
+"""Files of captions (JSON lines, CSV or text): reading, matching with the frames of a data set,
+writing."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def read_captions(path: Path) -> list[tuple[int, str, str]]:
 def match_captions(
     rows: list[tuple[int, str, str]], known: set[str], path: Path
 ) -> tuple[dict[str, str], list[str]]:
-    """Name -> caption, and what is wrong. A name may have the suffix of its picture."""
+    """Name -> caption, and a list of problems in words. A name may have the suffix of its
+    picture."""
     given: dict[str, str] = {}
     lines: dict[str, int] = {}
     unknown = []

@@ -1,4 +1,4 @@
-"""CLIP's text encoder, and vectors of words; the hidden states of sentences are text.py's.
+"""CLIP's text encoder, and vectors of words. (Hidden states of sentences: sentences.py.)
 
 The encoder is a hub name or a folder in the form of transformers: the argument ``model``, else the
 environment variable ``CMMFNET_TEXT_ENCODER`` (a folder, OWNER/REPO or OWNER/REPO@COMMIT), else
@@ -129,10 +129,10 @@ class ClipEncoder:
 
     @cached_property
     def identity(self) -> str | None:
-        """What exactly these weights are: hub name and commit, or a digest of the folder's files.
+        """The identity of these weights: hub name and commit, or a digest of the folder's files;
         None: not known.
 
-        Only a hub model without a pinned commit must be loaded for it.
+        A hub model without a pinned commit is loaded to find it.
         """
         if self.is_folder:
             return f"folder-{_digest(Path(self.name))}"

@@ -1,8 +1,8 @@
-"""What the words for colours mean in training: a CIELAB for each, and the range about it that a
-word covers.
+"""Colour words in training: the CIELAB colour of each word, and the range of colours that it
+covers.
 
-Photos are painted with these (recolour.py), and rendered scenes get them as albedo (repainted.py),
-so that the renderer's light makes of them what it makes of any paint.
+Photos are painted with these colours (data/made/recolour.py). Rendered scenes get them as albedo
+(data/made/repainted.py), so that the renderer lights them like any paint.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# CIELAB of the basic colours (values of words.COLOURS) as vehicles and painted doors have them,
-# D65.
+# CIELAB of the basic colours (values of vocabulary.COLOURS) as vehicles and painted doors have
+# them, D65.
 PAINT: dict[str, tuple[float, float, float]] = {
     "black": (13, 0, -1), "white": (88, -1, 2), "grey": (50, 0, -1), "silver": (70, -1, -2),
     "red": (38, 50, 32),
@@ -65,7 +65,7 @@ _SHADELESS = ("black", "white", "grey", "silver", "bare")
 
 
 def near(target: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """A colour near ``target``, so that a word is a range and not a point."""
+    """A random CIELAB colour near ``target``, since a word covers a range of colours."""
     scale = rng.uniform(0.85, 1.12)
     return np.array(target, np.float32) * [1, scale, scale] + rng.normal(0, [3.0, 1.5, 1.5])
 
@@ -76,7 +76,7 @@ def draw_colour(
     rng: np.random.Generator,
     p: Sequence[float] | None = None,
 ) -> tuple[str, np.ndarray]:
-    """A phrase ("red", now and then "dark red" or "pale red") and a CIELAB that it is true of."""
+    """A random phrase ("red", at times "dark red" or "pale red") and a CIELAB colour for it."""
     word = str(rng.choice(words, p=p))
     target, shade = near(table[word], rng), rng.random()
     if word in _SHADELESS or shade >= 0.2:

@@ -20,7 +20,7 @@ COCOSTUFF: dict[str, str | None] = {
     "traffic light": "traffic light",
     "window": "window-other", "door": "door-stuff", "roof": "roof", "other": None,
 }  # fmt: skip
-"""Class -> the nearest COCO-Stuff name; None where there is none."""
+"""Class -> the nearest COCO-Stuff name, or None."""
 IGNORE = 255
 """The id of pixels without a label in a label map (H, W) uint8."""
 
@@ -61,7 +61,7 @@ def _places() -> dict[str, tuple[int, ...]]:
 
 
 PLACES: dict[str, tuple[int, ...]] = _places()
-"""Name -> classes (indices into CLASSES) that it is a name of."""
+"""Name -> the classes (indices into CLASSES) that it names."""
 _CLASS = {name: i for i, name in enumerate(CLASSES)}
 CLAIMS: dict[str, tuple[int, ...]] = {
     "snow": (_CLASS["grass"], _CLASS["terrain"]),
@@ -69,4 +69,4 @@ CLAIMS: dict[str, tuple[int, ...]] = {
     "wall-brick": (_CLASS["building"],), "wall-stone": (_CLASS["building"],),
     "wall-wood": (_CLASS["building"],),
 }  # fmt: skip
-"""Name -> classes that it also covers if no word in the text names them: snow covers grass."""
+"""Name -> further classes that it covers if no word in the text names them: snow covers grass."""

@@ -52,7 +52,7 @@ def tokenise(prompt: str) -> list[Token]:
 
 
 def singular(word: str) -> str:
-    """Of an English word in lower case; one that is none, or is the same in both, stays."""
+    """The singular of an English word in lower case; other words come back unchanged."""
     if word in table.IRREGULAR_PLURALS:
         return table.IRREGULAR_PLURALS[word]
     if word.endswith("men") and len(word) > 4:  # workmen, fishermen
@@ -71,11 +71,11 @@ def _key(phrase: str) -> tuple[str, ...]:
 
 
 class Entry(NamedTuple):
-    """What a phrase stands for."""
+    """The meaning of a phrase."""
 
     tags: tuple[str, ...]
     is_part: bool = (
-        False  # a part, whose colour is not that of the whole: a white crosswalk is no white road
+        False  # a part with a colour of its own: a white crosswalk does not make a white road
     )
 
 

@@ -102,7 +102,7 @@ def warn_unknown(unknown: Sequence[str], words: Sequence[str] = WORDS, stackleve
     """Warn once (UserWarning) about words of a prompt that the model does not know, with the
     nearest known names; silent where there are none.
 
-    `stacklevel` is that of `warnings.warn`: 2 points at the caller.
+    `stacklevel` as in `warnings.warn`: 2 points at the caller.
     """
     if not unknown:
         return
@@ -192,7 +192,7 @@ class _Scan:
         return next((self.lexicon[split] for split in splits if split in self.lexicon), None)
 
     def step(self, i: int) -> int:
-        """Deal with what starts at token i; returns the index after it."""
+        """Read the phrase or word that starts at token i; returns the index after it."""
         word = self.word(i)
         if not self.tokens[i].is_word:
             self.punctuation(i)

@@ -1,7 +1,7 @@
-"""`read_prompt`: everything that a prompt says, in one pass: names, their colours, bare trees,
-corrections, unknown words. No torch.
+"""`read_prompt`, the parser of `--text`: names, their colours, bare trees, corrections and unknown
+words of a prompt, in one pass. No torch.
 
-"+snow -grass" corrects what the model predicts: the predicted names, with snow and without grass. A
+"+snow -grass" corrects the model's prediction: the predicted names, with snow and without grass. A
 sign counts where it stands at the start or after a space or comma and touches the letter behind it,
 so "a car-free street", "grass + trees" and "- a car" are plain text. A sign holds for all words up
 to the next one. If the text before the first sign names something, it replaces the prediction: "a

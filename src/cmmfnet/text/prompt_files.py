@@ -1,5 +1,5 @@
-"""Texts for each picture: from a captions file, from text files beside the pictures, or by time. No
-torch.
+"""`--text-file`: a text for each picture, from a captions file, from text files next to the
+pictures, or by time. No torch.
 
 ``--text-file`` takes
 
@@ -8,11 +8,11 @@ torch.
   suffix, with folders where they are needed) or a folder, for all pictures in it;
 * a text file of times (`cmmfnet.text.timeline`), for the frames of one folder: a picture's frame
   number is its place in it;
-* the word ``beside``: NAME.txt beside NAME.png, and _folder.txt for all pictures of its folder and
+* the word ``beside``: NAME.txt next to NAME.png, and _folder.txt for all pictures of its folder and
   the folders in it.
 
-A picture's own text goes before that of its folder (the nearest one), and that before ``--text``.
-An empty text is none. All is read and checked before the first picture is coloured.
+A picture's own text comes before the text of the nearest folder, and both come before ``--text``.
+An empty text means no text. All texts are read and checked before the first picture is coloured.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PictureTexts:
     Attributes:
         texts: None where a picture has none.
         origins: ``OWN``, ``FOLDER``, ``COMMON`` or ``NONE`` for each.
-        unused: what fits no picture, in words, with files and line numbers.
+        unused: entries that fit no picture, in words, with files and line numbers.
     """
 
     texts: list[str | None]
@@ -66,11 +66,11 @@ def picture_texts(
     """Find the text of each picture.
 
     Args:
-        source: what the pictures were listed from: a picture, a folder or a glob; names in files
-            are relative to it.
+        source: the picture, folder or glob from which the pictures were listed; names in files are
+            relative to it.
         inputs: the pictures, as ``list_sources`` gives them.
-        text: for pictures that have no other.
-        text_file: see above; None: ``text`` for all.
+        text: the text of pictures without another text.
+        text_file: see the module's text; None: ``text`` for all.
 
     Raises:
         UserError: the file is not there, is no such file, or a line or text in it is wrong;
@@ -96,7 +96,7 @@ def picture_texts(
 
 
 def check_prompt(text: str) -> None:
-    """Raise ValueError for a text that no model can be given or no picture can note."""
+    """Raises ValueError for a text that no model takes or that no picture can note."""
     if bad := next(
         (c for c in text if (ord(c) < 32 and c not in "\t\n\r") or 0xD800 <= ord(c) < 0xE000), None
     ):
@@ -171,7 +171,7 @@ def _root(source: str | Path, inputs: Sequence[Path]) -> Path:
 
 
 def _names(file: Path, root: Path) -> tuple[str, ...]:
-    """What a picture may be called, the most exact first."""
+    """The names that a picture may have in a file, the most exact first."""
     inside = file.relative_to(root)
     return (
         inside.as_posix(),
@@ -293,7 +293,7 @@ def _beside(root: Path, inputs: Sequence[Path]) -> tuple[dict[Path, tuple[str, s
         return text
 
     def folder_text(folder: Path) -> str:
-        """Of this folder or, up to the root, the one around it."""
+        """The text of this folder or, up to the root, of the nearest folder around it."""
         if folder not in folder_texts:
             path = folder / FOLDER_FILE
             around = folder_text(folder.parent) if folder not in (root, folder.parent) else ""

@@ -1,7 +1,4 @@
-"""Prompts into text tokens: names found in a prompt, their CLIP vectors, and CLIP's hidden states
-of a whole sentence.
-
-Two sources of text tokens, and the network does not care which:
+"""Text tokens for a network, from one of two sources:
 
 * ``clip-tags``: `parse_tags` finds known names in the prompt, `tag_ids` makes indices of them, and
   a table of one vector per name (`load_tag_vectors`, `clip_tag_vectors`) makes tokens. The released
@@ -177,8 +174,8 @@ class SentenceEncoder:
     optimiser.
 
     Args:
-        model: hub name (downloaded once), or a folder in the form of transformers; by default what
-            CMMFNET_TEXT_ENCODER names, else OpenAI's ViT-B/32 (clip.py).
+        model: hub name (downloaded once), or a folder in the form of transformers; by default the
+            model in CMMFNET_TEXT_ENCODER, else OpenAI's ViT-B/32 (clip.py).
         revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed
             there the newest.
         device: where the encoder runs and the tokens are.
@@ -212,14 +209,14 @@ class SentenceEncoder:
 
     @property
     def length(self) -> int:
-        """The most tokens of a text: 77."""
+        """The largest number of tokens of a text: 77."""
         if self._length is None:
             self._length = self.network.config.max_position_embeddings
         return self._length
 
     @property
     def width(self) -> int:
-        """Of a token: 512 for ViT-B."""
+        """Numbers of a token: 512 for ViT-B."""
         if self._width is None:
             self._width = self.network.config.hidden_size
         return self._width

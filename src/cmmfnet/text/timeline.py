@@ -1,4 +1,4 @@
-"""Texts by time: which text holds for which frame of a sequence, from a small file. No torch.
+"""Texts by time: the text of each frame of a sequence, from a small file. No torch.
 
     # one clip of a drive
     fps: 30
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Timeline:
-    """What ``read_timeline`` found.
+    """The content of a file of times.
 
     Attributes:
         spans: in the order of time, without overlaps.
@@ -57,8 +57,7 @@ class Timeline:
 
         Args:
             frame: counted from 0.
-            fps: frames a second of the sequence; goes before that of the file. A video knows its
-                own.
+            fps: frames a second of the sequence, such as a video's own; it overrides the file's.
 
         Raises:
             UserError: the spans are in seconds and nothing says how many frames a second has.
@@ -78,7 +77,7 @@ class Timeline:
 
 
 def is_timeline(text: str) -> bool:
-    """Whether the first line that says something is a span or the frame rate."""
+    """Whether the first line that is neither empty nor a comment is a span or the frame rate."""
     first = next((line for _, line in _lines(text)), "")
     return bool(_SPAN.match(first) or _FPS.match(first))
 

@@ -47,9 +47,8 @@ def copy_async(x: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
 class Readings:
     """Losses of the last updates, on their way from the device to the host.
 
-    A number that is read at once makes Python wait for the device, and then the device for Python.
-    So the numbers are copied behind the step that made them, and read after a later step was
-    launched.
+    Reading a number at once makes Python wait for the device, and then the device wait for Python.
+    So the numbers are copied behind their step, and read after a later step was launched.
     """
 
     def __init__(self) -> None:
@@ -70,7 +69,7 @@ class Readings:
             step, batch, values, found, event = self._waiting[0]
             if event is not None:
                 event.synchronize()
-            if not found.isfinite().all():  # stays first: no checkpoint may be made of it
+            if not found.isfinite().all():  # stays first, so that no checkpoint is made of it
                 return step, batch, values
             self._waiting.popleft()
         return None

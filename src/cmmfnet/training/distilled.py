@@ -3,10 +3,10 @@ network on.
 
     cmmfnet distil out/distilled --config cmmfnet --data DATA --count 1500
 
-The frames are those that a recipe would train on (its sources, crops, simulated thermal, sensor
-effects), so the small network meets the same variety. The colours are the teacher's, which, unlike
-a photo, follow from the frame alone. The folder is in the project's layout (data/pairs.py), so any
-recipe trains on it.
+The frames are drawn as a recipe draws them (its sources, crops, simulated thermal, sensor effects),
+so that the small network trains on the same variety. The colours are the teacher's; unlike the
+colours of a photo, they follow from the frame alone. The folder is in the project's layout
+(data/pairs.py), so any recipe trains on it.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def write_distilled(
         teacher: a known name, a .safetensors file or hf:OWNER/REPO@COMMIT; a network that knows the
             word "night"
         night: share of the daytime frames that the teacher colours by night, by the word "night"
-        seed: of all draws
+        seed: random seed
         batch_size: frames that go through the teacher together
         device: auto, cpu, cuda, cuda:1 or mps
-        max_minutes: stop after this time; the index then has what is there
+        max_minutes: stop after this time; the index then has the frames written so far
 
     Returns: the index.
 

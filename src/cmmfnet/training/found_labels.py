@@ -3,10 +3,11 @@ photo's edges.
 
     cmmfnet found-labels data/found --pairs data/pairs --model cmmfnet
 
-Nobody drew label maps for thermal/colour pairs at hand; a network whose label head learned them
-from simulated frames finds most of what is large. With them, real frames are recoloured in training
-as labelled photos are (recolour.py): a network that sees words matter on simulated frames alone
-learns to tell the two apart, and ignores words on real ones (docs/text.md).
+Real thermal/colour pairs have no label maps. A network whose label head was trained on simulated
+frames finds most large things in them. With these label maps, training recolours real pairs as it
+recolours labelled photos (data/made/recolour.py). Without them, words would matter on simulated
+frames only; the network learns to tell these from real frames, and ignores words on real frames
+(docs/text.md).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from cmmfnet.data.store import Folder, PairsError
 from cmmfnet.data.write import PairsWriter
 from cmmfnet.text.labels import IGNORE
 
-SIDE = 256  # pixels of the short side at which the network looks and regions are drawn
+SIDE = 256  # pixels of the short side of the network's input and of the label maps
 
 
 def write_found_labels(
@@ -48,7 +49,7 @@ def write_found_labels(
         model: a known name, a .safetensors file or hf:OWNER/REPO@COMMIT; a CMMF-Net with a label
             head
         split: entries of this split get label maps; the others are left out
-        lighting: entries of these get label maps; the others are taken over without, since
+        lighting: entries with these lightings get label maps; the others are copied without, since
             recolouring is for daylight
         least: probability below which a pixel has no label
         device: auto, cpu, cuda, cuda:1 or mps
@@ -100,8 +101,7 @@ def found(network, thermal: np.ndarray, visible: np.ndarray, least: float, devic
     text.labels.CLASSES or IGNORE.
 
     The mean of the network's shares for the frame and its mirror image, smoothed along the photo's
-    edges (guided filter, He et al. 2013), so that a region that is painted ends where the thing
-    does.
+    edges (guided filter, He et al. 2013), so that a painted region ends at the edge of its thing.
     """
     import torch
     import torch.nn.functional as F

@@ -7,7 +7,7 @@ import json as jsonlib
 import warnings
 from typing import Any
 
-# losses that would load a pre-trained network, which has nothing to do with a method's own size
+# options that avoid loading a pre-trained loss network, which is no part of a method's size
 WITHOUT_LOSS_NETWORKS: dict[str, dict] = {"i2vgan": {"perceptual": "none"}}
 
 
@@ -17,7 +17,7 @@ def models(name: str | None = None, *, json: bool = False) -> None:
     Args:
         name: a known name, a .safetensors file, or hf:OWNER/REPO@COMMIT; without it, all known
             names
-        json: as JSON, with every method's paper, sizes and what it learns from
+        json: as JSON, with paper, sizes and training data of every method
     """
     from cmmfnet.methods import METHODS
     from cmmfnet.weights.files import describe
@@ -52,16 +52,19 @@ def _summary(model: dict[str, Any]) -> str:
 
 
 def describe_methods() -> list[dict[str, Any]]:
-    """What ``configs/NAME.yaml`` trains, one dict for each method and for the paper's CMMF-Net.
+    """One dict for each method, and for the paper's CMMF-Net, from ``configs/NAME.yaml``.
 
-    ``name`` (of the configuration), ``method``, ``title``, ``paper``; ``paired``: whether it needs
-    aligned pairs; ``frames`` a training item has (3 = neighbours in time); ``generator``:
-    parameters of what colours a frame, ``discriminator``: of the one that judges colour pictures
-    (null: none), counted as its paper's code does; ``original_generator``: with what that code has
-    and never uses, or what is fixed here (the network's ``faithful``); ``trained``: parameters of
-    all networks that its training has; ``multiple_of`` and ``fixed_size``: the sides in pixels that
-    the network takes; ``training_size``: side of its training crops; ``weights``: names of known
-    weights ([]: none known).
+    Keys:
+        name: of the configuration; method, title, paper.
+        paired: whether it needs aligned pairs.
+        frames: of a training item; 3 are neighbours in time.
+        generator, discriminator: parameters, counted as in the paper's code; the discriminator of
+            colour pictures, null for none.
+        original_generator: parameters of the network with ``faithful``, as in the authors' code.
+        trained: network -> parameters, for all networks of its training.
+        multiple_of, fixed_size: sides in pixels that the network takes.
+        training_size: side of its training crops in pixels.
+        weights: names of known weights, [] for none.
     """
     from cmmfnet.methods import METHODS
     from cmmfnet.weights.files import describe
@@ -109,6 +112,6 @@ def _describe(name: str, weights: dict[str, str]) -> dict[str, Any]:
         "multiple_of": traits.multiple_of,
         "fixed_size": traits.fixed_size,
         "training_size": recipe.size,
-        # the paper's network has no known weights: those of its method are of the released recipe
+        # the paper's network has no known weights: the known ones are of the released recipe
         "weights": [known for known, of in weights.items() if of == name],
     }

@@ -1,5 +1,5 @@
-"""The training recipe: what a YAML file under configs/ says. Fields are documented in place,
-unknown keys an error."""
+"""The training recipe: the fields of a YAML file under configs/, each documented in place. Unknown
+keys are an error."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Recipe:
     """Side of the square training crops in pixels, a multiple of 8."""
     shapes: tuple[tuple[int, int], ...] = bounded((), 16, 4096)
     """In place of ``size``: [height, width] of training crops, multiples of 8. Each step draws one
-    of them for its whole batch. Every source then says by ``zoom`` how large things are in them."""
+    of them for its whole batch. The ``zoom`` of each source gives the size of things in them."""
     validation: Source | None = None
     """Pictures for sample sheets and for the scores in the log; centre crops."""
     validation_pictures: int = bounded(200, 1, 1_000_000)
-    """At most so many of them, evenly spaced."""
+    """The largest number of validation pictures; they are evenly spaced."""
     training: Literal[None, "matched"] = None
     """Whose losses and step train the network: null = its own method's; matched = ours, for any
     network."""
@@ -68,15 +68,15 @@ class Recipe:
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; fp16 on CUDA only."""
     ema: float = bounded(0.999, 0, 1, below=True)
-    """Decay of the averaged weights, which are what is validated and saved as the model; 0 saves
-    the plain weights."""
+    """Decay of the averaged weights, which are validated and saved as the model; 0 saves the plain
+    weights."""
     seed: int = bounded(0, 0, 2**63 - 1)
     save_every: int = bounded(1000, 1, MOST_STEPS)
     sheet_every: int = bounded(1000, 1, MOST_STEPS)
     log_every: int = bounded(50, 1, MOST_STEPS)
     notes: dict = field(default_factory=dict)
-    """Go with the saved model as they are: data, licence, summary, anything that `cmmfnet models
-    FILE` should say."""
+    """Notes that are saved with the model as they are: data, licence, summary, anything that
+    `cmmfnet models FILE` should print."""
 
     def __post_init__(self) -> None:
         """Raises :class:`RecipeError`. What only the network or the losses know is checked when
@@ -129,11 +129,8 @@ class Recipe:
         return rise
 
     def matched(self) -> Recipe:
-        """This recipe's data, losses and budget for the network of any method: what `--recipe`
-        makes of a file.
-
-        Losses and options that only CMMF-Net has (text, tags, labels) fall away.
-        """
+        """This recipe's data, losses and budget for the network of any method, as for `--recipe`.
+        Losses and options of CMMF-Net alone (text, tags, labels) are left out."""
         from cmmfnet.methods.matched import Matched
 
         return replace(
@@ -153,7 +150,7 @@ def find_config(name: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     here = Path(__file__).parents[1]
-    # in an installed package beside the code, in a checkout at its root
+    # in the package when installed, at the root in a checkout
     folder = here / "configs" if (here / "configs").is_dir() else here.parents[1] / "configs"
     known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
     if name not in known:

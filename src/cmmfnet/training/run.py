@@ -43,11 +43,9 @@ _LOWER = (
 
 
 def seed_torch(recipe: Recipe, step: int, process: int) -> None:
-    """Seed what modules draw themselves (dropout, diffusion noise) by (seed, step, process).
-
-    So a run has no random state that a checkpoint could lack: it goes on with the same draws, even
-    on other machines.
-    """
+    """Seed torch's generator, for modules that draw themselves (dropout, diffusion noise), by
+    (seed, step, process). So a run has no random state that a checkpoint would need, and goes on
+    with the same random numbers, even on other machines."""
     torch.manual_seed(
         int(
             np.random.SeedSequence([recipe.seed, step, process]).generate_state(1, np.uint64)[0]
@@ -57,8 +55,7 @@ def seed_torch(recipe: Recipe, step: int, process: int) -> None:
 
 
 def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:
-    """The network and configuration of a trained model; the recipe's own ``model`` gives way to
-    it."""
+    """The network and configuration of a trained model, which replace the recipe's ``model``."""
     loaded = load_model(model)
     if loaded.config["method"] != recipe.model.get("method"):
         raise RecipeError(
@@ -79,7 +76,7 @@ def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:
 def _fresh(recipe: Recipe) -> tuple[nn.Module, dict]:
     """A network as the recipe has it, and its full configuration."""
     config = method_class(recipe.model.get("method")).configuration(dict(recipe.model))
-    shapes_of(config)  # refuses what no machine can hold
+    shapes_of(config)  # refuses a network that no machine can hold
     return build_network(config), config
 
 
@@ -126,7 +123,7 @@ class Run:
         except TypeError as error:
             raise RecipeError(f"options are {recipe.options}: {error}") from error
         except ModelError as error:
-            # start_from names its own file; a configuration is that of the recipe
+            # start_from names its own file; a configuration comes from the recipe
             if start_from is not None:
                 raise
             raise RecipeError(str(error.__cause__ or error)) from error
@@ -386,7 +383,7 @@ class Run:
             hyperparameters = [dict(group) for group in optimiser.param_groups]
             self._load(optimiser, state, "optimisers", name)
             for group, fresh in zip(optimiser.param_groups, hyperparameters, strict=True):
-                group.update(fresh)  # betas, weight decay: those of the recipe
+                group.update(fresh)  # betas, weight decay: from the recipe
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self._load(self.accelerator.scaler, state, "scaler")
         self.best = state["best"]

@@ -62,8 +62,8 @@ def stem_of(teacher: str) -> nn.Sequential:
 
 
 def rendered(side: int, count: int = 8) -> Tensor:
-    """Stretched thermal frames (count,1,side,side) of rendered scenes whose seeds are those of
-    training."""
+    """Stretched thermal frames (count,1,side,side) of rendered scenes, with seeds of the training
+    scenes."""
     from cmmfnet.data.scenes import render
     from cmmfnet.thermal.stretch import normalise
 

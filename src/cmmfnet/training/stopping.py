@@ -39,9 +39,9 @@ def signals() -> Iterator[list[str]]:
 
 
 class Agreement:
-    """What all processes do next: the largest of their wishes (GO_ON, TIME_IS_UP, SIGNALLED).
+    """The next action of all processes: the largest of their wishes (GO_ON, TIME_IS_UP, SIGNALLED).
 
-    An answer is that to the question of the step before, so that no process waits for it.
+    An answer belongs to the question of the step before, so that no process waits for it.
     """
 
     def __init__(self, accelerator: Accelerator):

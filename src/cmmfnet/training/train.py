@@ -48,12 +48,11 @@ def train(
     train ...
 
     Args:
-        config: a YAML file, or the name of one that comes along: tiny, cmmfnet, finetune, pix2pix,
-            ...; --config.NAME after it changes a single field. With --from it is finetune unless
-            another one is named
-        data: the folder (or URL of shards) that the configuration's source folders are in; its
-            folder "pairs" may be this one itself. scenes:100 renders 100 scenes into OUT/scenes and
-            trains on them, with nothing at hand
+        config: a YAML file, or the name of one in the package: tiny, cmmfnet, finetune, pix2pix,
+            ...; --config.NAME after it changes a single field. With --from the default is finetune
+        data: the folder (or URL of shards) of the configuration's source folders; a data set itself
+            stands for its folder "pairs". scenes:100 renders 100 scenes into OUT/scenes and
+            trains on them; needs no data
         out: the run's folder: log, sheets, checkpoint, model.safetensors
         recipe: own; matched: data, losses and budget of cmmfnet's configuration, and only the
             network of --config; or a YAML file to match instead
@@ -64,7 +63,7 @@ def train(
         resume: auto goes on where the folder has a checkpoint; never refuses such a folder, must
             refuses one without
         max_steps: stop at this step, counted from the run's beginning, save and exit; the schedule
-            stays that of the configuration
+            stays the configuration's
         max_minutes: stop after this time, save and exit
         workers: processes that read pictures (default: one a CPU core, up to 16 for each GPU; 0
             reads in the loop)

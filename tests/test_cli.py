@@ -115,7 +115,7 @@ def test_help_and_version_are_quick_and_do_not_import_torch():
         "--show-tags",
     ):
         assert option in done.stdout, option
-    assert "a picture or camera file, a folder of those, or a glob" in re.sub(
+    assert "a picture, camera file or video, a folder of pictures, or a glob" in re.sub(
         r"\s+", " ", done.stdout
     )  # docstrings are the help
 

@@ -16,6 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmmfnet.colorizer.jobs import Job, frame_path, sequence_jobs, sequences_in, write_photo
+from cmmfnet.colorizer.video_options import (
+    VideoOptions,
+    VideoReport,
+    is_video_name,
+    looks_like_video,
+)
 from cmmfnet.files.atomic import clear_parts
 from cmmfnet.files.errors import DISK_FULL, UserError
 from cmmfnet.files.pictures import (
@@ -93,17 +99,20 @@ def colorize(
     raw: str | None = None,
     kelvin_per_count: float | None = None,
     visible: bool = False,
-) -> Report:
+    video: VideoOptions = VideoOptions(),  # noqa: B008, it is frozen
+) -> Report | VideoReport:
     """Turn thermal pictures into colour. The colours are a plausible guess, not a measurement.
 
     Existing results are kept, so an interrupted command continues where it stopped. Pictures that
     are results of an earlier run are left out. A file of several frames (SEQ, CSQ, CPTV, TIFF,
-    NumPy) gives a folder of numbered pictures.
+    NumPy) gives a folder of numbered pictures, or a video (-o out.mp4), as do a video and a folder
+    of frames (docs/video.md).
 
     Args:
-        source: a picture or camera file, a folder of those, or a glob in quotes
+        source: a picture, camera file or video, a folder of pictures, or a glob in quotes
             ("set00/**/lwir/*.jpg")
-        out: folder for the results (NAME.png each), or a picture file if the source is one picture
+        out: folder for the results (NAME.png each), a picture file if the source is one picture,
+            or a video file (.mp4, .mov, .mkv, .webm)
         text: what the picture shows, e.g. "a road with two cars, trees and a brick house"; without
             it the model guesses. "+snow -grass" corrects the model's guess (--text="-grass" with
             the equals sign)
@@ -128,6 +137,7 @@ def colorize(
         kelvin_per_count: counts become degrees Celsius by count * this - 273.15; 0.01 or 0.04 for
             cameras with linear output
         visible: also write the photo inside a FLIR file, as NAME-visible.png
+        video: options of videos
 
     Raises:
         UserError: the request makes no sense; nothing was written.
@@ -141,6 +151,36 @@ def colorize(
         "raw": raw,
         "kelvin_per_count": kelvin_per_count,
     }
+    if is_video_name(out) and not Path(out).is_dir():
+        for option, given in (
+            ("--gallery", gallery is not None), ("--show-tags", show_tags), ("--visible", visible)
+        ):  # fmt: skip
+            if given:
+                raise UserError(f"{option} is for pictures, and {out} is a video; leave it out")
+        from cmmfnet.colorizer.video import colorize_video
+
+        return colorize_video(
+            source,
+            out,
+            lambda: _open_for(text, model, device, guidance),
+            text=text,
+            text_file=text_file,
+            span=span,
+            reading=reading,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            options=video,
+        )
+    if video != VideoOptions():
+        raise UserError(
+            "--fps, --codec, --quality, --side-by-side and --smooth are for videos, and "
+            f"{out} is none; name the result like a video, such as {Path(out).stem}.mp4"
+        )
+    if looks_like_video(source) and Path(source).is_file():
+        raise UserError(
+            f"{source} is a video; name the result like a video, such as -o "
+            f"{Path(source).stem}-colour.mp4"
+        )
     inputs, results = _inputs(source, RAW_FILES if raw is not None else THERMAL_FILES)
     outputs = plan_outputs(source, inputs, out)
     sequences = sequences_in(inputs, reading)
@@ -279,6 +319,13 @@ def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColor
     from cmmfnet.colorizer.torch import Colorizer
 
     return Colorizer.from_pretrained(model, device=device, guidance=guidance)
+
+
+def _open_for(text: str | None, model: str, device: str, guidance: float) -> FrameColorizer:
+    """A model that takes the text of a video."""
+    colorizer = open_colorizer(model, device, guidance)
+    _check_corrections(colorizer, [text])
+    return colorizer
 
 
 def _say(seen: Seen) -> str:

@@ -72,6 +72,13 @@ class Timeline:
                     "in place of times (0-299 a street)"
                 )
             place = (frame + 1e-6) / rate  # frame 360 at 29.97 is at 12.012, not before
+        return self._holding(place)
+
+    def at_time(self, frame: int, seconds: float) -> Span | None:
+        """The span of a video's frame, which has a time stamp, or None where no text is given."""
+        return self._holding(float(frame) if self.in_frames else seconds + 1e-6)
+
+    def _holding(self, place: float) -> Span | None:
         before = bisect.bisect_right(self.spans, place, key=lambda span: span.start)
         return self.spans[before - 1] if before and place < self.spans[before - 1].end else None
 

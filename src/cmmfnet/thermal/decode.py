@@ -113,6 +113,17 @@ def _identify(head: bytes) -> str:
     return "data of no known kind" if head else "an empty file"
 
 
+def is_known(name: str) -> bool:
+    """Whether a file is of a format that :func:`frames` reads, by its first bytes.
+
+    Raises:
+        ThermalFileError: no such file, or it cannot be opened.
+    """
+    with opened(name) as (stream, _):
+        kind = _identify(stream.read(4096))
+    return kind == "TIFF" or kind in _OPENERS or kind in _CAMERA_FRAMES
+
+
 def decode(
     stream: BinaryIO, name: str, size: int, max_pixels: int, layout: raw.RawLayout | None = None
 ) -> Reading:
@@ -160,9 +171,12 @@ def frames(
     stream.seek(0)
     kind = "raw" if layout is not None else _identify(head)
     if kind != "TIFF" and kind not in _OPENERS and kind not in _CAMERA_FRAMES and layout is None:
+        advice = "Export the frame as 16-bit TIFF or PNG"
+        if "video" in kind:
+            advice = "cmmfnet colorize makes a video of a video: -o colour.mp4"
         raise ThermalFileError(
             f"{name}: found {kind}, which is not a supported picture; expected {_SUPPORTED}. "
-            "Export the frame as 16-bit TIFF or PNG"
+            f"{advice}"
         )
     # Pillow and libpng read such files whole; no honest picture takes 16 bytes a pixel
     if kind in _OPENERS and size > max(16 * max_pixels, 1 << 26):

@@ -116,6 +116,21 @@ def checked_span(
     return (low, high) if low < high else None
 
 
+def frame_span(thermal: Thermal) -> tuple[float, float] | None:
+    """What :func:`normalise` stretches a frame between where it is given no span; None for a frame
+    without two different finite values."""
+    if (span := checked_span(thermal, None)) is not None:
+        return span
+    values = thermal.values
+    finite = np.isfinite(values)
+    known = values.ravel() if finite.all() else values[finite]
+    if known.size == 0:
+        return None
+    sample = known[:: coprime_step(known.size, values.shape[1], SAMPLE)].astype(np.float64)
+    low, high = _range_of(sample, known, PERCENTILES)
+    return (low, high) if low < high else None
+
+
 def _range_of(
     sample: np.ndarray, known: np.ndarray, percentiles: tuple[float, float]
 ) -> tuple[float, float]:

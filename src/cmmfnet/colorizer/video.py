@@ -1,0 +1,474 @@
+"""``cmmfnet colorize in.mp4 -o out.mp4``: a video, a sequence of a camera or a folder of frames
+into a video. Reading, colouring and writing overlap in three threads."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmmfnet.colorizer.video_options import VideoOptions, VideoReport
+from cmmfnet.files.atomic import atomic_write, clear_parts
+from cmmfnet.files.errors import UserError
+from cmmfnet.files.page import as_grey
+from cmmfnet.files.pictures import RAW_FILES, THERMAL_FILES, is_result, list_sources
+from cmmfnet.files.video import (
+    Picture,
+    VideoError,
+    VideoReader,
+    VideoWriter,
+    pyav,
+)
+from cmmfnet.text.prompt_files import MAX_FILE_BYTES, check_prompt, read_text
+from cmmfnet.text.timeline import Timeline, is_timeline, read_timeline
+from cmmfnet.thermal.cameras.reading import Reading
+from cmmfnet.thermal.decode import is_known
+from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
+from cmmfnet.thermal.limits import ThermalFileError
+from cmmfnet.thermal.sequence import open_sequence
+from cmmfnet.thermal.steady import SteadySpan
+from cmmfnet.thermal.stretch import parse_span
+from cmmfnet.thermal.units import refuse_empty
+
+if TYPE_CHECKING:
+    from cmmfnet.colorizer.base import Frame, FrameColorizer
+
+_CLOCK = Fraction(1, 90_000)
+"""Time base of sequences that have time stamps in seconds."""
+_PIXELS_AHEAD, _ITEMS_AHEAD = 16_000_000, 16
+"""Of frames that wait between two threads, at most, but at least two frames."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Shot:
+    """One thermal frame with its time stamp, and the same frame ready for the network."""
+
+    index: int
+    pts: int
+    duration: int | None
+    thermal: Thermal
+    frame: Frame | None = None
+
+
+@dataclass(eq=False)
+class _Source:
+    """Where frames come from: ``items`` gives a ``_Shot`` for each, and packets to copy.
+
+    ``problems`` is filled while they are read.
+    """
+
+    items: Iterator[Any]
+    time_base: Fraction
+    rate: Fraction | None
+    problems: list[str]
+    total: int | None = None
+    reader: VideoReader | None = None
+
+
+def colorize_video(
+    source: str,
+    out: str,
+    open_model: Callable[[], FrameColorizer],
+    *,
+    text: str | None,
+    text_file: str | None,
+    span: str | None,
+    reading: dict[str, Any],
+    batch_size: int | None,
+    overwrite: bool,
+    options: VideoOptions,
+) -> VideoReport:
+    """Colour a video, a sequence of a camera, or a folder or glob of frames, as one video.
+
+    Args:
+        open_model: opens the model, after everything else has been checked.
+        reading: options of ``read_thermal``.
+        Others are those of ``cmmfnet colorize``.
+
+    Raises:
+        UserError: the request makes no sense, or not one frame can be read; nothing was written.
+        FileExistsError: the result exists.
+        OSError: the disk is full; nothing was written.
+        KeyboardInterrupt: the frames until then are in NAME.partial.mp4.
+    """
+    pyav()
+    options.check(out)
+    result = Path(out)
+    if result.is_dir():
+        raise UserError(f"{out} is a folder; name the video, such as {out}/colour.mp4")
+    timeline = _read_texts(text_file)
+    clear_parts(result.parent)
+    report = VideoReport(result)
+    with _warned_once(), contextlib.ExitStack() as stack:
+        opened = stack.enter_context(_open_source(source, out, reading, options))
+        if result.exists() and not overwrite:
+            raise FileExistsError(f"{out} is there already; --overwrite replaces it")
+        colorizer = open_model()
+        started = time.perf_counter()
+        pipeline = _Pipeline(colorizer, opened, report, options, span, batch_size, text, timeline)
+        try:
+            pipeline.run(result)
+        finally:
+            report.seconds = time.perf_counter() - started
+    report.problems += opened.problems
+    if not report.frames:
+        raise VideoError("; ".join(report.problems))
+    for problem in report.problems:
+        print(f"cmmfnet: failed: {problem}", file=sys.stderr)
+    if report.problems:
+        print(f"cmmfnet: {out} holds {report.frames} frames", file=sys.stderr)
+    print(report)
+    return report
+
+
+class _Pipeline:
+    def __init__(
+        self,
+        colorizer: FrameColorizer,
+        source: _Source,
+        report: VideoReport,
+        options: VideoOptions,
+        span: str | None,
+        batch_size: int | None,
+        text: str | None,
+        timeline: Timeline | None,
+    ):
+        self.colorizer, self.source, self.report, self.options = colorizer, source, report, options
+        self.span = parse_span(span) if span is not None else None
+        self.batch = batch_size or colorizer.default_batch
+        self.text, self.timeline = text, timeline
+        self.steady = SteadySpan(options.smooth)
+
+    def run(self, result: Path) -> None:
+        """Read, colour and write until the source ends."""
+        with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+            items = self._prepared()
+            waiting: deque[Future] = deque()  # what the writing thread still has to do
+
+            def submit(action: Callable, *arguments: Any) -> None:
+                while len(waiting) >= self.depth:
+                    waiting.popleft().result()
+                waiting.append(writing.submit(action, *arguments))
+
+            try:
+                first = next((x for x in self._packets_kept(items)), None)
+                if first is None:
+                    return
+                shape = first.thermal.values.shape
+                self.depth = max(2, min(_ITEMS_AHEAD, _PIXELS_AHEAD // (shape[0] * shape[1])))
+                shots = _ahead(itertools.chain(self.early, [first], items), self.depth, reading)
+                with atomic_write(result, durable=False) as file:
+                    writer = self._writer(file, result, shape)
+                    try:
+                        self._colour(shots, writer, submit)
+                    except KeyboardInterrupt:
+                        writing.shutdown()  # after what it still has to do
+                        if writer.frames:
+                            writer.close()
+                            _keep_partial(file, result, writer.frames)
+                        raise
+                    while waiting:
+                        waiting.popleft().result()
+                    writer.close()
+                    self.report.frames = writer.frames
+            finally:
+                reading.shutdown(cancel_futures=True)
+                writing.shutdown(cancel_futures=True)
+                self.report.scenes += self.steady.cuts
+
+    def _packets_kept(self, items: Iterator[Any]) -> Iterator[_Shot]:
+        """The frames; packets before the first one wait in ``early``, as the file is not open."""
+        self.early: list[Any] = []
+        for item in items:
+            if isinstance(item, _Shot):
+                yield item
+            else:
+                self.early.append(item)
+
+    def _prepared(self) -> Iterator[Any]:
+        """The source's items, frames ready for the network."""
+        started = False
+        try:
+            for item in self.source.items:
+                if isinstance(item, _Shot):
+                    thermal = item.thermal
+                    span = self.span if self.span is not None else self.steady(thermal)
+                    if started and self.span is not None:
+                        thermal = self._within(thermal)
+                    item = replace(item, frame=self.colorizer.prepare(thermal, span))
+                    started = True
+                yield item
+        except ThermalFileError as error:
+            if not started:
+                raise
+            self.source.problems.append(str(error))
+
+    def _within(self, thermal: Thermal) -> Thermal:
+        """A frame that the user's span is not refused for. The first frame must have something
+        inside; after it, a closed shutter or a hot wall must not end the video."""
+        try:
+            refuse_empty(thermal, self.span)
+        except ThermalFileError:
+            return replace(thermal, values=np.clip(thermal.values, *self.span))
+        return thermal
+
+    def _colour(self, shots: Iterable[Any], writer: VideoWriter, submit: Callable) -> None:
+        from tqdm import tqdm
+
+        group: list[_Shot] = []
+
+        def run_group() -> None:
+            texts = [self._text_of(shot) for shot in group]
+            frames = [shot.frame for shot in group]
+            colours, _ = self.colorizer.run(frames, texts)
+            for shot, colour in zip(group, colours, strict=True):
+                rgb = self.colorizer.finish(colour, shot.frame)
+                if self.options.side_by_side:
+                    rgb = np.hstack([_grey(shot.frame.full), rgb])
+                submit(writer.picture, rgb, shot.pts, shot.duration)
+            bar.update(len(group))
+            group.clear()
+
+        with tqdm(total=self.source.total, unit="frame", disable=None) as bar:
+            for item in shots:
+                if not isinstance(item, _Shot):
+                    submit(writer.packet, item)
+                    continue
+                group.append(item)
+                if len(group) == self.batch:
+                    run_group()
+            if group:
+                run_group()
+
+    def _text_of(self, shot: _Shot) -> str | None:
+        if self.timeline is None:
+            return self.text
+        found = self.timeline.at_time(shot.index, float(shot.pts * self.source.time_base))
+        return found.text if found is not None else self.text
+
+    def _writer(self, file: Any, result: Path, shape: tuple[int, ...]) -> VideoWriter:
+        reader = self.source.reader
+        height, width = shape
+        return VideoWriter(
+            file,
+            str(result),
+            (height, 2 * width if self.options.side_by_side else width),
+            time_base=self.source.time_base,
+            rate=self.source.rate,
+            codec=self.options.codec,
+            quality=self.options.quality,
+            aspect=reader.aspect if reader else Fraction(1),
+            copied=reader.copied if reader else (),
+            comment=f"colours guessed from thermal video by the model {self.colorizer.name}",
+        )
+
+
+def _grey(full: Any) -> np.ndarray:
+    """A stretched frame as (H, W, 3) uint8."""
+    full = full if isinstance(full, np.ndarray) else full.cpu().numpy()
+    return np.repeat(as_grey(full)[:, :, None], 3, axis=2)
+
+
+_END = object()
+
+
+def _ahead(items: Iterator[Any], count: int, pool: ThreadPoolExecutor) -> Iterator[Any]:
+    """``items``, of which ``count`` are made ahead in the one thread of ``pool``."""
+    waiting = deque(pool.submit(next, items, _END) for _ in range(count))
+    while (item := waiting.popleft().result()) is not _END:
+        waiting.append(pool.submit(next, items, _END))
+        yield item
+
+
+def _keep_partial(file: Any, result: Path, frames: int) -> None:
+    """Name an unfinished video, which is playable, so that it is no result."""
+    partial = result.with_name(f"{result.stem}.partial{result.suffix}")
+    file.flush()
+    Path(file.name).replace(partial)
+    print(
+        f"cmmfnet: {partial} holds the first {frames} frames; the next run starts at the first one",
+        file=sys.stderr,
+    )
+
+
+@contextlib.contextmanager
+def _warned_once() -> Iterator[None]:
+    """Warnings that differ in numbers alone, as those of a video's frames, are shown once."""
+    shown: set[str] = set()
+    show = warnings.showwarning
+
+    def once(message: Warning | str, *arguments: Any, **named: Any) -> None:
+        key = re.sub(r"-?[\d.]+(?: and -?[\d.]+)*", "#", str(message)).replace(", frame #", "")
+        if key not in shown:
+            shown.add(key)
+            show(message, *arguments, **named)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = once
+        yield
+
+
+def _read_texts(path: str | None) -> Timeline | None:
+    """The texts by time of a video."""
+    if path is None:
+        return None
+    content = read_text(Path(path), MAX_FILE_BYTES) if Path(path).is_file() else ""
+    if not is_timeline(content):
+        raise UserError(
+            f"--text-file {path}: a video takes a file of times, with lines such as 0:00-0:12 a "
+            "street"
+        )
+    try:
+        return read_timeline(content, check_prompt)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+# --- where frames come from
+
+
+@contextlib.contextmanager
+def _open_source(
+    source: str, out: str, reading: dict[str, Any], options: VideoOptions
+) -> Iterator[_Source]:
+    path = Path(source)
+    if path.is_file() and path.resolve() == Path(out).resolve():
+        raise UserError(f"the result would replace the input {source}; choose another name")
+    if not path.is_file():
+        if not path.is_dir() and path.exists():
+            raise UserError(f"{source} is not a regular file; give a video file")
+        yield _folder(source, reading, options)
+    elif reading["raw"] is not None or is_known(source):
+        with open_sequence(path, **reading) as frames:
+            yield _sequence(source, frames, options)
+    else:
+        if options.fps is not None:
+            raise UserError(f"{source} has time stamps of its own; leave out --fps")
+        with path.open("rb") as file:
+            reader = VideoReader(file, source, reading["max_pixels"])
+            try:
+                if reader.left_out:
+                    warnings.warn(
+                        f"{source}: left out of the result: {', '.join(reader.left_out)}",
+                        stacklevel=2,
+                    )
+                yield _Source(
+                    _frames_of(reader, reading),
+                    reader.time_base,
+                    reader.rate,
+                    reader.problems,
+                    reader.frames or None,
+                    reader,
+                )
+            finally:
+                reader.close()
+
+
+def _frames_of(reader: VideoReader, reading: dict[str, Any]) -> Iterator[Any]:
+    palette, kelvin = reading["palette"], reading["kelvin_per_count"]
+    index = 0
+    for item in reader.items():
+        if isinstance(item, Picture):
+            name = reader.name if index == 0 else f"{reader.name}, frame {index}"
+            thermal = thermal_of(Reading(item.pixels), name, palette, kelvin)
+            item = _Shot(index, item.pts, item.duration, thermal)
+            index += 1
+        yield item
+
+
+def _sequence(source: str, frames: Iterator[Any], options: VideoOptions) -> _Source:
+    first = next(frames)
+    frames = itertools.chain([first], frames)
+    problems: list[str] = []
+    if options.fps is not None:
+        rate = _exact_rate(options.fps)
+        shots = (_Shot(frame.index, frame.index, 1, frame.thermal) for frame in frames)
+        return _Source(_whole(shots, problems), 1 / rate, rate, problems)
+    if first.time is None:
+        raise UserError(f"{source} has no time stamps; add --fps, such as --fps 30")
+    return _Source(_whole(_timed(frames), problems), _CLOCK, None, problems)
+
+
+def _timed(frames: Iterator[Any]) -> Iterator[_Shot]:
+    """Frames with time stamps in units of ``_CLOCK``, each later than the one before; the last one
+    is shown as long as the one before it."""
+    waiting, last, length = None, -1, round(Fraction(1, 30) / _CLOCK)
+    for frame in frames:
+        pts = max(last + 1, round((frame.time or 0) / _CLOCK))
+        if waiting is not None:
+            length = pts - last
+            yield replace(waiting, duration=length)
+        waiting, last = _Shot(frame.index, pts, None, frame.thermal), pts
+    if waiting is not None:
+        yield replace(waiting, duration=length)
+
+
+def _whole(shots: Iterator[_Shot], problems: list[str]) -> Iterator[_Shot]:
+    """``shots`` up to one that is damaged, or of another size than the first."""
+    size = None
+    try:
+        for shot in shots:
+            size = size or shot.thermal.values.shape
+            if shot.thermal.values.shape != size:
+                raise ThermalFileError(
+                    f"{shot.thermal.name}: frame of {_by(shot.thermal)} pixels; those before it "
+                    f"have {size[1]} x {size[0]}"
+                )
+            yield shot
+    except ThermalFileError as error:
+        problems.append(str(error))
+
+
+def _folder(source: str, reading: dict[str, Any], options: VideoOptions) -> _Source:
+    suffixes: Sequence[str] = RAW_FILES if reading["raw"] is not None else THERMAL_FILES
+    files = [file for file in list_sources(source, suffixes) if not is_result(file)]
+    if not files:
+        raise UserError(f"all pictures in {source} are results of cmmfnet; give thermal frames")
+    if options.fps is None:
+        raise UserError(f"{source} has no time stamps; add --fps, such as --fps 30")
+    rate = _exact_rate(options.fps)
+    problems: list[str] = []
+    return _Source(_stills(files, reading, problems), 1 / rate, rate, problems, len(files))
+
+
+def _stills(files: Sequence[Path], reading: dict[str, Any], problems: list[str]) -> Iterator[_Shot]:
+    """The frames of a folder. One that cannot be used leaves a gap, in which the frame before it
+    stays."""
+    size = None
+    for index, file in enumerate(files):
+        try:
+            thermal = read_thermal(file, **reading)
+            size = size or thermal.values.shape
+            if thermal.values.shape != size:
+                raise ThermalFileError(
+                    f"{file}: frame of {_by(thermal)} pixels; the first has {size[1]} x {size[0]}"
+                )
+        except (ThermalFileError, OSError) as error:
+            problems.append(str(error))
+            continue
+        yield _Shot(index, index, 1, thermal)
+
+
+def _by(thermal: Thermal) -> str:
+    height, width = thermal.values.shape
+    return f"{width} x {height}"
+
+
+def _exact_rate(fps: float) -> Fraction:
+    """29.97 -> 30000/1001, as broadcast rates are meant; others as they are."""
+    broadcast = Fraction(round(fps) * 1000, 1001)
+    if round(fps) and abs(float(broadcast) - fps) < 0.004:
+        return broadcast
+    return Fraction(fps).limit_denominator(1001)

@@ -226,7 +226,7 @@ def start(tmp_path: Path, *arguments: object) -> subprocess.Popen:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
-def test_ctrl_c_leaves_a_playable_file_and_a_kill_none(tmp_path):
+def test_ctrl_c_leaves_a_playable_file_and_a_kill_none(tmp_path, model):
     run = start(tmp_path, "-o", tmp_path / "b.mp4")
     run.send_signal(signal.SIGINT)
     error = run.communicate(timeout=60)[1]
@@ -239,6 +239,9 @@ def test_ctrl_c_leaves_a_playable_file_and_a_kill_none(tmp_path):
     run.kill()
     run.communicate(timeout=60)
     assert not (tmp_path / "c.mp4").exists() and len(list(tmp_path.glob(".cmmfnet-*"))) == 1
+    assert colorize(model, tmp_path / "a.mp4", "-o", tmp_path / "c.mp4") == 0
+    assert len(made.stamps_of(tmp_path / "c.mp4")) == 90
+    assert not list(tmp_path.glob(".cmmfnet-*"))
 
 
 def test_smoothing_steadies_the_span_and_ends_at_a_cut(tmp_path, model):

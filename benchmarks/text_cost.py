@@ -90,7 +90,7 @@ def main() -> None:
         rows.append(
             (
                 "clip-sentence, from disk",
-                median(lambda: encoder([PROMPT]), given.repeats, encoder._cache.clear),
+                median(lambda: encoder([PROMPT]), given.repeats, encoder.cached.cache_clear),
             )
         )
         rows.append(("clip-sentence, again", median(lambda: encoder([PROMPT]), given.repeats)))

@@ -20,7 +20,7 @@ from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
 from cmmfnet.methods.cmmfnet.network import PAPER, RELEASED, CMMFNet
 from cmmfnet.nn import losses
-from cmmfnet.text.sentences import WORDS
+from cmmfnet.text.vocabulary import WORDS
 from cmmfnet.training.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent

@@ -24,8 +24,8 @@ from cmmfnet.nn.blocks import PatchDiscriminator
 from cmmfnet.nn.fast.modules import accelerate
 from cmmfnet.nn.perceptual import feature_layers
 from cmmfnet.text.labels import IGNORE
-from cmmfnet.text.sentences import DEFAULT_PROMPT, WORDS
-from cmmfnet.text.vocabulary import MAX_TAGS
+from cmmfnet.text.sentences import DEFAULT_PROMPT
+from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 
 TINY = {
     "method": "cmmfnet", "channels": (4, 8, 16), "encoder_blocks": (1, 1, 1),

@@ -14,7 +14,7 @@ from cmmfnet.methods.cmmfnet.training_words import draw_words
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
 from cmmfnet.text.prompt import read_prompt
-from cmmfnet.text.sentences import tag_ids
+from cmmfnet.text.tags import tag_ids
 from cmmfnet.text.vocabulary import WORDS
 from cmmfnet.weights.files import load_model, save_model
 

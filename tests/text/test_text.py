@@ -1,12 +1,9 @@
-"""Prompts into tags, tags into indices and vectors, sentences into CLIP tokens. CLIP is tiny,
-random and local."""
+"""Prompts into tags, tags into indices and vectors."""
 
 import json
-import multiprocessing
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +13,14 @@ from fake_network import Fake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny_clip import write_tiny_clip
 
 from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network
-from cmmfnet.text import sentences as text
-from cmmfnet.text.sentences import (
-    COCO_STUFF,
-    COLOURS,
-    DEFAULT_PROMPT,
-    EXTRA_WORDS,
-    WORDS,
-    parse_tags,
-)
+from cmmfnet.text.parser import parse_tags, warn_unknown
+from cmmfnet.text.sentences import DEFAULT_PROMPT
+from cmmfnet.text.tags import load_tag_vectors, tag_ids
+from cmmfnet.text.vocabulary import COCO_STUFF, COLOURS, EXTRA_WORDS, WORDS
 
 TABLE = Path(__file__).parents[3] / "shared/weights/clip-vitb16-cocostuff171.safetensors"
 PAIRS = Path(__file__).parents[3] / "shared/data/pairs/index.jsonl"
@@ -285,42 +276,42 @@ def test_a_list_of_names_comes_back(names):
 
 def test_warn_unknown():
     with pytest.warns(UserWarning) as caught:
-        text.warn_unknown(parse_tags("a lory, a pavment and a xyzzyq").unknown)
+        warn_unknown(parse_tags("a lory, a pavment and a xyzzyq").unknown)
     message = str(caught[0].message)
     assert len(caught) == 1 and "'lory' (did you mean truck" in message and "pavement" in message
     assert "'xyzzyq'." in message and caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        text.warn_unknown(parse_tags("a car").unknown)
+        warn_unknown(parse_tags("a car").unknown)
 
 
 def test_tag_ids():
-    ids, mask = text.tag_ids([["car", "tree", "night"], [], ["person"]])
+    ids, mask = tag_ids([["car", "tree", "night"], [], ["person"]])
     assert ids.dtype == torch.int64 and mask.dtype == torch.bool
     assert ids.tolist() == [[2, WORDS.index("tree"), 173], [0, 0, 0], [0, 0, 0]]
     assert mask.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
-    assert text.tag_ids([[], []])[0].shape == (2, 1) and not text.tag_ids([[], []])[1].any()
-    assert text.tag_ids([])[0].shape == (0, 1)
-    ids, mask = text.tag_ids([WORDS], max_tags=5)
+    assert tag_ids([[], []])[0].shape == (2, 1) and not tag_ids([[], []])[1].any()
+    assert tag_ids([])[0].shape == (0, 1)
+    ids, mask = tag_ids([WORDS], max_tags=5)
     assert ids.tolist() == [[0, 1, 2, 3, 4]] and mask.all()
 
 
 def test_tag_ids_errors():
     with pytest.raises(ValueError, match=r"'tres'.*tree"):
-        text.tag_ids([["tres"]])
+        tag_ids([["tres"]])
     with pytest.raises(TypeError, match="parse_tags"):
-        text.tag_ids(["car"])
+        tag_ids(["car"])
     with pytest.raises(TypeError, match="parse_tags"):
-        text.tag_ids("car")
+        tag_ids("car")
     with pytest.raises(ValueError, match="max_tags"):
-        text.tag_ids([["car"]], max_tags=0)
+        tag_ids([["car"]], max_tags=0)
 
 
 def test_tag_vectors_file(tmp_path):
     path = tmp_path / "table.safetensors"
     vectors = torch.randn(3, 8)
     save_file({"vectors": vectors.half()}, path, {"names": json.dumps(["a", "b c", "d"])})
-    names, loaded = text.load_tag_vectors(path)
+    names, loaded = load_tag_vectors(path)
     assert names == ("a", "b c", "d") and loaded.dtype == torch.float32
     assert torch.equal(loaded, vectors.half().float())
 
@@ -340,20 +331,20 @@ def test_tag_vectors_file(tmp_path):
 def test_tag_vectors_file_errors(tmp_path, tensors, metadata, message):
     save_file(tensors, tmp_path / "table.safetensors", metadata)
     with pytest.raises(ValueError, match=message):
-        text.load_tag_vectors(tmp_path / "table.safetensors")
+        load_tag_vectors(tmp_path / "table.safetensors")
 
 
 def test_tag_vectors_no_such_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        text.load_tag_vectors(tmp_path / "nowhere.safetensors")
+        load_tag_vectors(tmp_path / "nowhere.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no such format")
     with pytest.raises(ValueError, match="not a readable safetensors"):
-        text.load_tag_vectors(tmp_path / "broken.safetensors")
+        load_tag_vectors(tmp_path / "broken.safetensors")
 
 
 @pytest.mark.skipif(not TABLE.exists(), reason="the shared CLIP table is not on this machine")
 def test_names_are_those_of_the_clip_table():
-    names, vectors = text.load_tag_vectors(TABLE)
+    names, vectors = load_tag_vectors(TABLE)
     assert names == COCO_STUFF and vectors.shape == (171, 512)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(171), atol=2e-3)
 
@@ -371,337 +362,6 @@ def test_agrees_with_hand_written_tags():
         lighting = [tag for tag in parsed.tags if tag in ("day", "dusk", "night")]
         assert lighting in ([], [pair["lighting"]]), caption
     assert right / found > 0.86
-
-
-# --------------------------------------------------------------------------------------------------
-# CLIP, tiny and random
-
-
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory):
-    return write_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """No test reads or writes the user's folder of encoded texts."""
-    monkeypatch.setenv("CMMFNET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("CMMFNET_TEXT_ENCODER", raising=False)
-    return tmp_path / "cache" / "text"
-
-
-def without_disk(folder):
-    """An encoder that keeps nothing on disk, so that every text is encoded by this one."""
-    encoder = text.SentenceEncoder(folder)
-    encoder._disk = None
-    return encoder
-
-
-@pytest.fixture
-def encoder(tiny_clip):
-    return without_disk(tiny_clip)
-
-
-def test_sentence_tokens(encoder):
-    tokens, mask = encoder(["a car", "", "two red cars"])
-    assert tokens.shape == (3, 77, 32) and tokens.dtype == torch.float32
-    assert mask.shape == (3, 77) and mask.dtype == torch.bool
-    assert mask.sum(1).tolist() == [4 + 2, 2, 10 + 2]  # one token per letter, start and end
-    assert not tokens[~mask].any() and tokens[mask].abs().sum(1).min() > 0
-    assert not tokens.requires_grad
-    assert torch.allclose(tokens[0, 0], tokens[1, 0])  # causal: start of text sees only itself
-
-
-def test_sentence_tokens_are_the_final_layer_norm_output(encoder):
-    captured = []
-    norm = next(
-        m for name, m in encoder.network.named_modules() if name.endswith("final_layer_norm")
-    )
-    norm.register_forward_hook(lambda module, inputs, output: captured.append(output))
-    tokens, mask = encoder(["a car"])
-    assert torch.equal(tokens[mask], captured[0][mask])
-
-
-def test_batch_and_padding_do_not_change_valid_tokens(tiny_clip, encoder):
-    alone, mask = encoder(["a car"])
-    together, _ = without_disk(tiny_clip)(["two red cars by a wall", "a car"])
-    assert torch.allclose(together[1], alone[0], atol=1e-6)
-    other_padding = without_disk(tiny_clip)
-    other_padding.tokenizer.pad_token = "!"
-    assert other_padding.tokenizer.pad_token_id != encoder.tokenizer.pad_token_id
-    tokens, other_mask = other_padding(["a car"])
-    assert torch.equal(other_mask, mask) and torch.allclose(tokens, alone, atol=1e-6)
-
-
-def test_deterministic_and_cached(tiny_clip, encoder):
-    first, mask = encoder(["a car", "a car", "a tree"])
-    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
-    assert torch.equal(without_disk(tiny_clip)(["a car", "a car", "a tree"])[0], first)
-    kept = first.clone()
-    first.zero_()  # the caller's tensor is the caller's
-    encoder.network.forward = None  # any further use of the network fails
-    again, again_mask = encoder(["a tree", "a car"])
-    assert torch.equal(again, kept[[2, 0]]) and torch.equal(again_mask, mask[[2, 0]])
-
-
-def test_cache_is_bounded(encoder, monkeypatch):
-    monkeypatch.setattr(encoder, "CACHED_TEXTS", 2)
-    tokens, _ = encoder(["a", "b", "c"])
-    assert list(encoder._cache) == ["b", "c"]
-    assert torch.allclose(encoder(["b", "a"])[0], tokens[[1, 0]], atol=1e-6)
-    assert list(encoder._cache) == ["b", "a"]
-
-
-def test_frozen(encoder):
-    assert not encoder.network.training
-    assert sum(p.numel() for p in encoder.network.parameters()) > 0
-    assert not any(p.requires_grad for p in encoder.network.parameters())
-
-
-def test_too_long_a_sentence_is_cut_with_a_warning(encoder):
-    with pytest.warns(UserWarning, match="102 tokens and CLIP reads 77") as caught:
-        tokens, mask = encoder(["x" * 100])
-    assert mask.all() and tokens.shape == (1, 77, 32) and caught[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        encoder(["x" * 75])
-
-
-def test_sentence_encoder_errors(encoder, tmp_path, monkeypatch):
-    with pytest.raises(TypeError, match="list of strings"):
-        encoder("a car")
-    with pytest.raises(TypeError, match="list of strings"):
-        encoder(["a car", None])
-    assert encoder([])[0].shape == (0, 77, 32)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        text.SentenceEncoder(tmp_path / "nowhere")
-    with pytest.raises(OSError, match="cannot load the CLIP text encoder"):
-        text.SentenceEncoder(tmp_path)  # an empty folder
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(
-        OSError, match=r"(?s)cannot load the CLIP text encoder .*CMMFNET_TEXT_ENCODER"
-    ):
-        text.SentenceEncoder(tmp_path)(["a car"])
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'cmmfnet\[clip\]'"):
-        text.SentenceEncoder(tmp_path)(["a car"])
-
-
-def test_revision_is_pinned_for_the_hub_only(tiny_clip, monkeypatch):
-    import transformers
-
-    seen = []
-    load = transformers.CLIPTextModel.from_pretrained
-    load_tokenizer = transformers.CLIPTokenizer.from_pretrained
-
-    def spy(real):
-        def from_pretrained(name, revision=None):
-            seen.append((name, revision))
-            return real(tiny_clip)
-
-        return from_pretrained
-
-    monkeypatch.setattr(transformers.CLIPTextModel, "from_pretrained", spy(load))
-    monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", spy(load_tokenizer))
-    hub = "openai/clip-vit-base-patch32"
-    pinned = text.CLIP_REVISIONS[hub]
-    assert len(pinned) == 40
-    for arguments, name, revision in (
-        ({}, hub, pinned),
-        ({"revision": "abc"}, hub, "abc"),
-        ({"model": tiny_clip, "revision": "abc"}, str(tiny_clip), None),
-        ({"model": f"{hub}@abc"}, hub, "abc"),
-        ({"model": "someone/clip"}, "someone/clip", None),
-    ):
-        seen.clear()
-        text.SentenceEncoder(**arguments)([f"{name} {revision}"[:70]])
-        assert seen == [(name, revision)] * 2
-
-
-def test_the_environment_names_the_encoder(tiny_clip, monkeypatch, tmp_path):
-    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", str(tiny_clip))
-    tokens, mask = text.SentenceEncoder()(["a car"])
-    assert torch.equal(tokens, without_disk(tiny_clip)(["a car"])[0]) and mask.sum() == 6
-    assert text.clip_tag_vectors(["car"]).shape == (1, 16)
-    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        text.SentenceEncoder()
-    assert text.SentenceEncoder(tiny_clip).width == 32  # what the caller says goes first
-
-
-# --------------------------------------------------------------------------------------------------
-# encoded texts on disk
-
-
-def no_clip(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-
-
-def test_tokens_come_from_disk_without_loading_clip(tiny_clip, own_cache, monkeypatch):
-    tokens, mask = text.SentenceEncoder(tiny_clip)(["a car", "a tree"])
-    (folder,) = own_cache.iterdir()
-    assert folder.name.startswith("sentences-folder-") and len(list(folder.iterdir())) == 2
-    assert not any(
-        b"car" in file.read_bytes() for file in folder.iterdir()
-    )  # the text itself is not kept
-    no_clip(monkeypatch)
-    again, again_mask = text.SentenceEncoder(tiny_clip)(["a tree", "a car", "a tree"])
-    assert torch.equal(again, tokens[[1, 0, 1]]) and torch.equal(again_mask, mask[[1, 0, 1]])
-    with pytest.raises(ImportError, match="transformers"):
-        text.SentenceEncoder(tiny_clip)(["a car", "never seen"])
-
-
-def test_a_text_cut_on_disk_warns_every_time(tiny_clip, monkeypatch):
-    with pytest.warns(UserWarning, match="102 tokens"):
-        text.SentenceEncoder(tiny_clip)(["x" * 100])
-    no_clip(monkeypatch)
-    with pytest.warns(UserWarning, match="102 tokens and CLIP reads 77") as caught:
-        text.SentenceEncoder(tiny_clip)(["x" * 100])
-    assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "other"])
-def test_a_damaged_file_is_written_anew(tiny_clip, own_cache, damage):
-    tokens, _ = text.SentenceEncoder(tiny_clip)(["a car"])
-    (path,) = own_cache.rglob("*.tokens")
-    good = path.read_bytes()
-    middle = len(good) // 2
-    flipped = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
-    path.write_bytes(
-        {"empty": b"", "cut": good[:middle], "flipped": flipped, "other": b"x" * 5000}[damage]
-    )
-    assert torch.equal(text.SentenceEncoder(tiny_clip)(["a car"])[0], tokens)
-    assert path.read_bytes() == good and len(list(path.parent.iterdir())) == 1
-
-
-def test_other_weights_have_other_files(tiny_clip, own_cache, tmp_path):
-    import shutil
-
-    other = shutil.copytree(tiny_clip, tmp_path / "other")
-    text.SentenceEncoder(tiny_clip)(["a car"])
-    text.SentenceEncoder(other)(["a car"])
-    assert (
-        len(list(own_cache.iterdir())) == 1
-    )  # the same files under another name are the same encoder
-    weights = other / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    text.SentenceEncoder(other)(["a car"])
-    assert len(list(own_cache.iterdir())) == 2
-
-
-def test_hub_models_are_kept_by_commit(tiny_clip, own_cache, monkeypatch):
-    import transformers
-
-    for name in ("CLIPTextModel", "CLIPTokenizer"):
-        load = getattr(transformers, name).from_pretrained
-        monkeypatch.setattr(
-            getattr(transformers, name),
-            "from_pretrained",
-            lambda *_, load=load, **__: load(tiny_clip),
-        )
-    text.SentenceEncoder()(["a car"])
-    hub = "openai/clip-vit-base-patch32"
-    (folder,) = own_cache.iterdir()
-    assert folder.name == f"sentences-{hub.replace('/', '--')}@{text.CLIP_REVISIONS[hub]}"
-    text.SentenceEncoder("someone/clip", "main")(["a car"])  # no commit is known: nothing is kept
-    assert len(list(own_cache.iterdir())) == 1
-    no_clip(monkeypatch)
-    assert text.SentenceEncoder()(["a car"])[1].sum() == 6
-
-
-def test_a_folder_that_cannot_be_written_to_costs_one_warning(tiny_clip, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("CMMFNET_CACHE", str(tmp_path / "file"))
-    encoder = text.SentenceEncoder(tiny_clip)
-    with pytest.warns(UserWarning, match="cannot be kept in .*set CMMFNET_CACHE") as caught:
-        first, _ = encoder(["a car", "a tree"])
-        encoder(["a house"])
-    assert len(caught) == 1 and torch.equal(first, without_disk(tiny_clip)(["a car", "a tree"])[0])
-
-
-def test_the_folder_is_bounded(tiny_clip, own_cache, monkeypatch):
-    monkeypatch.setattr("cmmfnet.text.cache.MOST_TEXTS", 3)
-    text.SentenceEncoder(tiny_clip)(["a", "b"])
-    text.SentenceEncoder(tiny_clip)(["c", "d", "e"])
-    assert len(list(own_cache.rglob("*.tokens"))) == 3
-
-
-def keep_texts(number: int) -> None:
-    from cmmfnet.text.cache import TextCache
-
-    cache = TextCache("shared")
-    for turn in range(40):
-        cache.put(
-            f"text {turn % 5}",
-            {"tokens": np.full((300, 64), turn % 5, np.float32), "by": np.array(number)},
-        )
-        kept = cache.get(f"text {turn % 5}")
-        assert kept is not None and (kept["tokens"] == turn % 5).all()
-
-
-def test_several_processes_write_the_same_texts(own_cache):
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("fork")) as pool:
-        list(pool.map(keep_texts, range(3)))
-    assert (
-        len(list(own_cache.rglob("*"))) == 1 + 5
-    )  # the folder and five texts, no half-written files
-
-
-# --------------------------------------------------------------------------------------------------
-# words out of the table
-
-
-def test_words_that_the_table_lacks(tiny_clip, own_cache, monkeypatch):
-    words = text.WordEncoder(tiny_clip)
-    found = words(["deer", "frobnicator"])
-    assert torch.allclose(
-        torch.stack([*found.values()]), text.clip_tag_vectors(["deer", "frobnicator"], tiny_clip)
-    )
-    no_clip(monkeypatch)
-    again = text.WordEncoder(tiny_clip)(["deer", "never seen"])
-    assert list(again) == ["deer"] and torch.equal(again["deer"], found["deer"])
-
-
-def test_words_never_start_a_download(monkeypatch, own_cache):
-    import huggingface_hub
-    import transformers
-
-    monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None
-    )  # not in the hub's cache
-    monkeypatch.setattr(
-        transformers.CLIPTokenizer,
-        "from_pretrained",
-        lambda *_, **__: pytest.fail("asked for a model"),
-    )
-    assert text.WordEncoder()(["deer"]) == {} and not own_cache.exists()
-    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", "someone/clip")
-    assert text.WordEncoder()(["deer"]) == {}
-
-
-def test_clip_tag_vectors(tiny_clip):
-    vectors = text.clip_tag_vectors(["car", "tree"], tiny_clip)
-    assert vectors.shape == (2, 16) and vectors.dtype == torch.float32 and not vectors.requires_grad
-    assert torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-5)
-    assert not torch.allclose(vectors[0], vectors[1], atol=1e-3)
-    assert torch.allclose(text.clip_tag_vectors(["tree"], tiny_clip)[0], vectors[1], atol=1e-6)
-    templates = ("a {}", "one {} in the scene.")
-    each = torch.cat([text.clip_tag_vectors(["car"], tiny_clip, templates=(t,)) for t in templates])
-    averaged = torch.nn.functional.normalize(each.mean(0), dim=0)
-    assert torch.allclose(
-        text.clip_tag_vectors(["car"], tiny_clip, templates=templates)[0], averaged, atol=1e-5
-    )
-    for names, bad in (([], templates), ("car", templates), (["car"], ("a car",)), (["car"], ())):
-        with pytest.raises(ValueError):
-            text.clip_tag_vectors(names, tiny_clip, templates=bad)
-
-
-def test_templates():
-    assert len(text.TEMPLATES) == 15 == len(set(text.TEMPLATES)) and all(
-        t.count("{}") == 1 for t in text.TEMPLATES
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -767,52 +427,3 @@ def test_corrections_and_tags_of_a_network_that_predicts_none():
             plain(frame, text=text_)
     with pytest.raises(ValueError, match="predicts no tags"):
         plain(frame, return_tags=True)
-
-
-class Projecting(Fake):
-    """Fake with CLIP vectors of 16 numbers, projected, as while training."""
-
-    def __init__(self):
-        super().__init__(working_size=64)
-        self.table = torch.nn.Parameter(torch.zeros(3, 16))
-        self.text_projection = torch.nn.Linear(16, 4)
-
-
-def test_unknown_words_go_through_clip_where_the_network_can_take_them(tiny_clip, monkeypatch):
-    monkeypatch.setenv("CMMFNET_TEXT_ENCODER", str(tiny_clip))
-    frame = np.zeros((32, 32), np.float32)
-    colorizer = Colorizer(Projecting(), device="cpu", dtype=torch.float32)
-    vector = text.clip_tag_vectors(["deer"], tiny_clip)[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for prompt, tokens in (
-            ("a car and a deer", [torch.zeros(16), vector]),
-            ("a deer", [vector]),
-            ("+deer -car", None),
-        ):
-            colour, seen = colorizer(frame, text=prompt, return_tags=True)
-            if tokens is None:
-                assert seen.told[-1] == "deer"
-                tokens = [torch.zeros(16)] * (len(seen.told) - 1) + [vector]
-            assert colour[0, 0, 1] == ((torch.stack(tokens).mean(0)[0] + 1) * 127.5).round().clamp(
-                0, 255
-            )
-    assert colorizer.network.seen[-1][3] == len(tokens)
-    folded = Colorizer(
-        Fake(working_size=64), device="cpu", dtype=torch.float32
-    )  # no projection: it cannot
-    with pytest.warns(UserWarning, match="does not know and leaves out: 'deer'"):
-        folded(frame, text="a car and a deer")
-    wrong = Projecting()
-    wrong.text_projection = torch.nn.Linear(512, 4)
-    with pytest.raises(
-        ValueError, match=r"vectors of 16 numbers .* takes 512; CMMFNET_TEXT_ENCODER"
-    ):
-        Colorizer(wrong, device="cpu")(frame, text="a deer")
-
-
-def test_unknown_words_are_named_where_clip_is_not_here(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    colorizer = Colorizer(Projecting(), device="cpu", dtype=torch.float32)
-    with pytest.warns(UserWarning, match=r"'deer'.*Known are 3 names"):
-        colorizer(np.zeros((32, 32), np.float32), text="a car and a deer")

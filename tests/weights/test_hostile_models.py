@@ -112,10 +112,10 @@ def test_a_header_that_is_not_one_is_refused(tmp_path, header, message):
 def test_a_configuration_that_asks_for_too_much_is_refused_at_once(tmp_path, changes, message):
     path = tmp_path / "m.safetensors"
     save_model(path, build_network(SMALL), SMALL | changes)
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(ModelError, match=message) as caught:
         load_model(path)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB
     assert str(caught.value).startswith(f"{path}: ")
 

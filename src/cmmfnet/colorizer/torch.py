@@ -22,7 +22,9 @@ from cmmfnet.methods.traits import traits_of
 from cmmfnet.nn.fast.graphs import GraphedInference
 from cmmfnet.nn.fast.modules import accelerate
 from cmmfnet.text.attributes import attribute_weights
-from cmmfnet.text.sentences import SentenceEncoder, WordEncoder, tag_ids
+from cmmfnet.text.clip import WordEncoder
+from cmmfnet.text.sentences import SentenceEncoder
+from cmmfnet.text.tags import tag_ids
 from cmmfnet.thermal.frame import Thermal
 from cmmfnet.thermal.stretch_cuda import normalised, stretched_counts
 from cmmfnet.weights.files import load_model

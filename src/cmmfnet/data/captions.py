@@ -219,7 +219,7 @@ def _cached_tokenizer():
         from transformers import CLIPTokenizer
     except ImportError:
         return None
-    from cmmfnet.text.sentences import CLIP_REVISIONS
+    from cmmfnet.text.clip import CLIP_REVISIONS
 
     try:
         return CLIPTokenizer.from_pretrained(

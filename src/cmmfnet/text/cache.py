@@ -1,9 +1,9 @@
-"""Disk cache of CLIP's tokens for a text, so that CLIP need not be loaded for a known text.
+"""Disk cache of encoded texts, so that a known text needs no CLIP text encoder.
 
-One file for each text in ``$CMMFNET_CACHE/text/MODEL/`` (``~/.cache/cmmfnet/text/MODEL/``), named
-by the SHA-256 of the text: the text itself is not stored. A file is a SHA-256 digest and arrays in
-numpy's npz format; a damaged file counts as missing and is written anew. Files are written whole or
-not at all, so that any number of processes may share the folder, which may be deleted at any time.
+Each text has one file in ``$CMMFNET_CACHE/text/MODEL/`` (``~/.cache/cmmfnet/text/MODEL/``), named
+by the SHA-256 of the text; the text itself is not stored. A file is a SHA-256 checksum followed by
+arrays in numpy's npz format. Damaged files are written anew. Writes are atomic, so processes may
+share the folder, and it can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -19,42 +19,37 @@ import numpy as np
 
 from cmmfnet.files.atomic import atomic_write
 
-MOST_TEXTS = (
-    20_000  # of one model: about 0.8 GB of hidden states; later texts are encoded anew each time
-)
-_DIGEST = 32
-
-
-def cache_folder() -> Path:
-    """The folder of all models' texts."""
-    return Path(os.environ.get("CMMFNET_CACHE") or Path.home() / ".cache" / "cmmfnet") / "text"
+MOST_TEXTS = 20_000
+"""Files of one model, about 0.8 GB of sentences; further texts are encoded on every run."""
+_CHECKSUM = 32  # bytes
 
 
 class TextCache:
     """Named arrays by text, for one model.
 
     Args:
-        model: identifies the weights, their revision and the kind of tokens; part of the folder's
+        model: names the exact weights and revision, and what is kept of them; part of the folder's
             name.
     """
 
     def __init__(self, model: str) -> None:
-        self.folder = cache_folder() / re.sub(r"[^\w.@-]+", "--", model)
-        self._room: int | None = None  # files that may still be written; None: not counted yet
+        root = Path(os.environ.get("CMMFNET_CACHE") or Path.home() / ".cache" / "cmmfnet")
+        self.folder = root / "text" / re.sub(r"[^\w.@-]+", "--", model)
+        self._room: int | None = None  # files that may still be written; None before the first
 
     def get(self, text: str) -> dict[str, np.ndarray] | None:
-        """Arrays by name, or None where there are none that can be read."""
+        """Arrays by name; None if the text has no file, or a damaged one."""
         try:
             data = self._path(text).read_bytes()
-        except OSError:  # not there, or not ours to read: the text is encoded
+        except OSError:  # missing or unreadable: the caller encodes the text
             return None
-        if len(data) <= _DIGEST or hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
+        if len(data) <= _CHECKSUM or hashlib.sha256(data[_CHECKSUM:]).digest() != data[:_CHECKSUM]:
             return None
-        with np.load(io.BytesIO(data[_DIGEST:]), allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(data[_CHECKSUM:]), allow_pickle=False) as arrays:
             return dict(arrays)
 
     def put(self, text: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep arrays by name; a folder that cannot be written to costs a warning, once."""
+        """Keep the arrays of a text. A folder that cannot be written to gives one warning."""
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         content = buffer.getvalue()
@@ -62,22 +57,18 @@ class TextCache:
             if self._room is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._room = MOST_TEXTS - sum(1 for _ in os.scandir(self.folder))
-            if self._room <= 0:
-                return
-            self._room -= 1
-            with atomic_write(self._path(text), durable=False) as file:
-                file.write(hashlib.sha256(content).digest() + content)
+            if self._room > 0:
+                self._room -= 1
+                with atomic_write(self._path(text), durable=False) as file:
+                    file.write(hashlib.sha256(content).digest() + content)
         except OSError as error:
             self._room = 0
             warnings.warn(
-                f"encoded texts cannot be kept in {self.folder} ({error}); set CMMFNET_CACHE to a "
-                "folder that can be "
-                "written to, or go on without",
+                f"encoded texts cannot be kept in {self.folder} ({error}). Colouring goes on; to "
+                "keep them, set CMMFNET_CACHE to a folder that can be written to",
                 stacklevel=2,
             )
 
     def _path(self, text: str) -> Path:
-        return (
-            self.folder
-            / f"{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}.tokens"
-        )
+        name = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.folder / f"{name}.tokens"

@@ -1,7 +1,7 @@
-"""CLIP's text encoder, and vectors of words. (Hidden states of sentences: sentences.py.)
+"""CLIP text encoders, with a memory cache and a disk cache of texts, and CLIP vectors of words.
 
-The encoder is a hub name or a folder in the form of transformers: the argument ``model``, else the
-environment variable ``CMMFNET_TEXT_ENCODER`` (a folder, OWNER/REPO or OWNER/REPO@COMMIT), else
+The encoder is, in this order: the argument ``model``, the environment variable
+``CMMFNET_TEXT_ENCODER`` (a folder in the form of transformers, OWNER/REPO or OWNER/REPO@COMMIT), or
 OpenAI's at a pinned commit. A network needs the encoder that it was trained with. transformers
 comes with ``pip install 'cmmfnet[clip]'``.
 """
@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from cmmfnet.text.cache import TextCache
 
@@ -28,9 +30,8 @@ CLIP_REVISIONS: dict[str, str] = {
     SENTENCE_MODEL: "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
     TAG_MODEL: "57c216476eefef5ab752ec549e440a49ae4ae5f3",
 }
-
-# Sentences of the kind that open-vocabulary detectors and segmenters average over (ViLD, Gu et al.,
-# ICLR 2022).
+# A word's vector is the mean over these sentences, as in open-vocabulary detection (ViLD, Gu et
+# al., ICLR 2022).
 TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
     "a photo of a small {}.",
@@ -51,36 +52,35 @@ TEMPLATES: tuple[str, ...] = (
 
 
 class ClipEncoder:
-    """One CLIP text encoder by name, frozen, in float32; `network` and `tokenizer` are loaded when
-    they are first used.
+    """A frozen CLIP text encoder in float32, loaded when the first unknown text is encoded.
+
+    Texts are cached in memory and, where the exact weights are known, on disk. Not a
+    `torch.nn.Module`, since its 63 M weights must not get into a checkpoint or an optimiser.
 
     Args:
-        kind: the transformers class, CLIPTextModel or CLIPTextModelWithProjection.
-        model: hub name or folder; None: see the module's text.
-        revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed
-            there the newest.
-        default: the model where neither argument nor environment names one.
-        device: where it runs.
-        download: whether a hub model that is not on this machine may be fetched.
+        model: hub name or folder; None for the module's order above.
+        revision: commit on the hub; None for the one in `CLIP_REVISIONS`, or the newest.
+        device: where the encoder runs and the results are.
 
     Raises:
-        FileNotFoundError: no such folder. OSError: a folder without a model in it.
+        FileNotFoundError: no such folder. OSError: a folder without a model in it. At the first
+            text: OSError: the model cannot be loaded; ImportError: transformers is missing.
     """
+
+    kind: str  # class of transformers
+    default: str  # model that is used where neither argument nor environment names one
+    cached_as: str  # start of the disk cache's folder
+    download = True  # whether a hub model may be fetched
 
     def __init__(
         self,
-        kind: str,
-        model: str | Path | None,
-        revision: str | None,
-        default: str,
+        model: str | Path | None = None,
+        revision: str | None = None,
         device: str | torch.device = "cpu",
-        *,
-        download: bool = True,
     ) -> None:
-        name = str(model or os.environ.get(ENVIRONMENT) or default)
+        name = str(model or os.environ.get(ENVIRONMENT) or self.default)
         folder = Path(name).expanduser()
-        self.kind, self.device, self.download = kind, torch.device(device), download
-        self.is_folder = folder.is_dir()
+        self.device, self.is_folder = torch.device(device), folder.is_dir()
         if self.is_folder:
             name, revision = str(folder), None
             if not (folder / "config.json").is_file():
@@ -95,6 +95,32 @@ class ClipEncoder:
                 )
             revision = revision or commit or CLIP_REVISIONS.get(name)
         self.name, self.revision = name, revision
+        self.cached = lru_cache(maxsize=1024)(self._cached)  # sentences of 20 tokens: 40 MB
+
+    def encode(self, text: str) -> dict[str, np.ndarray] | None:
+        """Arrays for one text, not cached; None if the encoder may not be fetched for it."""
+        raise NotImplementedError
+
+    def _cached(self, text: str) -> dict[str, np.ndarray] | None:
+        """As `encode`, from the disk cache where that has the text."""
+        arrays = self._disk.get(text) if self._disk else None
+        if arrays is None:
+            arrays = self.encode(text)
+            if arrays is not None and self._disk:
+                self._disk.put(text, arrays)
+        return arrays
+
+    @cached_property
+    def _disk(self) -> TextCache | None:
+        """None where the exact weights are not known."""
+        if self.is_folder:
+            return TextCache(f"{self.cached_as}-folder-{_digest(Path(self.name))}")
+        commit = self.revision
+        if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):  # a branch, or the newest
+            if not (self.download or self.is_here()):
+                return None
+            commit = getattr(self.network.config, "_commit_hash", None)
+        return TextCache(f"{self.cached_as}-{self.name}@{commit}") if commit else None
 
     @cached_property
     def _loaded(self) -> tuple:
@@ -104,9 +130,9 @@ class ClipEncoder:
             raise ImportError(
                 "a CLIP text encoder needs transformers: pip install 'cmmfnet[clip]'"
             ) from error
-        options = {"revision": self.revision} | (
-            {} if self.download else {"local_files_only": True}
-        )
+        options = {"revision": self.revision}
+        if not self.download:
+            options["local_files_only"] = True
         try:
             tokenizer = transformers.CLIPTokenizer.from_pretrained(self.name, **options)
             network = getattr(transformers, self.kind).from_pretrained(self.name, **options)
@@ -127,145 +153,65 @@ class ClipEncoder:
     def tokenizer(self):
         return self._loaded[1]
 
-    @cached_property
-    def identity(self) -> str | None:
-        """The identity of these weights: hub name and commit, or a digest of the folder's files;
-        None: not known.
-
-        A hub model without a pinned commit is loaded to find it.
-        """
-        if self.is_folder:
-            return f"folder-{_digest(Path(self.name))}"
-        commit = (
-            self.revision if self.is_pinned else getattr(self.network.config, "_commit_hash", None)
-        )
-        return f"{self.name}@{commit}" if commit else None
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether name and revision mean the same weights for ever, or for as long as the folder
-        stays as it is."""
-        return self.is_folder or re.fullmatch(r"[0-9a-f]{40}", self.revision or "") is not None
-
     def is_here(self) -> bool:
-        """Whether it could be loaded without a network: a folder, or a hub model in the hub's
-        cache, with transformers."""
+        """Whether the encoder can be loaded without a network connection: transformers is
+        installed, and the model is a folder or in the hub's cache."""
         if importlib.util.find_spec("transformers") is None:
             return False
         if self.is_folder:
             return True
         from huggingface_hub import try_to_load_from_cache
 
-        return isinstance(
-            try_to_load_from_cache(self.name, "config.json", revision=self.revision), str
-        )
+        found = try_to_load_from_cache(self.name, "config.json", revision=self.revision)
+        return isinstance(found, str)
 
 
 def _digest(folder: Path) -> str:
-    """Of all files that the tokens depend on; 0.6 GB take about half a second, loading them takes
-    longer."""
+    """Digest of all files that the tokens depend on. 0.6 GB take half a second, less than loading
+    them."""
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     others = [file for pattern in ("*.json", "*.txt") for file in sorted(folder.glob(pattern))]
     digest = hashlib.sha256()
     for path in [*weights, *others]:
         with path.open("rb") as file:
-            digest.update(
-                f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode()
-            )
+            of_file = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name} {of_file}\n".encode())
     return digest.hexdigest()[:40]
 
 
-@torch.no_grad()
-def clip_tag_vectors(
-    names: Sequence[str],
-    model: str | Path | None = None,
-    revision: str | None = None,
-    templates: Sequence[str] = TEMPLATES,
-    device: str | torch.device = "cpu",
-) -> Tensor:
-    """CLIP text vectors of names: projected and pooled, unit length per template, averaged, and
-    made unit length again.
+class WordEncoder(ClipEncoder):
+    """CLIP vectors of words that a network's table lacks, if CLIP is on this machine. Downloads
+    nothing. The encoder must be the one that made the table."""
 
-    Args:
-        names: N names, put into the templates as they are.
-        model: hub name, or a folder in the form of transformers; by default OpenAI's ViT-B/16, see
-            the module's text.
-        revision: commit on the hub; by default the one in `CLIP_REVISIONS`, for a model not listed
-            there the newest.
-        templates: sentences with one "{}".
-
-    Returns:
-        (N, D) float32 on the CPU; D is 512 for ViT-B.
-
-    Raises:
-        ImportError: transformers is missing. OSError: the model cannot be loaded.
-        ValueError: no names, or a template without "{}".
-    """
-    if not names or isinstance(names, str):
-        raise ValueError(f"clip_tag_vectors takes a list of one name or more, got {names!r}")
-    if not templates or any("{}" not in template for template in templates):
-        raise ValueError(
-            f"templates must be sentences with '{{}}' in the place of the name, got "
-            f"{list(templates)}"
-        )
-    encoder = ClipEncoder("CLIPTextModelWithProjection", model, revision, TAG_MODEL, device)
-    return torch.stack([_vector(encoder, name, templates) for name in names])
-
-
-@torch.no_grad()
-def _vector(encoder: ClipEncoder, name: str, templates: Sequence[str]) -> Tensor:
-    """(D,) float32 on the CPU."""
-    sentences = [template.replace("{}", name) for template in templates]
-    context = encoder.network.config.max_position_embeddings
-    tokens = encoder.tokenizer(
-        sentences, padding=True, truncation=True, max_length=context, return_tensors="pt"
-    )
-    tokens = tokens.to(encoder.device)
-    embedded = encoder.network(
-        input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-    ).text_embeds
-    mean = torch.nn.functional.normalize(embedded, dim=-1).mean(0)
-    return torch.nn.functional.normalize(mean, dim=0).cpu()
-
-
-class WordEncoder:
-    """CLIP vectors of words that a table of tag vectors does not have, where CLIP is on this
-    machine. Never downloads.
-
-    Args:
-        model: hub name or folder; None: see the module's text. Must be the one that the table was
-            made with.
-    """
-
-    def __init__(self, model: str | Path | None = None) -> None:
-        self._encoder = ClipEncoder(
-            "CLIPTextModelWithProjection", model, None, TAG_MODEL, download=False
-        )
-        known = self._encoder.is_pinned or self._encoder.is_here()
-        self._cache = (
-            TextCache(f"words-{self._encoder.identity}")
-            if known and self._encoder.identity
-            else None
-        )
-        self._one = lru_cache(maxsize=4096)(self._encode)
+    kind, default, cached_as = "CLIPTextModelWithProjection", TAG_MODEL, "words"
+    download = False
 
     def __call__(self, words: Sequence[str]) -> dict[str, Tensor]:
-        """Word -> (D,) float32 on the CPU, as `clip_tag_vectors` gives it; words that cannot be
-        encoded here are left out.
+        """Word -> (D,) float32 of unit length, D = 512 for ViT-B: the normalised mean of the
+        projected, pooled and normalised vectors of `TEMPLATES`. Words that cannot be encoded on
+        this machine are left out.
 
         Raises:
-            OSError: CLIP is here and cannot be read.
+            OSError: CLIP is on this machine and cannot be read.
         """
-        found = {word: self._one(word) for word in words}
-        return {word: vector for word, vector in found.items() if vector is not None}
+        found = {word: self.cached(word) for word in words}
+        return {
+            word: torch.from_numpy(arrays["vector"]).to(self.device)
+            for word, arrays in found.items()
+            if arrays is not None
+        }
 
-    def _encode(self, word: str) -> Tensor | None:
-        kept = self._cache.get(word) if self._cache else None
-        if kept is not None:
-            return torch.from_numpy(kept["vector"])
-        if not self._encoder.is_here():
+    @torch.no_grad()
+    def encode(self, word: str) -> dict[str, np.ndarray] | None:
+        if not self.is_here():
             return None
-        vector = _vector(self._encoder, word, TEMPLATES)
-        if self._cache:
-            self._cache.put(word, {"vector": vector.numpy()})
-        return vector
+        sentences = [template.replace("{}", word) for template in TEMPLATES]
+        length = self.network.config.max_position_embeddings
+        tokens = self.tokenizer(
+            sentences, padding=True, truncation=True, max_length=length, return_tensors="pt"
+        ).to(self.device)
+        embedded = self.network(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).text_embeds
+        mean = normalize(embedded, dim=-1).mean(0)
+        return {"vector": normalize(mean, dim=0).cpu().numpy()}

@@ -70,7 +70,7 @@ def write_distilled(
 
     from cmmfnet.colorizer.torch import pick_device
     from cmmfnet.data.batches import Batches
-    from cmmfnet.text.sentences import tag_ids
+    from cmmfnet.text.tags import tag_ids
     from cmmfnet.weights.files import load_model
 
     if count < 1 or not 0 <= night <= 1:

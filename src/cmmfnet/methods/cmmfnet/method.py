@@ -23,8 +23,9 @@ from cmmfnet.methods.traits import traits_of
 from cmmfnet.nn.perceptual import Cropped, load_features
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.text.labels import IGNORE
-from cmmfnet.text.sentences import DEFAULT_PROMPT, WORDS, SentenceEncoder, load_tag_vectors, tag_ids
-from cmmfnet.text.vocabulary import MAX_TAGS
+from cmmfnet.text.sentences import DEFAULT_PROMPT, SentenceEncoder
+from cmmfnet.text.tags import load_tag_vectors, tag_ids
+from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

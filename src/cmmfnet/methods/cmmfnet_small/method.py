@@ -11,8 +11,8 @@ from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
 from cmmfnet.nn.perceptual import Cropped
-from cmmfnet.text.sentences import WORDS, tag_ids
-from cmmfnet.text.vocabulary import MAX_TAGS
+from cmmfnet.text.tags import tag_ids
+from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch

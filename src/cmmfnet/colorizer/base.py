@@ -70,8 +70,8 @@ class Seen:
 
     Attributes:
         predicted: (name, probability in [0, 1]), likeliest first, as ``tags`` gives them.
-        told: the names given to the network as text, where these are predicted tags or corrections
-            of them; else None.
+        told: the names that the network got as text, if these are predicted tags or corrections of
+            them; else None.
     """
 
     predicted: list[tuple[str, float]]

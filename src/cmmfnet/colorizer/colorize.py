@@ -1,5 +1,5 @@
-"""``cmmfnet colorize``: pictures from a file, folder or glob into colour pictures, resumable and
-without surprises."""
+"""``cmmfnet colorize``: the pictures of a file, folder or glob into colour pictures; resumable,
+nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def colorize(
             the equals sign)
         text_file: a text for each picture, used before --text: a captions file (.jsonl, .csv, or
             NAME, a tab, TEXT), a file of times (0:00-0:12 a street), or the word beside: NAME.txt
-            beside NAME.png, _folder.txt for a folder
+            next to NAME.png, _folder.txt for a folder
         model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or an .onnx
             file of `cmmfnet export`
         device: auto, cpu, cuda, cuda:1 or mps
@@ -304,7 +304,7 @@ def _inputs(source: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Pa
 
 
 def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColorizer:
-    """What colours with ``model``: ONNX Runtime, without torch, for NAME.onnx; PyTorch for any
+    """The colorizer of ``model``: ONNX Runtime, without torch, for NAME.onnx; PyTorch for any
     other."""
     if not 0 <= guidance <= 4:
         raise UserError(
@@ -329,7 +329,7 @@ def _open_for(text: str | None, model: str, device: str, guidance: float) -> Fra
 
 
 def _say(seen: Seen) -> str:
-    """What a model sees, and what it was told because of that."""
+    """The predicted tags, and the names that the model got as text if a text corrects them."""
     predicted = ", ".join(f"{name} {probability:.2f}" for name, probability in seen.predicted)
     return (
         predicted

@@ -1,5 +1,5 @@
-"""``cmmfnet explain``: where in a frame each word of a text holds, as the model sees it, beside
-what it predicts itself."""
+"""``cmmfnet explain``: a map for each word of a text, of where in the frame the model applies it;
+and the tags that the model predicts."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def explain(
     span: str | None = None,
     palette: str | None = None,
 ) -> Explanation:
-    """Show where in a frame each word of a text holds, and what the model sees without being told.
+    """Show where in a frame each word of a text holds, and which tags the model predicts.
 
     Args:
         source: a thermal picture
         out: a page FILE.html, or a folder for colour.png, plain.png, a map WORD.png for each word
             and tags.txt
-        text: what is to be seen, e.g. "a red car on a road, trees"; without it the tags that the
-            model predicts
-        box: WORD=LEFT,TOP,RIGHT,BOTTOM in pixels of the picture, where a word of the text is to
-            hold; several with ";"
+        text: the things in the picture, e.g. "a red car on a road, trees"; default: the tags that
+            the model predicts
+        box: WORD=LEFT,TOP,RIGHT,BOTTOM in pixels of the picture: the region of a word of the text;
+            several with ";"
         model: a name of `cmmfnet models`, a .safetensors file, or hf:OWNER/REPO@COMMIT
         device: auto, cpu, cuda, cuda:1 or mps
         span: LOW,HIGH in the picture's own units; without it it is stretched between its 1st and

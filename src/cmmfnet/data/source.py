@@ -53,12 +53,12 @@ class Source:
     """scenes: drawn with replacement, every scene as often (Pairs.weights); epoch: every picture
     once a pass, in a new order each pass (for a single source)."""
     gives: Literal["both", "thermal", "colour"] = "both"
-    """What an unpaired method takes from here: both, thermal or colour; so night frames can meet
-    daylight colour."""
+    """The pictures that an unpaired method takes from this source: both, thermal or colour. So
+    night frames can be trained with daylight colour."""
     text: Literal["own", "shuffled", "empty"] = "own"
-    """Caption and tags that go with a picture: own; shuffled (those of any picture of the source,
-    drawn anew each time); empty (none). The last two are controls: what a method gains beside them,
-    it gains by reading."""
+    """Caption and tags of a picture: own; shuffled (of any picture of the source, drawn anew each
+    time); empty (none). The last two are controls: a gain over them is a gain from reading the
+    text."""
     recolour: float = bounded(0.0, 0, 1)
     """Part of the labelled pictures whose colours are changed, with words that name the change
     (data/made/recolour.py); more than 0 also names the colours of things."""

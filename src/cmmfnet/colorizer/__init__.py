@@ -1,1 +1,2 @@
-"""A frame and a text to colour: runtimes, sizes, the colorize command, pages to look at."""
+"""A frame and a text into a colour picture: ``FrameColorizer`` (base.py) and its runtimes, the size
+of a frame (sizes.py), the commands colorize, explain and demo, videos."""

@@ -53,7 +53,7 @@ class TextInput:
     """One text as the network gets it.
 
     Attributes:
-        tokens: one token for each of ``names``, or those of a sentence.
+        tokens: one token for each of ``names``, or the tokens of a sentence.
         names: the names in the text, in the order of the tokens; empty for a sentence.
         colours: the colour of each name ("red", "bare"), or None; always None for a network that
             takes no colours.
@@ -152,7 +152,7 @@ class FrameColorizer:
         Args:
             x: path, file contents, array (H, W), PIL image or Thermal; or a list of those, of any
                 mix of sizes.
-            text: what is in the picture, in words; one for all pictures or a list with one for
+            text: a description of the picture; one for all pictures or a list with one for
                 each. None: the model's default (no text, predicted tags, or its default prompt).
                 ``""``: no text. ``"+snow -grass"``: the tags that the model predicts for the frame,
                 with snow and without grass (docs/text.md).

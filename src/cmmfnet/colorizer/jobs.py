@@ -82,7 +82,7 @@ def sequence_jobs(
 
 
 def write_photo(job: Job, thermal: Thermal, *, overwrite: bool, taken: set[Path]) -> Path | None:
-    """Write the photo of a camera's file beside the frame's result: house-visible.png.
+    """Write the photo of a camera's file next to the frame's result: house-visible.png.
 
     The photo is encoded anew, so that places and serial numbers stay in the input.
 

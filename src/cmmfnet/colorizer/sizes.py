@@ -20,7 +20,7 @@ def working_size(traits: Traits, height: int, width: int) -> tuple[int, int]:
     """The size (height, width) at which a frame is coloured, before padding.
 
     The short side is between ``least_size`` and ``working_size``. A network is trained with objects
-    of a certain size in pixels; on a frame far larger than those of training it takes a wall for a
+    of a certain size in pixels; on a frame far larger than in training it takes a wall for a
     road, and on a far smaller one it sees none. Very long, narrow frames are reduced further, so
     that memory stays finite.
     """
@@ -88,7 +88,7 @@ def guided_upsample(
     proper keeps of the colour only what thermal brightness explains, so a red car as warm as the
     road goes grey. Measured on 24 real daytime pairs, whose true colours were reduced four times
     and brought back: the filter 19.4 dB, SSIM .46 (radius 4); plain bicubic 24.2, .70; this 24.3,
-    .70, with 1.3 times the gradient of bicubic and no halos to be seen. That was with a bicubic
+    .70, with 1.3 times the gradient of bicubic and no visible halos. That was with a bicubic
     filter of a = -0.75; of a = -0.5, as here, it is 0.1 dB less (29 pairs: 24.39 and 24.28), and
     equal in Pillow and PyTorch.
 

@@ -95,7 +95,7 @@ def colorize_video(
     Args:
         open_model: opens the model, after everything else has been checked.
         reading: options of ``read_thermal``.
-        Others are those of ``cmmfnet colorize``.
+        Others as for ``cmmfnet colorize``.
 
     Raises:
         UserError: the request makes no sense, or not one frame can be read; nothing was written.

@@ -1,2 +1,2 @@
-"""Data: the layout of pairs on disk, augmentation, pseudo-thermal simulation and rendered
-scenes."""
+"""Training pairs: the layout on disk, reading and augmentation, simulated thermal frames, the scene
+renderer (scenes/), recoloured pictures (made/), converters of other data sets (prepare/)."""

@@ -264,8 +264,8 @@ class Batches:
         return torch.cat(made).view_as(label)
 
     def _draws(self, draw, step: int, stream: int, *shape: int) -> Draws:
-        """Random numbers for this process' pictures: those of the whole batch are drawn and the own
-        ones taken.
+        """Random numbers for this process' pictures: numbers of the whole batch are drawn and the
+        own ones taken.
 
         So they belong to positions; drawing the others' is a fraction of a millisecond on a GPU,
         and one generator a picture would be a kernel a picture.

@@ -150,7 +150,8 @@ class Items(Dataset):
                 said = self._recoloured(
                     spec, step, position, meta, visible[row, 0], crops["label"], words
                 )
-            if said.told:  # the thermal frame does not show them: nothing for a tag head to learn
+            if said.told:  # the thermal frame does not show these names, so a tag head cannot learn
+            them
                 visible[row, 0], has_tags = said.photo, False
                 words = list(
                     dict.fromkeys([*said.told, *(tag for tag in words if tag not in said.removed)])

@@ -234,9 +234,7 @@ def find(data: Path | str, folder: str) -> Path | str:
     given.
     """
     root = inside(data, folder)
-    if _has_index(root) or (
-        is_url(root) and folder != "pairs"
-    ):  # what is wrong with a URL, opening it says
+    if _has_index(root) or (is_url(root) and folder != "pairs"):  # opening a URL reports its faults
         return root
     if folder not in ("pairs", ".", ""):
         raise PairsError(
@@ -338,7 +336,7 @@ def _header_size(source: Path) -> tuple[int, int] | None:
     try:
         with Image.open(source) as picture:
             return picture.size
-    except Exception:  # Pillow raises almost anything; decoding says what is wrong
+    except Exception:  # Pillow raises almost anything; decoding reports the fault
         return None
 
 

@@ -63,9 +63,7 @@ class Remote:
         system, path = self._system()
         try:
             return system.isfile(f"{path.rstrip('/')}/{name}")
-        except (
-            Exception
-        ):  # every file system has errors of its own; who reads the file is told what is wrong
+        except Exception:  # every file system has errors of its own; reading the file reports them
             return False
 
     def fetch(self, name: str, size: int, sha256: str) -> Path:

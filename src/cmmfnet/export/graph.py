@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20  # the first with Gelu
-# float16 sums of a frame's squares lose what a variance is; these stay in float32
+# float16 sums of squares are too coarse for a variance; these stay in float32
 FLOAT32_OPERATORS = (
     "AveragePool",
     "InstanceNormalization",

@@ -29,7 +29,7 @@ def write_page(path: str | Path, template: str, **values) -> Path:
     Args:
         path: the .html file.
         template: path of the template, from this package's folder; it extends files/base.html.
-        values: what the template shows; ``title`` is needed by all.
+        values: the variables of the template; all need ``title``.
 
     Raises:
         OSError: the file cannot be written.

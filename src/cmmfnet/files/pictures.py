@@ -158,7 +158,8 @@ def write_picture(
     Args:
         path: an older file of that name is replaced.
         rgb: the pixels.
-        notes: written into the file beside ``Software``: text chunks in PNG, the EXIF description
+        notes: written into the file in addition to ``Software``: text chunks in PNG, the EXIF
+        description
             of JPEG, WebP and TIFF. BMP has no place for them.
 
     Raises:

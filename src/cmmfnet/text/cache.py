@@ -28,7 +28,7 @@ class TextCache:
     """Named arrays by text, for one model.
 
     Args:
-        model: names the exact weights and revision, and what is kept of them; part of the folder's
+        model: names the exact weights, their revision and the kind of tokens; part of the folder's
             name.
     """
 

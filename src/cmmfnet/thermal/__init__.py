@@ -1,1 +1,2 @@
-"""A thermal frame: decoding a file, values and units, palettes, stretching to [-1, 1]."""
+"""A file into a thermal frame: decoders (decode.py picks one; TIFF: tiff.py; cameras/), values and
+units, palettes of false colour, the stretch to [-1, 1] (stretch.py)."""

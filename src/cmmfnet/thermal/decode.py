@@ -1,5 +1,5 @@
-"""Files into frames: formats are told apart here, PNG, JPEG, BMP and WebP are decoded here, TIFF in
-tiff.py, and what only cameras write in cameras/.
+"""Files into frames: the format is found from the first bytes. PNG, JPEG, BMP and WebP are decoded
+here, TIFF in tiff.py, formats of cameras in cameras/.
 
 Pictures come from strangers: the formats are a short list, the size is taken from the header before
 anything is decoded, and whatever a decoder does with a damaged file ends in one exception type,

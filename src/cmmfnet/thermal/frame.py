@@ -52,9 +52,10 @@ class Thermal:
             were read.
         unit: of the values: ``"C"`` (degrees Celsius), ``"counts"``, ``"grey levels"``, or ``""``
             where the file does not say.
-        details: what a camera's file notes: ``maker``, ``model``, ``emissivity`` and more; never a
+        details: the notes of a camera's file: ``maker``, ``model``, ``emissivity`` and more; never
+        a
             serial number or a place.
-        visible: the photo that a camera's file holds beside the thermal frame.
+        visible: the photo that a camera's file also holds.
     """
 
     values: np.ndarray

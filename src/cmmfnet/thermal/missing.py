@@ -121,7 +121,7 @@ def apart(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def sidecar_no_data(path: object) -> str | None:
-    """The no-data value in GDAL's file of notes beside a picture (``frame.png.aux.xml``), as text;
+    """The no-data value in GDAL's file of notes next to a picture (``frame.png.aux.xml``), as text;
     None without."""
     if not isinstance(path, str):
         return None

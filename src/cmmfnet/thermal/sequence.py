@@ -50,7 +50,7 @@ def open_sequence(
     """The frames of a file, decoded one at a time, as an iterator; a picture is one frame.
 
     Args:
-        source: the file. Other arguments are those of ``read_thermal``.
+        source: the file. Other arguments as for ``read_thermal``.
 
     Raises:
         ThermalFileError: when the file is opened, or when a frame that is damaged is asked for; the

@@ -1,4 +1,5 @@
-"""TIFF files into pixels: which of a file's pictures is the frame, and what its numbers mean."""
+"""The TIFF decoder: the choice of the frame among a file's pictures, its pixels and their
+meaning."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def tiff_pages(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[n
 
     Yields:
         Pixels (H, W) or (H, W, 3); a masked array where there is no data: by GDAL's no-data value,
-        by a mask (in the file, or beside it as FILE.msk), or by an alpha channel.
+        by a mask (in the file, or next to it as FILE.msk), or by an alpha channel.
     """
     damage: list[ThermalFileError] = []
     path = getattr(stream, "name", None)

@@ -70,7 +70,7 @@ def prepare(
     device: str,
     wandb: str | None,
 ) -> Prepared:
-    """The arguments are those of :func:`cmmfnet.training.train.train`, which names the errors, too.
+    """Arguments and errors as in :func:`cmmfnet.training.train.train`.
 
     Nothing is written before all is found to be in order, but for the scenes of ``scenes:N``.
     """

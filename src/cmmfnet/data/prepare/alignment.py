@@ -63,7 +63,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class PairShift:
-    """A pair's :class:`Shift` (None if a picture cannot be read) and what is wrong with the pair.
+    """A pair's :class:`Shift` (None if a picture cannot be read) and the faults of the pair.
 
     ``group``: its sequence, else its source. ``reason``: "" (in place), "shifted", "scaled",
     "unlike" (hardly an edge in common within reach), "uncertain" (its edges do not decide), or
@@ -344,7 +344,7 @@ def _shrink(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _edge_directions(picture: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H, W) complex64: the angle is twice that of the gradient, the length 0 to 1 its
+    """(H, W) -> (H, W) complex64: the angle is twice the gradient's, the length 0 to 1 its
     strength."""
     _, ndimage = _scipy()
     gx, gy = (ndimage.gaussian_filter(picture, 1.0, order=order) for order in ((0, 1), (1, 0)))

@@ -83,7 +83,7 @@ def _clips(raw: Path) -> list[Path]:
         )
     single = [clip for clip in clips if "single" in clip.relative_to(raw).parts]
     clips = single or clips
-    # rooftop_total repeats the frames of the folders beside it, which tell the camera position
+    # rooftop_total repeats the frames of the other folders, whose names give the camera position
     parts = {clip.parent for clip in clips if re.search(r"sub[-_]?\d", clip.name)}
     return sorted(clip for clip in clips if not ("total" in clip.name and clip.parent in parts))
 

@@ -122,7 +122,7 @@ def _videos(folder: Path) -> list[Path]:
 
 
 def _video(video: Path, faults: list[str]) -> dict[str, tuple[Path, Path]]:
-    """Stem -> (thermal, visible) of the frames on both sides; adds what is wrong to ``faults``."""
+    """Stem -> (thermal, visible) of the frames on both sides; adds faults to ``faults``."""
     where = f"{video.parent.name}/{video.name}"
     try:
         left, right = list_pictures(video / "lwir"), list_pictures(video / "visible")

@@ -63,7 +63,7 @@ def columns(path: Path) -> set[str]:
     """The columns of the first row; none if the file is no list."""
     try:
         return set(next(iter(_rows(path)), (0, {}))[1])
-    except PrepareError:  # another file beside the pictures; as RAW itself it gives its error
+    except PrepareError:  # some other file; given as RAW itself, it is an error
         return set()
 
 

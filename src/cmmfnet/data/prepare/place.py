@@ -18,7 +18,7 @@ from cmmfnet.files.atomic import atomic_write
 
 
 def place_pair(pair: RawPair, out: Path, copy: bool) -> tuple[list[str], str]:
-    """How the two pictures were placed, and "" or what is wrong with them."""
+    """The placement of the two pictures, and their fault in words, or ""."""
     try:
         if pair.embedded:
             return _split(pair, out), ""

@@ -283,7 +283,7 @@ class ShadowMap:
         np.maximum.at(self.height, pixel, close)
 
     def lit(self, world: np.ndarray, normal: np.ndarray) -> np.ndarray:
-        """Share of the sun's disc seen, (M,) in [0,1], from points (M,3) with surface normals
+        """Visible share of the sun's disc, (M,) in [0,1], from points (M,3) with surface normals
         (M,3)."""
         taps = (
             (-1.2, -0.5),

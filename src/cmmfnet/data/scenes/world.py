@@ -97,7 +97,7 @@ class Author:
         self.sun = None
         if (
             light.sun is not None
-        ):  # as trees seen along `heading` have it: right, towards the viewer, up
+        ):  # in the frame of the trees along `heading`: right, towards the viewer, up
             right, back = (
                 np.array([np.cos(heading), np.sin(heading)]),
                 np.array([np.sin(heading), -np.cos(heading)]),

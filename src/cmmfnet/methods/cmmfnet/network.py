@@ -235,7 +235,7 @@ class CMMFNet(nn.Module):
 
         Args:
             thermal: (B,1,H,W) in [-1,1]; H and W are multiples of 8.
-            text: tokens (B,L,text_width) (with ``regions``, those of ``embed_tags``); None: no
+            text: tokens (B,L,text_width) (with ``regions``: of ``embed_tags``); None: no
                 text.
             text_mask: (B,L) bool, True for a token; None: all are tokens.
             rows, columns: (h,) and (w,) long, in steps of 8 pixels: the U-Net colours this window

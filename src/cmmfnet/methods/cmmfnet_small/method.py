@@ -40,7 +40,7 @@ class CMMFNetSmallMethod(Matched):
 
     Network = CMMFNetSmall
     title = "CMMF-Net small"
-    paper = "none; a small network taught by the released CMMF-Net"
+    paper = "none; a small network distilled from the released CMMF-Net"
 
     def __init__(
         self,

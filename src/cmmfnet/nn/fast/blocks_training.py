@@ -45,7 +45,7 @@ from cmmfnet.nn.fast.norm import Statistics, instance_norm_backward, residual_no
 from cmmfnet.nn.fast.sums import float32, in_parts, sum_of_parts
 
 CHANNELS = (64, 128)
-"""Channels that are faster here: with more, what a program holds no longer fits into registers."""
+"""Channels that are faster here: with more, the tiles of a program no longer fit into registers."""
 
 
 def large_kernel(

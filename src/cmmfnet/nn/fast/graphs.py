@@ -1,4 +1,4 @@
-"""CUDA graphs of inference, and streams beside each other in them.
+"""CUDA graphs of inference, and parallel streams in them.
 
 A network of a few hundred small kernels takes as long as Python needs to launch them. A graph
 launches them all at once, and gives the same bits. Graphs of training are in graphed.py.

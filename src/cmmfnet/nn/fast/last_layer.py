@@ -150,7 +150,7 @@ def _gradients(u, bias, weight, dy, du, sums, H, W, steps, C: tl.constexpr,
                COLOURS: tl.constexpr, BP: tl.constexpr,
                STAGES: tl.constexpr):  # fmt: skip
     """du (B,H,W,C), and of a part of a picture's pixels sums (B,parts,33,C): the weight's
-    gradient by 9 * colour + tap, and as the last row that of the bias."""
+    gradient by 9 * colour + tap, and as the last row the bias's gradient."""
     part, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     place = picture * tl.num_programs(0) + part
     size = H * W

@@ -384,7 +384,7 @@ class FastPerceptual(perceptual.Perceptual):
 
     def _sums_at_pools(self) -> bool:
         """Whether this is what FeatureDistance computes: absolute differences, layers that weigh 1,
-        and pools only behind what is compared."""
+        and pools only behind compared layers."""
         layers = self.layers[: max(self.taps)]
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         small = all(m.kernel_size == (3, 3) for m in layers if isinstance(m, nn.Conv2d))

@@ -83,7 +83,7 @@ def instance_norm_backward(dy: Tensor, x: Tensor, statistics: Statistics, gelu: 
 @triton.jit
 def _write(v, residual, y, start, at, size, GELU: tl.constexpr, ADD: tl.constexpr):
     """What follows the norm of the values v (float32) at ``at`` in a plane, and their way to
-    memory; -> what is there."""
+    memory; -> the stored values."""
     if GELU:
         v = gelu_of(v, y.dtype.element_ty == tl.float32)
     if ADD:

@@ -1,4 +1,4 @@
-"""The segments of a JPEG file before its picture: where cameras put what is no picture."""
+"""The segments of a JPEG file before its picture, in which cameras store other data."""
 
 from __future__ import annotations
 

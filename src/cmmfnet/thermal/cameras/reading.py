@@ -1,4 +1,4 @@
-"""One frame as a file holds it: values with their unit, and what the camera notes of them."""
+"""One frame as a file holds it: values with their unit, and the camera's notes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Reading:
         values: (H, W) float32 in degrees Celsius; (H, W) unsigned integers (counts) as stored; or
             the pixels of an ordinary picture, (H, W) or (H, W, 3) of any numeric type.
         unit: ``"C"``, ``"counts"``, or ``""`` where the file does not say.
-        details: what the camera notes, e.g. ``maker``, ``model``, ``emissivity``; never a serial
+        details: the camera's notes, e.g. ``maker``, ``model``, ``emissivity``; never a serial
             number or a place.
         note: why the values are counts although the camera measures temperatures; ``""`` otherwise.
-        visible: the photo that the file holds beside the thermal frame.
+        visible: the photo that the file holds in addition to the thermal frame.
         time: seconds since 1970, UTC, or since the first frame where the file knows no date.
         advice: what to add to a warning about false colour.
     """

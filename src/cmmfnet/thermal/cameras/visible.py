@@ -21,7 +21,7 @@ class Visible:
 
     Attributes:
         data: the photo, JPEG or PNG.
-        ratio: width of the photo's view over that of the thermal frame; 0 where not known.
+        ratio: width of the photo's view over the thermal frame's; 0 where not known.
         dx: middle of the thermal frame, to the right of the photo's middle, in photo pixels.
         dy: the same downwards.
         turns: quarter turns, against the clock, that bring photo and thermal frame upright.

@@ -150,8 +150,7 @@ class Items(Dataset):
                 said = self._recoloured(
                     spec, step, position, meta, visible[row, 0], crops["label"], words
                 )
-            if said.told:  # the thermal frame does not show these names, so a tag head cannot learn
-            them
+            if said.told:  # names that the thermal frame does not show: no target for a tag head
                 visible[row, 0], has_tags = said.photo, False
                 words = list(
                     dict.fromkeys([*said.told, *(tag for tag in words if tag not in said.removed)])

@@ -42,8 +42,7 @@ KNOWN: dict[str, Known] = {
         file="cmmfnet-small.safetensors",
         sha256="a616e243af640ba0bfb9dc7e7e58fbf0a8f2b382309ffe0f110041181d4d1791",
         licence="research use (the terms of the training data); see docs/model-card-small.md",
-        summary="for live colour on a CPU, at a cost in quality: a small network distilled from
-        cmmfnet",
+        summary="for live colour on a CPU, at a cost in quality: a network distilled from cmmfnet",
     ),
 }
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import Method, Moment
+from cmmfnet.methods.method import Method, StepContext
 
 
 def pictures(batch: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -51,7 +51,7 @@ def train(
     for step in range(steps):
         values: dict[str, float] = {}
         order = []
-        for optimiser, losses in method.training_step(batch, Moment(0, step, steps)):
+        for optimiser, losses in method.training_step(batch, StepContext(0, step, steps)):
             for network in method.networks.values():
                 network.zero_grad(set_to_none=True)
             sum(losses.values()).backward()

@@ -463,20 +463,20 @@ def test_predicted_tags_are_corrected(frames, model, capsys):
     assert colorize(model, frames, "-o", out, "--text", "+car -tree", *options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r".*frame1\.png: tree 0\.\d\d, road 0\.\d\d, car 0\.\d\d; told: car(, road)?", lines[0]
+        r".*frame1\.png: tree 0\.\d\d, road 0\.\d\d, car 0\.\d\d; given: car(, road)?", lines[0]
     )
-    told = lines[0].partition("told: ")[2]
+    given_tags = lines[0].partition("given: ")[2]
     note = Image.open(out / "frame1.png").text
     assert (note["Text"], note["Tags"]) == (
         "+car -tree",
-        told,
-    ) and f"told: {told}" in page.read_text()
+        given_tags,
+    ) and f"given: {given_tags}" in page.read_text()
     assert (
         colorize(model, frames, "-o", out, "--text=-tree", "--overwrite") == 0
     )  # a minus needs the equals sign
-    assert Image.open(out / "frame1.png").text["Tags"] == told.removeprefix("car").removeprefix(
-        ", "
-    )
+    assert Image.open(out / "frame1.png").text["Tags"] == given_tags.removeprefix(
+        "car"
+    ).removeprefix(", ")
     assert colorize(model, frames, "-o", out, "--text", "+ car", "--overwrite") == 2
     assert "write it next to its word: '+car'" in capsys.readouterr().err
 

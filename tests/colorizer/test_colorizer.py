@@ -319,7 +319,7 @@ def test_the_steps_of_a_call_are_public():
     assert frames[0].full.shape == (70, 90) and frames[0].low.shape == (32, 41)
     colours, seen = colorizer.run(frames, ["a car", "+road -tree"], tags=True)
     assert [tuple(colour.shape) for colour in colours] == [(3, 32, 41), (3, 32, 41)]
-    assert seen[0].told is None and seen[1].told[0] == "road"
+    assert seen[0].given_tags is None and seen[1].given_tags[0] == "road"
     expected = colorizer(
         [frame(70, 90), frame(69, 89)], text=["a car", "+road -tree"], span=(7000, 8000)
     )
@@ -327,7 +327,7 @@ def test_the_steps_of_a_call_are_public():
         np.testing.assert_array_equal(colorizer.finish(colour, each), picture)
     probabilities = colorizer.predict(frames)[1]
     given = colorizer.text_input("+road -tree", probabilities)
-    assert list(given.names) == seen[1].told and len(given.tokens[0]) == len(given.names)
+    assert list(given.names) == seen[1].given_tags and len(given.tokens[0]) == len(given.names)
     with pytest.raises(ValueError, match="must pad to one size, found 32x48, 32x64"):
         colorizer.run([frames[0], colorizer.prepare(frame(32, 60))], [None, None])
     with pytest.raises(ValueError, match="batch_size is 0; expected 1 or more"):

@@ -79,13 +79,13 @@ def test_corrections_of_predicted_tags_are_explained_as_they_are_coloured(steere
     colour, seen = steered(frame, text="+a red car -road", return_tags=True)
     found = look(steered, frame, "+a red car -road")
     assert found.words[0] == "red car" and "road" not in found.words
-    assert [word.split()[-1] for word in found.words] == seen.told
+    assert [word.split()[-1] for word in found.words] == seen.given_tags
     assert np.array_equal(found.colour, colour) and len(found.maps) == len(found.words)
 
 
 def test_guidance_scales_the_difference_to_no_text(steered, frame):
     text = "a red car"
-    plain, told = (steered(frame, text=t).astype(int) for t in ("", text))
+    plain, given_tags = (steered(frame, text=t).astype(int) for t in ("", text))
 
     def guided(amount: float) -> np.ndarray:
         colorizer = Colorizer(
@@ -93,8 +93,8 @@ def test_guidance_scales_the_difference_to_no_text(steered, frame):
         )
         return colorizer(frame, text=text).astype(int)
 
-    assert np.array_equal(guided(1.0), told) and np.array_equal(guided(0.0), plain)
-    want = np.clip(plain + 2 * (told - plain), 0, 255)
+    assert np.array_equal(guided(1.0), given_tags) and np.array_equal(guided(0.0), plain)
+    want = np.clip(plain + 2 * (given_tags - plain), 0, 255)
     assert np.abs(guided(2.0) - want).max() <= 2
     with pytest.raises(ValueError, match=r"guidance is -1; expected 0"):
         guided(-1)

@@ -62,7 +62,7 @@ def test_frames_of_any_sizes_share_batches(options, batch_size):
     for i, picture in enumerate(found):
         assert picture.shape[:2] == frames[i].shape
         assert_close(picture, expected[i])
-        assert also_seen[i].told == seen[i].told
+        assert also_seen[i].given_tags == seen[i].given_tags
         assert [name for name, _ in also_seen[i].predicted] == [n for n, _ in seen[i].predicted]
 
 

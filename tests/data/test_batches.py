@@ -364,7 +364,7 @@ def plain_colours(tmp_path_factory) -> Pairs:
     return Pairs(root)
 
 
-def told(visible: torch.Tensor) -> torch.Tensor:
+def given_tags(visible: torch.Tensor) -> torch.Tensor:
     """The i of ``plain_colours`` from (...,3,S,S)."""
     return (((visible.mean(dim=(-3, -2, -1)) + 1) * 127.5 - 20) / 30).round().long()
 
@@ -376,7 +376,7 @@ def test_unpaired_colour_is_drawn_independently(plain_colours):
     thermal = torch.tensor(
         [[e["name"] for e in plain_colours.entries].index(n) for n in batch.names]
     )
-    colour = told(batch.visible)
+    colour = given_tags(batch.visible)
     assert torch.equal(
         batch.label[:, 8, 8], thermal + 1
     )  # the label map goes with the thermal frame
@@ -385,7 +385,7 @@ def test_unpaired_colour_is_drawn_independently(plain_colours):
     assert paired.names == batch.names  # the same thermal frames
     assert torch.equal(paired.thermal, batch.thermal)
     own = torch.tensor([[e["name"] for e in plain_colours.entries].index(n) for n in paired.names])
-    assert torch.equal(told(paired.visible), own)
+    assert torch.equal(given_tags(paired.visible), own)
 
 
 def test_unpaired_simulation_is_made_from_its_own_photo(data):
@@ -412,13 +412,13 @@ def test_three_frames_are_neighbours_with_one_geometry(plain_colours, unpaired):
     assert batch.thermal.shape == (48, 3, 1, 16, 16) and batch.visible.shape == (48, 3, 3, 16, 16)
     assert batch.label.shape == (48, 16, 16)
     triplets = {tuple(t) for t in plain_colours.triplets().tolist()}
-    seen = {tuple(t) for t in told(batch.visible).tolist()}
+    seen = {tuple(t) for t in given_tags(batch.visible).tolist()}
     assert seen <= triplets and {(0, 1, 2), (1, 2, 3), (6, 6, 6)} <= seen
     middle = torch.tensor(
         [[e["name"] for e in plain_colours.entries].index(n) for n in batch.names]
     )
     assert torch.equal(batch.label[:, 8, 8], middle + 1)
-    assert torch.equal(told(batch.visible)[:, 1], middle) != unpaired
+    assert torch.equal(given_tags(batch.visible)[:, 1], middle) != unpaired
     # every thermal frame is the same ramp: one crop, one flip, one polarity, and noise of their own
     assert (batch.thermal[:, 0] - batch.thermal[:, 1]).abs().mean() < 0.05
     assert not torch.equal(batch.thermal[:, 0], batch.thermal[:, 1])

@@ -225,10 +225,10 @@ def test_inside_keeps_the_slashes_of_a_url():
         ({"caption": {}}, "caption is {}; expected a text or null"),
         ({"tags": "car"}, "tags is 'car'; expected a list of texts or null"),
         ({"tags": ["car", 7]}, "tags is .'car', 7.; expected a list of texts"),
-        ({"repainted": []}, "repainted is ..; expected told, colours and removed"),
+        ({"repainted": []}, "repainted is ..; expected given_tags, colours and removed"),
         (
-            {"repainted": {"told": ["car"], "removed": [], "colours": [["red"]]}},
-            "repainted is .*; expected told, colours and removed",
+            {"repainted": {"given_tags": ["car"], "removed": [], "colours": [["red"]]}},
+            "repainted is .*; expected given_tags, colours and removed",
         ),
     ],
 )

@@ -89,7 +89,10 @@ def test_night_is_dark_and_keeps_the_order_of_things(street):
 
 def test_the_same_seed_gives_the_same_picture_and_words(street):
     a, b = (r.recolour(street.visible, street.labels, np.random.default_rng(5)) for _ in range(2))
-    assert np.array_equal(a.photo, b.photo) and (a.told, a.colours) == (b.told, b.colours)
+    assert np.array_equal(a.photo, b.photo) and (a.given_tags, a.colours) == (
+        b.given_tags,
+        b.colours,
+    )
 
 
 def test_words_say_what_was_changed(street, park):
@@ -97,12 +100,14 @@ def test_words_say_what_was_changed(street, park):
     for scene in (street, park):
         for seed in range(40):
             made = r.recolour(scene.visible, scene.labels, np.random.default_rng(seed))
-            assert made.told and not np.array_equal(made.photo, scene.visible)
-            assert set(made.told) <= set(WORDS) and {n for _, n in made.colours} <= set(made.told)
+            assert made.given_tags and not np.array_equal(made.photo, scene.visible)
+            assert set(made.given_tags) <= set(WORDS) and {n for _, n in made.colours} <= set(
+                made.given_tags
+            )
             assert all(attribute_weights(c).sum() >= 1 for c, _ in made.colours)
-            assert not set(made.told) & set(made.removed) - {"clear", "overcast"}
-            assert len(made.told) == len(set(made.told))
-            seen |= set(made.told)
+            assert not set(made.given_tags) & set(made.removed) - {"clear", "overcast"}
+            assert len(made.given_tags) == len(set(made.given_tags))
+            seen |= set(made.given_tags)
     assert {"snow", "tree", "car", "night", "sky-other", "grass"} <= seen
 
 
@@ -111,14 +116,14 @@ def test_dusk_pictures_do_not_turn_to_night(street):
         made = r.recolour(
             street.visible, street.labels, np.random.default_rng(seed), lighting="dusk"
         )
-        assert not {"night", "dusk"} & set(made.told)
+        assert not {"night", "dusk"} & set(made.given_tags)
 
 
 def test_nothing_labelled_changes_nothing(street):
     made = r.recolour(
         street.visible, np.zeros(SIZE, np.uint8), np.random.default_rng(0), lighting="dusk"
     )
-    assert made.photo is street.visible and not made.told
+    assert made.photo is street.visible and not made.given_tags
 
 
 @pytest.mark.parametrize(
@@ -188,9 +193,9 @@ def test_changes_of_a_scene_are_named(street):
     seen = set()
     for seed in range(40):
         change, words = changes(street, np.random.default_rng(seed))
-        assert set(change) <= {"trees", "cars", "ground", "lighting"} and words["told"]
-        assert {name for _, name in words["colours"]} == {"tree", "car"} & set(words["told"])
-        seen |= set(words["told"])
+        assert set(change) <= {"trees", "cars", "ground", "lighting"} and words["given_tags"]
+        assert {name for _, name in words["colours"]} == {"tree", "car"} & set(words["given_tags"])
+        seen |= set(words["given_tags"])
     assert {"tree", "car", "night"} <= seen
 
 
@@ -211,7 +216,7 @@ def batches(folder, recolour: float, **options) -> Batches:
 
 def test_a_recoloured_picture_keeps_its_thermal_frame_and_label_map(folder):
     plain, changed = batches(folder, 0.0), batches(folder, 1.0)
-    told = 0
+    given_tags = 0
     for step in range(4):
         a, b = plain[step], changed[step]
         assert (
@@ -219,20 +224,20 @@ def test_a_recoloured_picture_keeps_its_thermal_frame_and_label_map(folder):
             and np.array_equal(a.label, b.label)
             and a.names == b.names
         )
-        for i, words in enumerate(b.told):
+        for i, words in enumerate(b.given_tags):
             same = np.array_equal(a.visible[i], b.visible[i])
             assert same == (not words)
             assert set(words) <= set(b.tags[i])
             assert not (words and b.tagged[i])
-            told += bool(words)
-        assert a.told == [[]] * 6 and a.colours == [[]] * 6
-    assert told > 10
+            given_tags += bool(words)
+        assert a.given_tags == [[]] * 6 and a.colours == [[]] * 6
+    assert given_tags > 10
 
 
 def test_simulated_frames_come_from_the_photo_as_it_was(folder):
     plain, changed = (batches(folder, part, simulate=True)[2] for part in (0.0, 1.0))
     assert np.array_equal(plain.thermal, changed.thermal)
-    assert any(changed.told) and not np.array_equal(plain.visible, changed.visible)
+    assert any(changed.given_tags) and not np.array_equal(plain.visible, changed.visible)
 
 
 def test_colours_are_facts_of_the_picture(folder):
@@ -274,16 +279,27 @@ def test_training_says_what_holds_in_the_crop(anew):
         unpaired=False, frames=1, workers=0,
     )  # fmt: skip
     made = [items[step] for step in range(5)]
-    assert any(words for batch in made for words in batch["told"])
+    assert any(words for batch in made for words in batch["given_tags"])
     for batch in made:
-        for told, tags, tagged in zip(
-            batch["told"], batch["tags"], batch["tagged"].tolist(), strict=True
+        for given_tags, tags, tagged in zip(
+            batch["given_tags"], batch["tags"], batch["tagged"].tolist(), strict=True
         ):
-            assert set(told) <= set(tags) and not (told and tagged)
+            assert set(given_tags) <= set(tags) and not (given_tags and tagged)
     photo = np.zeros((8, 8, 3), np.uint8)
     meta = {
-        "repainted": {"told": ["car", "snow"], "colours": [["red", "car"]], "removed": ["grass"]}
+        "repainted": {
+            "given_tags": ["car", "snow"],
+            "colours": [["red", "car"]],
+            "removed": ["grass"],
+        }
     }
-    assert repainted(meta, photo, ["road"]).told == [] and repainted({}, photo, ["car"]).told == []
+    assert (
+        repainted(meta, photo, ["road"]).given_tags == []
+        and repainted({}, photo, ["car"]).given_tags == []
+    )
     both = repainted(meta, photo, ["car", "grass"])
-    assert (both.told, both.colours, both.removed) == (["car", "snow"], [("red", "car")], ["grass"])
+    assert (both.given_tags, both.colours, both.removed) == (
+        ["car", "snow"],
+        [("red", "car")],
+        ["grass"],
+    )

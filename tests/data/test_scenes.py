@@ -191,7 +191,7 @@ def test_camera_stays_inside_the_world_in_a_long_video():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "given_tags"),
     [
         ({"kind": "beach"}, "'street', 'house', 'park'"),
         ({"lighting": "noon"}, "'day', 'dusk', 'night'"),
@@ -200,8 +200,8 @@ def test_camera_stays_inside_the_world_in_a_long_video():
         ({"seed": -3}, "positive"),
     ],
 )
-def test_wrong_arguments_are_explained(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_wrong_arguments_are_explained(wrong, given_tags):
+    with pytest.raises(ValueError, match=given_tags):
         render(**{"seed": 0, **wrong})
 
 

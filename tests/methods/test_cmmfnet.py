@@ -18,7 +18,7 @@ from cmmfnet.methods.cmmfnet.interaction import (
 )
 from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
 from cmmfnet.methods.cmmfnet.network import PAPER, RELEASED
-from cmmfnet.methods.method import Moment, in_full_precision
+from cmmfnet.methods.method import StepContext, in_full_precision
 from cmmfnet.nn import perceptual
 from cmmfnet.nn.blocks import PatchDiscriminator
 from cmmfnet.nn.fast.modules import accelerate
@@ -608,7 +608,7 @@ def test_unknown_loss_raises():
         CMMFNetMethod(tiny(), {"l1": 1.0, "l2": 1.0, "gan": 1.0})
 
 
-NOW = Moment(seed=0, step=0, steps=10)
+NOW = StepContext(seed=0, step=0, steps=10)
 
 
 def losses_of(method: CMMFNetMethod, given: Batch | None = None) -> dict:
@@ -660,7 +660,7 @@ def test_the_adversarial_loss_waits_for_its_start():
         trained_network(), {"l1": 1.0, "adversarial": 0.1}, adversarial_start=0.3
     )
     for step, there in ((2, False), (3, True)):
-        parts = dict(method.training_step(batch(), Moment(0, step, 10)))
+        parts = dict(method.training_step(batch(), StepContext(0, step, 10)))
         assert ("adversarial" in parts["generator"]) is there and "discriminator" in parts[
             "discriminator"
         ]
@@ -697,7 +697,7 @@ def test_label_loss_is_cross_entropy_of_labelled_pixels():
 
 def rows(method: CMMFNetMethod, given: Batch, seed: int) -> list[set[str]]:
     """The words that the tokens of each picture stand for."""
-    tokens, mask = method.text(given, Moment(seed, 0, 10))
+    tokens, mask = method.text(given, StepContext(seed, 0, 10))
     assert tokens.shape == (2, MAX_TAGS, 12) and mask.shape == (2, MAX_TAGS)
     table = method.networks["generator"].word_vectors
     return [
@@ -843,7 +843,7 @@ def regions_method(**options) -> CMMFNetMethod:
 
 def told_batch() -> Batch:
     given = batch()
-    given.colours, given.told = [[("red", "car")], []], [["car"], []]
+    given.colours, given.given_tags = [[("red", "car")], []], [["car"], []]
     return given
 
 
@@ -853,7 +853,7 @@ def test_regions_loss_and_gradients_of_every_part():
     wake(network)
     for value in network.regions.values:
         nn.init.normal_(value[-1].weight, std=0.2)
-    (name, losses), *rest = list(method.training_step(told_batch(), Moment(0, 0, 10)))
+    (name, losses), *rest = list(method.training_step(told_batch(), StepContext(0, 0, 10)))
     assert name == "generator" and not rest and set(losses) == {"l1", "regions"}
     assert losses["regions"] > 0
     sum(losses.values()).backward()
@@ -864,7 +864,7 @@ def test_regions_loss_and_gradients_of_every_part():
 
 def test_the_tokens_are_those_that_are_said():
     method, given = regions_method(text_dropout=1.0), told_batch()
-    network, moment = method.networks["generator"], Moment(0, 3, 10)
+    network, moment = method.networks["generator"], StepContext(0, 3, 10)
     assert (
         method.given_words(given, moment)
         == [[("car", "red")], [("night", None)]]
@@ -904,7 +904,7 @@ def test_only_regions_leaves_the_rest_as_it_is():
     assert {id(p) for g in groups for p in g["params"]} == {
         id(p) for p in network.parameters() if p.requires_grad
     }
-    (_, losses), *_ = list(method.training_step(told_batch(), Moment(0, 0, 10)))
+    (_, losses), *_ = list(method.training_step(told_batch(), StepContext(0, 0, 10)))
     sum(losses.values()).backward()
     assert {name for name, p in network.named_parameters() if p.grad is not None} == trained
     with pytest.raises(ValueError, match="only_regions is true, but the network has none"):
@@ -949,7 +949,7 @@ def test_the_losses_of_a_window_are_of_its_pixels():
     )
     given, places = batch(size=48), set()
     for step in range(12):
-        moment = Moment(0, step, 12)
+        moment = StepContext(0, step, 12)
         (_, losses), *_ = list(method.training_step(given, moment))
         part, (whole, rows, columns) = method._windowed(given, moment)
         assert whole is given.thermal and part.visible.shape == (2, 3, 16, 16)
@@ -981,7 +981,7 @@ def test_frozen_words_stay_as_they_are():
     method = regions_method(frozen_words=True)
     network = method.networks["generator"]
     wake(network)
-    (_, losses), *_ = list(method.training_step(told_batch(), Moment(0, 0, 10)))
+    (_, losses), *_ = list(method.training_step(told_batch(), StepContext(0, 0, 10)))
     losses["l1"].backward()
     kept = {name for name, p in network.named_parameters() if not p.requires_grad}
     assert {"word_vectors", "attribute_vectors"} < kept

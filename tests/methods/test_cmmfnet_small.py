@@ -21,7 +21,7 @@ from cmmfnet.methods.cmmfnet.network import CMMFNet
 from cmmfnet.methods.cmmfnet_small.method import CMMFNetSmallMethod
 from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall, tones
 from cmmfnet.methods.cmmfnet_small.stem import FactoredStem
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.nn.perceptual import Cropped, feature_layers
 from cmmfnet.training import checkpoint, distilled, small_start
 from cmmfnet.training.recipe import Recipe
@@ -231,12 +231,12 @@ def test_frozen_layers_have_no_gradient_and_the_rest_of_the_stem_its_own_rate():
 def test_night_is_always_said_and_other_words_at_times():
     one = method(text_dropout=0.5)
     said = [
-        one._told(["road", "night", "unheard-of"], position, Moment(0, 0, 1))
+        one._given_tags(["road", "night", "unheard-of"], position, StepContext(0, 0, 1))
         for position in range(60)
     ]
     assert all(words[0] == "night" and set(words) <= {"night", "road"} for words in said)
     assert 5 < sum("road" in words for words in said) < 55
-    assert method(text_dropout=1.0)._told(["road"], 0, Moment(0, 0, 1)) == []
+    assert method(text_dropout=1.0)._given_tags(["road"], 0, StepContext(0, 0, 1)) == []
 
 
 def test_a_fresh_configuration_knows_every_word():

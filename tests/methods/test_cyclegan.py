@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cyclegan import CycleGAN, ResnetGenerator
-from cmmfnet.methods.method import ImagePool, Moment
+from cmmfnet.methods.method import ImagePool, StepContext
 
 SMALL = {"method": "cyclegan", "width": 4, "blocks": 1}
 LOSSES = {"adversarial": 1.0, "cycle": 10.0, "identity": 5.0}
@@ -92,7 +92,7 @@ def test_losses(inputs, identity):
     with torch.no_grad():
         fake_b, fake_a = forth(a), back(b)
         assert fake_a.shape == a.shape and fake_b.shape == b.shape
-        step = method.training_step(batch, Moment(0, 0, 1))
+        step = method.training_step(batch, StepContext(0, 0, 1))
         with torch.enable_grad():
             optimiser, losses = next(step)
         assert optimiser == "generator" and set(losses) == {k for k, w in weights.items() if w}
@@ -137,7 +137,7 @@ def test_pools_hold_what_was_made_and_change_what_the_discriminators_see():
     )
     method.pools["visible"].pictures = list(marker)
     for step in range(12):
-        for _ in method.training_step(batch, Moment(3, step, 12)):
+        for _ in method.training_step(batch, StepContext(3, step, 12)):
             pass
         if any(torch.equal(p, marker[0]) for p in seen[-1]):
             break

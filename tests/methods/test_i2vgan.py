@@ -16,7 +16,7 @@ from torch import nn
 from cmmfnet.methods import build_network
 from cmmfnet.methods import i2vgan as module
 from cmmfnet.methods.i2vgan import I2VGAN, I2VGenerator
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.methods.patchnce import (
     STYLE_TAPS,
     STYLE_WEIGHTS,
@@ -35,7 +35,7 @@ SMALL = {"method": "i2vgan", "width": 8, "blocks": 2}
 LOSSES = dict(I2VGAN.LOSSES)
 OPTIONS = {"perceptual": "none", "predictor_levels": 3, "patches": 32}
 SIZE = 32
-MOMENT = Moment(seed=3, step=5, steps=100)
+MOMENT = StepContext(seed=3, step=5, steps=100)
 
 
 def small(losses=LOSSES, seed=0, dropout=0.0, **options) -> I2VGAN:
@@ -412,7 +412,7 @@ def test_what_is_left_out():
 def test_pools_hold_what_discriminators_are_shown():
     method = small({"adversarial": 1.0, "prediction": 10.0})
     for step in range(13):
-        one_step(method, batch(1, seed=step), Moment(0, step, 100))
+        one_step(method, batch(1, seed=step), StepContext(0, step, 100))
     for pool in method.pools.values():
         assert len(pool.pictures) == 12
         assert all(p.shape == (4, 3, SIZE, SIZE) and not p.requires_grad for p in pool.pictures)
@@ -465,7 +465,7 @@ def test_steps_reduce_the_losses():
     parameters = [p for network in method.networks.values() for p in network.parameters()]
     optimisers = {"generator": torch.optim.Adam(parameters, 4e-3, betas=(0.5, 0.999))}
     values = [
-        sum(one_step(method, data, Moment(0, s, 15), optimisers)["generator"].values())
+        sum(one_step(method, data, StepContext(0, s, 15), optimisers)["generator"].values())
         for s in range(15)
     ]
     assert values[-1] < 0.6 * values[0]

@@ -20,7 +20,7 @@ from cmmfnet.methods.lkatgan import (
     LKATGenerator,
     TokenPainter,
 )  # fmt: skip
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 
 SMALL = {
     "method": "lkatgan", "size": 32, "width": 8, "blocks": (1, 1, 1), "kernel": 5, "patch": 4,
@@ -236,5 +236,5 @@ def test_it_learns_a_batch():
 def test_its_paper_has_no_ssim_and_a_recipe_may_add_it():
     assert LKATGAN.LOSSES["ssim"] == 0
     method = LKATGAN(small(), {"l1": 1.0, "ssim": 1.0})
-    _, losses = next(method.training_step(pairs(1, 32), Moment(0, 0, 1)))
+    _, losses = next(method.training_step(pairs(1, 32), StepContext(0, 0, 1)))
     assert set(losses) == {"l1", "ssim"} and 0 < float(losses["ssim"].detach()) < 2

@@ -202,7 +202,7 @@ def test_configuration_is_the_papers(name, optimiser, parameters, rate):
     recipe = yaml.safe_load((Path(__file__).parents[2] / "configs" / f"{name}.yaml").read_text())
     with torch.device("meta"):
         assert count(build_network(recipe["model"])) == parameters
-    assert recipe["losses"] == method_class(name).LOSSES
+    assert recipe["losses"] == {k: v for k, v in method_class(name).LOSSES.items() if v}
     assert (recipe["epochs"], recipe["batch_size"], recipe["size"]) == (20, 1, 256)
     assert (recipe["optimiser"], recipe["learning_rate"], recipe["betas"]) == (
         optimiser,

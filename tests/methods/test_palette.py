@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cmmfnet.methods import build_network
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.methods.palette import (
     SAMPLING,
     TRAINING,
@@ -312,7 +312,7 @@ def test_training_loss_against_its_formula():
         return noisy * 0.5
 
     method.networks["generator"] = generator
-    data, moment = batch(3), Moment(seed=4, step=9, steps=100)
+    data, moment = batch(3), StepContext(seed=4, step=9, steps=100)
     level, noise = method.draw(data, moment)
     ((optimiser, losses),) = method.training_step(data, moment)
     assert optimiser == "generator" and list(losses) == ["noise"]
@@ -328,13 +328,13 @@ def test_training_loss_against_its_formula():
 
 def test_draws_belong_to_seed_step_and_position():
     method = Palette(small(), LOSSES)
-    level, noise = method.draw(batch(4), Moment(1, 5, 10))
-    again = method.draw(batch(2, seed=3, positions=[2, 0]), Moment(1, 5, 10))
+    level, noise = method.draw(batch(4), StepContext(1, 5, 10))
+    again = method.draw(batch(2, seed=3, positions=[2, 0]), StepContext(1, 5, 10))
     assert torch.equal(again[0], level[[2, 0]]) and torch.equal(again[1], noise[[2, 0]])
     assert len(set(level.tolist())) == 4
-    for other in (Moment(2, 5, 10), Moment(1, 6, 10)):
+    for other in (StepContext(2, 5, 10), StepContext(1, 6, 10)):
         assert not torch.equal(method.draw(batch(4), other)[1], noise)
-    many, drawn = method.draw(batch(2000, size=1), Moment(0, 0, 1))
+    many, drawn = method.draw(batch(2000, size=1), StepContext(0, 0, 1))
     assert many.min() > noise_levels(*TRAINING)[-1] and many.max() < 1
     # as many below the schedule's level halfway as above; noise of mean 0 and deviation 1
     assert (many < noise_levels(*TRAINING)[1000]).float().mean().item() == pytest.approx(
@@ -351,7 +351,7 @@ def test_a_step_reaches_every_parameter(count):
     method = Palette(network, LOSSES)
     assert method.optimisers == {"generator": ("generator",)}
     with torch.autocast("cpu", torch.bfloat16):
-        for _, losses in method.training_step(batch(count), Moment(0, 0, 10)):
+        for _, losses in method.training_step(batch(count), StepContext(0, 0, 10)):
             assert all(
                 torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values()
             )
@@ -367,7 +367,7 @@ def test_steps_reduce_the_loss():
     optimiser = torch.optim.Adam(method.networks["generator"].parameters(), 2e-3)
     values = []
     for _ in range(25):
-        for _, losses in method.training_step(batch(2), Moment(0, 0, 1)):
+        for _, losses in method.training_step(batch(2), StepContext(0, 0, 1)):
             optimiser.zero_grad()
             losses["noise"].backward()
             optimiser.step()

@@ -11,7 +11,7 @@ from skimage.feature import canny
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.methods.pearlgan import (
     AttentionTranslator,
     PearlGAN,
@@ -254,7 +254,7 @@ def test_losses_of_the_step():
         back_a, _, encoded_fake_b = back(fake_b, attention=True)
         back_b, _, encoded_fake_a = forth(fake_a, attention=True)
     maps_a, maps_b = maps_a[:, :3], maps_b[:, :3]  # without the coarsest
-    moment = Moment(0, 5, 10)
+    moment = StepContext(0, 5, 10)
     cells = [moment.rng(position) for position in batch.positions]
     _, losses = next(method.training_step(batch, moment))
     assert set(losses) == set(LOSSES)
@@ -279,7 +279,7 @@ def test_late_losses_begin_late():
     method = PearlGAN(small(), LOSSES, **OPTIONS)
     assert method.late == 0.25 and method.edge_threshold == 0.44
     begun = [
-        set(next(method.training_step(pairs(1, SIZE), Moment(0, step, 8)))[1])
+        set(next(method.training_step(pairs(1, SIZE), StepContext(0, step, 8)))[1])
         for step in (0, 1, 2, 7)
     ]
     assert begun == [set(LOSSES) - {"ssim", "alignment"}] * 2 + [set(LOSSES)] * 2

@@ -10,7 +10,7 @@ from method_checks import check_generator, count, pairs, pictures, sharpen, trai
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.methods.pix2pix import Pix2Pix, UNetGenerator
 from cmmfnet.nn.patchgan import InstanceNorm
 
@@ -137,7 +137,7 @@ def test_losses_and_order(inputs):
         p = torch.sigmoid(judge(torch.cat([condition, colour], dim=1)))
         return F.binary_cross_entropy(p, torch.full_like(p, target))
 
-    step = method.training_step(batch, Moment(0, 0, 1))
+    step = method.training_step(batch, StepContext(0, 0, 1))
     optimiser, losses = next(step)
     assert optimiser == "discriminator" and list(losses) == ["discriminator"]
     with torch.no_grad():

@@ -269,13 +269,20 @@ def said(
     seed: int,
     drop: bool = False,
     labelled: bool = True,
-    told=("snow",),
+    given_tags=("snow",),
     colours=(("red", "car"),),
     most: int = 16,
 ):
     rng = np.random.default_rng(seed)
     return draw_words(
-        rng, ["snow", "car", "road"], colours, told, WORDS, drop=drop, labelled=labelled, most=most
+        rng,
+        ["snow", "car", "road"],
+        colours,
+        given_tags,
+        WORDS,
+        drop=drop,
+        labelled=labelled,
+        most=most,
     )
 
 
@@ -283,7 +290,7 @@ def test_told_names_are_always_said_with_their_colour():
     for seed in range(40):
         assert ("snow", None) in said(seed)
         assert said(seed, drop=True) == [("snow", None)]
-        assert said(seed, drop=True, told=("car",)) == [("car", "red")]
+        assert said(seed, drop=True, given_tags=("car",)) == [("car", "red")]
         assert ("snow", None) in said(seed, most=1)
 
 
@@ -297,7 +304,7 @@ def test_absent_names_are_said_only_where_labels_show_that_they_are_absent():
 
 
 def test_colours_are_said_sometimes():
-    colours = [dict(said(seed, told=())).get("car") for seed in range(60)]
+    colours = [dict(said(seed, given_tags=())).get("car") for seed in range(60)]
     assert 5 < colours.count("red") < 45
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cmmfnet.data.augment import Crop
 from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.methods.saliency import SaliencyMaps, frequency_tuned
 from cmmfnet.methods.scgan import (
     SCGAN,
@@ -182,7 +182,7 @@ def test_losses(random_vgg):
     for network in method.networks.values():
         # spectral and batch norm stand still, so that their numbers can be recomputed
         network.eval()
-    batch, moment = pairs(2, SIZE), Moment(4, 1, 2)
+    batch, moment = pairs(2, SIZE), StepContext(4, 1, 2)
     generator, critic, branch = (
         method.networks[n] for n in ("generator", "discriminator", "saliency")
     )
@@ -239,7 +239,7 @@ def test_stage_one_has_no_critic_and_leaves_it_as_it_is(random_vgg):
     seen = []
     for step in range(4):
         names: list[str] = []
-        for optimiser, losses in method.training_step(pairs(1, SIZE), Moment(0, step, 4)):
+        for optimiser, losses in method.training_step(pairs(1, SIZE), StepContext(0, step, 4)):
             adam[optimiser].zero_grad()
             sum(losses.values()).backward()
             adam[optimiser].step()
@@ -348,7 +348,7 @@ def test_maps_of_a_folder_are_cropped_as_the_pictures(maps, recwarn):
     batch = seen_in("one", Crop(4, 10, 32, 32, False))
     for network in method.networks.values():
         network.eval()
-    _, losses = next(method.training_step(batch, Moment(0, 0, 1)))
+    _, losses = next(method.training_step(batch, StepContext(0, 0, 1)))
     output, taps = method.networks["generator"](batch.thermal, maps=True)
     looked = method.networks["saliency"](taps)
     want = ((output + 1) / 2 * looked - (batch.visible + 1) / 2 * found).abs().mean()

@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.methods.ticcgan import TICCGAN, CoarseToFineGenerator
 from cmmfnet.nn import perceptual
 
@@ -99,7 +99,7 @@ def check_losses_and_order(
     condition = torch.cat([batch.thermal] * 3, dim=1)
     with torch.no_grad():
         colour = method.networks["generator"](batch.thermal)
-        step = method.training_step(batch, Moment(0, 0, 1))
+        step = method.training_step(batch, StepContext(0, 0, 1))
         with torch.enable_grad():
             optimiser, losses = next(step)
         assert optimiser == "discriminator" and list(losses) == ["discriminator"]

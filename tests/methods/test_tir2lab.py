@@ -15,7 +15,7 @@ from skimage import color
 from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
-from cmmfnet.methods.method import Moment
+from cmmfnet.methods.method import StepContext
 from cmmfnet.methods.tir2lab import (
     LabUNet,
     RowNorm,
@@ -220,7 +220,7 @@ def test_dssim_is_over_patches_that_do_not_overlap():
 def test_losses():
     method, batch = TIR2Lab(small(dropout=0.0), {"ab": 3.0, "dssim": 5.0}), pairs(2, SIZE)
     found = method.networks["generator"](batch.thermal, lab=True).detach()
-    ((optimiser, losses),) = method.training_step(batch, Moment(0, 0, 1))
+    ((optimiser, losses),) = method.training_step(batch, StepContext(0, 0, 1))
     assert optimiser == "generator" and set(losses) == {"ab", "dssim"}
     truth = torch.tensor(color.rgb2lab(batch.visible.double().numpy() / 2 + 0.5, channel_axis=1))
     a, b = (truth[:, 1] + 87) / 185, (truth[:, 2] + 108) / 203

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cmmfnet.methods import build_network
 from cmmfnet.methods.combogan import Head, ThreeHeadedDiscriminator, relativistic_loss
-from cmmfnet.methods.method import ImagePool, Moment
+from cmmfnet.methods.method import ImagePool, StepContext
 from cmmfnet.methods.pearlgan import AttentionTranslator, PearlGAN
 from cmmfnet.methods.todaygan import ToDayGAN, Translator
 
@@ -206,7 +206,7 @@ def test_losses():
         cycle = F.smooth_l1_loss(back(fake["visible"]), real["thermal"])
         cycle = cycle + F.smooth_l1_loss(forth(fake["thermal"]), real["visible"])
         said = {kind: (judges[kind](real[kind]), judges[kind](fake[kind])) for kind in judges}
-    step = method.training_step(batch, Moment(0, 0, 1))
+    step = method.training_step(batch, StepContext(0, 0, 1))
     optimiser, losses = next(step)
     assert optimiser == "generator" and set(losses) == {"adversarial", "cycle"}
     assert torch.allclose(losses["cycle"], 3 * cycle, rtol=1e-4)
@@ -230,7 +230,7 @@ def test_discriminators_see_old_pictures():
     method.pools = {"visible": ImagePool(1), "thermal": ImagePool(1)}
     method.pools["visible"].pictures = [marker]
     for step in range(5):
-        for _ in method.training_step(batch, Moment(3, step, 5)):
+        for _ in method.training_step(batch, StepContext(3, step, 5)):
             pass
     assert sum(torch.equal(x[0], marker) for x in seen) == 1
     assert method.pools["visible"].pictures[0].shape == marker.shape

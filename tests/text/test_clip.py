@@ -355,8 +355,8 @@ def test_unknown_words_go_through_clip_where_the_network_can_take_them(tiny_clip
         ):
             colour, seen = colorizer(frame, text=prompt, return_tags=True)
             if tokens is None:
-                assert seen.told[-1] == "deer"
-                tokens = [torch.zeros(16)] * (len(seen.told) - 1) + [vector]
+                assert seen.given_tags[-1] == "deer"
+                tokens = [torch.zeros(16)] * (len(seen.given_tags) - 1) + [vector]
             assert colour[0, 0, 1] == ((torch.stack(tokens).mean(0)[0] + 1) * 127.5).round().clamp(
                 0, 255
             )

@@ -379,15 +379,15 @@ def test_corrections_use_the_tags_of_each_frame():
         "road",
         "tree",
     }
-    assert first.told == ["car", "road"] and second.told == [
+    assert first.given_tags == ["car", "road"] and second.given_tags == [
         "car"
     ]  # nothing is likely in the cold frame
     together = colorizer([hot, cold], text="+car -tree", span=(-1, 1))
     for frame, names, colour in ((hot, "car, road", together[0]), (cold, "car", together[1])):
         assert np.array_equal(colour, colorizer(frame, text=names, span=(-1, 1)))
-    assert colorizer(hot, text="a tree +car", span=(-1, 1), return_tags=True)[1].told is None
+    assert colorizer(hot, text="a tree +car", span=(-1, 1), return_tags=True)[1].given_tags is None
     nothing, seen = colorizer(cold, text="-car", span=(-1, 1), return_tags=True)
-    assert seen.told == [] and np.array_equal(nothing, colorizer(cold, text="", span=(-1, 1)))
+    assert seen.given_tags == [] and np.array_equal(nothing, colorizer(cold, text="", span=(-1, 1)))
     with pytest.warns(UserWarning, match="'snwo'.*'hose'"):
         colorizer(hot, text="+snwo -hose", span=(-1, 1))
 
@@ -416,7 +416,7 @@ def test_the_tags_of_a_picture_are_those_of_the_method_tags():
         for each in (one, other):
             assert [name for name, _ in each.predicted] == list(names)
             assert np.allclose([p for _, p in each.predicted], probabilities, atol=1e-5)
-    assert (seen[0].told, seen[1].told) == (None, None) and "snow" in seen[2].told
+    assert (seen[0].given_tags, seen[1].given_tags) == (None, None) and "snow" in seen[2].given_tags
 
 
 def test_corrections_and_tags_of_a_network_that_predicts_none():

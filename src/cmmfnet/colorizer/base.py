@@ -70,12 +70,12 @@ class Seen:
 
     Attributes:
         predicted: (name, probability in [0, 1]), likeliest first, as ``tags`` gives them.
-        told: the names that the network got as text, if these are predicted tags or corrections of
+        given_tags: the names that the network got as text, if these are predicted tags or corrections of
             them; else None.
     """
 
     predicted: list[tuple[str, float]]
-    told: list[str] | None = None
+    given_tags: list[str] | None = None
 
 
 class Runtime:
@@ -271,8 +271,8 @@ class FrameColorizer:
         seen: list[Seen | None] = [None] * len(frames)
         if tags:
             for i, each in enumerate(inputs):
-                told = list(each.names if each else ()) if i in corrected else None
-                seen[i] = Seen(self.likeliest(probabilities[i]), told)
+                given_tags = list(each.names if each else ()) if i in corrected else None
+                seen[i] = Seen(self.likeliest(probabilities[i]), given_tags)
         cut = [
             colour[:, : frame.low.shape[0], : frame.low.shape[1]]
             for colour, frame in zip(colours, frames, strict=True)

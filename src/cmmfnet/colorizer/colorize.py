@@ -333,8 +333,8 @@ def _say(seen: Seen) -> str:
     predicted = ", ".join(f"{name} {probability:.2f}" for name, probability in seen.predicted)
     return (
         predicted
-        if seen.told is None
-        else f"{predicted}; told: {', '.join(seen.told) or 'nothing'}"
+        if seen.given_tags is None
+        else f"{predicted}; given: {', '.join(seen.given_tags) or 'nothing'}"
     )
 
 
@@ -499,8 +499,8 @@ def _run(
 def _text_notes(text: str | None, seen: Seen | None) -> dict[str, str]:
     """What a picture notes of its text, and the names that it stands for where the text corrects
     predicted tags."""
-    told = seen.told if seen is not None else None
-    return {"Text": text or ""} | ({} if told is None else {"Tags": ", ".join(told)})
+    given_tags = seen.given_tags if seen is not None else None
+    return {"Text": text or ""} | ({} if given_tags is None else {"Tags": ", ".join(given_tags)})
 
 
 def _items(
@@ -559,6 +559,6 @@ def _item(
     text = noted if skipped and noted is not None else text
     seen = report.seen.get(file)
     lines = [f"text: {text}"] if text else []
-    if seen is not None and (not text or seen.told is not None):
+    if seen is not None and (not text or seen.given_tags is not None):
         lines.append(f"seen: {_say(seen)}")
     return Item(file.name, as_grey(thermal), rgb, "; ".join(lines))

@@ -46,7 +46,7 @@ class Batch:
         positions: of the pictures in the step's whole batch, for random numbers that do not depend
             on the number of processes.
         colours: (colour, name) of things of each picture.
-        told: names of recoloured things, which the thermal frame does not show
+        given_tags: names of recoloured things, which the thermal frame does not show
             (data/made/recolour.py).
         crops: the place of each colour picture in its file.
 
@@ -64,7 +64,7 @@ class Batch:
     names: list[str]
     positions: list[int]
     colours: list[list[tuple[str, str]]] = field(default_factory=list)
-    told: list[list[str]] = field(default_factory=list)
+    given_tags: list[list[str]] = field(default_factory=list)
     crops: list[Crop] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -246,7 +246,9 @@ class Batches:
             visible = visible[:, 0]
         else:
             mixed = mixed.unsqueeze(2)
-        lists = (items[k] for k in ("captions", "names", "positions", "colours", "told", "crops"))
+        lists = (
+            items[k] for k in ("captions", "names", "positions", "colours", "given_tags", "crops")
+        )
         return Batch(mixed, visible * 2 - 1, label, items["tags"], on["tagged"], *lists)
 
     def _simulate(self, step: int, photo: Tensor, label: Tensor, rows: Tensor) -> Tensor:

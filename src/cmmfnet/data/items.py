@@ -39,7 +39,7 @@ class Items(Dataset):
     it is simulated), ``visible`` (B,F,H,W,3) uint8, ``label`` (B,F,H,W) uint8, ``photo``
     (K,F,H,W,3) uint8 (what simulated frames are made from; only where ``unpaired`` makes it another
     than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged`` (B,) bool; lists
-    ``tags``, ``colours``, ``told``, ``captions``, ``names``, ``positions``, ``crops`` (of the
+    ``tags``, ``colours``, ``given_tags``, ``captions``, ``names``, ``positions``, ``crops`` (of the
     colour picture). H and W are one of ``shapes``, drawn anew for each step.
     """
 
@@ -108,7 +108,7 @@ class Items(Dataset):
             [],
             [],
         )
-        colours, told = [], []
+        colours, given_tags = [], []
         recolours = (
             not self.unpaired
             and self.frames == 1
@@ -150,14 +150,18 @@ class Items(Dataset):
                 said = self._recoloured(
                     spec, step, position, meta, visible[row, 0], crops["label"], words
                 )
-            if said.told:  # names that the thermal frame does not show: no target for a tag head
+            if (
+                said.given_tags
+            ):  # names that the thermal frame does not show: no target for a tag head
                 visible[row, 0], has_tags = said.photo, False
                 words = list(
-                    dict.fromkeys([*said.told, *(tag for tag in words if tag not in said.removed)])
+                    dict.fromkeys(
+                        [*said.given_tags, *(tag for tag in words if tag not in said.removed)]
+                    )
                 )
             tags.append(words)
             colours.append(said.colours)
-            told.append(said.told)
+            given_tags.append(said.given_tags)
             tagged.append(has_tags)
             captions.append(None if spec.text == "empty" else caption or "")
             names.append(meta["name"])
@@ -175,7 +179,7 @@ class Items(Dataset):
         return tensors | {
             "tags": tags,
             "colours": colours,
-            "told": told,
+            "given_tags": given_tags,
             "captions": captions,
             "names": names,
             "crops": places,
@@ -199,9 +203,9 @@ class Items(Dataset):
         rng = np.random.default_rng([self.seed, step, position, 3])
         lighting = meta.get("lighting") or "day"
         made = repainted(meta, photo, tags)
-        if not made.told and rng.random() < spec.recolour and lighting != "night":
+        if not made.given_tags and rng.random() < spec.recolour and lighting != "night":
             made = recolour(photo, label[0], rng, lighting=lighting)
-        if lighting != "night" and "night" not in made.told:
+        if lighting != "night" and "night" not in made.given_tags:
             named = {name for _, name in made.colours}
             # snow and bare earth have the colour that they have
             rest = colours_of(made.photo, label[0], COCOSTUFF)

@@ -313,7 +313,7 @@ def read_entry(line: str, where: str) -> dict:
             raise PairsError(f"{where}: tags is {value!r:.200}; expected a list of texts or null")
         if key == "repainted" and not _is_repainted(value):
             raise PairsError(
-                f"{where}: repainted is {value!r:.200}; expected told, colours and removed, as "
+                f"{where}: repainted is {value!r:.200}; expected given_tags, colours and removed, as "
                 "cmmfnet repaint writes them"
             )
     return entry
@@ -324,11 +324,11 @@ def _are_texts(value: object) -> bool:
 
 
 def _is_repainted(value: object) -> bool:
-    if not isinstance(value, dict) or not value.keys() >= {"told", "colours", "removed"}:
+    if not isinstance(value, dict) or not value.keys() >= {"given_tags", "colours", "removed"}:
         return False
     colours = value["colours"]
     pairs = isinstance(colours, list) and all(_are_texts(c) and len(c) == 2 for c in colours)
-    return pairs and _are_texts(value["told"]) and _are_texts(value["removed"])
+    return pairs and _are_texts(value["given_tags"]) and _are_texts(value["removed"])
 
 
 def _header_size(source: Path) -> tuple[int, int] | None:

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
+from cmmfnet.methods.method import ImagePool, Losses, Method, StepContext, frozen, in_full_precision
 from cmmfnet.nn.patchgan import InstanceNorm, last_conv
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class DomainTranslation(Method):
         return self.networks[name](picture), None
 
     def more(
-        self, batch: Batch, real: dict, fake: dict, back: dict, seen: dict, moment: Moment
+        self, batch: Batch, real: dict, fake: dict, back: dict, seen: dict, moment: StepContext
     ) -> Losses:
         """Losses of a subclass, without weights.
 
@@ -222,7 +222,7 @@ class DomainTranslation(Method):
         """
         return {}
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         real = {"thermal": batch.thermal.expand(-1, 3, -1, -1), "visible": batch.visible}
         routes = {"generator": ("thermal", "visible"), "inverse": ("visible", "thermal")}
         fake, back, seen = {}, {}, {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
+from cmmfnet.methods.method import ImagePool, Losses, Method, StepContext, frozen, in_full_precision
 from cmmfnet.nn.losses import l1
 from cmmfnet.nn.patchgan import (
     PatchGAN,
@@ -112,7 +112,7 @@ class CycleGAN(Method):
         else:
             self.optimisers = {"generator": ("generator", "inverse")}
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         forth, back = self.networks["generator"], self.networks["inverse"]
         thermal, visible = batch.thermal.expand(-1, self.inputs, -1, -1), batch.visible
         losses: Losses = {}

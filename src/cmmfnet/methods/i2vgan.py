@@ -34,7 +34,7 @@ from cmmfnet.methods.method import (
     ImagePool,
     Losses,
     Method,
-    Moment,
+    StepContext,
     frozen,
     in_full_precision,
     unwrapped,
@@ -212,7 +212,7 @@ class I2VGAN(Method):
             if isinstance(network, nn.Module):
                 network.to(device)
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         side, multiple = batch.thermal.shape[-1], 2**self.predictor_levels
         if "predictor_visible" in self.networks and side % multiple:
             raise ValueError(

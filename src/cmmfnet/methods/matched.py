@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision
+from cmmfnet.methods.method import Losses, Method, StepContext, frozen, in_full_precision
 from cmmfnet.nn.blocks import PatchDiscriminator
 from cmmfnet.nn.fast.graphed import GraphedTraining
 from cmmfnet.nn.losses import PictureLosses, hinge_discriminator, hinge_generator
@@ -98,7 +98,7 @@ class Matched(Method):
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
 
-    def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
+    def colour(self, batch: Batch, moment: StepContext) -> tuple[Tensor, Losses]:
         """The pictures (B,3,H,W) of a batch, and losses that only this network has."""
         return self.generate(batch.thermal), {}
 
@@ -127,7 +127,7 @@ class Matched(Method):
         part = self.perceptual.cut(colour, truth) if cropped else ()
         return self._losses(colour, truth, *part)
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         colour, losses = self.colour(batch, moment)
         truth = batch.visible
         losses |= self.against(colour, truth)

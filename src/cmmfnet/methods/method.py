@@ -23,7 +23,7 @@ Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepContext:
     """A step of the training, and its random numbers.
 
     A random number is a function of (seed, step, position of the picture in the whole batch), so
@@ -138,7 +138,7 @@ class Method:
             {"params": [p for network in networks for p in network.parameters() if p.requires_grad]}
         ]
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         """One step, as a generator. ``yield optimiser, losses`` hands losses to the loop; when the
         generator goes on, that optimiser has made its step. Local variables carry results from an
         earlier part to a later one:
@@ -222,7 +222,7 @@ class ImagePool:
         self.size = size
         self.pictures: list[Tensor] = []
 
-    def __call__(self, pictures: Tensor, batch: Batch, moment: Moment) -> Tensor:
+    def __call__(self, pictures: Tensor, batch: Batch, moment: StepContext) -> Tensor:
         """(B,...) -> (B,...), detached."""
         out = []
         for picture, position in zip(pictures.detach(), batch.positions, strict=True):

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import Losses, Method, Moment
+from cmmfnet.methods.method import Losses, Method, StepContext
 
 if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
@@ -323,7 +323,7 @@ class Palette(Method):
     paper: ClassVar[str] = "Saharia et al., Palette: Image-to-Image Diffusion Models, SIGGRAPH 2022"
     LOSSES: ClassVar[dict[str, float]] = {"noise": 1.0}
 
-    def draw(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
+    def draw(self, batch: Batch, moment: StepContext) -> tuple[Tensor, Tensor]:
         """Noise levels (B,) and noise (B,3,H,W) of a step, on the batch's device."""
         device, schedule, levels, noise = batch.visible.device, noise_levels(*TRAINING), [], []
         for picture, position in zip(batch.visible, batch.positions, strict=True):
@@ -335,7 +335,7 @@ class Palette(Method):
             noise.append(torch.randn(picture.shape, generator=generator, device=device))
         return torch.tensor(levels, dtype=torch.float32, device=device), torch.stack(noise)
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         level, noise = self.draw(batch, moment)
         gamma = level[:, None, None, None]
         noisy = gamma.sqrt() * batch.visible + (1 - gamma).sqrt() * noise

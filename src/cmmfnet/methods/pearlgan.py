@@ -37,7 +37,7 @@ from cmmfnet.methods.combogan import (
     encoding_layers,
     luma,
 )
-from cmmfnet.methods.method import Losses, Moment
+from cmmfnet.methods.method import Losses, StepContext
 from cmmfnet.nn.edges import gradient_maxima
 from cmmfnet.nn.losses import ssim
 from cmmfnet.nn.patchgan import InstanceNorm, as_channels, init_normal
@@ -306,7 +306,7 @@ class PearlGAN(DomainTranslation):
         return colour, (maps[:, :3], encoded)
 
     def more(
-        self, batch: Batch, real: dict, fake: dict, back: dict, seen: dict, moment: Moment
+        self, batch: Batch, real: dict, fake: dict, back: dict, seen: dict, moment: StepContext
     ) -> Losses:
         losses: Losses = {}
         if "tv" in self.weights:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision
+from cmmfnet.methods.method import Losses, Method, StepContext, frozen, in_full_precision
 from cmmfnet.nn.losses import l1
 from cmmfnet.nn.patchgan import InstanceNorm, PatchGAN, as_channels, gan_loss, init_normal
 
@@ -127,7 +127,7 @@ class Pix2Pix(Method):
         else:
             self.optimisers = {"generator": ("generator",)}
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         thermal, truth = batch.thermal.expand(-1, self.inputs, -1, -1), batch.visible
         colour = self.networks["generator"](thermal)
         losses: Losses = {}

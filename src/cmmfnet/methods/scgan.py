@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import Losses, Method, Moment, frozen, in_full_precision, unwrapped
+from cmmfnet.methods.method import Losses, Method, StepContext, frozen, in_full_precision, unwrapped
 from cmmfnet.methods.saliency import SaliencyMaps, frequency_tuned
 from cmmfnet.nn.losses import l1
 from cmmfnet.nn.perceptual import Perceptual
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from cmmfnet.data.batches import Batch
 
 JOIN = 5  # level at which the global features are concatenated: stride 32
-CONV3_3 = 14  # VGG-16's module, before its ReLU
 PENALTY = 10.0  # weight of the gradient penalty (Gulrajani et al., NeurIPS 2017)
 
 
@@ -252,8 +251,7 @@ class SCGAN(Method):
         self.stage_two = stage_two
         self.perceptual = None
         if "perceptual" in self.weights:
-            self.perceptual = Perceptual("vgg16", "l1", pretrained)
-            self.perceptual.taps = (CONV3_3,)
+            self.perceptual = Perceptual("vgg16", "l1", pretrained, layers=("conv3_3",))
         self.optimisers = {}  # without what no loss needs
         if "adversarial" in self.weights:
             self.networks["discriminator"] = Critic(discriminator_width)
@@ -285,7 +283,7 @@ class SCGAN(Method):
         )
         return super().size(network) + vectors
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         thermal, truth = batch.thermal * 0.5 + 0.5, batch.visible * 0.5 + 0.5
         output, maps = self.networks["generator"](batch.thermal, maps=True)
         colour = output * 0.5 + 0.5

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import ImagePool, Losses, Method, Moment, frozen, in_full_precision
+from cmmfnet.methods.method import ImagePool, Losses, Method, StepContext, frozen, in_full_precision
 from cmmfnet.nn.losses import l1, ssim_loss, total_variation
 from cmmfnet.nn.patchgan import (
     PatchGAN,
@@ -135,7 +135,7 @@ class TICCGAN(Method):
         if self.perceptual is not None:
             self.perceptual.to(device)
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         thermal, truth = batch.thermal.expand(-1, self.inputs, -1, -1), batch.visible
         colour = self.networks["generator"](batch.thermal)
         losses: Losses = {}

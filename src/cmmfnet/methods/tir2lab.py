@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import Losses, Method, Moment
+from cmmfnet.methods.method import Losses, Method, StepContext
 from cmmfnet.nn.losses import l1
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class TIR2Lab(Method):
     ):
         super().__init__(network, losses, pretrained=pretrained)
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         found, truth = (
             self.networks["generator"](batch.thermal, lab=True),
             scaled_lab(batch.visible),

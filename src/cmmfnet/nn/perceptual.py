@@ -117,7 +117,7 @@ def feature_layers(name: str) -> nn.Sequential:
 
 
 def layer_numbers(name: str, layers: Sequence[str]) -> tuple[int, ...]:
-    """The module numbers of ReLUs by their names in the VGG paper, "relu1_2" to "relu5_4".
+    """The module numbers of layers by their names in the VGG paper, such as "relu4_3" or "conv3_3".
 
     Raises ``ValueError`` for a network other than a VGG, for an unknown name, for names that are
     not in the order of the network, and for none.
@@ -129,7 +129,7 @@ def layer_numbers(name: str, layers: Sequence[str]) -> tuple[int, ...]:
         if item == "M":
             level, place, number = level + 1, 1, number + 1
         else:
-            known[f"relu{level}_{place}"] = number + 1
+            known |= {f"conv{level}_{place}": number, f"relu{level}_{place}": number + 1}
             place, number = place + 1, number + 2
     if unknown := [layer for layer in layers if layer not in known]:
         raise ValueError(

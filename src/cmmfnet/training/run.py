@@ -22,7 +22,7 @@ from cmmfnet.data.fields import RecipeError
 from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network, method_class
 from cmmfnet.methods.matched import Matched
-from cmmfnet.methods.method import Losses, Moment
+from cmmfnet.methods.method import Losses, StepContext
 from cmmfnet.training import checkpoint, small_start
 from cmmfnet.training.averaging import EMA, Readings
 from cmmfnet.training.checkpoint import CheckpointError
@@ -198,7 +198,7 @@ class Run:
                 group["lr"] = rate * group["factor"]
         self.check_finite(but=1)
         seed_torch(recipe, step, self.accelerator.process_index)
-        moment = Moment(recipe.seed, step, recipe.steps)
+        moment = StepContext(recipe.seed, step, recipe.steps)
         parts = batch.split(recipe.accumulate) if recipe.accumulate > 1 else [batch]
         steps = [self.method.training_step(part, moment) for part in parts]
         shown: Losses = {}

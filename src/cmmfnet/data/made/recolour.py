@@ -52,14 +52,14 @@ class Recoloured:
 
     Attributes:
         photo: (H,W,3) uint8 sRGB.
-        told: names of the repainted things. The thermal frame does not show the change, so training
+        given_tags: names of the repainted things. The thermal frame does not show the change, so training
             always gives these names as text.
         colours: (colour or "bare", name).
         removed: names that are no longer true.
     """
 
     photo: np.ndarray
-    told: list[str] = field(default_factory=list)
+    given_tags: list[str] = field(default_factory=list)
     colours: list[tuple[str, str]] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
 
@@ -297,18 +297,18 @@ def _change(
             target, old = (SOIL, "grass") if kind == "dirt" else (LAWN, "terrain")
             out.photo = paint(out.photo, soft(region(label, old)), near(target, rng), contrast=0.7)
             out.removed.append("grass" if kind == "dirt" else "dirt")
-        out.told.append(kind)
+        out.given_tags.append(kind)
     elif name == "vegetation":
         colour, target = draw_foliage(rng)
         out.photo = paint(out.photo, foliage(out.photo, mask), target, variety=0.35, lift=35.0)
-        out.told.append("tree")
+        out.given_tags.append("tree")
         out.colours.append((colour, "tree"))
     elif name == "sky":
         if rng.random() < 0.5:
             out.photo, words = sky(out.photo, mask, near(OVERCAST, rng), 0.35), ("overcast", "grey")
         else:
             out.photo, words = sky(out.photo, mask, near(BLUE_SKY, rng), 0.15), ("clear", "blue")
-        out.told += ["sky-other", words[0]] if rng.random() < 0.5 else ["sky-other"]
+        out.given_tags += ["sky-other", words[0]] if rng.random() < 0.5 else ["sky-other"]
         out.colours.append((words[1], "sky-other"))
         out.removed += ["clear", "cloudy", "overcast", "clouds"]
     else:
@@ -317,5 +317,5 @@ def _change(
         out.photo = paint(
             out.photo, painted_surface(out.photo, mask), target * exposure(out.photo, label)
         )
-        out.told.append(_NAMES[name])
+        out.given_tags.append(_NAMES[name])
         out.colours.append((colour, _NAMES[name]))

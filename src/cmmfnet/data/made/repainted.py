@@ -6,7 +6,7 @@ whose colours are exact.
 A recoloured photo (recolour.py) has a car in the plain colour of a word. Here the renderer paints
 the car (data/scenes/repainting.py), so that the paint gets the light of its scene: red in a dark
 street is a dark red. Thermal frame and label map are the same as of the scene. An entry of the
-index has the change as ``repainted``, with ``told``, ``colours`` and ``removed`` of
+index has the change as ``repainted``, with ``given_tags``, ``colours`` and ``removed`` of
 ``recolour.Recoloured``.
 """
 
@@ -72,9 +72,9 @@ def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
     if not words:
         return Recoloured(photo)
     there = {*tags, *EXTRA_WORDS, *(["snow"] if "grass" in tags else [])}
-    told = [name for name in words["told"] if name in there]
-    colours = [(colour, name) for colour, name in words["colours"] if name in told]
-    return Recoloured(photo, told, colours, list(words["removed"]) if told else [])
+    given_tags = [name for name in words["given_tags"] if name in there]
+    colours = [(colour, name) for colour, name in words["colours"] if name in given_tags]
+    return Recoloured(photo, given_tags, colours, list(words["removed"]) if given_tags else [])
 
 
 def changes(
@@ -84,7 +84,7 @@ def changes(
     thing to paint."""
     if rng.random() < 0.1:
         removed = ["day", "clear", "cloudy", "overcast"]
-        return {"lighting": "night"}, {"told": ["night"], "colours": [], "removed": removed}
+        return {"lighting": "night"}, {"given_tags": ["night"], "colours": [], "removed": removed}
     area = np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) / scene.labels.size
     likely = {"vegetation": 0.75, "car": 0.95, "grass": 0.3}
     there = [name for name in likely if area[CLASSES.index(name)] >= LEAST]
@@ -92,18 +92,18 @@ def changes(
         return None
     chosen = {name for name in there if rng.random() < likely[name]} or {there[0]}
     change: dict[str, Any] = {}
-    words: dict[str, list] = {"told": [], "colours": [], "removed": []}
+    words: dict[str, list] = {"given_tags": [], "colours": [], "removed": []}
     for key, name, thing in (("trees", "vegetation", "tree"), ("cars", "car", "car")):
         if name in chosen:
             colour, lab = (
                 draw_foliage(rng) if name == "vegetation" else draw_colour(PAINT, CAR_COLOURS, rng)
             )
             change[key] = tuple(to_rgb(lab[None])[0].tolist())
-            words["told"].append(thing)
+            words["given_tags"].append(thing)
             words["colours"].append((colour, thing))
     if "grass" in chosen:
         change["ground"] = "snow"
-        words["told"].append("snow")
+        words["given_tags"].append("snow")
         words["removed"] += ["grass"]
     return change, words
 
@@ -117,7 +117,7 @@ def _write(writer: PairsWriter, each: int, size: tuple[int, int], seed: int) -> 
             break
         change, words = made
         name, tags = f"repainted_{seed:06d}_{number}", scene.tags
-        if "snow" in words["told"]:
+        if "snow" in words["given_tags"]:
             tags = ["snow" if tag == "grass" else tag for tag in tags]
         colour = repaint(seed, scene.kind, size, **change)
         writer.write(name, thermal=scene.thermal, visible=colour, label=scene.labels)

@@ -18,7 +18,7 @@ from cmmfnet.methods.cmmfnet.network import CMMFNet
 from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss
 from cmmfnet.methods.cmmfnet.training_words import draw_words
 from cmmfnet.methods.matched import Matched
-from cmmfnet.methods.method import Losses, Moment, sent, unwrapped, with_factors
+from cmmfnet.methods.method import Losses, StepContext, sent, unwrapped, with_factors
 from cmmfnet.methods.traits import traits_of
 from cmmfnet.nn.perceptual import Cropped, load_features
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
@@ -211,13 +211,13 @@ class CMMFNetMethod(Matched):
             factors |= {id(p): self.text_learning_rate for p in new}
         return with_factors(groups, factors)
 
-    def training_step(self, batch: Batch, moment: Moment) -> Iterator[tuple[str, Losses]]:
+    def training_step(self, batch: Batch, moment: StepContext) -> Iterator[tuple[str, Losses]]:
         if self.window:
             batch, self._whole = self._windowed(batch, moment)
         yield from super().training_step(batch, moment)
 
     def _windowed(
-        self, batch: Batch, moment: Moment
+        self, batch: Batch, moment: StepContext
     ) -> tuple[Batch, tuple[Tensor, Tensor, Tensor]]:
         """The batch cut to one window, at the same place in all pictures; and the network's inputs:
         whole frames (B,1,H,W), rows and columns of the window in steps of 8 pixels."""
@@ -235,7 +235,7 @@ class CMMFNetMethod(Matched):
         }
         return replace(batch, **part), (batch.thermal, *(sent(s, device) for s in steps))
 
-    def text(self, batch: Batch, moment: Moment) -> tuple[Tensor | None, Tensor | None]:
+    def text(self, batch: Batch, moment: StepContext) -> tuple[Tensor | None, Tensor | None]:
         """Text tokens and mask of a batch; draws which pictures go without text."""
         network, device = unwrapped(self.networks["generator"]), batch.thermal.device
         if network.text_source == "none":
@@ -270,22 +270,22 @@ class CMMFNetMethod(Matched):
         pad = (0, MAX_TAGS - ids.shape[1])  # one length, so that every step has the same shapes
         return network.embed_tags(sent(F.pad(ids, pad), device)), sent(F.pad(mask, pad), device)
 
-    def given_words(self, batch: Batch, moment: Moment) -> list[list[tuple[str, str | None]]]:
+    def given_words(self, batch: Batch, moment: StepContext) -> list[list[tuple[str, str | None]]]:
         """The words of each picture, for a network with ``regions``: (name, colour or None)."""
         words = unwrapped(self.networks["generator"]).words
         count, labelled = len(batch), (batch.label != IGNORE).flatten(1).any(dim=1).tolist()
         rows = zip(
             batch.tags,
             batch.colours or [[]] * count,
-            batch.told or [[]] * count,
+            batch.given_tags or [[]] * count,
             batch.positions,
             strict=True,
         )
         given = []
-        for (tags, colours, told, position), known in zip(rows, labelled, strict=True):
+        for (tags, colours, given_tags, position), known in zip(rows, labelled, strict=True):
             rng = moment.rng(position)
             drop = rng.random() < self.text_dropout
-            always = [*told, *(["night"] if "night" in tags else [])]
+            always = [*given_tags, *(["night"] if "night" in tags else [])]
             given.append(
                 draw_words(
                     rng, tags, colours, always, words, drop=drop, labelled=known, most=MAX_TAGS
@@ -293,7 +293,7 @@ class CMMFNetMethod(Matched):
             )
         return given
 
-    def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
+    def colour(self, batch: Batch, moment: StepContext) -> tuple[Tensor, Losses]:
         network = self.networks["generator"]
         tokens, mask = self.text(batch, moment)
         thermal, *window = self._whole if self.window else (batch.thermal,)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cmmfnet.methods.cmmfnet_small.network import CMMFNetSmall
 from cmmfnet.methods.matched import Matched
-from cmmfnet.methods.method import Losses, Moment, unwrapped, with_factors
+from cmmfnet.methods.method import Losses, StepContext, unwrapped, with_factors
 from cmmfnet.nn.perceptual import Cropped
 from cmmfnet.text.tags import tag_ids
 from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
@@ -98,12 +98,12 @@ class CMMFNetSmallMethod(Matched):
         ]
         return with_factors(groups, {id(p): self.stem_learning_rate for p in near})
 
-    def colour(self, batch: Batch, moment: Moment) -> tuple[Tensor, Losses]:
+    def colour(self, batch: Batch, moment: StepContext) -> tuple[Tensor, Losses]:
         network = unwrapped(self.networks["generator"])
         tokens = mask = None
         if network.text_source != "none":
             rows = zip(batch.tags, batch.positions, strict=True)
-            said = [self._told(tags, position, moment) for tags, position in rows]
+            said = [self._given_tags(tags, position, moment) for tags, position in rows]
             ids, mask = tag_ids(said, network.words)
             tokens, mask = (
                 network.embed_tags(ids.to(batch.thermal.device)),
@@ -111,7 +111,7 @@ class CMMFNetSmallMethod(Matched):
             )
         return self.networks["generator"](batch.thermal, tokens, mask), {}
 
-    def _told(self, tags: list[str], position: int, moment: Moment) -> list[str]:
+    def _given_tags(self, tags: list[str], position: int, moment: StepContext) -> list[str]:
         """The words of a picture: with ``text_dropout`` none, else four in five; "night" always."""
         rng, words = moment.rng(position), self.words
         kept = (

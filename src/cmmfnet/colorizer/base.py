@@ -70,8 +70,8 @@ class Seen:
 
     Attributes:
         predicted: (name, probability in [0, 1]), likeliest first, as ``tags`` gives them.
-        given_tags: the names that the network got as text, if these are predicted tags or corrections of
-            them; else None.
+        given_tags: the names that the network got as text, if these are predicted tags or
+            corrections of them; else None.
     """
 
     predicted: list[tuple[str, float]]

@@ -313,8 +313,8 @@ def read_entry(line: str, where: str) -> dict:
             raise PairsError(f"{where}: tags is {value!r:.200}; expected a list of texts or null")
         if key == "repainted" and not _is_repainted(value):
             raise PairsError(
-                f"{where}: repainted is {value!r:.200}; expected given_tags, colours and removed, as "
-                "cmmfnet repaint writes them"
+                f"{where}: repainted is {value!r:.200}; expected given_tags, colours and removed, "
+                "as cmmfnet repaint writes them"
             )
     return entry
 

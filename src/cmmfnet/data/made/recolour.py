@@ -52,8 +52,8 @@ class Recoloured:
 
     Attributes:
         photo: (H,W,3) uint8 sRGB.
-        given_tags: names of the repainted things. The thermal frame does not show the change, so training
-            always gives these names as text.
+        given_tags: names of the repainted things. The thermal frame does not show the change, so
+            training always gives these names as text.
         colours: (colour or "bare", name).
         removed: names that are no longer true.
     """

@@ -1,16 +1,20 @@
-# Each target sets itself up in .venv; python3 (3.11 or newer) and make are all that is needed. PYTHON=... picks another one.
+# Each target sets itself up in .venv; python3 (3.11 or newer) and make are all that is needed.
+# PYTHON=... picks another one.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 READY := .venv/.ready
 
-.PHONY: demo test lint fuzz venv
+.PHONY: demo test test-all lint fuzz venv
 
 demo: venv  ## colour rendered sample frames; the page to look at is out/demo/gallery.html
 	$(BIN)/cmmfnet demo
 
-test: venv
-	$(BIN)/python -m pytest
+test: venv  ## the tests of every day, one process a core
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: venv  ## the slow ones, too: exports, processes that are killed, trainings of two processes
+	$(BIN)/python -m pytest -n auto
 
 lint: venv
 	$(BIN)/ruff check .

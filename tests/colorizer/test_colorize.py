@@ -242,6 +242,7 @@ def test_a_full_disk_stops_the_run_with_a_report(frames, model, capsys, monkeypa
     assert captured.err.count("free some space") == 2 and "f2.png" in captured.err
 
 
+@pytest.mark.slow
 def test_killed_runs_leave_nothing(tmp_path, model):
     for i in range(30):
         frame(tmp_path / "in" / f"{i}.png", i)

@@ -83,6 +83,7 @@ def test_it_gives_the_colours_of_colorizer_with_and_without_text(exported):
     )
 
 
+@pytest.mark.slow
 def test_colours_of_things_reach_the_graph(tmp_path):
     """A model with regions: the same colours as PyTorch for coloured words, and for no text beside
     them."""
@@ -214,6 +215,7 @@ def test_half_stores_float16_and_is_held_to_a_bound_of_its_own(exported, tmp_pat
     assert ours.metadata["precision"] == "float16" and 0 < float(ours.metadata["parity"]) < 0.1
 
 
+@pytest.mark.slow
 def test_int8_colours_nearly_alike_and_says_what_it_costs(exported, tmp_path, monkeypatch, capsys):
     folder, _, path = exported
     monkeypatch.setattr(export_module(), "convert", lambda *_: without_defaults(onnx.load(path)))
@@ -339,6 +341,7 @@ def test_the_rest_of_a_killed_export_is_cleared(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sentence_model_keeps_its_default_prompt_in_the_graph(tmp_path, monkeypatch):
     """The tokens of the prompt are in the file, so that neither CLIP nor torch is needed."""
 

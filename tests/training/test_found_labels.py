@@ -84,6 +84,7 @@ def pairs(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_folder_like_the_one_it_was_made_from(pairs, tmp_path):
     """Through the command line."""
     command = [

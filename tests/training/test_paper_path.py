@@ -103,6 +103,7 @@ def test_kaist(tmp_path, monkeypatch, reduced):
     assert held == {"set00/V001"}  # of the training sets, never of the test sets
 
 
+@pytest.mark.slow
 def test_irvi(tmp_path, monkeypatch, reduced):
     counts = {"traffic train": 3, "traffic test": 2, "monitoring train": 2, "monitoring test": 1}
     monkeypatch.setattr(irvi, "COUNTS", counts)

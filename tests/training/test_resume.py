@@ -133,6 +133,7 @@ def test_three_and_three_steps_are_six(straight, data, file, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("promise", ["seeds", "pools"])
 def test_a_broken_promise_is_noticed(straight, data, file, tmp_path, promise):
     """The test above is able to fail: it does where the second half draws other dropout, or begins
@@ -143,6 +144,7 @@ def test_a_broken_promise_is_noticed(straight, data, file, tmp_path, promise):
     assert not same(out, tmp_path)["networks"]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one(data, file, tmp_path):
     """The same pictures in the same steps; sums in another order are all that differs. Without
     dropout, whose masks belong to a process, and with a pool that is never full, since its pictures
@@ -179,6 +181,7 @@ def test_two_processes_learn_as_one(data, file, tmp_path):
     assert abs(log(tmp_path / "seed")[0]["l1"] - one[0]["l1"]) > 1e-2 * one[0]["l1"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(data, file, tmp_path):
     done = run(data, file, tmp_path / "out", "--config.batch_size", "3", processes=2, status=1)
     assert "batch_size is 3, accumulate is 1, for 2 processes" in done.stderr
@@ -224,6 +227,7 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_0(data, file, tmp_path, 
     assert log(tmp_path)[-1]["step"] == steps + 1
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_stops_both(data, file, tmp_path):
     process = start(data, file, tmp_path, "--config.steps", "10000", processes=2, broken="slow")
     wait_for_step(tmp_path, 3, process)
@@ -240,6 +244,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(data, file, tmp_path):
     assert checkpoint.latest(tmp_path).name == f"step-{log(tmp_path)[-1]['step']}.pt"
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(data, file, tmp_path):
     """A checkpoint every step, and SIGKILL at random moments: whatever is there loads.
     benchmarks/kill.py does it 100 times."""

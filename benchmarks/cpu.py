@@ -1,10 +1,9 @@
 """Which way of running a model is fastest on this CPU, and where its time goes
 (docs/performance.md).
 
-    python benchmarks/cpu.py                                          # PyTorch: eager float32,
-    bfloat16, compiled; ResNet-9 python benchmarks/cpu.py --onnx cmmfnet.onnx --int8 int8.onnx     #
-    also ONNX Runtime, and OpenVINO where it is installed python benchmarks/cpu.py --parts
-    # multiply-adds, bytes and time of each part
+    python benchmarks/cpu.py   # PyTorch: eager float32, bfloat16, compiled; ResNet-9
+    python benchmarks/cpu.py --onnx cmmfnet.onnx --int8 int8.onnx   # ONNX Runtime, OpenVINO, too
+    python benchmarks/cpu.py --parts   # multiply-adds, bytes and time of each part
 
 One process, every round runs every way once, so that a machine whose speed drifts slows all alike:
 read the ratios. ``wall`` is what a user waits; ``cpu`` (seconds of all threads) hardly changes

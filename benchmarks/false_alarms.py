@@ -1,7 +1,7 @@
 """How often read_thermal sees fill values and swapped bytes, where there are none and where there
 are.
 
-    python benchmarks/false_alarms.py ../shared/data/pairs/thermal [FOLDER ...]
+    python benchmarks/false_alarms.py DATA/pairs/thermal [FOLDER ...]
 
 Each picture is looked at as it is, and as made frames: counts of 16 bits of several cameras, dead
 pixels, noise. Then borders, rotations and fill values are put on it, and its bytes are swapped.

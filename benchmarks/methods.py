@@ -1,23 +1,22 @@
 """The benchmark: every method trained with one budget on the same pairs and scored by one protocol.
 
     python benchmarks/methods.py DATA --pretrained WEIGHTS --out out/benchmark --parallel 8
-    python benchmarks/methods.py DATA --out out/benchmark --list            # what there is, and
-    what is done python benchmarks/methods.py DATA --out out/benchmark --only '*-own-*'  # a part of
-    it python benchmarks/methods.py DATA --out out/benchmark --table           # table and sheets of
-    what is done python benchmarks/methods.py out/scenes --out out/toy --changes benchmarks/toy.yaml
-    --budget 40
+    python benchmarks/methods.py DATA --out out/benchmark --list   # all trainings, finished ones marked
+    python benchmarks/methods.py DATA --out out/benchmark --only '*-own-*'   # a part of them
+    python benchmarks/methods.py DATA --out out/benchmark --table   # table and sheets again
+    python benchmarks/methods.py out/scenes --out out/toy --changes benchmarks/toy.yaml --budget 40
 
 DATA holds pairs/ (or is a data set itself); for cmmfnet's recipe, and so for every matched
 training, labelled-photos/ and rendered/ as well (docs/training.md). Every training is a process of
 its own, as many at a time as --parallel says. It ends after --budget pictures or --minutes of
-training, whichever is first; both are in the table. Schedules are those of the configurations,
+training, whichever is first; both are in the table. Schedules come from the configurations,
 stretched to the budget (a warm-up takes a twentieth of the steps at most). A training that is done
-is skipped, one that was stopped goes on where it was.
+is skipped, a stopped one continues.
 
 Groups: ``own``, each configuration by its own paper; ``fixed``, TIC-CGAN, MUGAN and LKAT-GAN
     with the loss network fed as it was trained; ``matched``, a network by cmmfnet's losses and
     data; ``ablation``, the two of the paper's Table 3; ``ci``, other modes of the cross-modal
-    interaction than its text_query; ``control``, what takes the place of text (learned queries, the
+    interaction than its text_query; ``control``, replacements of the text (learned queries, the
     captions of other pictures, none). The last three change ``cmmfnet-paper`` under its own recipe.
 
 OUT/NAME/ has recipe.yaml (what was trained), log.jsonl, scores.json (`cmmfnet evaluate`),

@@ -3,8 +3,7 @@ kernels, and the others.
 
     python benchmarks/network.py                                   # batch 16, 256x256, bfloat16
     python benchmarks/network.py --batch 1 --networks cmmfnet-paper cmmfnet
-    python benchmarks/network.py --frame                           # one 640x512 frame through
-    Colorizer, end to end
+    python benchmarks/network.py --frame     # one 640x512 frame through Colorizer, end to end
 
 "plain" is the network as it is written, "fast" with the twins of cmmfnet.nn.fast; each launched
 from Python and as a CUDA graph of the whole network. "compiled" is torch.compile of the plain

@@ -1,8 +1,7 @@
 """How good the predicted tags are: mean average precision on pairs, and what corrections would have
 to put right.
 
-    python benchmarks/tags.py --data ../shared/data/pairs --sources roadscene,house,msrs --lighting
-    day,dusk
+    python benchmarks/tags.py --data DATA/pairs --sources roadscene,house,msrs --lighting day,dusk
 
 Each frame is cut as `cmmfnet evaluate` cuts it and goes through the tag head alone, in float32.
 Average precision of a name is the mean, over the frames that have it (their hand-written tags,

@@ -1,9 +1,9 @@
-"""What a model makes of text: right against wrong captions, the response to a swapped word, and
-what text costs.
+"""The effect of text: right against wrong captions, the response to a swapped word, and the cost of
+text.
 
     python benchmarks/text.py captions --data DATA/pairs --pretrained WEIGHTS [--model cmmfnet]
-    python benchmarks/text.py response [--data DATA/pairs] [--model A.safetensors B.safetensors
-    C.safetensors] [--sheet swaps.png] python benchmarks/text.py cost [--model cmmfnet]
+    python benchmarks/text.py response [--data DATA/pairs] [--model A B C] [--sheet swaps.png]
+    python benchmarks/text.py cost [--model cmmfnet]
 
 captions: PSNR, SSIM and LPIPS of the validation pairs of day and dusk without text, with right text
     (names; colours too), with predicted tags (also without those of light and sky), with the

@@ -1,4 +1,4 @@
-"""What text costs a frame, beside the network itself: microseconds on the CPU.
+"""The cost of text for a frame, without the network itself: microseconds on the CPU.
 
     python benchmarks/text_cost.py [--model cmmfnet] [--repeats 300]
 

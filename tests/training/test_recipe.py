@@ -189,9 +189,7 @@ def test_the_paper_s_recipe_builds_the_paper_s_network():
     with torch.device("meta"):
         network = build_network(paper.model)
     count = sum(p.numel() for p in network.parameters())
-    assert count == pytest.approx(
-        40.1e6, rel=0.02
-    )  # notes, section 15: 40.12 M beside the frozen text encoder
+    assert count == pytest.approx(40.1e6, rel=0.02)  # about 40 M without the frozen text encoder
     assert (network.text_source, network.interaction.mode, network.concat) == (
         "clip-sentence",
         "text_query",

@@ -1,7 +1,7 @@
 """The benchmark: every method trained with one budget on the same pairs and scored by one protocol.
 
     python benchmarks/methods.py DATA --pretrained WEIGHTS --out out/benchmark --parallel 8
-    python benchmarks/methods.py DATA --out out/benchmark --list   # all trainings, finished ones marked
+    python benchmarks/methods.py DATA --out out/benchmark --list   # trainings, and which are done
     python benchmarks/methods.py DATA --out out/benchmark --only '*-own-*'   # a part of them
     python benchmarks/methods.py DATA --out out/benchmark --table   # table and sheets again
     python benchmarks/methods.py out/scenes --out out/toy --changes benchmarks/toy.yaml --budget 40

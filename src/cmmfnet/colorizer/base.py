@@ -25,6 +25,7 @@ from cmmfnet.text.parser import warn_unknown
 from cmmfnet.text.prompt import Prompt, read_prompt
 from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 from cmmfnet.thermal.frame import Thermal, read_thermal
+from cmmfnet.thermal.limits import ThermalFileError
 from cmmfnet.thermal.stretch import normalise, parse_span
 
 Source = Any
@@ -187,11 +188,17 @@ class FrameColorizer:
         size = batch_size or self.default_batch
         if return_tags:
             self._check_predicts()
-        thermals = [read_thermal(each, palette=palette) for each in sources]
+        thermals = []
+        for i, each in enumerate(sources):
+            with _named(i, x):
+                thermals.append(read_thermal(each, palette=palette))
         pictures: list[np.ndarray | None] = [None] * len(thermals)
         seen: list[Seen | None] = [None] * len(thermals)
         with self.runtime.inference():
-            frames = [self.prepare(each, span) for each in thermals]
+            frames = []
+            for i, each in enumerate(thermals):
+                with _named(i, x):
+                    frames.append(self.prepare(each, span))
             for indices in _groups([self._network_size(frame) for frame in frames], size):
                 group = [frames[i] for i in indices]
                 colours, found = self.run(group, [texts[i] for i in indices], tags=return_tags)
@@ -410,6 +417,17 @@ def _level_outside() -> int:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("cmmfnet."):
         level, frame = level + 1, frame.f_back
     return level
+
+
+@contextlib.contextmanager
+def _named(i: int, x: Source | Sequence[Source]) -> Iterator[None]:
+    """Errors of the i-th picture of a list say which it is: arrays have no name."""
+    try:
+        yield
+    except ThermalFileError as error:
+        if not isinstance(x, list | tuple):
+            raise
+        raise ThermalFileError(f"picture {i} of {len(x)} (counted from 0): {error}") from error
 
 
 def _groups(of_size: list[tuple[int, int]], limit: int) -> Iterator[list[int]]:

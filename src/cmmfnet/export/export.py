@@ -1,8 +1,7 @@
-"""``cmmfnet export``: a model as one ONNX file that measures its own parity with PyTorch and says
-all that colouring needs.
+"""``cmmfnet export``: a model as one ONNX file, compared with PyTorch before it is written.
 
-docs/onnx.md describes the graph for those who run it elsewhere; colorizer/onnx.py runs it in Python
-without torch.
+The file's metadata has all that colouring needs. docs/onnx.md describes the graph for other
+programs; colorizer/onnx.py runs it in Python without torch.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ from cmmfnet.weights.files import describe, load_model
 if TYPE_CHECKING:
     import onnx
 
-# Largest difference from PyTorch in float32, in colour values from -1 to 1 (half a grey level is
-# .004) and in tags' probabilities
+# Largest difference from PyTorch in float32: of colours from -1 to 1, where half a grey level is
+# .004, and of the probabilities of tags
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2}
 NO_GRAPH = {
     "palette": "its colours are sampled from noise of the frame's size, which a graph for any "
@@ -58,13 +57,13 @@ def export(
 ) -> Path:
     """Write a model as an ONNX file for ONNX Runtime, OpenVINO or TensorRT.
 
-    Any batch, height and width; text is an input that may be left out. The graph is run beside
-    PyTorch at three sizes and two batches, with and without text, and nothing is written unless
-    both agree.
+    The graph takes any batch, height and width; text is an input that may be left out. The graph
+    is compared with PyTorch at three sizes and two batches, with and without text, and the file is
+    written only if both agree.
 
     Args:
         model: a name of `cmmfnet models`, a .safetensors file, or hf:OWNER/REPO@COMMIT
-        out: the file to write, NAME.onnx; one that is there is replaced
+        out: the file to write, NAME.onnx; an existing file is replaced
         half: float16 weights and arithmetic, for GPUs; half the size
         int8: 8-bit convolutions, for CPUs, calibrated on thermal frames like those to be coloured:
             a picture, a folder, a glob in quotes, or scenes:COUNT for rendered ones
@@ -130,8 +129,10 @@ def export(
 
 
 def default_tokens(traits: Traits) -> np.ndarray | None:
-    """Tokens (L, D) float32 of the default prompt of a sentence model; None without one. Names of a
-    default prompt are looked up by the caller of a graph, which has the prompt in its metadata.
+    """Tokens (L, D) float32 of the default prompt of a sentence model; None without one.
+
+    A model that takes names has no such tokens: its caller finds the names in the prompt, which is
+    in the metadata.
 
     Raises:
         ImportError, OSError: there is no CLIP text encoder on this machine.
@@ -158,12 +159,15 @@ def _needs(*packages: str) -> None:
 def measure_parity(
     network: torch.nn.Module, graph: onnx.ModelProto, default: np.ndarray | None = None
 ) -> Parity:
-    """Run the graph on the CPU beside the network, at three sizes (one of a ``fixed_size``) and
-    batches of 1 and 3.
+    """Compare the graph with the network on the CPU, at three sizes (or the ``fixed_size``) and
+    batches of 1 and 3, in float32.
 
-    For a batch of 1 the graph's inputs of text are left out, and the network gets no text, or the
-    tokens (L, D) of its ``default`` text. Where the network takes text, frames of a batch of 3 have
-    texts of different length. The reference is what Colorizer computes in float32.
+    With a batch of 1 the graph's inputs of text are left out, and the network gets no text or its
+    ``default`` tokens (L, D). With a batch of 3, frames have texts of different length if the
+    network takes text.
+
+    Raises:
+        UserError: the graph gives NaN or infinite values.
     """
     import onnxruntime
 

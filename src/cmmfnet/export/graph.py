@@ -1,5 +1,4 @@
-"""A network as an ONNX graph: conversion by PyTorch, float16, text that may be left out, metadata.
-For export.py."""
+"""A network as an ONNX graph: conversion by PyTorch, float16, default text, metadata."""
 
 from __future__ import annotations
 
@@ -38,8 +37,8 @@ FLOAT32_OPERATORS = (
 
 
 class Graph(nn.Module):
-    """What becomes the graph: thermal, and text where the network takes some -> colour, and tags
-    where it predicts some."""
+    """The module that is exported: thermal, and text if the network takes text -> colour, and tags
+    if the network predicts tags."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -87,7 +86,7 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
     batch, multiple, fixed = dim("batch"), traits.multiple_of, traits.fixed_size
     steps = max(
         2, math.ceil(64 / multiple)
-    )  # two or more, and not as many in both: nothing may be taken for equal or for 1
+    )  # rows and columns differ and exceed 1, or the exporter takes them for equal or constant
     height, width = (fixed, fixed) if fixed else ((steps + 1) * multiple, (steps + 3) * multiple)
     size = {} if fixed else {2: multiple * dim("rows"), 3: multiple * dim("columns")}
     inputs, shapes = {"thermal": frames(2, height, width)}, {"thermal": {0: batch} | size}
@@ -110,9 +109,9 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
         ) from error
     graph = program.model_proto
     for given, dims in zip(graph.graph.input, shapes.values(), strict=True):
-        for i in (
-            dims
-        ):  # the exporter falls back on the example's own size where the code leaves no other
+        for (
+            i
+        ) in dims:  # the exporter fixes a size silently where the code works for that size alone
             found = given.type.tensor_type.shape.dim[i]
             if not found.dim_param:
                 raise UserError(
@@ -130,8 +129,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its stages and its own deprecations; a user can do nothing about
-    either."""
+    """Hide the exporter's stages and deprecation warnings, which a user cannot act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -144,8 +142,7 @@ def _quiet() -> Iterator[None]:
 
 
 def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights and arithmetic in float16, but for ``FLOAT32_OPERATORS``; inputs and outputs stay
-    float32."""
+    """Weights and arithmetic in float16, except ``FLOAT32_OPERATORS``, inputs and outputs."""
     from onnxruntime.transformers import float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -157,8 +154,8 @@ def to_float16(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _without_round_trips(graph: onnx.GraphProto) -> None:
-    """Between two operators in float32 the converter casts to float16 and back, which rounds just
-    what must not be."""
+    """Remove casts to float16 and back, which the converter puts between two float32 operators and
+    which round their values."""
     from onnx import TensorProto
 
     def target(node: onnx.NodeProto) -> int | None:
@@ -184,11 +181,10 @@ def _without_round_trips(graph: onnx.GraphProto) -> None:
 
 
 def optional_text(graph: onnx.ModelProto, default: np.ndarray | None = None) -> None:
-    """Give the inputs of text a default, and let one text hold for a whole batch.
+    """Give the text inputs a default, and let one text hold for a whole batch.
 
-    An initializer with the name of an input is that input's default (ONNX IR, "Graphs"), so that a
-    program which gives ``thermal`` alone gets the network's colours without text or, with
-    ``default``, for the text of those tokens (L, D).
+    The default is no text, or the tokens ``default`` (L, D). An initializer with the name of an
+    input is that input's default (ONNX IR, "Graphs"), so a program may give ``thermal`` alone.
     """
     from onnx import helper, numpy_helper
 
@@ -229,8 +225,8 @@ def set_metadata(graph: onnx.ModelProto, metadata: dict[str, str]) -> None:
 
 
 def frames(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth regions with edges and noise, (B,1,H,W) float32 in [-1,1]: as unlike from place to
-    place as a thermal frame."""
+    """Test frames (B,1,H,W) float32 in [-1,1]: smooth regions with edges and noise, as in thermal
+    frames."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 1, 6, 7, generator=generator) * 2 - 1
     smooth = nn.functional.interpolate(
@@ -241,8 +237,8 @@ def frames(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def some_text(traits: Traits, batch: int, length: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs of text for a graph (``TEXT_INPUTS``). The first text's last token is not
-    valid, unless it is the only one."""
+    """Random text inputs for a graph (``TEXT_INPUTS``). The last token of the first text is masked
+    unless it is the only one."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(batch, length, dtype=torch.bool)
     mask[0, -1] = length == 1

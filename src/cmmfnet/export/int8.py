@@ -1,10 +1,9 @@
-"""int8 for an exported graph: its convolutions in 8 bits, static, calibrated on thermal frames. No
-torch.
+"""int8 for an exported graph: static quantisation of its convolutions. No torch.
 
-Weights are int8 with a scale for each output channel, activations uint8 with one scale a tensor,
-from the smallest and largest value that the calibration frames gave. What stays in float32: norms,
-attention, depthwise convolutions (no 8-bit kernel is faster), and convolutions with few channels on
-one side, which cost little and where a rounding error goes straight into the picture.
+Weights are int8 with a scale for each output channel. Activations are uint8 with one scale for each
+tensor, from the smallest and largest value on the calibration frames. Norms, attention and
+depthwise convolutions stay in float32, since no 8-bit kernel is faster. So do convolutions with few
+input or output channels: they cost little, and their rounding errors show in the picture.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from cmmfnet.thermal.stretch import normalise
 if TYPE_CHECKING:
     import onnx
 
-FRAMES = 48  # of a folder with more, evenly spaced: ranges hardly move after that
-LEAST = 8  # fewer frames do not show what values come up
+FRAMES = 48  # at most, evenly spaced; more hardly change the ranges
+LEAST = 8  # fewer frames do not cover the range of the activations
 FEW_CHANNELS = 8
 SHORT_SIDE = 256
-# mean absolute difference from float32 of colours in [-1, 1], on frames that calibration did not
-# see; about 4 grey levels
+# Mean absolute difference from float32 of colours in [-1, 1], on frames that are not used for
+# calibration; about 4 grey levels
 WORST = 0.03
 
 
 def calibration_frames(source: str) -> list[np.ndarray]:
-    """The frames that ``source`` names, stretched as for colouring: (H, W) float32 in [-1, 1] each.
+    """Frames for calibration, stretched as for colouring: (H, W) float32 in [-1, 1] each.
 
     Args:
         source: a picture, a folder, a glob, or scenes:COUNT for rendered scenes.
@@ -62,9 +61,9 @@ def calibration_frames(source: str) -> list[np.ndarray]:
 
 
 def quantise(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, str]:
-    """The graph with 8-bit convolutions, and a sentence about how far its colours are from float32.
+    """The graph with 8-bit convolutions, and a sentence with its mean difference from float32.
 
-    Every fourth frame is kept back from calibration and measures that.
+    Every fourth frame is left out of calibration and measures the difference.
 
     Raises:
         UserError, ThermalFileError: see :func:`calibration_frames`; or the
@@ -128,8 +127,7 @@ def quantise(graph: onnx.ModelProto, source: str) -> tuple[onnx.ModelProto, str]
 
 
 def _feed(frame: np.ndarray, multiple: int, fixed: int | None) -> dict[str, np.ndarray]:
-    """A frame as the graph takes it, its short side at most SHORT_SIDE, so that calibration stays
-    quick."""
+    """A frame as the graph's input; its short side is at most SHORT_SIDE, for quick calibration."""
     scale = min(1.0, SHORT_SIDE / min(frame.shape))
     size = (fixed, fixed) if fixed else tuple(max(1, round(side * scale)) for side in frame.shape)
     reduced = frame if size == frame.shape else resize(frame, size)

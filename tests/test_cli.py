@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -562,6 +563,7 @@ def test_demo_renders_colours_and_writes_its_page(tmp_path, model, monkeypatch, 
     assert names(tmp_path / "demo" / "colour") == [file.name for file in thermal]
     page = (tmp_path / "demo" / "gallery.html").read_text()
     assert page.count("<article") == 6 and page.count("true colours") == 6
+    assert (tmp_path / "demo" / "street.mp4").is_file() == (find_spec("av") is not None)
     assert str(tmp_path / "demo" / "gallery.html") in capsys.readouterr().out
 
 

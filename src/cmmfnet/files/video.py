@@ -48,7 +48,7 @@ class Codec:
 # Without frames out of order (bf, bframes): with them, a file of uneven time stamps has a wrong
 # duration, which containers count by the order of decoding.
 CODECS = {
-    "h264": Codec("libx264", (51, 1), (("bf", "0"),)),
+    "h264": Codec("libx264", (51, 1), (("preset", "veryfast"), ("bf", "0"))),
     "h265": Codec("libx265", (51, 1), (("x265-params", "bframes=0:log-level=none"),)),
     "av1": Codec("libsvtav1", (63, 1), (("preset", "8"),)),
     "vp9": Codec("libvpx-vp9", (63, 1), (("b", "0"), ("cpu-used", "4"), ("row-mt", "1"))),

@@ -1,4 +1,4 @@
-"""The span of a sequence's frames, smoothed over time: brightness that does not flicker.
+"""The span of a sequence's frames, smoothed over time: a stretch that does not jump.
 
 Each frame alone is stretched between its own percentiles, which jump when something hot enters.
 """

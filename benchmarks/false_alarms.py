@@ -2,9 +2,11 @@
 are.
 
     python benchmarks/false_alarms.py DATA/pairs/thermal [FOLDER ...]
+    python benchmarks/false_alarms.py DATA/pairs/thermal --crops 50
 
 Each picture is looked at as it is, and as made frames: counts of 16 bits of several cameras, dead
 pixels, noise. Then borders, rotations and fill values are put on it, and its bytes are swapped.
+``--crops`` looks at parts of the pictures alone: a part that is half sky has the least rest.
 """
 
 from __future__ import annotations
@@ -91,16 +93,71 @@ def filled_frames(
     yield "rotated by 7 degrees", turned.round().astype(np.uint16), inside == 1
 
 
+def crops(
+    values: np.ndarray, count: int, rng: np.random.Generator
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Parts of a picture (H, W): the centre square, the quarters, and ``count`` at random."""
+    height, width = values.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    yield "centre square", values[top : top + side, left : left + side]
+    for rows in (slice(None, height // 2), slice(height // 2, None)):
+        for columns in (slice(None, width // 2), slice(width // 2, None)):
+            yield "quarters", values[rows, columns]
+    yield "half size", values[::2, ::2]
+    for _ in range(count):
+        h, w = (int(rng.integers(min(32, n), n + 1)) for n in values.shape)
+        y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+        yield "random, 32 pixels a side or more", values[y : y + h, x : x + w]
+
+
+def saturated(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Counts (H, W) of a camera whose hottest half per cent is cut off at the end of its range."""
+    top, gain = rng.choice([16383, 65535]), rng.choice([5, 30, 100])
+    made = top + gain * (grey - np.percentile(grey, 99.5)) + rng.normal(0, gain / 2, grey.shape)
+    return made.round().clip(0, top).astype(np.float32)
+
+
+def show_crops(files: list[Path], count: int) -> None:
+    seen: Counter[str] = Counter()
+    alarms: Counter[str] = Counter()
+    for number, file in enumerate(files):
+        try:
+            frame = read_thermal(file)
+        except (ThermalFileError, OSError):
+            continue
+        rng = np.random.default_rng(number)
+        camera = counts(frame.values, list(CAMERAS)[number % len(CAMERAS)], rng).astype(np.float32)
+        for what, values, levels in (
+            ("8 bits", frame.values, frame.dtype == "uint8"),
+            ("counts", camera, False),
+            ("saturated counts", saturated(frame.values, rng), False),
+        ):
+            for kind, part in crops(values, count, np.random.default_rng(number)):
+                kind = f"{what}, {kind}"
+                seen[kind] += 1
+                if found := fill_values(part, grey_levels=levels):
+                    alarms[kind] += 1
+                    print(f"{file.name}: {kind} {part.shape}: {found}")
+    for kind in seen:
+        print(f"{kind:56} {seen[kind]:6} {alarms[kind]:7}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--crops", type=int, metavar="N", help="N random parts of each picture")
+    given = parser.parse_args()
     warnings.simplefilter("ignore")
+    files = [p for folder in given.folders for p in sorted(folder.iterdir())]
+    if given.crops is not None:
+        show_crops(files, given.crops)
+        return
     alarms: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     swapped: Counter[str] = Counter()
     found: Counter[str] = Counter()
     off: dict[str, float] = {}
-    files = [p for folder in parser.parse_args().folders for p in sorted(folder.iterdir())]
     for file in files:
         try:
             frame = read_thermal(file)

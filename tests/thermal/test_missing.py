@@ -321,6 +321,23 @@ def test_the_blurred_edge_of_a_rotated_frame_is_left_out_too():
     assert abs(stretched[picture].std() - normalise(COUNTS).std()) < 0.03
 
 
+@pytest.mark.parametrize("degrees", [3, 15])
+def test_the_corners_of_a_small_frame_that_is_rotated(degrees):
+    small = COUNTS[:60, :80].astype(np.float32)
+    turned = Image.fromarray(small).rotate(degrees, Image.Resampling.BILINEAR)
+    assert read_thermal(np.asarray(turned).round().astype(np.uint16)).fill == (0,)
+
+
+@pytest.mark.parametrize("shape", [rows, border, outside])
+def test_fill_values_of_8_bit_frames(shape):
+    frame = shape(0, (110 + LEVELS // 4).astype(np.uint8))
+    with pytest.warns(UserWarning, match="exactly 0"):
+        stretched = normalise(frame)
+    picture = frame > 0
+    right = normalise((110 + LEVELS // 4).astype(np.uint8)[picture][None])
+    assert abs(stretched[picture].std() - right.std()) < 0.02
+
+
 def test_telemetry_with_numbers_between_the_zeros():
     frame = rows(0, COUNTS)
     frame[-2, :9] = [14, 3, 8192, 0, 65535, 1, 77, 12000, 5]
@@ -345,6 +362,17 @@ NOT_FILLED: dict[str, Callable[[], np.ndarray]] = {
     ).astype(np.float32),
     "a car that is cut off at 255": lambda: np.where(
         (X - 60) ** 2 + (Y - 40) ** 2 < 200, 255, LEVELS // 2
+    ).astype(np.uint8),
+    "a body that is cut off at 255 and blurs into the background": lambda: np.minimum(
+        255, 20 + LEVELS // 16 + 700 * np.exp(-((X - 60) ** 2 + (Y - 40) ** 2) / 30)
+    ).astype(np.uint8),
+    "a car that is cut off at 65535": lambda: np.where(
+        (X - 60) ** 2 + (Y - 40) ** 2 < 200,
+        65535,
+        65535 - 3 * np.ptp(COUNTS) + COUNTS - COUNTS.min(),
+    ).astype(np.uint16),
+    "a dark corner, nearly all of it 1 and 2": lambda: np.choose(
+        np.searchsorted([10, 920, 980], (Y * WIDTH + X) * 37 % 1000), [0, 1, 2, 3 + X % 12]
     ).astype(np.uint8),
     "counts": lambda: COUNTS,
     "degrees around 0": lambda: np.where(INSIDE, CELSIUS - 20, 0).astype(np.float32),

@@ -23,12 +23,18 @@ _MOST_VALUES = 4
 _GAP, _GAP_OF_LEVELS, _WIDE_GAP = 0.5, 1.0, 5.0
 """Least distance from a fill value to the rest, in units of the rest's own range (5th to 95th
 percentile): for the values that programs fill with, for 0 in a frame of grey levels, where a
-clipped sky is 0, too, and for any other value, such as a hot body of one temperature."""
+clipped sky is 0, too, and for any other value, such as a hot body of one temperature or one that
+is cut off at 65535."""
 _USUAL = {float(np.float32(value)) for value in (
-    0, -1, 999, -999, 9999, -9999, 99999, -99999, -10000, -32767, -32768, 32767, 65535, -273.15,
+    0, -1, 999, -999, 9999, -9999, 99999, -99999, -10000, -32767, -32768, -273.15,
     -1e10, 1e20, -1e20)}  # fmt: skip
 _LEVELS = 8
-"""Different values that the rest has, at least."""
+"""Different values that the rest has, at least, and how many of their steps the gap has: in a dark
+corner of an 8-bit frame, where all is 1 or 2, zeros are no fill."""
+_BETWEEN = 0.5
+"""Of the filled pixels: so many others may lie in the gap. The blurred edge of a frame of 80x60
+pixels that is rotated by 3 degrees or more is less; around a hot body that is cut off at the end of
+the range, most often twice as many pixels lie there (benchmarks/false_alarms.py --crops)."""
 
 
 def fill_values(values: np.ndarray, *, grey_levels: bool = False) -> tuple[float, ...]:
@@ -53,11 +59,9 @@ def fill_values(values: np.ndarray, *, grey_levels: bool = False) -> tuple[float
     for low in below:
         for high in above:
             rest = sample[ends[low[-1]] if low else 0 : starts[high[-1]] if high else sample.size]
-            found = tuple(sample[starts[[*low, *high]]].tolist()) if low or high else ()
-            if len(found) > len(best) and _stands_apart(
-                rest, found, len(low), sample.size, grey_levels
-            ):
-                best = found
+            found = {float(sample[starts[i]]): int(ends[i] - starts[i]) for i in (*low, *high)}
+            if len(found) > len(best) and _stands_apart(rest, found, grey_levels):
+                best = tuple(found)
     return best
 
 
@@ -75,25 +79,43 @@ def _outermost(counts: np.ndarray, often: np.ndarray, upwards: bool) -> list[lis
     return choices
 
 
-def _stands_apart(
-    rest: np.ndarray, found: tuple[float, ...], below: int, count: int, grey_levels: bool
-) -> bool:
-    """Whether the first ``below`` of ``found`` lie far below ``rest`` (sorted), and the others far
-    above."""
-    if len(rest) < max(64, _LEAST_REST * count):
+def _stands_apart(rest: np.ndarray, found: dict[float, int], grey_levels: bool) -> bool:
+    """Whether the values of ``found``, with how many pixels have each, lie far outside of ``rest``
+    (sorted)."""
+    if len(rest) < max(64, _LEAST_REST * (len(rest) + sum(found.values()))):
         return False
-    last = len(rest) - 1
-    a, low, high, b = (float(rest[round(q * last)]) for q in (_STRAYS, 0.05, 0.95, 1 - _STRAYS))
-    spread = high - low
-    if spread <= 0 or np.count_nonzero(rest[1:] != rest[:-1]) < _LEVELS - 1:
+    steps = np.diff(rest.astype(np.float64))  # float32 overflows
+    steps = steps[steps > 0]
+    spread = _at(rest, 0.95) - _at(rest, 0.05)
+    if spread <= 0 or len(steps) < _LEVELS - 1:
         return False
-    gaps = [(a - value, value) for value in found[:below]]
-    gaps += [(value - b, value) for value in found[below:]]
+    least = _LEVELS * float(np.median(steps))
     usual = _GAP_OF_LEVELS if grey_levels else _GAP
+    gaps = {
+        value: max(least, spread * (usual if value in _USUAL or abs(value) > 1e30 else _WIDE_GAP))
+        for value in found
+    }
+    above = {value: gaps[value] for value in found if value > rest[-1]}
+    below = {-value: gaps[value] for value in found if value < rest[0]}
     return all(
-        gap >= (usual if value in _USUAL or abs(value) > 1e30 else _WIDE_GAP) * spread
-        for gap, value in gaps
+        _far_above(side, ordered, sum(found[sign * value] for value in side))
+        for side, ordered, sign in ((above, rest, 1), (below, -rest[::-1], -1))
+        if side
     )
+
+
+def _far_above(gaps: dict[float, float], rest: np.ndarray, filled: int) -> bool:
+    """Whether each value lies its gap above ``rest`` (sorted), with little of it between."""
+    top = _at(rest, 1 - _STRAYS)
+    if any(value - top < gap for value, gap in gaps.items()):
+        return False
+    gap_starts = top + 0.25 * (min(gaps) - top)
+    between = len(rest) - np.searchsorted(rest, gap_starts, side="right")
+    return between <= _BETWEEN * filled
+
+
+def _at(ordered: np.ndarray, quantile: float) -> float:
+    return float(ordered[round(quantile * (len(ordered) - 1))])
 
 
 def without_fill(values: np.ndarray, fill: tuple[float, ...]) -> np.ndarray:

@@ -66,6 +66,34 @@ def test_a_span_in_another_unit_fails_for_its_frame_alone(tmp_path, model, capsy
     )
 
 
+def test_a_shutter_frame_does_not_stop_a_sequence(tmp_path, model):
+    scene = np.linspace(15, 35, 32 * 48).reshape(32, 48).astype(np.float32)
+    shutter = np.full_like(scene, 50)
+    np.save(tmp_path / "walk.npy", np.stack([scene, shutter, shutter - 100, scene]))
+    np.save(tmp_path / "clipped.npy", np.stack([scene, np.full_like(scene, 35), scene]))
+    arguments = (model, tmp_path / "clipped.npy", "-o", tmp_path / "clipped", "--span", "20,35")
+    assert colorize(*arguments) == 0
+    arguments = (model, tmp_path / "walk.npy", "-o", tmp_path / "walk", "--span", "20,35")
+    with pytest.warns(UserWarning, match=r"walk.npy, frame 1: the span .* clipped") as caught:
+        assert colorize(*arguments) == 0
+    assert len(caught) == 1
+    assert names(tmp_path / "walk") == [f"walk/{i:06d}.png" for i in range(4)]
+    frames = [pixels(tmp_path / "walk/walk" / f"{i:06d}.png") for i in range(4)]
+    assert np.array_equal(frames[0], frames[3])
+    assert np.array_equal(frames[1], pixels(tmp_path / "clipped/clipped/000001.png"))
+    assert not np.array_equal(frames[1], frames[2])  # the hot end and the cold end
+
+
+def test_a_span_in_another_unit_colours_nothing_of_a_sequence(tmp_path, model, capsys):
+    scene = np.linspace(15, 35, 32 * 48).reshape(32, 48)
+    counts = ((scene + 273.15) * 100).astype(np.uint16)
+    np.save(tmp_path / "walk.npy", np.stack([counts, counts]))
+    assert colorize(model, tmp_path / "walk.npy", "-o", tmp_path / "out", "--span", "20,35") == 1
+    assert not names(tmp_path / "out")
+    message = " ".join(capsys.readouterr().err.split())
+    assert message.count("A span that fits: --span=29315,30815") == 1
+
+
 def test_a_folder_of_camera_files_and_sequences(tmp_path, model, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

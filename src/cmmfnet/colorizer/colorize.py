@@ -144,6 +144,8 @@ def colorize(
         FileExistsError: ``source`` is one picture and its result exists.
         OSError: the disk is full; what was written before is complete.
     """
+    from cmmfnet.thermal.stretch import parse_span
+
     _check(text, span, palette, batch_size, gallery, max_pixels, raw)
     reading = {
         "palette": palette,
@@ -209,6 +211,7 @@ def colorize(
             file,
             result.parent,
             reading,
+            None if span is None else parse_span(span),
             overwrite=overwrite,
             skipped=report.skipped,
             failed=report.failed,

@@ -3,11 +3,14 @@ the file that its result goes to."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from cmmfnet.files.pictures import write_picture
 from cmmfnet.thermal.limits import ThermalFileError
@@ -57,6 +60,7 @@ def sequence_jobs(
     file: Path,
     folder: Path,
     reading: dict[str, Any],
+    span: tuple[float, float] | None,
     *,
     overwrite: bool,
     skipped: list[Path],
@@ -65,18 +69,41 @@ def sequence_jobs(
     """The frames of a sequence, decoded when they are asked for.
 
     Frames that have a result go to ``skipped``; a frame that cannot be read ends the sequence, and
-    its reason goes to ``failed``.
+    its reason goes to ``failed``. A frame that ``span`` leaves out (the shutter of the camera) is
+    clipped, once frames before it fitted; until then it fails, since the span may be in another
+    unit than the file.
     """
     from cmmfnet.thermal.sequence import open_sequence
+    from cmmfnet.thermal.units import refuse_empty
 
+    fitted = clipped = False
     try:
         with open_sequence(file, **reading) as frames:
             for frame in frames:
                 result = frame_path(folder, frame.index)
                 if result.is_file() and not overwrite:
                     skipped.append(result)
-                else:
-                    yield Job(file, result, frame.thermal)
+                    fitted = True
+                    continue
+                thermal = frame.thermal
+                if span is not None:
+                    try:
+                        refuse_empty(thermal, span)
+                        fitted = True
+                    except ThermalFileError as error:
+                        if not fitted:
+                            failed.setdefault(file, str(error))
+                            continue
+                        if not clipped:
+                            warnings.warn(
+                                f"{error}. The frame is coloured with its values clipped to the "
+                                "span, as are further ones of this file",
+                                stacklevel=2,
+                            )
+                        clipped = True
+                        values = np.clip(thermal.values, *np.float32(span))
+                        thermal = replace(thermal, values=values, whole=False)
+                yield Job(file, result, thermal)
     except (ThermalFileError, OSError) as error:
         failed[file] = str(error)
 

@@ -20,9 +20,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-fuzz: venv  ## half an hour of coverage-guided fuzzing; findings end a run and are kept in out/fuzz
+fuzz: venv  ## 40 minutes of coverage-guided fuzzing; findings end a run and are kept in out/fuzz
 	$(PIP) atheris
 	$(BIN)/python benchmarks/fuzz.py thermal --seconds 1200
+	$(BIN)/python benchmarks/fuzz.py camera --seconds 600
 	$(BIN)/python benchmarks/fuzz.py model --seconds 300
 	$(BIN)/python benchmarks/fuzz.py recipe --seconds 300
 

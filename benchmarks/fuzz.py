@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing (atheris) of everything that reads files from strangers.
 
-    make fuzz                                        # 20 + 5 + 5 minutes
-    python benchmarks/fuzz.py thermal --seconds 60   # one target: thermal, model or recipe
+    make fuzz                                        # 20 + 10 + 5 + 5 minutes
+    python benchmarks/fuzz.py thermal --seconds 60   # one target: of TARGETS
 
 A finding ends a run: an exception that is not documented, an input of more than 5 seconds, or more
 than 1.5 GB of memory (frames are limited to a megapixel here). Its input is kept as crash-*,
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import io
+import itertools
 import json
 import struct
 import sys
@@ -25,7 +27,7 @@ import atheris
 import numpy as np
 
 MOST_PIXELS = 1 << 20
-TARGETS = ("thermal", "model", "recipe")
+TARGETS = ("thermal", "camera", "model", "recipe")
 
 
 def thermal_target() -> tuple[Callable[[bytes], None], Iterator[bytes]]:
@@ -91,26 +93,63 @@ def thermal_seeds() -> Iterator[bytes]:
         writer.write(counts[::2, ::2], subfiletype=1, photometric="minisblack")
         writer.write(grey > 99, subfiletype=4, photometric="mask")
     yield buffer.getvalue()
-    yield from camera_seeds(counts)
+    yield from camera_seeds()
 
 
-def camera_seeds(counts: np.ndarray) -> Iterator[bytes]:
+def camera_target() -> tuple[Callable[[bytes], None], Iterator[bytes]]:
+    with atheris.instrument_imports(include=["cmmfnet.thermal", "PIL"]):
+        from cmmfnet.thermal.frame import ThermalFileError
+        from cmmfnet.thermal.sequence import open_sequence
+        from cmmfnet.thermal.stretch import normalise
+
+    path = Path(tempfile.mkdtemp()) / "frames"
+
+    def one(data: bytes) -> None:
+        # hardly a mutation of compressed bytes gets past their checksum
+        path.write_bytes(gzip.compress(data, 1) if data.startswith(b"CPTV") else data)
+        with (
+            contextlib.suppress(ThermalFileError),
+            open_sequence(path, max_pixels=MOST_PIXELS) as frames,
+        ):
+            for frame in itertools.islice(frames, 3):
+                if not np.isfinite(normalise(frame.thermal)).all():
+                    raise AssertionError("not finite")
+                if frame.thermal.visible is not None:
+                    frame.thermal.visible.pixels(MOST_PIXELS)
+                    frame.thermal.visible.aligned(frame.thermal.values.shape, MOST_PIXELS)
+
+    return one, camera_seeds()
+
+
+def camera_seeds() -> Iterator[bytes]:
     """Files of cameras, as the tests make them."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import camera_files as made
 
     scene = made.scene(6, 8)
-    for order in "<>":
-        yield made.flir(scene, order=order)
-    for form in ("png", "jpegls"):
+    counts = made.counts_of(scene)
+    for form in ("plain", "png", "jpegls", "ljpeg"):
         yield made.flir(scene, form=form)
-    yield made.flir_jpeg(made.flir(scene))
+    for order in "<>":
+        yield made.flir(scene, order=order, counts_order=order, notes_order=order)
+    yield made.flir(scene, r1=0.0)
+    yield made.flir(scene) + made.flir(scene + 1)
+    view = struct.pack("<fhh", 2.0, 1, -1)  # where the frame lies in its photo
+    for form in ("JPEG", "PNG"):
+        photo = made.photo_record(np.full((8, 10, 3), 90, np.uint8), form)
+        yield made.flir(scene, more=[(0x0E, photo), (0x2A, view)])
+    yield made.flir_jpeg(made.flir(scene), orientation=6)
     yield made.dji_jpeg(np.zeros((120, 160), np.uint16))
-    yield made.cptv([counts, counts + 1], bits=20)
-    for save in (np.save, np.savez):
+    for bits in (5, 20):
+        yield gzip.decompress(made.cptv([counts, counts + 1], bits=bits))
+    yield made.cptv([counts])
+    for array in (counts, scene, np.stack([counts, counts]), np.asfortranarray(counts)):
         buffer = io.BytesIO()
-        save(buffer, counts)
+        np.save(buffer, array)
         yield buffer.getvalue()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, counts)
+    yield buffer.getvalue()
 
 
 def model_target() -> tuple[Callable[[bytes], None], Iterator[bytes]]:
@@ -174,9 +213,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/fuzz"))
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    one, seeds = {"thermal": thermal_target, "model": model_target, "recipe": recipe_target}[
-        given.target
-    ]()
+    targets = (thermal_target, camera_target, model_target, recipe_target)
+    one, seeds = dict(zip(TARGETS, targets, strict=True))[given.target]()
     if given.file is not None:
         one(given.file.read_bytes())
         return

@@ -186,3 +186,25 @@ def test_damaged_bytes_never_give_another_kind_of_error(tmp_path):
                 read(tmp_path / f"b{suffix}", max_pixels=100_000)
             except VideoError as error:
                 assert f"b{suffix}" in str(error)
+
+
+def test_sound_out_of_order_loses_its_packets_alone(tmp_path):
+    made.write(tmp_path / "a.mp4", made.ramps(30), sound="aac")
+    with (tmp_path / "a.mp4").open("rb") as file, (tmp_path / "b.mp4").open("wb") as out:
+        reader = VideoReader(file, "a.mp4", 10**6)
+        writer = VideoWriter(
+            out, "b.mp4", (48, 64), time_base=reader.time_base, rate=None, copied=reader.copied
+        )
+        count = 0
+        for item in reader.items():
+            if isinstance(item, Picture):
+                writer.picture(np.zeros((48, 64, 3), np.uint8), item.pts, item.duration)
+            else:
+                count += 1
+                if count == 5:
+                    item.dts = item.pts = 0
+                writer.packet(item)
+        writer.close()
+        reader.close()
+    assert writer.lost == 1 and len(made.packets_of(tmp_path / "b.mp4", "audio")) == count - 1
+    assert len(made.stamps_of(tmp_path / "b.mp4")) == 30

@@ -183,6 +183,11 @@ class _Pipeline:
                         waiting.popleft().result()
                     writer.close()
                     self.report.frames = writer.frames
+                    if writer.lost:
+                        self.report.problems.append(
+                            f"{writer.lost} packets of sound or subtitles have time stamps out of "
+                            "order and were left out"
+                        )
             finally:
                 reading.shutdown(cancel_futures=True)
                 writing.shutdown(cancel_futures=True)

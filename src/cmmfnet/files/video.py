@@ -239,6 +239,7 @@ class VideoWriter:
 
     Attributes:
         frames: number of frames given so far.
+        lost: number of packets of sound and subtitles that could not be copied.
     """
 
     def __init__(
@@ -272,7 +273,7 @@ class VideoWriter:
             VideoError: the container cannot hold that, or the encoder refuses.
         """
         av = pyav()
-        self._av, self.name, self.frames = av, name, 0
+        self._av, self.name, self.frames, self.lost = av, name, 0, 0
         kind = container_of(name)
         chosen = choose_codec(kind, codec, name)
         self._container = av.open(file, mode="w", format=kind)
@@ -332,7 +333,10 @@ class VideoWriter:
     def packet(self, packet: Any) -> None:
         """Copy a packet of sound or subtitles."""
         packet.stream = self._copies[packet.stream.index]
-        self._container.mux_one(packet)
+        try:
+            self._container.mux_one(packet)
+        except self._av.error.ArgumentError:  # a time stamp before that of the packet before
+            self.lost += 1
 
     def close(self) -> None:
         """Write what the encoder still holds, and the end of the file."""

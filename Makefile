@@ -11,10 +11,10 @@ demo: venv  ## colour rendered sample frames; the page to look at is out/demo/ga
 	$(BIN)/cmmfnet demo
 
 test: venv  ## the tests of every day, one process a core
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: venv  ## the slow ones, too: exports, processes that are killed, trainings of two processes
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: venv
 	$(BIN)/ruff check .

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core: threads would only wait
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that tests start
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ import numpy as np
 import onnxruntime  # noqa: F401, forks need not import it
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from cmmfnet import __version__, cli
 from cmmfnet.colorizer import colorize  # noqa: F401
@@ -89,11 +90,34 @@ def run(arguments: list[str], moment: float | None = None, log: Path | None = No
     return False
 
 
+def content(path: Path) -> str:
+    """A hash of what a file holds. Bytes differ between equal model files, whose header has its
+    notes in any order, and between equal checkpoints, which are pickles."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            held = sorted((file.metadata() or {}).items())
+            held += [(key, file.get_tensor(key).numpy().tobytes()) for key in sorted(file.keys())]
+    elif path.suffix == ".pt":
+        held = plain(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(repr(held).encode()).hexdigest()
+
+
+def plain(x):
+    """Tensors as their bytes, dicts as sorted pairs."""
+    if isinstance(x, torch.Tensor):
+        return str(x.dtype), tuple(x.shape), x.contiguous().view(-1).numpy().tobytes()
+    if isinstance(x, dict):
+        return sorted(((str(key), plain(value)) for key, value in x.items()), key=lambda y: y[0])
+    return [plain(item) for item in x] if isinstance(x, list | tuple) else x
+
+
 def files(out: Path) -> dict[str, str]:
     """Files under final names and what is in them."""
     found = [out] if out.is_file() else sorted(p for p in out.rglob("*") if p.is_file())
     return {
-        str(p.relative_to(out.parent)): hashlib.sha256(p.read_bytes()).hexdigest()
+        str(p.relative_to(out.parent)): content(p)
         for p in found
         if p.suffix != ".part" and not set(CHANGING) & set(p.relative_to(out.parent).parts)
     }

@@ -1,16 +1,17 @@
 """The 1x1 convolutions of a large-kernel stage in inference: Triton.
 
-A convolution behind a norm reads the map without a normalised copy of it; one in front of a norm
-and GELU writes their result; a feed-forward never writes its wide map.
+A convolution behind a norm reads the map itself, not a normalised copy. A convolution in front of a
+norm and GELU writes the output of the GELU. A feed-forward never writes its wide map.
 
-What a norm behind a 1x1 convolution of a normalised map takes away and divides by is known before
-the convolution: with G the map's Gram matrix (channels by channels, over the pixels of a picture),
-output o has the mean 0 and the variance w_o G w_o' / N. So one pass reads the map for the variances
-alone, by way of G or of the products themselves; the norm is folded into the weights, a set for
-each picture; and the convolution writes what is normalised already. For the feed-forward - IN, 1x1
-from C to 4C, IN, GELU, 1x1 to C (`blocks.ConvFFN` up to its last norm) - this leaves a tile of the
-wide map, four times the input, in registers. What is normalised behind a convolution loses its bias
-in the norm, so there is none here.
+The statistics of a norm behind a 1x1 convolution of a normalised map are known before the
+convolution. With G the map's Gram matrix (channels by channels, over the N pixels of a picture),
+output o has the mean 0 and the variance w_o G w_o' / N. So a first pass reads the map for the
+variances alone, from G or from the products themselves. The norm is then folded into the weights, a
+set for each picture, and the convolution writes normalised values.
+
+A feed-forward is IN, 1x1 from C to 4C, IN, GELU, 1x1 to C (`blocks.ConvFFN` up to its last norm).
+Its wide map, four times the input, stays in registers, tile by tile. A norm takes away the bias of
+the convolution in front of it, so these convolutions have no bias.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def enter(
     """gelu(IN(weight * IN(x))), as a large-kernel block begins.
 
     x (B,C,H,W) of 16 bits and its planes' statistics, weight (O,C,1,1), O a multiple of 64 ->
-    (B,O,H,W), channels-last if ``last``. With 1 for every scale there is no first norm, since a
-    mean is taken away by the second. Products take x's dtype, sums are float32.
+    (B,O,H,W), channels-last if ``last``. Scales of 1 leave the first norm out, since the second
+    norm takes the mean away. Products take x's dtype, sums are float32.
     """
     (batch, channels, height, width), outputs = x.shape, weight.shape[0]
     x, weight, size = x.contiguous(), weight.to(x.dtype).contiguous(), height * width
@@ -76,7 +77,7 @@ def join(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, x_bias: Tensor) 
     bias (O,), x_bias (C,) -> (B,O,H,W). Products take x's dtype, sums are float32.
     """
     batch, channels, height, width = x.shape
-    size, pixels = height * width, 128 if channels == 64 else 64  # more would not fit the memory
+    size, pixels = height * width, 128 if channels == 64 else 64  # more would not fit
     last = x.is_contiguous(memory_format=torch.channels_last)
     x, skip, weight = x if last else x.contiguous(), skip.contiguous(), weight.to(x.dtype)
     y = _empty(x, weight.shape[0])
@@ -115,7 +116,7 @@ def _gram(x, weight, mean, scale, parts, size, steps, outputs, C: tl.constexpr,
     for first in range(0, outputs, BO):
         o = first + tl.arange(0, BO)
         rows = tl.load(weight + o[:, None] * C + c[None, :]).to(tl.float32)
-        # in 16 bits G would lose what differences rest on
+        # variances are small differences of G's products, which 16 bits would lose
         product = tl.dot(rows, gram, input_precision="tf32") * rows
         tl.store(
             parts + (picture * tl.num_programs(0) + part) * outputs + o, tl.sum(product, axis=1)
@@ -202,8 +203,8 @@ def _entered(x, weight, mean, scale, y, size, outputs, C: tl.constexpr, LAST: tl
 def _through(x, widen, narrow, bias, mean, scale, y, size, hidden, C: tl.constexpr,
              BH: tl.constexpr,
              BP: tl.constexpr):  # fmt: skip
-    """Pixels are the rows of both products, so that the wide tile goes from the one to the
-    other in registers."""
+    """narrow gelu(IN(widen IN(x))) + bias. Pixels are the rows of both products, so the wide
+    tile stays in registers between them."""
     picture = tl.program_id(1)
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     a = tl.trans(normalised(x, mean, scale, picture * C, pixel, size, C))
@@ -221,8 +222,8 @@ def _through(x, widen, narrow, bias, mean, scale, y, size, hidden, C: tl.constex
     tl.store(y + at, acc.to(y.dtype.element_ty), mask=(pixel < size)[:, None])
 
 
-# by channels, the fastest on an H200: pixels at a time, outputs (or wide channels) at a time,
-# warps, stages
+# The fastest tiles on an H200, by channels: pixels at a time, outputs (or wide channels) at a
+# time, warps, stages.
 _VARIANCES = {64: (128, 64, 4, 3), 128: (256, 64, 8, 3)}
 _ENTERED = {64: (128, 64, 8, 2), 128: (256, 64, 8, 1)}
 _THROUGH = {64: (64, 64, 4, 3), 128: (64, 64, 4, 3)}
@@ -235,11 +236,11 @@ def _tiling(pixels: int, block: int, warps: int, stages: int, name: str = "BO") 
 def _weights_with_norm(
     x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float
 ) -> Tensor:
-    """Of contiguous x and weight (O,C,1,1): the weights with the norm behind them, (B,O,C)."""
+    """Contiguous x and weight (O,C,1,1) -> the weights with the norm behind them, (B,O,C)."""
     batch, channels, height, width = x.shape
     size, outputs, tiling = height * width, weight.shape[0], _tiling(*_VARIANCES[channels])
     given = x, weight, mean, scale
-    if channels == 64:  # of more, the Gram matrix costs more than the products that it spares
+    if channels == 64:  # with more channels, the Gram matrix costs more than the products
         # enough programs to fill the card, few enough that they do more with pixels than with
         # weights
         count, steps = in_parts(size, tiling["BP"], 256 // batch)
@@ -267,7 +268,7 @@ def _empty(x: Tensor, outputs: int, last: bool = False) -> Tensor:
 def _joined(x, skip, weight, bias, x_bias, y, size, C: tl.constexpr, OUT: tl.constexpr,
             LAST: tl.constexpr,
             BO: tl.constexpr, BP: tl.constexpr):  # fmt: skip
-    """LAST: x is channels-last."""
+    """y = weight [x + x_bias, skip] + bias. LAST: x is channels-last."""
     picture = tl.program_id(1).to(tl.int64)
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.arange(0, C)

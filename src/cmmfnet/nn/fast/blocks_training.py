@@ -1,15 +1,17 @@
 """The residual blocks of a large-kernel stage in training, each with a gradient written by hand.
 
-Autograd of the separate operators reads and writes maps more often than it needs to: it stores
-every normalised map and every GELU, adds the residual's gradient in a pass of its own, and turns
-maps around for the 1x1 convolutions. Passes over a map of the block's own size, forwards and
-backwards: 15 and 27 by separate operators for the large-kernel block, here 10 and 17; 23 and 41 for
-the feed-forward, whose wide map counts as four, here 6 and 16.
+Autograd of the separate operators reads and writes maps more often than necessary. It stores every
+normalised map and every GELU, adds the residual's gradient in a pass of its own, and reorders maps
+for the 1x1 convolutions. Passes over a map of the block's size (a wide map counts as four):
 
-Maps keep PyTorch's order (a plane for each channel), in which cuDNN would turn them before and
-after each of its products. Nothing is stored that is a product away: neither a normalised map, nor
-the wide map of a feed-forward, nor the output of a GELU in front of a 1x1 convolution. They are
-computed again where they are needed, for multiply-adds in place of bytes.
+    block           operators: forward, backward      here: forward, backward
+    large kernel                   15        27                 10         17
+    feed-forward                   23        41                  6         16
+
+Maps keep PyTorch's order (a plane for each channel); cuDNN would reorder them around each of its
+products. Three kinds of maps are not stored: normalised maps, the wide map of a feed-forward, and
+the output of a GELU in front of a 1x1 convolution. The gradient computes them again, which costs
+multiply-adds and saves memory traffic.
 
 **IN, 1x1, IN.** With n = IN(x) (C planes), h = W n (R planes) and v = (h - mean) s, the second
 norm's statistics follow from the covariance S of n over a plane's pixels: h has the variances
@@ -17,8 +19,8 @@ diag(W S W').
 
 **The gradient of IN, 1x1, IN, GELU.** With dv the gradient at v, the second norm's is dh = s (dv -
 m1 - v m2), where m1 and m2 are the means of dv and dv v over a plane. A first kernel (``slopes``)
-writes s dv and sums m1, m2 and D = (s dv) n'. What else is needed is small: as n and dh have means
-of zero, and v is linear in n,
+writes s dv and sums m1, m2 and D = (s dv) n'. The rest is small matrices: as n and dh have means of
+zero, and v is linear in n,
 
     dW = dh n' = D - s^2 m2 size W S,     W' dh = W' (s dv) - M n + shift,     M = W' diag(s^2 m2)
     W, mean(n W' dh) = the sums over R of W dW / size = k.
@@ -78,8 +80,8 @@ def feed_forward(
 
 
 def _in_dtype(x: Tensor, *weights: Tensor) -> list[Tensor]:
-    """Weights in x's dtype, contiguous; weights of 1x1 convolutions as matrices. One launch for all
-    weights of a block."""
+    """Weights in x's dtype, contiguous; weights of 1x1 convolutions as matrices. One launch casts
+    all weights of a block."""
     weights = [w.flatten(1) if w.shape[2:] == (1, 1) and w.shape[1] > 1 else w for w in weights]
     if all(w.dtype == x.dtype for w in weights):
         return [w.contiguous() for w in weights]
@@ -147,7 +149,7 @@ class _FeedForward(torch.autograd.Function):
 def _save(
     ctx, inside: Inside, more: tuple, zero_grad_bias: tuple, weights: tuple, after: Statistics
 ) -> None:
-    """For ``_saved``; ``weights`` are those whose gradients the backward pass has to make."""
+    """Keep values for ``_saved``. The backward pass computes the gradients of ``weights``."""
     ctx.save_for_backward(
         inside.x,
         *inside.x_statistics,
@@ -159,7 +161,7 @@ def _save(
     )
     ctx.like = [(w.shape, w.dtype) for w in weights]
     ctx.mark_non_differentiable(*after)
-    ctx.set_materialize_grads(False)  # zeros for what has no gradient
+    ctx.set_materialize_grads(False)  # no zeros for outputs without a gradient
 
 
 def _saved(ctx, number: int) -> tuple[Inside, tuple[Tensor, ...], list[Tensor]]:
@@ -169,7 +171,7 @@ def _saved(ctx, number: int) -> tuple[Inside, tuple[Tensor, ...], list[Tensor]]:
     inside = Inside(x, (mean, scale), weight, (h_mean, h_scale), ws)
     zero_grad_bias = rest[number:]
     sizes = [len(b) for b in zero_grad_bias]
-    zeros = x.new_zeros(sum(sizes), dtype=torch.float32).split(sizes)  # one launch for all
+    zeros = x.new_zeros(sum(sizes), dtype=torch.float32).split(sizes)  # one launch for all zeros
     return (
         inside,
         tuple(rest[:number]),
@@ -187,7 +189,7 @@ class Inside(NamedTuple):
     x: Tensor  # (B,C,H,W)
     x_statistics: Statistics
     weight: Tensor  # (R,C)
-    statistics: Statistics  # of the R planes that the second norm takes
+    statistics: Statistics  # of the R planes in front of the second norm
     ws: Tensor  # (B,R,C) float32, weight times the covariance of IN(x)
 
 
@@ -278,12 +280,12 @@ class Sums(NamedTuple):
 def slopes(
     before: Inside | Tensor, grad: Tensor, outside: Tensor | None = None
 ) -> tuple[Tensor, Sums | None, Tensor | None]:
-    """The gradient in front of a GELU, whose input (B,R,H,W) is given as itself or by what makes
-    it.
+    """The gradient in front of a GELU. The GELU's input (B,R,H,W) is a tensor, or an ``Inside``
+    that computes it.
 
-    ``grad`` is the gradient behind it or, with ``outside`` (C,R), behind the 1x1 convolution that
-    follows, (B,C,H,W). -> the gradient (B,R,H,W), with Inside s dv and the sums, and the gradient
-    of ``outside``, (C,R) float32.
+    ``grad`` is the gradient behind the GELU or, with ``outside`` (C,R), the gradient (B,C,H,W)
+    behind the 1x1 convolution that follows. Returns the gradient (B,R,H,W) (for an ``Inside``: s dv
+    and the sums), and the gradient of ``outside``, (C,R) float32.
     """
     inside = before if isinstance(before, Inside) else None
     if inside is not None:

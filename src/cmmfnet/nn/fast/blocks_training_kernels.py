@@ -1,6 +1,6 @@
-"""The kernels of blocks_training.py, whose text has the names used here: products of 1x1
-convolutions with the norms and GELUs around them. Products take the maps' dtype, all sums are
-float32 in a fixed order."""
+"""The kernels of blocks_training.py: products of 1x1 convolutions with the norms and GELUs around
+them. The docstring of blocks_training.py defines the names. Products take the maps' dtype, all sums
+are float32 in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cmmfnet.nn.fast.gelu import gelu_and_slope, gelu_of
 
 
 class Tiles(NamedTuple):
-    """How the work is cut: pixels at a time, rows (wide channels) at a time, warps, stages of loads
-    ahead; ``parts`` of a picture whose sums are kept apart."""
+    """Division of the work: pixels at a time, rows (wide channels) at a time, warps, stages of
+    loads ahead, and ``parts`` of a picture that have sums of their own."""
 
     pixels: int
     rows: int
@@ -156,14 +156,15 @@ def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, 
             ROWS: tl.constexpr, C: tl.constexpr, INSIDE: tl.constexpr, OUTSIDE: tl.constexpr,
             BH: tl.constexpr,
             BP: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """The gradient in front of a GELU, and all that can be summed on the way, of BH rows and a part
-    of a picture's pixels.
+    """The gradient in front of a GELU, and the sums of it, for BH rows and a part of a picture's
+    pixels.
 
-    INSIDE: the GELU's input is v of the module's text, with W = ``inside`` (ROWS,C), and out = s
-        dv; sums[picture, part, 0 and 1, row] of dv and dv v, dn[picture, part, row, c] = D. Else
-        its input is u, and out = dv. OUTSIDE: behind it is a 1x1 convolution with ``outside``
-        (C,ROWS), whose output's gradient is ``grad`` (C planes); its own is dw[picture, part, c,
-        row]. Else ``grad`` (ROWS planes) is the gradient behind the GELU.
+    INSIDE: the GELU's input is v of blocks_training.py, with W = ``inside`` (ROWS,C), and out = s
+        dv. sums[picture, part, 0 and 1, row] are of dv and dv v; dn[picture, part, row, c] = D.
+        Without INSIDE the GELU's input is u, and out = dv.
+    OUTSIDE: a 1x1 convolution with ``outside`` (C,ROWS) follows the GELU. ``grad`` (C planes) is
+        the gradient of its output, and dw[picture, part, c, row] the gradient of its weight.
+        Without OUTSIDE ``grad`` (ROWS planes) is the gradient behind the GELU.
     """
     part, parts, picture = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
     dtype = out.dtype.element_ty
@@ -216,8 +217,8 @@ def _slopes(u, x, x_mean, x_scale, inside, h_mean, h_scale, grad, outside, out, 
 def _between(sums, dn, ws, weight, mean, scale, dw, matrix, shift_out, size, parts,
              ROWS: tl.constexpr, C: tl.constexpr,
              BR: tl.constexpr, BC: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """Of a picture and BC of its C columns: dW (ROWS,C) float32, -(M + diag(k)) in the maps' dtype,
-    and the shift (C,)."""
+    """For a picture and BC of the C columns: dW (ROWS,C) float32, -(M + diag(k)) in the maps'
+    dtype, and the shift (C,)."""
     picture = tl.program_id(1)
     c = tl.arange(0, C)
     b = tl.program_id(0) * BC + tl.arange(0, BC)

@@ -1,5 +1,5 @@
-"""Casts all weights that autocast would cast in one launch; one at a time, and each gradient back,
-they cost hundreds of launches a step."""
+"""Casts in one launch all weights that autocast would cast. One at a time, weights and gradients
+would cost hundreds of launches a step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ OWN_CASTS = (FastLargeKernelBlock, FastConvFFN)
 
 
 class CastWeights:
-    """Called like ``network`` under autocast to ``dtype``, with the same results: it first brings
-    16-bit copies of the weights up to date. ``leaf(parameter)`` is the tensor whose gradient is the
-    parameter's, ``alike`` casts gradients to the dtypes of their parameters."""
+    """A network under autocast to ``dtype``, called like ``network`` and with the same results.
+
+    A call first brings 16-bit copies of the weights up to date. ``leaf(parameter)`` is the tensor
+    whose gradient is the parameter's. ``alike`` casts gradients to the dtypes of their parameters.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
         self.network = network
@@ -63,8 +65,8 @@ class CastWeights:
 
 def _cast_by_autocast(network: nn.Module) -> set[int]:
     """Ids of the trained float32 parameters that the network uses only where autocast casts them:
-    weights of linear layers and convolutions, and biases of linear layers. (A convolution's may go
-    to a kernel of ours that takes it in float32.)"""
+    weights of linear layers and convolutions, and biases of linear layers. (A bias of a convolution
+    is not among them, since a kernel of ours may take it in float32.)"""
     own = {id(p) for m in network.modules() if isinstance(m, OWN_CASTS) for p in m.parameters()}
     cast, other = set(), set()
     for module in network.modules():

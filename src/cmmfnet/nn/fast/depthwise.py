@@ -1,19 +1,20 @@
 """Large-kernel depthwise convolution, stride 1, zero padding of half the kernel: Triton.
 
-A depthwise convolution does K*K multiply-adds for each value that it reads, which is too many for
-the ordinary units and, done one channel at a time, has no matrix product for the tensor cores. Here
-it gets one. A *patch* is ROWS x 16 outputs of one channel; the inputs under it are the ROWS+K-1
-rows, of each the 16 columns with a border left and right, wide enough for the kernel and rounded up
-so that every row begins at a multiple of 16 bytes. Both flattened, the outputs are a product
+A depthwise convolution does K*K multiply-adds for each value that it reads. These are too many for
+the ordinary units, and a single channel has no matrix product for the tensor cores. So the
+convolution is written as a matrix product. A *patch* is ROWS x 16 outputs of one channel. The
+inputs of a patch are ROWS+K-1 rows. Each row has 16 columns and a border left and right, wide
+enough for the kernel and rounded up so that every row begins at a multiple of 16 bytes. With both
+flattened, the outputs are a product
 
     y[p, (r, n)] = sum over (i, j) of x[p, (i, j)] T[(i, j), (r, n)],     T = w[i - r, j - n -
     shift] or 0 outside the kernel,
 
-of all patches p of the batch with a Toeplitz matrix of the kernel's weights, which a small kernel
-writes out beforehand. Each input is read (ROWS+K-1) / ROWS times per row of patches instead of K
-times, by aligned loads. The input's gradient is the same with the kernel turned round; for the
-weight's gradient the product x^T dy of the same patches holds each dw[kh, kw] as the sum of ROWS*16
-entries. All sums run in a fixed order: results are equal from run to run.
+of all patches p of the batch with a Toeplitz matrix of the kernel's weights. A small kernel writes
+the Toeplitz matrix beforehand. Each input is read (ROWS+K-1) / ROWS times per row of patches
+instead of K times, by aligned loads. The input's gradient is the same product with the kernel
+turned round. For the weight's gradient, dw[kh, kw] is the sum of ROWS*16 entries of the product x^T
+dy of the same patches. All sums run in a fixed order, so results are equal from run to run.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ KERNELS = range(5, 33, 2)
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
     """x (B,C,H,W) of 16 bits or float32, weight (C,1,K,K) with K in ``KERNELS``, bias (C,) ->
-    (B,C,H,W) of x's dtype, contiguous; sums are float32. ``gelu``: GELU (erf) follows, which is
-    for inference: without a gradient."""
+    (B,C,H,W) of x's dtype, contiguous; sums are float32. ``gelu``: GELU (erf) follows; for
+    inference only, as it has no gradient."""
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if gelu:
         return correlate(x, weight, bias, gelu=True)
@@ -56,9 +57,9 @@ class _Depthwise(torch.autograd.Function):
 
 
 class Tiles(NamedTuple):
-    """How the work is cut. ``rows``: of a patch; ``patches``: a program takes; ``group``: input
-    rows in one product; ``values``: one load has, forward only (4 go by way of the nearest cache,
-    where rows are that another patch has read)."""
+    """Division of the work. ``rows`` of a patch; ``patches`` of a program; ``group``: input rows in
+    one product; ``values`` of one load, forward only (loads of 4 use the nearest cache, which holds
+    rows that another patch has read)."""
 
     rows: int
     patches: int
@@ -68,8 +69,8 @@ class Tiles(NamedTuple):
     values: int = 8
 
 
-# A patch of 16 columns needs a border of K // 2 on both sides, the left one rounded up to 8 values
-# (16 bytes).
+# A patch of 16 columns needs a border of K // 2 on both sides. The left border is rounded up to 8
+# values (16 bytes).
 COLUMNS = 16
 
 
@@ -80,7 +81,7 @@ def _border(kernel: int) -> tuple[int, int]:
 
 
 def _forward_tiles(kernel: int, x: Tensor) -> Tiles:
-    """The fastest tiles on an H200. Patches of 8 rows read less, where there are enough of them."""
+    """The fastest tiles on an H200. Patches of 8 rows read less, but need many patches."""
     if x.dtype == torch.float32:
         return Tiles(4, 64, 1, 4, 2)
     if _border(kernel)[1] == 64:
@@ -128,7 +129,7 @@ def _patches(
     ROWS: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """Of the patches from ``first`` on: offset of their plane, upper row, left column."""
+    """For the patches from ``first`` on: offset of their plane, upper row, left column."""
     p = first + tl.arange(0, number)
     line = (p.to(tl.uint32) // across.to(tl.uint32)).to(tl.int32)  # unsigned: half the instructions
     picture = (line.to(tl.uint32) // down.to(tl.uint32)).to(tl.int32)
@@ -278,7 +279,7 @@ def _plan(x: Tensor, kernel: int, tiles: Tiles) -> tuple[int, tuple, dict]:
         "BM": tiles.patches,
         "GROUP": tiles.group, "EVEN": width % 8 == 0, "num_warps": tiles.warps,
         "num_stages": tiles.stages,
-        # "tf32" says nothing about 16-bit products
+        # "tf32" has no effect on 16-bit products
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     patches = batch * across * down

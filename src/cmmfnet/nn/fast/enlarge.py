@@ -1,9 +1,9 @@
-"""Maps brought to another size or order: Triton, for inference, and doubled ones for training too.
+"""Maps in another size or memory order: Triton, for inference; doubled maps also for training.
 
-PyTorch's kernels give one thread all channels of a pixel, or divide indices for every value; for
-the largest maps of a U-Net that takes longer than the convolution behind it. Here a doubled map is
-written in the order that cuDNN's convolutions want, whatever order it comes in, and an enlarged map
-is added to another and modulated in the same pass.
+PyTorch's kernels give all channels of a pixel to one thread, or divide indices for every value. For
+the largest maps of a U-Net this takes longer than the convolution that follows. Here a doubled map
+is written channels-last, as cuDNN's convolutions need it, whatever the order of its input. An
+enlarged map is added to another map and modulated in the same pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def double(x: Tensor) -> Tensor:
 
 
 def ordered(x: Tensor, last: bool) -> Tensor:
-    """x (B,C,H,W) contiguous or, with ``last``, channels-last; a copy where it is neither."""
+    """x (B,C,H,W) contiguous or, with ``last``, channels-last; copied where x has another
+    order."""
     layout = torch.channels_last if last else torch.contiguous_format
     return x if x.is_contiguous(memory_format=layout) else _Ordered.apply(x, last)
 
@@ -37,8 +38,8 @@ def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
 def add_bilinear(
     x: Tensor, y: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
 ) -> Tensor:
-    """x (B,C,H,W) plus y (B,C,h,w), of one dtype, at x's size; of that, with scale and shift (B,C),
-    times (1 + scale) plus shift. Without a gradient."""
+    """x (B,C,H,W) plus y (B,C,h,w), of one dtype, enlarged to x's size. With scale and shift (B,C),
+    the sum times (1 + scale) plus shift. Without a gradient."""
     return _enlarge(y, x.shape[2:], nearest=False, plus=x, scale=scale, shift=shift)
 
 
@@ -51,7 +52,7 @@ class _Doubled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        """In the order that x came in: what follows adds the gradient to maps of that order."""
+        """The gradient in x's memory order, since it is added to maps of that order."""
         return _halve(dy, ctx.last)
 
 

@@ -1,11 +1,11 @@
-"""The "l1" distance of perceptual.py and its gradient by hand.
+"""The "l1" distance of perceptual.py, with a gradient written by hand.
 
-Both pictures go through the frozen network as one batch, whose weights are cast once. Around the
-convolutions, which stay cuDNN's, each map that is compared is read once: it is given its bias and
-ReLU, compared with the map of the other picture (sum of absolute differences), and pooled. All that
-the gradient needs of this is a byte an element: the difference's sign where the ReLU lets it
-through, and whether the pool took it. Autograd would keep every intermediate map and pass over each
-of them six times more. Maps are channels-last, which is how cuDNN makes them.
+Both pictures go through the frozen network as one batch. The network's weights are cast once, and
+cuDNN computes the convolutions. One kernel reads each compared map once: it adds the bias, applies
+the ReLU, sums the absolute differences to the other picture's map, and pools. For the gradient it
+keeps one byte an element: the difference's sign where the ReLU is positive, and whether the pool
+took the element. Autograd would keep every intermediate map and read or write each six times more.
+Maps are channels-last, as cuDNN writes them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Convolutions:
     """The frozen 3x3 convolutions of a VGG up to its last tap, in ``dtype``, each followed by a
     ReLU, for pictures less ``shift`` over ``scale``.
 
-    ``steps``: of each, its weight (channels last), its bias (float32), whether it is a tap, and
-    whether a pool follows, which only does behind taps.
+    ``steps``: for each convolution its weight (channels last), its bias (float32), whether it is a
+    tap, and whether a pool follows. A pool follows taps only.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class FeatureDistance(torch.autograd.Function):
 
 @triton.jit
 def _one(raw, half, bias, base, row, column, channel, ok, H, W, C):
-    """Of pixels (row, column): both pictures' activations, and the offset of the first
-    one's."""
+    """For pixels (row, column): the activations of both pictures, and the offset of the first
+    picture's."""
     ok = ok & ((row < H) & (column < W))[:, None]
     at = base + (row * W + column)[:, None].to(tl.int64) * C + channel[None, :]
     a = tl.load(raw + at, mask=ok, other=0.0).to(tl.float32) + bias
@@ -112,8 +112,8 @@ def _code(codes, at, ok, a, b, taken):
 @triton.jit
 def _forward(raw, biases, pooled, codes, sums, H, W, C, half, quarter, POOL: tl.constexpr,
              CELLS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
-    """A program takes cells of 2x2 pixels of one picture and its other. half, quarter: elements
-    of a picture's batch, and of its pooled maps. sums (B, programs)."""
+    """Cells of 2x2 pixels of a pair of pictures, for each program. half, quarter: elements of the
+    maps of one side's batch, and of its pooled maps. sums (B, programs)."""
     picture = tl.program_id(2).to(tl.int64)
     across = (W + 1) // 2
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
@@ -136,7 +136,7 @@ def _forward(raw, biases, pooled, codes, sums, H, W, C, half, quarter, POOL: tl.
         tl.store(pooled + to, most.to(pooled.dtype.element_ty), mask=whole)
         of_other = tl.maximum(tl.maximum(b0, b1), tl.maximum(b2, b3))
         tl.store(pooled + quarter + to, of_other.to(pooled.dtype.element_ty), mask=whole)
-        t0 = whole & (a0 == most)  # of equal ones the first, as in PyTorch
+        t0 = whole & (a0 == most)  # the first of equal values, as in PyTorch
         t1 = whole & (a1 == most) & ~t0
         t2 = whole & (a2 == most) & ~t0 & ~t1
         t3 = whole & (a3 == most) & ~t0 & ~t1 & ~t2
@@ -162,9 +162,9 @@ def _spread(codes, out, base, row, column, channel, ok, H, W, C, step, through):
 def _backward(codes, gradients, through, out, H, W, C, over, POOL: tl.constexpr,
               CELLS: tl.constexpr,
               CHANNELS: tl.constexpr):  # fmt: skip
-    """out: the gradient of the convolution's result, from that of each picture's mean
-    difference, ``gradients`` (B,), and that of its pooled map, ``through``. over: 1 / elements
-    of a picture's map."""
+    """out: the gradient of the convolution's result. ``gradients`` (B,) are those of each
+    picture's mean difference, ``through`` those of its pooled map. over: 1 / elements of a
+    picture's map."""
     picture = tl.program_id(2).to(tl.int64)
     across = (W + 1) // 2
     cell = tl.program_id(0) * CELLS + tl.arange(0, CELLS)
@@ -191,9 +191,9 @@ def _grid(batch: int, channels: int, height: int, width: int) -> tuple[int, int,
 
 
 def compare(raw: Tensor, bias: Tensor, pool: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """``raw`` (2B,C,H,W) channels last: a convolution of B pictures and of B others, without its
-    ``bias`` (C,) -> the mean absolute difference of their activations (B,) float32; both pooled by
-    2x2 (2B,C,H//2,W//2) if ``pool``; codes for :func:`compare_backward`."""
+    """``raw`` (2B,C,H,W) channels last, a convolution of B pictures and of B others without its
+    ``bias`` (C,) -> the mean absolute difference of their activations (B,) float32; the activations
+    pooled by 2x2 (2B,C,H//2,W//2) if ``pool``; codes for :func:`compare_backward`."""
     batch, channels, height, width = raw.shape[0] // 2, *raw.shape[1:]
     raw = raw.contiguous(memory_format=torch.channels_last)
     grid = _grid(batch, channels, height, width)
@@ -217,9 +217,9 @@ def compare(raw: Tensor, bias: Tensor, pool: bool) -> tuple[Tensor, Tensor | Non
 def compare_backward(
     codes: Tensor, gradients: Tensor, through: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Gradient (B,C,H,W) channels last of the first pictures' ``raw``: from those of their
-    differences (B,) float32, and of their pooled maps, ``through`` (B,C,H//2,W//2), where there are
-    some."""
+    """Gradient (B,C,H,W) channels last of the first B pictures' ``raw``, from the gradients of
+    their differences (B,) float32 and, after a pool, of their pooled maps, ``through``
+    (B,C,H//2,W//2)."""
     batch, height, width, channels = codes.shape
     out = torch.empty_like(codes, dtype=dtype).permute(0, 3, 1, 2)
     if through is not None:

@@ -1,22 +1,22 @@
 """The first layer of a U-Net on a thermal frame: a 1x1 convolution of one or two channels to many,
 instance norm, GELU. Triton.
 
-At full resolution its map is the largest of the network, though it is a line (or a plane) of one
-value (or two) at each pixel. The norm's statistics follow from the statistics of the frame. So the
-map is written once, normalised, in the order that the convolution behind it wants; nothing of it is
-kept for the gradient, which computes it again from the frame.
+At full resolution the output is the largest map of the network, though it is a linear function of
+the frame's one or two channels. The norm's statistics follow from the statistics of the frame. So
+the map is written once, normalised and channels-last. The gradient computes the map again from the
+frame.
 
-With x' the deviations of the frame's channels from their means, S their covariance over a
-picture's N pixels, w a row of the convolution and s = 1 / sqrt(w S w' + eps), the normalised map is
-v = s w x'. Behind it comes d, the gradient in front of the GELU, and through the norm
+Let x' be the deviations of the frame's channels from their means, S their covariance over a
+picture's N pixels, w a row of the convolution and s = 1 / sqrt(w S w' + eps). The normalised map is
+v = s w x'. With d the gradient in front of the GELU, the weight's gradient through the norm is
 
     dw = sum of s (d - mean(d) - v mean(d v)) x' = s (D - s^2 (w D) S w) = s^3 (eps D + (w S w') D -
     (w D) S w)
 
-with D = sum of d x', all that has to be summed: one read of the map's gradient. The last two terms
-cancel for one channel, whose scale the norm takes away but for eps, and are w's other channel times
-D_0 (S w)_1 - D_1 (S w)_0 (or its negative) for two; put so, nothing is lost in differences of large
-numbers, which is all that autograd finds for one channel.
+with D = sum of d x'. D is the only sum over pixels, for which the map's gradient is read once. For
+one channel the last two terms cancel, since the norm takes away the scale but for eps. For two
+channels they are w's other channel times D_0 (S w)_1 - D_1 (S w)_0, or its negative. This form has
+no differences of large numbers; for one channel autograd finds nothing but their rounding errors.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _gelu_of_lines(
 
 @triton.jit
 def _moments(x, moments, size, parts, INPUTS: tl.constexpr, BLOCK: tl.constexpr):
-    """moments (B,parts,5): of a part of a picture's pixels the means of both channels, and the
-    sums of their deviations' products 00, 01, 11. Of one channel only what is of it."""
+    """moments (B,parts,5): for a part of a picture's pixels the means of both channels, and the
+    sums of the products 00, 01, 11 of their deviations. One channel has its mean and 00 only."""
     part, picture = tl.program_id(0), tl.program_id(1)
     at = part * BLOCK + tl.arange(0, BLOCK)
     ok = at < size
@@ -128,9 +128,9 @@ def _moments(x, moments, size, parts, INPUTS: tl.constexpr, BLOCK: tl.constexpr)
 def _lines(moments, weight, matrix, shift, known, size, parts, channels, eps,
            INPUTS: tl.constexpr, PARTS: tl.constexpr,
            BLOCK: tl.constexpr, BC: tl.constexpr):  # fmt: skip
-    """matrix (B,O,I) and shift (B,O): what a picture's pixels are multiplied by, and what is
-    added, to be normalised. known (B,5): means and covariance of its channels, from the moments
-    of all parts (Chan et al., 1983, eq. 2.1)."""
+    """matrix (B,O,I) and shift (B,O): matrix x + shift is the normalised map of a picture x. known
+    (B,5): means and covariance of the picture's channels, from the moments of all parts (Chan et
+    al., 1983, eq. 2.1)."""
     picture = tl.program_id(1)
     i = tl.arange(0, PARTS)
     ok = i < parts
@@ -144,7 +144,7 @@ def _lines(moments, weight, matrix, shift, known, size, parts, channels, eps,
     inside = c < channels
     a = tl.load(weight + c * INPUTS, mask=inside, other=0.0).to(tl.float32)
     variance = a * a * aa
-    tl.store(known + picture * 5, mean_a)  # by every program of a picture the same
+    tl.store(known + picture * 5, mean_a)  # all programs of a picture store equal values
     tl.store(known + picture * 5 + 2, aa)
     if INPUTS == 2:
         means = tl.load(of + 1, mask=ok, other=0.0)
@@ -171,7 +171,7 @@ def _lines(moments, weight, matrix, shift, known, size, parts, channels, eps,
 def _sums(dy, x, matrix, shift, known, found, size, channels, steps, parts,
           INPUTS: tl.constexpr, BP: tl.constexpr,
           BC: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
-    """found (B,parts,I,O): D of the module's text, of a part of a picture's pixels."""
+    """found (B,parts,I,O): D of the module's docstring, for a part of a picture's pixels."""
     part, picture = tl.program_id(0), tl.program_id(2)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = c < channels

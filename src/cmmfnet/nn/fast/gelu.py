@@ -1,5 +1,8 @@
-"""GELU (erf) and its derivative for Triton kernels. For 16 bits by multiply-adds alone: with an
-exponential and a division they would be most of the work of a kernel that reads a map once."""
+"""GELU (erf) and its derivative for Triton kernels.
+
+For 16 bits they need multiply-adds only. An exponential and a division would be most of the work of
+a kernel that reads a map once.
+"""
 
 import torch
 import triton
@@ -10,8 +13,8 @@ NVIDIA = tl.constexpr(torch.version.hip is None)
 
 @triton.jit
 def normal(v):
-    """Of float32 v: the normal distribution function, and exp(-v^2 / 2). Abramowitz and Stegun
-    7.1.26: off by 7.5e-8 at most, with a third of the instructions of erf."""
+    """float32 v -> the normal distribution function, and exp(-v^2 / 2). Abramowitz and Stegun
+    7.1.26, off by 7.5e-8 at most, has a third of the instructions of erf."""
     t = 1.0 / (1.0 + 0.2316419 * tl.abs(v))
     bell = tl.exp(-0.5 * v * v)
     tail = 0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)
@@ -21,7 +24,7 @@ def normal(v):
 
 @triton.jit
 def coarse_normal(v):
-    """The normal distribution function, off by 2e-5: a least-squares fit of (it - 1/2) / v in v^2
+    """The normal distribution function P, off by 2e-5: a least-squares fit of (P - 1/2) / v in v^2
     on |v| <= 4.25."""
     inside = tl.minimum(tl.maximum(v, -4.25), 4.25)
     u = inside * inside
@@ -62,8 +65,8 @@ def gelu_slope(v, FINE: tl.constexpr):
 
 @triton.jit
 def gelu_and_slope(v, FINE: tl.constexpr):
-    """Both at once: they share the distribution function, and the density is one exponential,
-    which another unit computes."""
+    """GELU and its derivative, which share the distribution function. The density is one
+    exponential, which another unit computes."""
     if FINE:
         below, bell = normal(v)
     else:
@@ -74,7 +77,7 @@ def gelu_and_slope(v, FINE: tl.constexpr):
 
 @triton.jit
 def _tanh(v):
-    """By the instruction, off by 2^-11."""
+    """tanh by the GPU's instruction, off by 2^-11."""
     return tl.inline_asm_elementwise(
         "tanh.approx.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
     )
@@ -82,7 +85,7 @@ def _tanh(v):
 
 @triton.jit
 def _power(v):
-    """2^v by the instruction alone, without what would keep denormal results."""
+    """2^v by the GPU's instruction; denormal results become 0."""
     return tl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1
     )
@@ -90,11 +93,13 @@ def _power(v):
 
 @triton.jit
 def gelu_in(v, dtype: tl.constexpr):
-    """For maps that are written or multiplied: GELU (erf) of float32 v for a result of ``dtype``.
-    In bfloat16, whose values near 1 are 4e-3 or 8e-3 apart, off by 2.7e-4 at most, and by the
-    instruction's 2^-11 of its result; the constants are a minimax fit. Of a fused feed-forward the
-    polynomial's instructions are most of the time; this takes half as many, on two units side by
-    side."""
+    """GELU (erf) of float32 v for a result of ``dtype``, for maps that are written or multiplied.
+
+    In bfloat16 the result is off by 2.7e-4 at most, and by the instruction's 2^-11 of the result;
+    bfloat16 values near 1 are 4e-3 or 8e-3 apart. The constants are a minimax fit. The polynomial's
+    instructions would be most of the time of a fused feed-forward. This form has half as many, on
+    two units side by side.
+    """
     if dtype == tl.bfloat16 and NVIDIA:  # the instruction is NVIDIA's
         slope = 0.8001565681509738 + 0.034701071256603835 * (v * v)
         bent = _tanh(v * slope)
@@ -107,8 +112,8 @@ def gelu_in(v, dtype: tl.constexpr):
 
 @triton.jit
 def gelu_and_slope_in(v, dtype: tl.constexpr):
-    """``gelu_in`` and the derivative of GELU, in bfloat16 off by 7e-4 at most, as the instruction's
-    distribution function is."""
+    """``gelu_in`` and the derivative of GELU. In bfloat16 the derivative is off by 7e-4 at most,
+    like the distribution function that the tanh instruction gives."""
     if dtype == tl.bfloat16 and NVIDIA:
         square = v * v
         below = 0.5 + 0.5 * _tanh(v * (0.8001565681509738 + 0.034701071256603835 * square))

@@ -1,9 +1,9 @@
 """A generator's forward pass and its gradients as two CUDA graphs, for training.
 
-A step of CMMF-Net launches thousands of kernels, which takes Python longer than the GPU takes to
-run them. Captured once, each pass is one launch. The arithmetic is the same.
-``torch.cuda.make_graphed_callables`` captures in a mode in which no other thread may pin memory,
-which the loader's thread does.
+A step of CMMF-Net launches thousands of kernels. Python needs longer for the launches than the GPU
+for the kernels. A pass captured as a graph is one launch with the same arithmetic.
+``torch.cuda.make_graphed_callables`` is not used: while it captures, no other thread may pin
+memory, as the loader's thread does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from cmmfnet.nn.fast.graphs import capturing
 
 
 class GraphedTraining:
-    """Called like ``network(*inputs, **options)``; the first call with inputs of some shapes
-    captures, up to ``KEPT`` of them, further shapes run as they are.
+    """A network in training as CUDA graphs, called like ``network(*inputs, **options)``.
 
-    What a call returns is overwritten by the next: one call a step, whose gradients are taken
-    before the next one. So the graphs of all shapes share their memory. Inputs are tensors or None.
-    Where capturing fails, for want of memory or because the network asks the host for something, a
-    warning says so and the network runs as it is from then on.
+    The first call with inputs of new shapes captures, for up to ``KEPT`` shapes. Further shapes run
+    without a graph. A call overwrites the outputs of the call before, so a step makes one call and
+    takes its gradients before the next call. The graphs of all shapes share their memory. Inputs
+    are tensors or None. If capturing fails, for lack of memory or because the network needs the
+    host, a warning is given and the network runs without graphs from then on.
     """
 
     WARM_UP = 3
@@ -67,7 +67,7 @@ class GraphedTraining:
     def _capture(
         self, inputs: tuple[Tensor | None, ...]
     ) -> tuple[type[torch.autograd.Function], Any]:
-        """The replayed passes, and which leaves of the output are tensors with its structure."""
+        """The replayed passes, which leaves of the output are tensors, and its structure."""
         self._parameters = [p for p in self.network.parameters() if p.requires_grad]
         kept = [buffer.clone() for buffer in self.network.buffers()]
         places = [
@@ -98,9 +98,8 @@ class GraphedTraining:
         def zeros(out: tuple[Tensor, ...]) -> list[Tensor]:
             return [torch.zeros_like(x) for x in out if x.requires_grad]
 
-        # A cast weight that outlives the capture would be stale. Runs to warm up leave neither
-        # draws nor statistics behind, so that a resumed training goes on as one that was never
-        # stopped.
+        # A cast weight that outlives the capture would be stale. Warm-up runs leave neither random
+        # draws nor statistics behind, so a resumed training equals one that was never stopped.
         device, side, pool = given[0].device, torch.cuda.Stream(), self._pool
         passes = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with (
@@ -112,7 +111,7 @@ class GraphedTraining:
                 for _ in range(self.WARM_UP):
                     out = forward()
                     gradients(out, zeros(out))
-                    del out  # or its gradients' nodes would live on into the capture
+                    del out  # else its autograd nodes would live on into the capture
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(
                 passes[0], pool=pool, stream=side, capture_error_mode="thread_local"
@@ -141,8 +140,8 @@ def _replayed(
     of: list[Tensor],
     back: list[Tensor | None],
 ) -> type[torch.autograd.Function]:
-    """The two graphs as one differentiable function of inputs and parameters. ``of`` takes the
-    gradients of those outputs that are ``differentiable``, ``back`` has those of inputs and
+    """The two graphs as one differentiable function of inputs and parameters. ``of`` receives the
+    gradients of the ``differentiable`` outputs; ``back`` holds the gradients of inputs and
     parameters."""
 
     class Replay(torch.autograd.Function):

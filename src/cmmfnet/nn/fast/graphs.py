@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def capturing(device: torch.device) -> Iterator[None]:
-    """The context of a capture. A capture that fails would leave the device's random generator in
-    capture mode, in which every later draw raises; its state is put back."""
+    """The context of a capture. A failed capture leaves the device's random generator in capture
+    mode, in which every later draw raises, so its state is restored."""
     with torch.cuda.device(device):
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         before = generator.clone_state()
@@ -34,9 +34,10 @@ def capturing(device: torch.device) -> Iterator[None]:
 class GraphedInference:
     """A network's forward pass as a CUDA graph, from the second call with inputs of some shapes.
 
-    Called like the network, without gradient; it returns copies. Several threads may call it.
-    ``KEPT`` graphs stay, which share their memory. Batches above ``PIXELS`` pixels run without a
-    graph: their time is the GPU's, and a graph would hold as much memory again.
+    It is called like the network, without a gradient, and returns copies. Several threads may call
+    it. At most ``KEPT`` graphs are kept; they share their memory. Batches above ``PIXELS`` pixels
+    run without a graph: the GPU, not Python, determines their time, and a graph would hold as much
+    memory again.
     """
 
     KEPT, PIXELS = 8, 2**20
@@ -74,8 +75,8 @@ class GraphedInference:
     def _again(
         self, key: Any, thermal: Tensor, text: tuple[Tensor | None, ...], options: dict[str, bool]
     ) -> bool:
-        """Whether there is a graph of ``key`` now. On the first call there is none: a size that
-        comes once is not worth it, and compiling and tuning cannot be captured."""
+        """Whether ``key`` has a graph now. The first call captures none: a size that comes only
+        once is not worth a graph, and compiling and tuning cannot be captured."""
         if not self._seen.get(key):
             self._seen.setdefault(key, True)
             while len(self._seen) > 8 * self.KEPT:

@@ -1,16 +1,17 @@
 """The end of a U-Net in training: bias, GELU, and the 3x3 convolution to colours: Triton.
 
-cuDNN is made for many channels; this convolution has three on one side, and its map is the largest
-of the network. Here the map is kept as it is in front of the bias; the output of GELU is never
+cuDNN is made for many channels. This convolution has three output channels, and its input is the
+largest map of the network. Here the map in front of the bias is kept; the output of GELU is never
 written.
 
-Forwards, a program walks down some columns of the picture. A row of its pixels takes part in three
-rows of outputs, so it is multiplied by the three rows of weights at once, and the three sums move
-up by one. The sums of left and right neighbours, which other threads hold, are added by a second
-kernel: it reads three planes for each colour, a twelfth of the map's channels in float32.
+Forwards, a program walks down some columns of the picture. A row of pixels takes part in three rows
+of outputs, so it is multiplied by the three rows of weights at once, and the three sums move up by
+one. Other threads hold the sums of left and right neighbours, so a second kernel adds them. It
+reads three planes for each colour, a twelfth of the map's channels in float32.
 
-Backwards, a pixel's 27 neighbours in the colours' gradient are multiplied by the weights for the
-map's gradient, and by the map for the weights'. Sums are in float32 and in a fixed order.
+Backwards, each pixel has 27 values of the colours' gradient around it. Times the weights they give
+the map's gradient, and times the map the weights' gradient. Sums are in float32 and in a fixed
+order.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ registers of a thread at most."""
 
 
 def takes_last(layer: nn.Conv2d) -> bool:
-    """Whether ``last_layer`` computes this convolution: 3x3, of 32, 64 or 128 channels to three at
-    most, with a bias."""
+    """Whether ``last_layer`` computes this convolution: 3x3 with a bias, from 32, 64 or 128
+    channels to at most three."""
     return (
         layer.bias is not None
         and layer.in_channels in CHANNELS
@@ -82,7 +83,7 @@ class _LastLayer(torch.autograd.Function):
 
 @triton.jit
 def _keep(columns, tile, row, column, k, H, W, rows_from, COLOURS: tl.constexpr):
-    """Store a finished row of sums, where it is one of this program's."""
+    """Store a finished row of sums, if the row belongs to this program."""
     ours = (column < W) & (0 * column + row >= rows_from)  # a vector: the interpreter wants one
     ok = ours[:, None] & (k < 3 * COLOURS)[None, :]
     tl.store(columns + (k[None, :] * H + row) * W + column[:, None], tile, mask=ok)
@@ -100,8 +101,8 @@ def _taps_of_row(weight, c, k, row: tl.constexpr, C: tl.constexpr, COLOURS: tl.c
 def _columns(u, bias, weight, columns, H, W, rows, C: tl.constexpr, COLOURS: tl.constexpr,
              BP: tl.constexpr,
              STAGES: tl.constexpr):  # fmt: skip
-    """columns (B,COLOURS,3,H,W): of every pixel and colour, what its column gives to outputs to
-    its right, here, and to its left: sums over channels and three rows."""
+    """columns (B,COLOURS,3,H,W): for every pixel and colour, its column's share of the outputs to
+    its right, at it, and to its left, summed over channels and three rows."""
     across = tl.cdiv(W, BP)
     picture = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) // across * rows
@@ -133,7 +134,8 @@ def _columns(u, bias, weight, columns, H, W, rows, C: tl.constexpr, COLOURS: tl.
 
 @triton.jit
 def _across(columns, bias, y, size, W, BLOCK: tl.constexpr):
-    """y (B,COLOURS,H,W): columns of the left, here, and of the right, and the bias."""
+    """y (B,COLOURS,H,W): the sum of the shares from the left, from here and from the right, and
+    the bias."""
     colour = tl.program_id(1)
     plane = (tl.program_id(2) * tl.num_programs(1) + colour).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -149,8 +151,8 @@ def _across(columns, bias, y, size, W, BLOCK: tl.constexpr):
 def _gradients(u, bias, weight, dy, du, sums, H, W, steps, C: tl.constexpr,
                COLOURS: tl.constexpr, BP: tl.constexpr,
                STAGES: tl.constexpr):  # fmt: skip
-    """du (B,H,W,C), and of a part of a picture's pixels sums (B,parts,33,C): the weight's
-    gradient by 9 * colour + tap, and as the last row the bias's gradient."""
+    """du (B,H,W,C), and sums (B,parts,33,C) for a part of a picture's pixels: the weight's
+    gradient by 9 * colour + tap, and in the last row the bias's gradient."""
     part, picture = tl.program_id(0), tl.program_id(1).to(tl.int64)
     place = picture * tl.num_programs(0) + part
     size = H * W

@@ -1,9 +1,9 @@
 """Fast twins of plain modules: the same parameters, the same state_dict, the same results up to
 rounding.
 
-``accelerate(network)`` puts them in place. A twin calls Triton kernels where :func:`fits` says so,
-a few fused steps on a CPU, torch.compile for transformer blocks in training, and its plain module's
-forward everywhere else. docs/performance.md says what each kernel is worth.
+``accelerate(network)`` puts the twins in place. A twin calls Triton kernels where :func:`fits` is
+true, a few fused steps on a CPU, and torch.compile for transformer blocks in training. Everywhere
+else it calls its plain module's forward. docs/performance.md has the gain of each kernel.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DEVICES = ("cuda", "cpu") if os.environ.get("TRITON_INTERPRET") == "1" else ("cu
 def accelerate(network: Network) -> Network:
     """Put the fast twins in the place of the plain modules in ``network``; returns it.
 
-    For what runs: Colorizer and training. An exported graph is made of the plain modules.
+    Colorizer and training call it. An exported graph is made of the plain modules.
     """
     for module in network.modules():
         module.__class__ = FAST.get(type(module), type(module))
@@ -61,9 +61,9 @@ def fits(
     dtypes: Collection[torch.dtype] = HALVES,
     channels: Collection[int] | None = None,
 ) -> bool:
-    """Whether kernels take x (B,C,...) here: on a GPU with Triton, of one of ``dtypes`` and
-    ``channels``, with a ``gradient`` wanted or not (None: either), and not while a compiler or
-    exporter traces the network, which gets the plain modules."""
+    """Whether kernels take x (B,C,...): on a GPU with Triton, of one of ``dtypes`` and
+    ``channels``, with a ``gradient`` or without (None: either). Never while a compiler or exporter
+    traces the network, which gets the plain modules."""
     return (
         TRITON
         and x.device.type in DEVICES
@@ -80,7 +80,7 @@ def fits_cpu(x: Tensor) -> bool:
 
 
 def fits_compiler(x: Tensor) -> bool:
-    """Whether torch.compile is worth its start for x here: in training on a GPU in 16 bits."""
+    """Whether torch.compile is worth its start for x: in training on a GPU in 16 bits."""
     return x.is_cuda and fits(x, gradient=True, dtypes=FLOATS) and product_dtype(x) in HALVES
 
 
@@ -92,7 +92,7 @@ def traced() -> bool:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a product of x here: autocast's, or x's own."""
+    """The dtype of products of x: autocast's, or x's own."""
     return torch.get_autocast_dtype(x.device.type) if unet.autocasts(x) else x.dtype
 
 
@@ -105,8 +105,8 @@ def _compiled(function: Callable) -> Callable:
 
 
 class _ZeroGradient(torch.autograd.Function):
-    """y, with a gradient of zero for a bias that y does not depend on: DDP wants one for every
-    parameter."""
+    """y, with a gradient of zero for a bias that y does not depend on, since DDP needs a gradient
+    of every parameter."""
 
     @staticmethod
     def forward(ctx, y: Tensor, bias: Tensor) -> Tensor:
@@ -119,15 +119,15 @@ class _ZeroGradient(torch.autograd.Function):
 
 
 def without_bias(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``layer(x)`` less its bias, which an instance norm behind it takes away. On a GPU the bias is
-    a pass over the whole map; its gradient, which is rounding errors, is another, and Adam would
-    make steps of it."""
+    """``layer(x)`` without the bias, which an instance norm behind the layer takes away. On a GPU
+    the bias costs a pass over the whole map, and its gradient another. The gradient is rounding
+    errors, of which Adam would make steps."""
     y = F.conv2d(x, layer.weight, None, layer.stride, layer.padding)
     return _ZeroGradient.apply(y, layer.bias) if torch.is_grad_enabled() else y
 
 
 def norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tensor:
-    """Instance norm, then GELU, then plus ``residual``; the last two where asked for."""
+    """Instance norm, then GELU if ``gelu``, then plus ``residual`` if given."""
     if fits(x, dtypes=FLOATS):
         return instance_norm(x, gelu, residual)
     y = blocks.instance_norm(x)
@@ -137,7 +137,7 @@ def norm(x: Tensor, gelu: bool = False, residual: Tensor | None = None) -> Tenso
 
 def folded_norms(x: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """IN, 1x1 convolution, IN as one matrix product, for inference on the CPU, where passes over
-    memory are what costs.
+    memory take most of the time.
 
     The second norm's statistics follow from the first's input: with S the covariance of the centred
     x over a plane's pixels and r its channels' scale, the convolution's output W r x has the
@@ -165,7 +165,7 @@ class FastInstanceNorm(patchgan.InstanceNorm):
 
 
 def fits_stage(x: Tensor) -> bool:
-    """Whether the fused residual blocks take x, which hand the statistics of their output on."""
+    """Whether the fused residual blocks, which also return their output's statistics, take x."""
     return TRITON and fits(x, channels=CHANNELS)
 
 
@@ -258,7 +258,7 @@ class FastDownsample(blocks.Downsample):
         )
 
     def _wide(self, x: Tensor) -> Tensor:
-        """gelu(IN(widen(x))), channels-last where the convolution behind it is faster so."""
+        """gelu(IN(widen(x))), channels-last where that makes the next convolution faster."""
         layer, trains = self.widen, torch.is_grad_enabled()
         if x.shape[1] <= 2 and not (trains and (x.requires_grad or product_dtype(x) not in HALVES)):
             dtype = product_dtype(x) if trains else x.dtype
@@ -383,8 +383,8 @@ class FastPerceptual(perceptual.Perceptual):
         return FeatureDistance.apply(x, y.detach(), cast[dtype, x.device])
 
     def _sums_at_pools(self) -> bool:
-        """Whether this is what FeatureDistance computes: absolute differences, layers that weigh 1,
-        and pools only behind compared layers."""
+        """Whether FeatureDistance computes this loss: absolute differences, layers of weight 1, and
+        pools only behind compared layers."""
         layers = self.layers[: max(self.taps)]
         pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         small = all(m.kernel_size == (3, 3) for m in layers if isinstance(m, nn.Conv2d))

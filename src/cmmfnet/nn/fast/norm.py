@@ -1,11 +1,10 @@
-"""Instance normalisation, with GELU and a residual behind it where asked for: Triton.
+"""Instance normalisation, optionally with GELU and a residual behind it: Triton.
 
-Around a large kernel these two are most of the memory traffic. PyTorch reads and writes the map
-five times forwards and nine times backwards (statistics, normalisation, GELU, and their gradients);
-here one program takes one plane (picture, channel), which fits the cache, so device memory sees one
-read and one write, and backwards two reads and one write. Statistics are in float32, computed in
-two passes (mean, then deviations; of a large plane for each of its parts), so that flat planes stay
-exact.
+Around a large kernel, norm and GELU are most of the memory traffic. For statistics, normalisation,
+GELU and their gradients PyTorch passes over the map five times forwards and nine times backwards.
+Here one program takes one plane (picture, channel), which fits the cache. Device memory has one
+read and one write forwards, and two reads and one write backwards. Statistics are in float32 and
+take two passes, mean and deviations (over each part of a large plane), so flat planes stay exact.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def instance_norm(
     x: Tensor, gelu: bool = False, residual: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """x (B,C,H,W) of 16 bits or float32 -> the same shape and dtype, contiguous: (x - mean) /
-    sqrt(variance + eps) over each plane, then GELU (erf) if asked for, then plus ``residual``
+    sqrt(variance + eps) over each plane, then GELU (erf) if ``gelu``, then plus ``residual``
     (B,C,H,W), whose dtype may be wider and is then the output's."""
     if residual is not None and residual.dtype != x.dtype:
         return residual + _Norm.apply(x, None, gelu, eps)
@@ -52,7 +51,7 @@ class _Norm(torch.autograd.Function):
 
 
 def plane_statistics(x: Tensor, eps: float = 1e-5) -> Statistics:
-    """Of x (B,C,H,W), without a gradient."""
+    """Statistics of the planes of x (B,C,H,W), without a gradient."""
     return _run(x.detach().contiguous(), None, None, False, eps)
 
 
@@ -82,8 +81,8 @@ def instance_norm_backward(dy: Tensor, x: Tensor, statistics: Statistics, gelu: 
 
 @triton.jit
 def _write(v, residual, y, start, at, size, GELU: tl.constexpr, ADD: tl.constexpr):
-    """What follows the norm of the values v (float32) at ``at`` in a plane, and their way to
-    memory; -> the stored values."""
+    """GELU and residual for the normalised values v (float32) at ``at`` in a plane; stores the
+    results and returns them."""
     if GELU:
         v = gelu_of(v, y.dtype.element_ty == tl.float32)
     if ADD:
@@ -120,7 +119,7 @@ def _forward(
     FULL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A plane that fits into the registers of one program, with the statistics of x and, for
+    """y of a plane that fits into the registers of one program, the statistics of x and, for
     AFTER, of y."""
     if FULL:
         size = BLOCK  # so that the compiler leaves all masks out
@@ -180,7 +179,7 @@ def _forward_parts(x, residual, y, moments, mean_out, scale_out, size, parts, ep
 
 @triton.jit
 def _gradient(x, dy, start, i, at, size, mean, scale, GELU: tl.constexpr):
-    """Normalised value, and gradient at it, of one block; zeros beyond the plane."""
+    """Normalised values of one block, and the gradient at them; zeros beyond the plane."""
     ok = i + at < size
     v = (tl.load(x + start + i + at, mask=ok, other=0.0).to(tl.float32) - mean) * scale
     d = tl.load(dy + start + i + at, mask=ok, other=0.0).to(tl.float32)
@@ -246,7 +245,7 @@ def _run(
     eps: float,
     after: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Writes y, where there is one; -> mean and scale of x, and with ``after`` also of y."""
+    """Writes y unless it is None; -> mean and scale of x, and with ``after`` also of y."""
     planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
     mean, scale = _empty_statistics(x)
     found = mean, scale, *(_empty_statistics(x) if after else ())

@@ -1,8 +1,8 @@
 """Sums in parts: kernels write float32 sums of parts of their work, and another kernel adds them.
 
-PyTorch's reduction over leading axes gives few programs long columns to walk down. Here a tile
-takes many rows at once, and there are enough tiles to fill a GPU. The order is fixed, so that sums
-are the same from run to run.
+PyTorch's reduction over leading axes has few programs, each with long columns. Here a tile takes
+many rows at once, and there are enough tiles to fill a GPU. The order is fixed, so sums are equal
+from run to run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def _sums(parts, out, rows, columns, BR: tl.constexpr, BC: tl.constexpr):
 
 
 def in_parts(size: int, step: int, most: int) -> tuple[int, int]:
-    """How many parts ``size`` values are cut into, ``most`` at most, and the steps of ``step``
-    values through each."""
+    """Number of parts of ``size`` values, at most ``most``, and of steps of ``step`` values through
+    each part."""
     blocks = triton.cdiv(size, step)
     steps = triton.cdiv(blocks, max(1, min(blocks, most)))
     return triton.cdiv(blocks, steps), steps
@@ -45,8 +45,8 @@ def float32(x: Tensor, *shape: int) -> Tensor:
 
 
 def sum_of_parts(parts: Tensor, kept: int = 0) -> Tensor:
-    """parts (..., P, *shape) float32, contiguous -> ``parts.sum`` over all axes in front of
-    ``shape``, the last two, but the first ``kept``."""
+    """parts (..., P, *shape) float32, contiguous -> ``parts.sum`` over all axes but the first
+    ``kept`` and the last two, ``shape``."""
     shape, leading = parts.shape[-2:], parts.shape[:kept]
     planes, columns = leading.numel(), shape.numel()
     rows = parts.shape[kept:-2].numel()

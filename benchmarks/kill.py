@@ -24,6 +24,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -34,6 +35,7 @@ import onnxruntime  # noqa: F401, forks need not import it
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tqdm import tqdm
 
 from cmmfnet import __version__, cli
 from cmmfnet.colorizer import colorize  # noqa: F401
@@ -239,6 +241,8 @@ def main() -> int:
     parser.add_argument("--only", choices=COMMANDS, nargs="+", default=COMMANDS)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    # tqdm's own lock is shared by all forks: one that is killed while it holds it stops the others
+    tqdm.set_lock(threading.RLock())
     print(f"cmmfnet {__version__}, torch {torch.__version__}, {os.cpu_count()} cores", flush=True)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,6 @@ from cmmfnet.thermal.limits import ThermalFileError
 from cmmfnet.thermal.sequence import open_sequence
 
 REAL = Path(__file__).parents[3] / "shared/data/radiometric"
-REAL = REAL if REAL.is_dir() else Path("/work/shared/data/radiometric")
 
 
 def read_quietly(source, **options):

@@ -73,3 +73,10 @@ class FakeMethod:
     """What the registry wants of a method for inference: its network."""
 
     Network = Fake
+
+
+def colorize(model: str, *arguments: object) -> int:
+    """`cmmfnet colorize` with a model file, on the CPU; its exit status."""
+    from cmmfnet.cli import main
+
+    return main(["colorize", *map(str, arguments), "--model", model, "--device", "cpu"])

@@ -12,24 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_network import Fake
+from fake_network import colorize
 from PIL import Image, PngImagePlugin
 
-from cmmfnet import methods
-from cmmfnet.cli import main
 from cmmfnet.colorizer import colorize as module
-from cmmfnet.weights.files import save_model
 
-
-@pytest.fixture(autouse=True)
-def fake_method(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:FakeMethod")
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("model") / "fake.safetensors"
-    return str(save_model(path, Fake(), {"method": "fake"}))
+pytestmark = pytest.mark.usefixtures("fake_method")
 
 
 def frame(path: Path, seed: int = 0, **options) -> Path:
@@ -45,10 +33,6 @@ def frames(tmp_path) -> Path:
     for i in (1, 2, 3):
         frame(tmp_path / "in" / f"f{i}.jpg", i)
     return tmp_path / "in"
-
-
-def colorize(model: str, *arguments: object) -> int:
-    return main(["colorize", *map(str, arguments), "--model", model, "--device", "cpu"])
 
 
 def names(folder: Path) -> list[str]:

@@ -10,27 +10,10 @@ import camera_files as made
 import numpy as np
 import pytest
 import tifffile
-from fake_network import Fake
+from fake_network import colorize
 from PIL import Image
 
-from cmmfnet import methods
-from cmmfnet.cli import main
-from cmmfnet.weights.files import save_model
-
-
-@pytest.fixture(autouse=True)
-def fake_method(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:FakeMethod")
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("model") / "fake.safetensors"
-    return str(save_model(path, Fake(), {"method": "fake"}))
-
-
-def colorize(model: str, *arguments: object) -> int:
-    return main(["colorize", *map(str, arguments), "--model", model, "--device", "cpu"])
+pytestmark = pytest.mark.usefixtures("fake_method")
 
 
 def names(folder: Path) -> list[str]:

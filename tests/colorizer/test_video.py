@@ -14,30 +14,15 @@ import camera_files
 import numpy as np
 import pytest
 import video_files as made
-from fake_network import Fake
+from fake_network import Fake, colorize
 from PIL import Image
 
-from cmmfnet import methods
-from cmmfnet.cli import main
 from cmmfnet.thermal.frame import read_thermal
 from cmmfnet.thermal.steady import SteadySpan
 from cmmfnet.thermal.stretch import frame_span, normalise
 from cmmfnet.weights.files import save_model
 
-
-@pytest.fixture(autouse=True)
-def fake_method(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:FakeMethod")
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("model") / "fake.safetensors"
-    return str(save_model(path, Fake(), {"method": "fake"}))
-
-
-def colorize(model: str, *arguments: object) -> int:
-    return main(["colorize", *map(str, arguments), "--model", model, "--device", "cpu"])
+pytestmark = pytest.mark.usefixtures("fake_method")
 
 
 def names(folder: Path) -> list[str]:

@@ -47,6 +47,9 @@ COMMANDS: dict[str, Command] = {
         "cmmfnet.colorizer.demo:demo",
         "render sample frames, colour them and write a page with them",
     ),
+    "serve": Command(
+        "cmmfnet.serve.serve:serve", "colour pictures over HTTP, for browsers and programs"
+    ),
     "prepare": Command(
         "cmmfnet.data.prepare.prepare:prepare", "bring a raw data set into the project's layout"
     ),

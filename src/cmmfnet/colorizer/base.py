@@ -199,7 +199,7 @@ class FrameColorizer:
             for i, each in enumerate(thermals):
                 with _named(i, x):
                     frames.append(self.prepare(each, span))
-            for indices in _groups([self._network_size(frame) for frame in frames], size):
+            for indices in _groups([self.network_size(frame) for frame in frames], size):
                 group = [frames[i] for i in indices]
                 colours, found = self.run(group, [texts[i] for i in indices], tags=return_tags)
                 for i, colour, each in zip(indices, colours, found, strict=True):
@@ -241,8 +241,8 @@ class FrameColorizer:
 
     def batch(self, frames: Sequence[Frame]) -> Any:
         """Frames that pad to one size -> the network's input (B, H, W)."""
-        if len({self._network_size(frame) for frame in frames}) != 1:
-            found = ", ".join(sorted({f"{h}x{w}" for h, w in map(self._network_size, frames)}))
+        if len({self.network_size(frame) for frame in frames}) != 1:
+            found = ", ".join(sorted({f"{h}x{w}" for h, w in map(self.network_size, frames)}))
             raise ValueError(f"frames of one batch must pad to one size, found {found or 'none'}")
         module = self.runtime.sizes(frames[0].low)
         return module.stack([module.pad(frame.low, self.traits.step) for frame in frames])
@@ -327,7 +327,8 @@ class FrameColorizer:
                     f"model {self.name!r} gave NaN or infinite colours{self.runtime.not_finite}"
                 ) from None
 
-    def _network_size(self, frame: Frame) -> tuple[int, int]:
+    def network_size(self, frame: Frame) -> tuple[int, int]:
+        """(height, width) that a frame is padded to; frames of one batch have the same."""
         step = self.traits.step
         return tuple(-(-side // step) * step for side in frame.low.shape)
 

@@ -173,6 +173,20 @@ def write_picture(
         raise UserError(
             f"cannot write {path.name!r}; choose a name that ends in {' '.join(sorted(_FORMATS))}"
         )
+    content = encode_picture(rgb, form, notes)
+    with atomic_write(
+        path, durable=False
+    ) as file:  # a picture can be made again; waiting for the disk costs more
+        file.write(content)
+    return path
+
+
+def encode_picture(rgb: np.ndarray, form: str, notes: Mapping[str, str] | None = None) -> bytes:
+    """The file's content that :func:`write_picture` writes; ``form``: PNG, JPEG, WEBP, TIFF, BMP.
+
+    Raises:
+        OSError: the picture is too large for the format.
+    """
     options = dict(_OPTIONS[form])
     notes = {"Software": f"cmmfnet {__version__}", **(notes or {})}
     if form == "PNG":
@@ -189,12 +203,7 @@ def write_picture(
         options["exif"] = exif
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, format=form, **options)
-
-    with atomic_write(
-        path, durable=False
-    ) as file:  # a picture can be made again; waiting for the disk costs more
-        file.write(buffer.getbuffer())
-    return path
+    return buffer.getvalue()
 
 
 def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) -> list[Path]:

@@ -1,0 +1,133 @@
+"""The outermost layer of a server: token, size of a body, and security headers, for every route."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+from cmmfnet.serve.limits import Limits, Refused, too_large
+from cmmfnet.serve.metrics import Metrics
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class Guard:
+    """Refuses requests before the application sees them, and bodies while it reads them."""
+
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        token: str | None = None,
+    ):
+        self.app, self.limits, self.metrics, self.token = app, limits, metrics, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        exchange = _Exchange(self, scope, receive, send)
+        await exchange.run()
+
+    def check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Raise ``Refused`` for a request without the token."""
+        if self.token is None or scope["path"] == "/healthz":
+            return
+        if not hmac.compare_digest(_given_token(headers), self.token.encode()):
+            raise Refused(
+                401,
+                "no token, or a wrong one",
+                "the header Authorization: Bearer TOKEN",
+                "ask who runs this server; in a browser the token is the password",
+                {"WWW-Authenticate": 'Basic realm="cmmfnet", charset="UTF-8"'},
+            )
+
+    def limit_of(self, path: str) -> int:
+        """The bytes that the body of a request may have."""
+        return self.limits.video if path == "/files" else self.limits.body
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send):
+        self.guard, self.scope, self._receive, self._send = guard, scope, receive, send
+        self.limit, self.read = guard.limit_of(scope["path"]), 0
+        self.status: int | None = None
+        self.refused = False
+
+    async def run(self) -> None:
+        started = time.perf_counter()
+        headers = dict(self.scope["headers"])
+        try:
+            self.guard.check(self.scope, headers)
+            length = headers.get(b"content-length", b"0")
+            if not length.isdigit() or int(length) > self.limit:
+                raise too_large(length[:30].decode("latin-1"), self.limit)
+        except Refused as error:
+            await self.refuse(error)
+        else:
+            try:
+                await self.guard.app(self.scope, self.receive, self.send)
+            except Exception:
+                if not self.refused:  # else the application stumbled over a body that ended
+                    raise
+        finally:
+            route = getattr(self.scope.get("route"), "path", None) or "other"
+            self.guard.metrics.requests.labels(route, self.status or 500).inc()
+            self.guard.metrics.seconds.labels(route).observe(time.perf_counter() - started)
+
+    async def refuse(self, error: Refused) -> None:
+        response = JSONResponse(error.content, error.status, error.headers)
+        await response(self.scope, self._receive, self.send)
+        self.refused = True
+
+    async def receive(self) -> dict[str, Any]:
+        if self.refused:
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        self.read += len(message.get("body", b""))
+        if self.read > self.limit and self.status is None:
+            await self.refuse(too_large(f"more than {self.limit}", self.limit))
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if self.refused:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            given = {key.lower() for key, _ in message["headers"]}
+            more = [
+                (k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in given
+            ]
+            message = message | {"headers": [*message["headers"], *more]}
+        await self._send(message)
+
+
+def _given_token(headers: dict[bytes, bytes]) -> bytes:
+    """The token of a request: of ``Bearer TOKEN``, or the password that a browser asks for."""
+    scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value, validate=True).partition(b":")[2]
+        except ValueError:
+            pass
+    return b""

@@ -113,9 +113,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             given = {key.lower() for key, _ in message["headers"]}
-            more = [
-                (k.encode(), v.encode()) for k, v in _HEADERS.items() if k.encode() not in given
-            ]
+            more = [pair for pair in _HEADERS if pair[0] not in given]
             message = message | {"headers": [*message["headers"], *more]}
         await self._send(message)
 

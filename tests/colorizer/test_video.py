@@ -266,3 +266,32 @@ def test_warnings_about_frames_are_shown_once(tmp_path, model, capsys):
     with pytest.warns(UserWarning) as caught:
         assert colorize(model, tmp_path / "a.mkv", "-o", tmp_path / "b.mp4") == 0
     assert len(caught) <= 1 or len({str(w.message) for w in caught}) <= 1
+
+
+def test_a_caller_can_watch_and_end_a_video(tmp_path, capsys):
+    from cmmfnet import Colorizer
+    from cmmfnet.colorizer.video import colorize_video
+    from cmmfnet.colorizer.video_options import VideoOptions
+
+    made.write(tmp_path / "a.mp4", made.ramps(5))
+    seen: list[tuple[int, int | None]] = []
+
+    def end_at_two(done: int, total: int | None) -> None:
+        seen.append((done, total))
+        if done == 2:
+            raise InterruptedError("enough")
+
+    def run(out: str, watch) -> None:
+        reading = dict.fromkeys(("palette", "raw", "kelvin_per_count")) | {"max_pixels": 10_000}
+        colorize_video(
+            str(tmp_path / "a.mp4"), str(tmp_path / out), lambda: Colorizer(Fake(), device="cpu"),
+            text=None, text_file=None, span=None, reading=reading, batch_size=None,
+            overwrite=False, options=VideoOptions(), watch=watch,
+        )  # fmt: skip
+
+    run("b.mp4", lambda *each: seen.append(each))
+    assert seen == [(i, 5) for i in range(6)] and len(made.stamps_of(tmp_path / "b.mp4")) == 5
+    with pytest.raises(InterruptedError):
+        run("c.mp4", end_at_two)
+    assert names(tmp_path) == ["a.mp4", "b.mp4"]
+    assert capsys.readouterr() == ("", "")

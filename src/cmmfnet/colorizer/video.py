@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _CLOCK = Fraction(1, 90_000)
 """Time base of sequences that have time stamps in seconds."""
+Watch = Callable[[int, int | None], None]
 _PIXELS_AHEAD, _ITEMS_AHEAD = 16_000_000, 16
 """Of frames that wait between two threads, at most, but at least two frames."""
 
@@ -89,12 +90,16 @@ def colorize_video(
     batch_size: int | None,
     overwrite: bool,
     options: VideoOptions,
+    watch: Watch | None = None,
 ) -> VideoReport:
     """Colour a video, a sequence of a camera, or a folder or glob of frames, as one video.
 
     Args:
         open_model: opens the model, after everything else has been checked.
         reading: options of ``read_thermal``.
+        watch: called with the frames done and the frames in all (None if unknown), before the first
+            frame and from time to time; what it raises ends the video, and nothing is written.
+            Then there is no progress bar, and nothing is printed.
         Others as for ``cmmfnet colorize``.
 
     Raises:
@@ -111,13 +116,17 @@ def colorize_video(
     timeline = _read_texts(text_file)
     clear_parts(result.parent)
     report = VideoReport(result)
-    with _warned_once(), contextlib.ExitStack() as stack:
+    # a caller who watches may have threads, and warnings once a process would be lost to them
+    once = _warned_once() if watch is None else contextlib.nullcontext()
+    with once, contextlib.ExitStack() as stack:
         opened = stack.enter_context(_open_source(source, out, reading, options))
         if result.exists() and not overwrite:
             raise FileExistsError(f"{out} is there already; --overwrite replaces it")
         colorizer = open_model()
         started = time.perf_counter()
-        pipeline = _Pipeline(colorizer, opened, report, options, span, batch_size, text, timeline)
+        pipeline = _Pipeline(
+            colorizer, opened, report, options, span, batch_size, text, timeline, watch
+        )
         try:
             pipeline.run(result)
         finally:
@@ -125,6 +134,8 @@ def colorize_video(
     report.problems += opened.problems
     if not report.frames:
         raise VideoError("; ".join(report.problems))
+    if watch is not None:
+        return report
     for problem in report.problems:
         print(f"cmmfnet: failed: {problem}", file=sys.stderr)
     if report.problems:
@@ -144,11 +155,12 @@ class _Pipeline:
         batch_size: int | None,
         text: str | None,
         timeline: Timeline | None,
+        watch: Watch | None,
     ):
         self.colorizer, self.source, self.report, self.options = colorizer, source, report, options
         self.span = parse_span(span) if span is not None else None
         self.batch = batch_size or colorizer.default_batch
-        self.text, self.timeline = text, timeline
+        self.text, self.timeline, self.watch = text, timeline, watch
         self.steady = SteadySpan(options.smooth)
 
     def run(self, result: Path) -> None:
@@ -233,8 +245,11 @@ class _Pipeline:
         from tqdm import tqdm
 
         group: list[_Shot] = []
+        done, total = 0, self.source.total
+        watch = self.watch or (lambda *_: None)
 
         def run_group() -> None:
+            nonlocal done
             texts = [self._text_of(shot) for shot in group]
             frames = [shot.frame for shot in group]
             colours, _ = self.colorizer.run(frames, texts)
@@ -244,9 +259,13 @@ class _Pipeline:
                     rgb = np.hstack([_grey(shot.frame.full), rgb])
                 submit(writer.picture, rgb, shot.pts, shot.duration)
             bar.update(len(group))
+            done += len(group)
+            watch(done, total)
             group.clear()
 
-        with tqdm(total=self.source.total, unit="frame", disable=None) as bar:
+        watch(0, total)
+        quiet = None if self.watch is None else True
+        with tqdm(total=total, unit="frame", disable=quiet) as bar:
             for item in shots:
                 if not isinstance(item, _Shot):
                     submit(writer.packet, item)

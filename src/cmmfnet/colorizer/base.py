@@ -100,7 +100,7 @@ class Runtime:
         return sizes
 
     def array(self, colour: Any) -> np.ndarray:
-        """A tensor of the runtime as an array."""
+        """A tensor of the runtime, or an array, as an array."""
         return colour
 
     def run(

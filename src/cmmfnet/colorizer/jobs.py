@@ -3,14 +3,11 @@ the file that its result goes to."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from cmmfnet.files.pictures import write_picture
 from cmmfnet.thermal.limits import ThermalFileError
@@ -74,35 +71,25 @@ def sequence_jobs(
     unit than the file.
     """
     from cmmfnet.thermal.sequence import open_sequence
-    from cmmfnet.thermal.units import refuse_empty
+    from cmmfnet.thermal.steady import WithinSpan
 
-    fitted = clipped = False
+    within = WithinSpan(span) if span is not None else None
     try:
         with open_sequence(file, **reading) as frames:
             for frame in frames:
                 result = frame_path(folder, frame.index)
                 if result.is_file() and not overwrite:
                     skipped.append(result)
-                    fitted = True
+                    if within is not None:
+                        within.fitted = True
                     continue
                 thermal = frame.thermal
-                if span is not None:
+                if within is not None:
                     try:
-                        refuse_empty(thermal, span)
-                        fitted = True
+                        thermal = within(thermal)
                     except ThermalFileError as error:
-                        if not fitted:
-                            failed.setdefault(file, str(error))
-                            continue
-                        if not clipped:
-                            warnings.warn(
-                                f"{error}. The frame is coloured with its values clipped to the "
-                                "span, as are further ones of this file",
-                                stacklevel=2,
-                            )
-                        clipped = True
-                        values = np.clip(thermal.values, *np.float32(span))
-                        thermal = replace(thermal, values=values, whole=False)
+                        failed.setdefault(file, str(error))
+                        continue
                 yield Job(file, result, thermal)
     except (ThermalFileError, OSError) as error:
         failed[file] = str(error)

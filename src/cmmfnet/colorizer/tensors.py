@@ -34,6 +34,11 @@ def stack(frames: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(frames))
 
 
+def like(x: np.ndarray, other: Tensor) -> Tensor:
+    """An array as a tensor on the device and in the precision of ``other``."""
+    return torch.from_numpy(x).to(other.device, other.dtype)
+
+
 def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
     """``sizes.resize`` for a tensor (..., h, w) of two or three dimensions."""
     # PyTorch fails on frames of one or two rows or columns, which are coloured enlarged: CUDA's

@@ -198,8 +198,8 @@ class TorchRuntime(Runtime):
     def sizes(self, frame: np.ndarray | Tensor) -> ModuleType:
         return sizes if isinstance(frame, np.ndarray) else tensors
 
-    def array(self, colour: Tensor) -> np.ndarray:
-        return colour.cpu().numpy()
+    def array(self, colour: Tensor | np.ndarray) -> np.ndarray:
+        return colour if isinstance(colour, np.ndarray) else colour.cpu().numpy()
 
     def run(
         self, batch: np.ndarray | Tensor, texts: Sequence[Tokens | None], *, tags: bool = False

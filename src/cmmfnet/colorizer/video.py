@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmmfnet.colorizer.steady import SteadyFrame, SteadyFrames
 from cmmfnet.colorizer.video_options import VideoOptions, VideoReport
 from cmmfnet.files.atomic import atomic_write, clear_parts
 from cmmfnet.files.errors import UserError
@@ -38,12 +39,10 @@ from cmmfnet.thermal.decode import is_known
 from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
 from cmmfnet.thermal.limits import ThermalFileError
 from cmmfnet.thermal.sequence import open_sequence
-from cmmfnet.thermal.steady import SteadySpan
 from cmmfnet.thermal.stretch import parse_span
-from cmmfnet.thermal.units import refuse_empty
 
 if TYPE_CHECKING:
-    from cmmfnet.colorizer.base import Frame, FrameColorizer
+    from cmmfnet.colorizer.base import FrameColorizer
 
 _CLOCK = Fraction(1, 90_000)
 """Time base of sequences that have time stamps in seconds."""
@@ -54,13 +53,13 @@ _PIXELS_AHEAD, _ITEMS_AHEAD = 16_000_000, 16
 
 @dataclass(frozen=True, eq=False)
 class _Shot:
-    """One thermal frame with its time stamp, and the same frame ready for the network."""
+    """One thermal frame with its time stamp, and the same frame made ready."""
 
     index: int
     pts: int
     duration: int | None
     thermal: Thermal
-    frame: Frame | None = None
+    ready: SteadyFrame | None = None
 
 
 @dataclass(eq=False)
@@ -158,10 +157,11 @@ class _Pipeline:
         watch: Watch | None,
     ):
         self.colorizer, self.source, self.report, self.options = colorizer, source, report, options
-        self.span = parse_span(span) if span is not None else None
         self.batch = batch_size or colorizer.default_batch
         self.text, self.timeline, self.watch = text, timeline, watch
-        self.steady = SteadySpan(options.smooth)
+        self.steady = SteadyFrames(
+            colorizer, options.smooth, parse_span(span) if span is not None else None
+        )
 
     def run(self, result: Path) -> None:
         """Read, colour and write until the source ends."""
@@ -215,31 +215,25 @@ class _Pipeline:
                 self.early.append(item)
 
     def _prepared(self) -> Iterator[Any]:
-        """The source's items, frames ready for the network."""
-        started = False
+        """The source's items, frames ready for the network. Frames that the span leaves out are
+        left out until one fits: it may be in another unit than they are."""
+        started = refused = False
         try:
             for item in self.source.items:
                 if isinstance(item, _Shot):
-                    thermal = item.thermal
-                    span = self.span if self.span is not None else self.steady(thermal)
-                    if started and self.span is not None:
-                        thermal = self._within(thermal)
-                    item = replace(item, frame=self.colorizer.prepare(thermal, span))
-                    started = True
+                    try:
+                        item = replace(item, ready=self.steady.prepare(item.thermal))
+                        started = True
+                    except ThermalFileError as error:
+                        if started:
+                            raise
+                        if not refused:
+                            self.source.problems.append(str(error))
+                        refused = True
+                        continue
                 yield item
         except ThermalFileError as error:
-            if not started:
-                raise
             self.source.problems.append(str(error))
-
-    def _within(self, thermal: Thermal) -> Thermal:
-        """A frame that the user's span is not refused for. The first frame must have something
-        inside; after it, a closed shutter or a hot wall must not end the video."""
-        try:
-            refuse_empty(thermal, self.span)
-        except ThermalFileError:
-            return replace(thermal, values=np.clip(thermal.values, *self.span))
-        return thermal
 
     def _colour(self, shots: Iterable[Any], writer: VideoWriter, submit: Callable) -> None:
         from tqdm import tqdm
@@ -251,12 +245,11 @@ class _Pipeline:
         def run_group() -> None:
             nonlocal done
             texts = [self._text_of(shot) for shot in group]
-            frames = [shot.frame for shot in group]
-            colours, _ = self.colorizer.run(frames, texts)
+            colours, _ = self.colorizer.run([shot.ready.frame for shot in group], texts)
             for shot, colour in zip(group, colours, strict=True):
-                rgb = self.colorizer.finish(colour, shot.frame)
+                rgb = self.steady.finish(colour, shot.ready)
                 if self.options.side_by_side:
-                    rgb = np.hstack([_grey(shot.frame.full), rgb])
+                    rgb = np.hstack([_grey(shot.ready.frame.full), rgb])
                 submit(writer.picture, rgb, shot.pts, shot.duration)
             bar.update(len(group))
             done += len(group)

@@ -5,16 +5,58 @@ Each frame alone is stretched between its own percentiles, which jump when somet
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import numpy as np
 
 from cmmfnet.thermal.frame import Thermal
+from cmmfnet.thermal.limits import ThermalFileError
 from cmmfnet.thermal.stretch import frame_span
+from cmmfnet.thermal.units import refuse_empty
 
 _CUT = 0.8
 """Two frames whose thumbnails correlate by less are of two scenes."""
 _OVERLAP = 0.5
 """Spans that share less of their union are of two scenes, or of two gains of the camera."""
 _THUMBNAIL = 16
+
+
+class WithinSpan:
+    """The frames of a sequence, for a span that a user gave.
+
+    A frame that the span leaves out (the shutter of the camera) is clipped, once frames before it
+    fitted, with one warning. Until then it is refused, since the span may be in another unit than
+    the frames.
+    """
+
+    def __init__(self, span: tuple[float, float]):
+        self.span = span
+        self.fitted = False
+        self._warned = False
+
+    def __call__(self, thermal: Thermal) -> Thermal:
+        """The frame, clipped if it has to be.
+
+        Raises:
+            ThermalFileError: the span leaves this frame out, and every frame before.
+        """
+        try:
+            refuse_empty(thermal, self.span)
+            self.fitted = True
+        except ThermalFileError as error:
+            if not self.fitted:
+                raise
+            if not self._warned:
+                warnings.warn(
+                    f"{error}. The frame is coloured with its values clipped to the span, as are "
+                    "further ones of this file",
+                    stacklevel=2,
+                )
+            self._warned = True
+            values = np.clip(thermal.values, *np.float32(self.span))
+            return replace(thermal, values=values, whole=False)
+        return thermal
 
 
 class SteadySpan:
@@ -34,12 +76,14 @@ class SteadySpan:
         frame of a scene decides)."""
         self.smooth = smooth
         self.cuts = 0
+        self.cut = False  # whether the last frame began another scene
         self._span: tuple[float, float] | None = None
         self._thumbnail: np.ndarray | None = None
 
     def __call__(self, thermal: Thermal) -> tuple[float, float] | None:
         """The span to stretch the next frame between; None for its own percentiles, as for a frame
         of one value, which changes nothing for the frames after it."""
+        self.cut = False
         if self.smooth == 0:
             return None
         own = frame_span(thermal)
@@ -49,6 +93,7 @@ class SteadySpan:
         before, self._thumbnail = self._thumbnail, thumbnail
         if self._span is not None and not _same_scene(before, thumbnail, self._span, own):
             self.cuts += 1
+            self.cut = True
             self._span = None
         if self._span is None:
             self._span = own

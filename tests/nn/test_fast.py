@@ -364,7 +364,10 @@ def test_a_flat_map_has_a_finite_gradient():
 def test_the_same_from_run_to_run_on_cuda(name):
     case = CASES[name]
     module = accelerate(case.make().cuda())
-    inputs = [torch.randn(s, device="cuda", dtype=torch.bfloat16) for s in case.shapes[0]]
+    inputs = [
+        torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for s in case.shapes[0]
+    ]
     with torch.autocast("cuda", torch.bfloat16):
         first, second = (run(module, inputs, True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -378,7 +381,8 @@ def test_kernels_are_what_runs_on_cuda(name, monkeypatch):
     monkeypatch.setattr(
         modules, "fits", lambda *x, **how: taken.append(fits(*x, **how)) or taken[-1]
     )
-    assert max(map(max, check(name, "cuda", torch.bfloat16, "contiguous", True))) < 1
+    gradient = name != "resize"  # whose kernel is for inference
+    assert max(map(max, check(name, "cuda", torch.bfloat16, "contiguous", gradient))) < 1
     assert any(taken)
 
 

@@ -78,11 +78,11 @@ def narrow_vgg() -> nn.Sequential:
     return layers.eval().requires_grad_(False)
 
 
-def distance() -> nn.Module:
+def distance(mode: str = "l1") -> nn.Module:
     before = perceptual.load_features
     perceptual.load_features = lambda name, folder: narrow_vgg()
     try:
-        return perceptual.Perceptual("vgg16", "l1")
+        return perceptual.Perceptual("vgg16", mode, layers="family")
     finally:
         perceptual.load_features = before
 
@@ -199,6 +199,14 @@ CASES = {
     # signs of differences, and which pixel a pool takes, turn over
     "perceptual": Case(
         lambda: Call(lambda m, x, y: m.distance(x.tanh(), y.tanh().detach()), distance=distance()),
+        [[(2, 3, 22, 35), (2, 3, 22, 35)]],
+        small=False,
+        error=10,
+    ),
+    "perceptual of unit length": Case(
+        lambda: Call(
+            lambda m, x, y: m.distance(x.tanh(), y.tanh().detach()), distance=distance("unit")
+        ),
         [[(2, 3, 22, 35), (2, 3, 22, 35)]],
         small=False,
         error=10,
@@ -349,6 +357,27 @@ def test_a_plain_network_calls_no_kernel_while_a_compiler_or_exporter_traces_it(
         assert modules.fits(x, dtypes=modules.FLOATS) and modules.fits_cpu(x)
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not modules.fits(x, dtypes=modules.FLOATS) and not modules.fits_cpu(x)
+
+
+def test_the_distance_of_unit_length_compiles_whole(monkeypatch):
+    """With its gradient, as one graph: every break in it would read the maps again."""
+    network = accelerate(distance("unit"))
+    compiled = torch.compile(
+        perceptual.Perceptual.forward, fullgraph=True, backend="aot_eager", dynamic=False
+    )
+    asked = []
+    monkeypatch.setattr(modules, "_compiled", lambda of: asked.append(of) or compiled)
+    x, y = torch.randn(2, 2, 3, 24, 40).tanh()
+    found = []
+    for compiles in (False, True):
+        monkeypatch.setattr(modules, "fits_compiler", lambda x, yes=compiles: yes)
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = network(given, y)
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), given)))
+    for plain, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, plain, rtol=1e-2, atol=1e-2 * float(plain.abs().max()))
+    assert asked == [perceptual.Perceptual.forward]
 
 
 def test_a_flat_map_has_a_finite_gradient():

@@ -334,7 +334,8 @@ def unit_distance(a: Tensor, b: Tensor, head: Tensor | None) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
     # for a zero vector 1e8, which is infinite in float16, and 0 * inf is NaN
     inverse = (1 / (norm + 1e-8)).clamp_max(torch.finfo(x.dtype).max)
     return x * inverse.to(x.dtype)

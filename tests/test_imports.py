@@ -13,7 +13,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 ORDER = (
     "files", "thermal", "text", "nn", "methods", "weights", "data", "colorizer", "export",
-    "evaluation", "training", "serve", "cli",
+    "evaluation", "training", "archive", "serve", "cli",
 )  # fmt: skip
 MODULES = {
     ".".join(file.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): file

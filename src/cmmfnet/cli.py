@@ -39,6 +39,10 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "colorize": Command("cmmfnet.colorizer.colorize:colorize", "turn thermal pictures into colour"),
+    "archive": Command(
+        "cmmfnet.archive.archive:archive",
+        "colour any number of frames, resumable, on a cluster too",
+    ),
     "inspect": Command(
         "cmmfnet.thermal.inspection:inspect",
         "print what a thermal file holds, temperatures included",

@@ -146,7 +146,9 @@ def colorize(
     """
     from cmmfnet.thermal.stretch import parse_span
 
-    _check(text, span, palette, batch_size, gallery, max_pixels, raw)
+    check_options(text, span, palette, batch_size, max_pixels, raw)
+    if gallery is not None and Path(gallery).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--gallery is one HTML page; name it {Path(gallery).stem}.html")
     reading = {
         "palette": palette,
         "max_pixels": max_pixels,
@@ -355,12 +357,11 @@ def _check_corrections(colorizer: FrameColorizer, texts: list[str | None]) -> No
             )
 
 
-def _check(
+def check_options(
     text: str | None,
     span: str | None,
     palette: str | None,
     batch_size: int | None,
-    gallery: str | None,
     max_pixels: int,
     raw: str | None,
 ) -> None:
@@ -385,8 +386,6 @@ def _check(
         raise UserError(f"--batch-size is {batch_size}; expected 1 or more")
     if max_pixels < 1:
         raise UserError(f"--max-pixels is {max_pixels}; expected 1 or more")
-    if gallery is not None and Path(gallery).suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--gallery is one HTML page; name it {Path(gallery).stem}.html")
 
 
 def _run(

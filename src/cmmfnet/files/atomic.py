@@ -17,12 +17,15 @@ except ImportError:  # Windows, where a file that is open cannot be deleted
 
 
 @contextmanager
-def atomic_write(path: Path, *, text: bool = False, durable: bool = True) -> Iterator[IO]:
+def atomic_write(
+    path: Path, *, text: bool = False, durable: bool = True, parts: Path | None = None
+) -> Iterator[IO]:
     """A file object whose content becomes ``path`` if the block succeeds; after an error ``path``
     is as it was.
 
-    The content goes to a temporary file in the same folder, which is then renamed, so a crash, a
-    full disk or Ctrl-C never leaves half a file under the final name. ``durable`` also flushes file
+    The content goes to a temporary file in the same folder, or in ``parts``, a folder of the same
+    file system, and the file is then renamed, so a crash, a full disk or Ctrl-C never leaves half a
+    file under the final name. ``durable`` also flushes file
     and folder to the disk, against a power cut: for files that cannot be made again. The folder is
     created if it is missing; the file gets the permissions of any new file.
 
@@ -34,7 +37,7 @@ def atomic_write(path: Path, *, text: bool = False, durable: bool = True) -> Ite
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part, file = _new_part(path.parent, text)
+        part, file = _new_part(parts or path.parent, text)
         with file:
             yield file
             if durable:

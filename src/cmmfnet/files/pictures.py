@@ -114,14 +114,15 @@ def _once(files: list[Path]) -> list[Path]:
     return [file for file in files if file.parent in chosen]
 
 
-def is_result(path: Path) -> bool:
+def is_result(source: Path | bytes) -> bool:
     """Whether a picture was made by ``cmmfnet colorize``, or another command that notes its model.
 
-    Reads the notes that :func:`write_picture` leaves in the file.
+    Reads the notes that :func:`write_picture` leaves in the file, given by its path or content.
     """
     try:
-        with path.open("rb") as file:
-            if path.suffix.lower() == ".png" and b"cmmfnet" not in file.read(4096):
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            head = file.read(4096)
+            if head.startswith(b"\x89PNG") and b"cmmfnet" not in head:
                 return False  # the common case, without Pillow
             file.seek(0)
             with Image.open(file) as picture:

@@ -7,9 +7,12 @@ Listing goes on only a little ahead of colouring, so that memory does not grow w
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 import time
@@ -212,12 +215,12 @@ class Actor:
     def __init__(self, task: Task, model: tuple[str, bytes] | None, version: str):
         each_warning_once().__enter__()  # for the life of the process
         self._fatal: str | None = None
-        self._folder = tempfile.TemporaryDirectory()
         try:
             if version != __version__:
                 raise UserError(f"a worker has cmmfnet {__version__}, the driver {version}")
             if model is not None and not Path(task.model).is_file():
-                path = Path(self._folder.name) / model[0]
+                path = Path(tempfile.mkdtemp(prefix="cmmfnet-")) / model[0]
+                atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
                 path.write_bytes(model[1])
                 task = replace(task, model=str(path))
             self._worker = Worker(task)
@@ -277,6 +280,7 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise ImportError("--workers needs Ray: pip install 'cmmfnet[ray]'") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the plan of each run
     return ray
 
 

@@ -16,7 +16,8 @@ class each_warning_once:
         lock = threading.Lock()
         self._caught = warnings.catch_warnings()
         self._caught.__enter__()
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")  # of the libraries' own changes
+        warnings.simplefilter("always", UserWarning)
         show = warnings.showwarning
 
         def once(message: Warning | str, *arguments: Any, **named: Any) -> None:

@@ -124,20 +124,21 @@ class Worker:
             if fatal is not None:
                 done = [record for record in records.values() if record.output is not None]
                 return Outcome(done, fatal)
-            waiting = [item for item in failed if not item.error]
+            waiting = [item for item, _ in failed if not item.error]
             if not waiting:
                 break
-            time.sleep(0.1 * 2**attempt)
+            if any(isinstance(error, OSError) for _, error in failed):  # which may pass
+                time.sleep(0.1 * 2**attempt)
         return Outcome(list(records.values()))
 
     def _once(self, items: list[Item], records: dict[int, Record]) -> tuple[list[Item], str | None]:
         """Colour ``items`` once -> those that failed, and why no further output can be written."""
         started = time.perf_counter()
-        failed: list[Item] = []
+        failed: list[tuple[Item, Exception]] = []
 
-        def fail(item: Item, error: Exception | str) -> None:
-            records[id(item)].error = _one_line(error)
-            failed.append(item)
+        def fail(item: Item, error: Exception, where: str = "") -> None:
+            records[id(item)].error = where + _one_line(error)
+            failed.append((item, error))
 
         good: list[tuple[Item, Thermal]] = []
         reads = [(item, self._pool.submit(self._read, item)) for item in items]
@@ -159,9 +160,10 @@ class Worker:
             try:
                 found = write.result()
             except OSError as error:
+                where = f"its picture {self.out.where(item.output)} cannot be written: "
                 if is_fatal(error):
-                    fatal = fatal or f"{self.out.where(item.output)} cannot be written: {error}"
-                fail(item, f"its picture {self.out.where(item.output)} cannot be written: {error}")
+                    fatal = fatal or where + str(error)
+                fail(item, error, where)
             else:
                 record = records[id(item)]
                 record.error = None
@@ -232,6 +234,6 @@ def _decoded(
     return thermal_of(reading, name, palette, kelvin_per_count)
 
 
-def _one_line(error: Exception | str) -> str:
-    text = str(error) if isinstance(error, (str, UserError)) else f"{type(error).__name__}: {error}"
+def _one_line(error: Exception) -> str:
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return as_text(text[:1000])

@@ -205,7 +205,7 @@ class Worker:
         return list(zip(pictures, tags, strict=True))
 
     def _write(self, item: Item, thermal: Thermal, rgb: np.ndarray, tags: list | None) -> dict:
-        content = encode_picture("x.png", rgb, self._notes)
+        content = encode_picture(rgb, "PNG", self._notes)
         self.out.put(item.output, content)
         span = self.span or frame_span(thermal)
         return {

@@ -389,14 +389,11 @@ def test_a_flat_map_has_a_finite_gradient():
 
 
 @cuda
-@pytest.mark.parametrize("name", ["stage", "downsample of 1", "join", "paint", "perceptual"])
+@pytest.mark.parametrize("name", ["stage", "downsample of 1", "join", "paint"])
 def test_the_same_from_run_to_run_on_cuda(name):
     case = CASES[name]
     module = accelerate(case.make().cuda())
-    inputs = [
-        torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-        for s in case.shapes[0]
-    ]
+    inputs = [torch.randn(s, device="cuda", dtype=torch.bfloat16) for s in case.shapes[0]]
     with torch.autocast("cuda", torch.bfloat16):
         first, second = (run(module, inputs, True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

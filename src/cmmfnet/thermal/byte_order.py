@@ -12,7 +12,7 @@ import numpy as np
 
 from cmmfnet.thermal.fill import fill_values
 
-_ROWS, _LEAST_SIDE = 64, 16
+_ROWS, _LEAST_SIDE = 48, 16
 _EVERY = 8  # value of these rows is looked at for percentiles, which cost most
 _ROUGH = 0.03
 """Half the mean squared step between neighbours over the variance: 1 for noise. Smoother frames
@@ -54,5 +54,6 @@ def _roughness(rows: np.ndarray, known: np.ndarray | None = None) -> float:
     steps = np.diff(values, axis=1)
     if known is not None:
         steps, values = steps[known[:, 1:] & known[:, :-1]], values[known]
-    spread = float(values.var())
-    return float(np.square(steps).mean()) / (2 * spread) if spread > 0 and steps.size else 0.0
+    steps, values = steps.ravel(), (values - values.mean()).ravel()
+    spread = float(np.dot(values, values)) / max(1, values.size)
+    return float(np.dot(steps, steps)) / steps.size / (2 * spread) if spread and steps.size else 0.0

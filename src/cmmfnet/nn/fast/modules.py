@@ -2,8 +2,9 @@
 rounding.
 
 ``accelerate(network)`` puts the twins in place. A twin calls Triton kernels where :func:`fits` is
-true, a few fused steps on a CPU, and torch.compile for transformer blocks in training. Everywhere
-else it calls its plain module's forward. docs/performance.md has the gain of each kernel.
+true, a few fused steps on a CPU, and torch.compile for transformer blocks and losses in training.
+Everywhere else it calls its plain module's forward. docs/performance.md has the gain of each
+kernel.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ if TRITON:
     from cmmfnet.nn.fast.blocks_training import large_kernel
     from cmmfnet.nn.fast.depthwise import KERNELS, depthwise
     from cmmfnet.nn.fast.enlarge import add_bilinear, bilinear, double, ordered
-    from cmmfnet.nn.fast.feature_distance import Convolutions, FeatureDistance
     from cmmfnet.nn.fast.first_layer import first_layer
     from cmmfnet.nn.fast.last_layer import last_layer, takes_last
     from cmmfnet.nn.fast.norm import instance_norm, plane_statistics, residual_norm
@@ -372,27 +372,10 @@ class FastPictureLosses(losses.PictureLosses):
 
 class FastPerceptual(perceptual.Perceptual):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.mode != "l1" and fits_compiler(x):
+        if fits_compiler(x):
             # biases, activations, pools and distances of maps in fewer passes over memory
             return _compiled(perceptual.Perceptual.forward)(self, x, y)
-        if not (fits(x, dtypes=FLOATS) and self._sums_at_pools()):
-            return super().forward(x, y)
-        dtype = product_dtype(self.layers[0].weight)
-        cast = self.__dict__.setdefault("_cast", {})
-        if (dtype, x.device) not in cast:
-            cast[dtype, x.device] = Convolutions(
-                self.layers, self.taps, self.shift, self.scale, dtype
-            )
-        return FeatureDistance.apply(x, y.detach(), cast[dtype, x.device])
-
-    def _sums_at_pools(self) -> bool:
-        """Whether FeatureDistance computes this loss: absolute differences, layers of weight 1, and
-        pools only behind compared layers."""
-        layers = self.layers[: max(self.taps)]
-        pools = [i for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
-        small = all(m.kernel_size == (3, 3) for m in layers if isinstance(m, nn.Conv2d))
-        equal = all(weight == 1 for weight in self.layer_weights)
-        return self.mode == "l1" and equal and small and all(i - 1 in self.taps for i in pools)
+        return super().forward(x, y)
 
 
 FAST: dict[type[nn.Module], type[nn.Module]] = {

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 GROUP = 16
 """Batches of files that are listed together."""
 RETRIES = 4
-"""Of a batch whose worker dies, before it is set aside and its frames go one by one."""
+"""Of a batch whose worker dies, before it is left for the next pass over what is missing."""
 STORE_BYTES = 256 << 20
 """Of Ray's shared memory on this machine; batches are small."""
 
@@ -61,13 +62,17 @@ def run_on_ray(
     task = replace(task, source=scan.source, out=_absolute(task.out))
     with _connected(ray, options):
         _check_resources(ray, options)
-        for size in (batch_size, batch_size, 1):
-            if _pass(ray, scan, task, size, recorder, options):
-                return
-            print(
-                "cmmfnet: some batches were lost with their workers; going over what is missing",
-                file=sys.stderr,
-            )
+        coloured = 0
+        size = batch_size
+        while not _pass(ray, scan, task, size, recorder, options):
+            print("cmmfnet: workers died; colouring what is missing", file=sys.stderr)
+            if recorder.report.coloured == coloured and size == 1:
+                break
+            # where nothing else is left, a frame alone shows whether it is what kills workers
+            size = batch_size if recorder.report.coloured > coloured else 1
+            coloured = recorder.report.coloured
+        else:
+            return
         for item in scan.items(scan.files()):
             if isinstance(item, Item):
                 error = item.error or "each worker that coloured it died; see Ray's logs"
@@ -241,7 +246,8 @@ class Actor:
             if "CUDA error" in str(error):  # the device is lost to this process, perhaps not to all
                 print(f"cmmfnet: worker ends: {error}", file=sys.stderr, flush=True)
                 os._exit(1)
-            raise
+            traceback.print_exc()
+            return Outcome([], f"a worker failed: {type(error).__name__}: {error}")
 
 
 def _packed(*rows: Any) -> Any:
@@ -280,7 +286,7 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise ImportError("--workers needs Ray: pip install 'cmmfnet[ray]'") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the plan of each run
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the plan, and each dead worker
     return ray
 
 

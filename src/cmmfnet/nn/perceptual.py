@@ -25,28 +25,7 @@ from cmmfnet.files.atomic import atomic_write
 # (torchvision's numbering of modules).
 _VGG = {
     "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512],
-    "vgg19": [
-        64,
-        64,
-        "M",
-        128,
-        128,
-        "M",
-        256,
-        256,
-        256,
-        256,
-        "M",
-        512,
-        512,
-        512,
-        512,
-        "M",
-        512,
-        512,
-        512,
-        512,
-    ],
+    "vgg19": [64, 64, "M", 128, 128, "M", *4 * [256], "M", *4 * [512], "M", *4 * [512]],
 }
 # Layers whose features are compared, by the number of their ReLU: LPIPS takes the last ReLU of each
 # level; TIC-CGAN, MUGAN, LKAT-GAN and CMMF-Net's default take four of them ("family").
@@ -291,10 +270,7 @@ class Perceptual(nn.Module):
         shift, scale = (
             ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
             if imagenet
-            else (
-                (0.0, 0.0, 0.0),
-                (1.0, 1.0, 1.0),
-            )
+            else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         )
         self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(scale).view(1, 3, 1, 1))

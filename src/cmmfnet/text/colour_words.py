@@ -29,30 +29,13 @@ MASONRY: dict[str, tuple[float, float, float]] = PAINT | {
     "brown": (42, 10, 17), "beige": (76, 2, 14),
 }  # fmt: skip
 CAR_COLOURS = (
-    "red",
-    "blue",
-    "white",
-    "black",
-    "silver",
-    "grey",
-    "green",
-    "yellow",
-    "orange",
-    "brown",
-    "beige",
-)
+    "red", "blue", "white", "black", "silver", "grey", "green", "yellow",
+    "orange", "brown", "beige",
+)  # fmt: skip
 WALL_COLOURS = (
-    "white",
-    "grey",
-    "red",
-    "yellow",
-    "beige",
-    "brown",
-    "pink",
-    "blue",
-    "green",
-    "orange",
-)
+    "white", "grey", "red", "yellow", "beige", "brown", "pink", "blue",
+    "green", "orange",
+)  # fmt: skip
 FOLIAGE = {
     "green": (40, -17, 25), "brown": (42, 9, 24), "orange": (52, 24, 46), "yellow": (66, 3, 52),
     "red": (40, 34, 30),

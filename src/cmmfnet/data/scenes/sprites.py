@@ -12,15 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from cmmfnet.data.scenes.raster import Atlas
 
-PERSON, BICYCLE, VEGETATION, CAR, SIGN, FENCE, LIGHT = (
-    17,
-    18,
-    8,
-    14,
-    19,
-    4,
-    20,
-)  # class ids, as in text.labels.CLASSES
+# Class ids, as in text.labels.CLASSES.
+PERSON, BICYCLE, VEGETATION, CAR, SIGN, FENCE, LIGHT = 17, 18, 8, 14, 19, 4, 20
 
 
 def linear(red, green, blue) -> np.ndarray:

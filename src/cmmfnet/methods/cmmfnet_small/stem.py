@@ -14,22 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-VGG = (
-    64,
-    64,
-    128,
-    128,
-    256,
-    256,
-    256,
-    512,
-    512,
-    512,
-    512,
-    512,
-    512,
-)  # outputs of VGG-16's convolutions
-LEVELS = (0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)  # halvings before each
+# Outputs of VGG-16's convolutions, and halvings before each.
+VGG = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+LEVELS = (0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)
 
 
 def factored(inputs: int, outputs: int, rank: int) -> nn.Sequential:

@@ -1,4 +1,5 @@
-"""Kill colorize, train, prepare and export with SIGKILL at random moments: is anything lost?
+"""Kill colorize, archive, train, prepare and export with SIGKILL at random moments: is anything
+lost?
 
     python benchmarks/kill.py --trials 250
     python benchmarks/kill.py --trials 250 --only train
@@ -7,7 +8,9 @@ Each command first runs to its end; its files are the reference. Then it is kill
 part of that time, many times over. After each kill every file under a final name must be whole:
 equal to the reference, or, for a training, a checkpoint and a model that load, of no earlier step
 than before. After half of the kills the same command runs to its end: its files must then be those
-of the reference, with no ``.part`` file left. Exits with 1 where a trial failed.
+of the reference, with no ``.part`` file left. After each kill of an archive, its manifest must have
+each frame once at most, and the picture of each row with the recorded checksum. Exits with 1 where
+a trial failed.
 
 The network is small, pictures are rendered. A trial is a fork of a process that has the package
 imported already, so that the kills fall into the work and not into Python's start.
@@ -32,12 +35,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads of the pr
 
 import numpy as np
 import onnxruntime  # noqa: F401, forks need not import it
+import pyarrow.parquet  # noqa: F401
 import torch
 from PIL import Image
 from safetensors import safe_open
 from tqdm import tqdm
 
 from cmmfnet import __version__, cli
+from cmmfnet.archive import archive, manifest  # noqa: F401
 from cmmfnet.colorizer import colorize  # noqa: F401
 from cmmfnet.colorizer import torch as colorizer  # noqa: F401
 from cmmfnet.data.prepare import prepare  # noqa: F401
@@ -47,14 +52,18 @@ from cmmfnet.methods import build_network
 from cmmfnet.training import checkpoint, setup, stopping  # noqa: F401
 from cmmfnet.weights.files import load_model, save_model
 
-COMMANDS = ("colorize", "train", "prepare", "export")
+COMMANDS = ("colorize", "archive", "train", "prepare", "export")
 NETWORK = {
     "method": "cmmfnet", "text": "none", "channels": [8, 8, 8], "encoder_blocks": [0, 0, 0],
     "decoder_blocks": [0, 0, 0], "kernels": [7, 7, 7], "global_size": 32, "vit_depth": 1,
     "vit_width": 16, "vit_heads": 2,
 }  # fmt: skip
 STEPS = 8
-CHANGING = ("log.jsonl", "recipe.json", "cmmfnet")  # of a training; neither of them is read again
+CHANGING = {
+    "log.jsonl", "recipe.json", "cmmfnet",  # of a training; neither of them is read again
+    manifest.MANIFEST,  # rows have times; check_manifest reads it
+}  # fmt: skip
+manifest.PART_ROWS = 6  # so that kills fall into the writing of Parquet files, too
 
 
 def run(arguments: list[str], moment: float | None = None, log: Path | None = None) -> bool:
@@ -121,7 +130,7 @@ def files(out: Path) -> dict[str, str]:
     return {
         str(p.relative_to(out.parent)): content(p)
         for p in found
-        if p.suffix != ".part" and not set(CHANGING) & set(p.relative_to(out.parent).parts)
+        if p.suffix != ".part" and not CHANGING & set(p.relative_to(out.parent).parts)
     }
 
 
@@ -161,6 +170,8 @@ def scene_files(root: Path) -> dict[str, list[str]]:
     return {
         "colorize": ["colorize", str(root / "frames"), *given,
                      "--gallery", str(root / "colorize" / "gallery.html"), "--out"],
+        "archive": ["archive", str(root / "frames"), "--model", str(model), "--device", "cpu",
+                    "--batch-size", "2"],
         "train": ["train", "--config", str(root / "recipe.yaml"), "--data", str(root / "scenes"),
                   "--device", "cpu", "--workers", "0", "--out"],
         "prepare": ["prepare", "folder", "--jobs", "1", "--copy", str(root / "raw")],
@@ -181,11 +192,24 @@ def check_training(out: Path, reached: int) -> int:
     return step
 
 
+def check_manifest(out: Path) -> None:
+    """Raise where a frame has two successes, or a success has no picture or another one."""
+    if not out.exists():
+        return
+    rows = [row for row in manifest.read_manifest(str(out)).to_pylist() if row["output"]]
+    inputs = [row["input"] for row in rows]
+    assert len(set(inputs)) == len(inputs), f"recorded twice: {sorted(inputs)}"
+    for row in rows:
+        assert content(out / row["output"]) == row["sha256"], f"{row['output']} is another picture"
+
+
 def trials(name: str, arguments: list[str], out: Path, count: int, moments: random.Random) -> dict:
     """Kill a command ``count`` times; what came of it."""
     log = out.with_name(f"{name}.log")
     command = [*arguments, str(out)]
-    began = time.monotonic()
+    run(command, log=log)
+    delete(out)
+    began = time.monotonic()  # of the second run, whose files are in memory
     run(command, log=log)
     seconds, reference = time.monotonic() - began, files(out)
     assert reference and not parts(out)
@@ -208,6 +232,8 @@ def trials(name: str, arguments: list[str], out: Path, count: int, moments: rand
                     if reference.get(key) != value and not key.endswith("preparing.json")
                 ]
                 assert not wrong, f"half-written or other: {wrong}"
+            if name == "archive":
+                check_manifest(out)
             # a training or data set whose last file is there refuses to go on
             ended |= reached == STEPS or (out / "index.jsonl").exists()
             if ended or moments.random() < 0.5:
@@ -218,6 +244,11 @@ def trials(name: str, arguments: list[str], out: Path, count: int, moments: rand
                     f"other files: {sorted(set(left.items()) ^ set(reference.items()))[:4]}"
                 )
                 assert not parts(out), f"left: {parts(out)}"
+                if name == "archive":
+                    check_manifest(out)
+                    journal = list((out / manifest.JOURNAL).iterdir())
+                    rows = manifest.read_manifest(str(out)).num_rows
+                    assert rows == len(left) and not journal, f"{rows} rows, {journal}"
                 tally["completed"] += 1
                 delete(out)
                 reached = 0

@@ -124,6 +124,10 @@ def compare(
         | cells(each, names, setting.seed)
         for label, each in rows.items()
     }
+    together = [name for name in names if not METRICS[name].values]
+    for entry in entries:  # metrics of all pictures together are not in rows
+        theirs = entry.result["scores"]["all"][entry.key]
+        scores[entry.label] |= {name: theirs[name] for name in together if name in theirs}
     found = {
         "format": "cmmfnet-compare-1",
         "protocol": first.result["protocol"],

@@ -260,6 +260,9 @@ class Evaluation:
             device=str(pick_device(setting.device)),
         )
         rows, truth_sha256 = measure(everything, self.pairs, scorer, setting.geometry, save)
+        scores = by_source(rows, self.metrics, setting.seed)
+        for name, cell in scores["all"].items():
+            cell |= scorer.together(name)
         root = self.pairs.root
         return {
             "format": FORMAT,
@@ -272,7 +275,7 @@ class Evaluation:
                 | ({"saved": str(save[p.name].resolve())} if p.name in save else {})
                 for p in everything
             },
-            "scores": by_source(rows, self.metrics, setting.seed),
+            "scores": scores,
             "pictures": rows,
         }
 

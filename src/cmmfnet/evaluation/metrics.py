@@ -21,7 +21,8 @@ class Metric:
 
     ``better`` is "higher", "lower", "near 1" or "" (no direction). The
     value over a set of pictures is the sum of ``values`` divided by the sum of ``per`` in the
-    pictures' rows, where "" counts pictures: a mean.
+    pictures' rows, where "" counts pictures: a mean. ``values`` "" is a metric of all pictures
+    together, which single pictures do not have.
     """
 
     title: str
@@ -62,6 +63,12 @@ METRICS: dict[str, Metric] = {
         "levels",
         "change between frames where the truth stands still",
         "flicker",
+    ),
+    "niqe": Metric(
+        "NIQE", "lower", 2, "", "distance from photographs' statistics, without truth", "niqe"
+    ),
+    "fid": Metric(
+        "FID", "lower", 1, "", "Frechet distance to the truths in Inception-v3, all frames", ""
     ),
 }
 

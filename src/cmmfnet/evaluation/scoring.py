@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation import edges, intervals, metrics
+from cmmfnet.evaluation import edges, fid, intervals, metrics
 from cmmfnet.evaluation.learned import Lpips
 from cmmfnet.evaluation.metrics import METRICS, Metric
+from cmmfnet.evaluation.niqe import niqe
 from cmmfnet.evaluation.predictors import Predictor
 from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, frame, scored
 from cmmfnet.files.errors import UserError
@@ -39,6 +41,12 @@ def check_metrics(names: Sequence[str], pairs: Pairs, geometry: str) -> None:
             raise UserError(
                 f"flicker needs sequences of two frames or more; {pairs.root}/index.jsonl has none"
             )
+    if "fid" in names and len(pairs) < fid.FEATURES:
+        warnings.warn(
+            f"FID of {len(pairs)} frames is far too large, since {fid.FEATURES} features need more "
+            "frames; compare it only with the FID of other methods on the same frames",
+            stacklevel=3,
+        )
 
 
 class Scorer:
@@ -62,6 +70,7 @@ class Scorer:
             for name, network in (("lpips", "alex"), ("lpips_vgg", "vgg16"))
             if name in names
         }
+        self.fid = fid.Fid(fid.inception(device)) if "fid" in names else None
         # (method, sequence) -> output and truth of the frame before
         self.before: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -71,6 +80,8 @@ class Scorer:
             self.truth_colourfulness = metrics.colourfulness(truth)
         if "apce" in self.names:
             self.thermal_edges = edges.edge_maps(((thermal + 1) * 127.5).round().astype(np.uint8))
+        if self.fid is not None:
+            self.fid.add(fid.Fid.TRUTH, truth)
 
     def row(self, method: str, out: np.ndarray) -> dict[str, float | str]:
         """Scores of ``out`` (h,w,3) uint8, without those that this frame cannot have."""
@@ -94,7 +105,19 @@ class Scorer:
                 metrics.flicker(out, before[0], truth, before[1]) if before is not None else None
             )
             self.before[method, row["sequence"]] = out, truth
+        if "niqe" in names:
+            row["niqe"] = niqe(out)
+        if self.fid is not None:
+            self.fid.add(method, out)
         return {key: value for key, value in row.items() if value is not None}
+
+    def together(self, method: str) -> dict[str, dict]:
+        """The cells of the metrics that all pictures of a method have together, after the last
+        frame."""
+        value = self.fid.distance(method) if self.fid is not None else None
+        if value is None:
+            return {}
+        return {"fid": {"mean": value, "low": None, "high": None, "over_sequences": None}}
 
 
 def measure(

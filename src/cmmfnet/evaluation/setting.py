@@ -22,8 +22,8 @@ class Setting:
         text: text given to models: default (each model's own default text, mostly none), none, or
             caption or tags from the index
         metrics: with commas, from psnr, ssim, lpips, lpips_vgg, delta_e, colourfulness,
-            colour_share, apce, flicker (default: psnr, ssim, colour_share, and lpips if its files
-            are found)
+            colour_share, apce, flicker, niqe, fid (default: psnr, ssim, colour_share, and lpips if
+            its files are found)
         ssim: window of SSIM: skimage-u7 or gauss-11
         pretrained: folder with the files for LPIPS (default: environment variable
             CMMFNET_PRETRAINED)

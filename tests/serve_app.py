@@ -1,11 +1,16 @@
-"""An application with the network that is small enough to read, and requests to it."""
+"""An application with the network that is small enough to read, requests to it, and a whole
+server as a process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -77,3 +82,21 @@ def talk(conversation: Callable[[Any], Awaitable[Any]], served: Any = None, **op
 def post(path: str, served: Any = None, *, token: str | None = None, **request: Any) -> Any:
     """The answer to one POST."""
     return talk(lambda client: client.post(path, **request), served, token=token)
+
+
+@contextlib.contextmanager
+def server(*options: str, model: str = "cmmfnet-small") -> Iterator[tuple[subprocess.Popen, str]]:
+    """`cmmfnet serve` with a bundled model: its process and its address."""
+    command = ["serve", "--port", "0", "--device", "cpu", "--model", model, *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cmmfnet", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        yield process, re.search(r"http://\S+", process.stdout.readline())[0]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

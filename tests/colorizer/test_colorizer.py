@@ -490,3 +490,12 @@ def test_weights_of_16_bits_keep_the_contrast_of_a_frame(text):
         x, text=text, span=(7800, 20000)
     )
     assert np.abs(full.astype(int) - half).mean() < 1
+
+
+def test_a_text_that_was_read_before_gives_the_same_picture():
+    """Outside of a call it is encoded with the number types of a call."""
+    frame = np.arange(96 * 128, dtype=np.uint16).reshape(96, 128)
+    colorizers = [Colorizer.from_pretrained(device="cpu") for _ in range(2)]
+    colorizers[0].text_input("a red car")
+    first, second = (each(frame, text="a red car") for each in colorizers)
+    np.testing.assert_array_equal(first, second)

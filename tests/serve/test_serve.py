@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
@@ -13,7 +12,7 @@ import time
 import urllib.request
 
 import pytest
-from serve_app import png, ramp
+from serve_app import png, ramp, server
 
 from cmmfnet.cli import main
 from cmmfnet.files.errors import UserError
@@ -22,33 +21,6 @@ from cmmfnet.serve.serve import listen, read_token
 pytest.importorskip("fastapi", reason="needs cmmfnet[serve]")
 pytest.importorskip("uvicorn", reason="needs cmmfnet[serve]")
 pytest.importorskip("prometheus_client", reason="needs cmmfnet[serve]")
-
-
-@pytest.fixture
-def server(tmp_path):
-    """A call of it starts a server and gives its process and its address."""
-    started: list[subprocess.Popen] = []
-
-    def start(*options: str) -> tuple[subprocess.Popen, str]:
-        process = subprocess.Popen(
-            [
-                sys.executable, "-m", "cmmfnet", "serve", "--port", "0", "--device", "cpu",
-                "--model", "cmmfnet-small", *options,
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )  # fmt: skip
-        started.append(process)
-        line = process.stdout.readline()
-        return process, re.search(r"http://\S+", line)[0]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def send(address: str) -> tuple[int, bytes]:
@@ -63,8 +35,12 @@ def waiting(address: str) -> int:
         return int(re.search(rb'"waiting":(\d+)', answer.read())[1])
 
 
-def test_sigterm_finishes_what_was_accepted(server):
-    process, address = server()
+def test_sigterm_finishes_what_was_accepted():
+    with server() as (process, address):
+        check_stop(process, address)
+
+
+def check_stop(process: subprocess.Popen, address: str) -> None:
     send(address)
     answers: list[int] = []
     clients = [threading.Thread(target=lambda: answers.append(send(address)[0])) for _ in range(6)]

@@ -350,12 +350,13 @@ class FrameColorizer:
         Raises:
             UserError: the text corrects predicted tags, and this network predicts none.
         """
-        if text is None and self.traits.default_text == "predicted":
-            return self.predicted_input(probabilities)
-        found = self._read(self.traits.default_prompt if text is None else text)
-        if not isinstance(found, Prompt):
-            return found
-        return self._embed(found.names(self._likely(probabilities)), found)
+        with self.runtime.inference():  # its number types; texts are cached
+            if text is None and self.traits.default_text == "predicted":
+                return self.predicted_input(probabilities)
+            found = self._read(self.traits.default_prompt if text is None else text)
+            if not isinstance(found, Prompt):
+                return found
+            return self._embed(found.names(self._likely(probabilities)), found)
 
     def predicted_input(self, probabilities: np.ndarray) -> TextInput | None:
         """The predicted tags of a frame (probabilities (words,)) as its text; None for no tag."""

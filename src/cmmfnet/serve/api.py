@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
@@ -20,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 import cmmfnet
 from cmmfnet.serve.guard import Guard
-from cmmfnet.serve.limits import Refused, too_slow
+from cmmfnet.serve.limits import Refused, no_such_place
 from cmmfnet.serve.metrics import CONTENT_TYPE
 from cmmfnet.serve.notes import warnings_by_thread
 from cmmfnet.serve.service import FORMATS, ClientGone, Prepared, Reading, Service, encode
@@ -28,7 +26,6 @@ from cmmfnet.thermal.palettes import PALETTES
 
 _FIELDS = 20
 """Fields of a form, at most."""
-_log = logging.getLogger("cmmfnet.serve")
 
 
 class ReadingOptions(BaseModel):
@@ -244,22 +241,18 @@ def _router(service: Service) -> APIRouter:
         """The body is the file of a picture, with options in the query; or a form, whose field
         `picture` is the file, with options in the query or in further fields. Nothing of it is
         kept."""
-        with service.place():
-            async with _in_time(service) as clock:
-                content, options = await _read(request, options)
-                clock.reading = False
-                colorizer = service.colorizer(options.model)
-                prepared = await service.in_pool(
-                    service.prepare, colorizer, content, options.reading
-                )
-                del content
-                coloured = await service.colour(
-                    colorizer, prepared, options.text, request.is_disconnected
-                )
-                name = _name_of(service, colorizer)
-                file = await service.in_pool(
-                    encode, options.format, coloured.rgb, name, options.span
-                )
+        async with service.turn() as turn:
+            turn.reading = True
+            content, options = await _read(request, options)
+            turn.reading = False
+            colorizer = service.colorizer(options.model)
+            prepared = await service.in_pool(service.prepare, colorizer, content, options.reading)
+            del content
+            coloured = await service.colour(
+                colorizer, prepared, options.text, request.is_disconnected
+            )
+            name = _name_of(service, colorizer)
+            file = await service.in_pool(encode, options.format, coloured.rgb, name, options.span)
         headers = {"X-Model": name, "X-Notes": json.dumps(coloured.notes)}
         return Response(file, media_type=FORMATS[options.format], headers=headers)
 
@@ -271,17 +264,15 @@ def _router(service: Service) -> APIRouter:
     )
     async def tags(request: Request, options: Annotated[TagsOptions, Query()]) -> Tags:
         """The body is as for /v1/colorize."""
-        with service.place():
-            async with _in_time(service) as clock:
-                content, options = await _read(request, options)
-                clock.reading = False
-                colorizer = service.colorizer(options.model)
-                prepared: Prepared = await service.in_pool(
-                    service.prepare, colorizer, content, options.reading
-                )
-                found = await service.tags(
-                    colorizer, prepared, options.top, request.is_disconnected
-                )
+        async with service.turn() as turn:
+            turn.reading = True
+            content, options = await _read(request, options)
+            turn.reading = False
+            colorizer = service.colorizer(options.model)
+            prepared: Prepared = await service.in_pool(
+                service.prepare, colorizer, content, options.reading
+            )
+            found = await service.tags(colorizer, prepared, options.top, request.is_disconnected)
         height, width = prepared.thermal.values.shape
         return Tags(
             model=_name_of(service, colorizer),
@@ -334,21 +325,6 @@ def _name_of(service: Service, colorizer: Any) -> str:
     return next(name for name, each in service.models.items() if each is colorizer)
 
 
-class _Clock:
-    reading = True
-
-
-@contextlib.asynccontextmanager
-async def _in_time(service: Service) -> AsyncIterator[_Clock]:
-    """Refuse a request that takes longer than the limit."""
-    clock, seconds = _Clock(), service.limits.seconds
-    try:
-        async with asyncio.timeout(seconds):
-            yield clock
-    except TimeoutError:
-        raise too_slow(seconds, reading=clock.reading) from None
-
-
 async def _read(request: Request, options: Any) -> tuple[bytes, Any]:
     """The bytes of the picture in a request, and its options with those of a form.
 
@@ -397,16 +373,15 @@ async def _on_refused(_: Request, error: Refused) -> JSONResponse:
 
 async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
     """Errors of the framework: no such address, another method, a damaged form."""
-    paths = "POST /v1/colorize or /v1/tags, GET /v1/models, /healthz, /metrics or /openapi.json"
-    found = f"{request.method} {request.url.path[:100]}"
-    if error.status_code == 400:
-        found = f"a request that cannot be read ({error.detail})"
-        paths = "the file of a picture, or a form with one"
-    elif error.status_code not in (404, 405):
-        found = f"{HTTPStatus(error.status_code).phrase}: {error.detail}"
-    return _answer(
-        Refused(error.status_code, found, paths, "see /openapi.json", dict(error.headers or {}))
-    )
+    status, detail = error.status_code, str(error.detail)
+    place = no_such_place(request.method, request.url.path)
+    found, expected = place.found, place.expected
+    if status == 400:
+        found = f"a request that cannot be read ({detail})"
+        expected = "the file of a picture, or a form with one"
+    elif status not in (404, 405):
+        found = f"{HTTPStatus(status).phrase}: {detail}"
+    return _answer(Refused(status, found, expected, place.instead, dict(error.headers or {})))
 
 
 async def _on_options(_: Request, error: RequestValidationError | ValidationError) -> JSONResponse:

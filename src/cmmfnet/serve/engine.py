@@ -21,7 +21,8 @@ class Job:
         colorizer: with the network.
         frame: of its ``prepare``.
         text: as in a call of it; one that it can read.
-        colour: whether colours are wanted; else tags alone.
+        colour, tags: whether colours and tags are wanted. With tags the colours may differ by a
+            grey level, as a network computes both in one pass.
         done: gets (colours (3, h, w), ``Seen`` or None), or for tags alone probabilities (words,).
     """
 
@@ -29,12 +30,13 @@ class Job:
     frame: Frame
     text: str | None = None
     colour: bool = True
+    tags: bool = False
     done: Future = field(default_factory=Future)
 
     @property
     def kind(self) -> tuple:
         """Jobs of one kind fit into one batch."""
-        return id(self.colorizer), self.colorizer.network_size(self.frame), self.colour
+        return id(self.colorizer), self.colorizer.network_size(self.frame), self.colour, self.tags
 
 
 class Engine:
@@ -107,6 +109,6 @@ class Engine:
         frames = [job.frame for job in group]
         if not group[0].colour:
             return list(colorizer.predict(frames))
-        tags = colorizer.traits.predicts_tags
-        colours, seen = colorizer.run(frames, [job.text for job in group], tags=tags)
+        texts = [job.text for job in group]
+        colours, seen = colorizer.run(frames, texts, tags=group[0].tags)
         return list(zip(colours, seen, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from cmmfnet.serve.limits import Limits, Refused, too_large
+from cmmfnet.serve.limits import Limits, Refused, no_such_place, too_large
 from cmmfnet.serve.metrics import Metrics
 
 Scope = dict[str, Any]
@@ -21,8 +21,29 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        b"style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+        b"media-src 'self' blob:; object-src 'none'; base-uri 'self'; frame-ancestors 'self'",
+    ),
     (b"cache-control", b"no-store"),
 )
+_OURS = ("/v1/", "/healthz", "/metrics", "/openapi.json", "/files")
+# Of Gradio only what its page needs: no uploads, files, proxies, recordings or code.
+_GRADIO = (
+    "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/info",
+    "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/startup-events",
+    "/gradio_api/cancel", "/gradio_api/app_id",
+)  # fmt: skip
+_GRADIO_FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+_EVENT = 1_000_000
+"""Bytes of an event of the page: a text and a few numbers."""
+
+
+def _is_open(path: str) -> bool:
+    """Whether there is something for clients at a path."""
+    return path == "/" or path.startswith((*_OURS, *_GRADIO_FOLDERS)) or path in _GRADIO
 
 
 class Guard:
@@ -45,10 +66,9 @@ class Guard:
         await exchange.run()
 
     def check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        """Raise ``Refused`` for a request without the token."""
-        if self.token is None or scope["path"] == "/healthz":
-            return
-        if not hmac.compare_digest(_given_token(headers), self.token.encode()):
+        """Raise ``Refused`` for a request without the token, or to a place that is closed."""
+        needs_token = self.token is not None and scope["path"] != "/healthz"
+        if needs_token and not hmac.compare_digest(_given_token(headers), self.token.encode()):
             raise Refused(
                 401,
                 "no token, or a wrong one",
@@ -56,10 +76,14 @@ class Guard:
                 "ask who runs this server; in a browser the token is the password",
                 {"WWW-Authenticate": 'Basic realm="cmmfnet", charset="UTF-8"'},
             )
+        if not _is_open(scope["path"]):
+            raise no_such_place(scope["method"], scope["path"])
 
     def limit_of(self, path: str) -> int:
         """The bytes that the body of a request may have."""
-        return self.limits.video if path == "/files" else self.limits.body
+        if path == "/files":
+            return self.limits.video
+        return _EVENT if path.startswith("/gradio_api/") else self.limits.body
 
 
 class _Exchange:
@@ -88,7 +112,7 @@ class _Exchange:
                 if not self.refused:  # else the application stumbled over a body that ended
                     raise
         finally:
-            route = getattr(self.scope.get("route"), "path", None) or "other"
+            route = _route(self.scope)
             self.guard.metrics.requests.labels(route, self.status or 500).inc()
             self.guard.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
@@ -113,9 +137,18 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             given = {key.lower() for key, _ in message["headers"]}
+            if self.scope["path"].startswith(("/assets/", "/static/")):
+                given.add(b"cache-control")  # they are the same for everybody
             more = [pair for pair in _HEADERS if pair[0] not in given]
             message = message | {"headers": [*message["headers"], *more]}
         await self._send(message)
+
+
+def _route(scope: Scope) -> str:
+    """A name for the kind of a request, one of few."""
+    if scope["path"].startswith(_OURS):
+        return getattr(scope.get("route"), "path", None) or "other"
+    return "page" if _is_open(scope["path"]) else "other"
 
 
 def _given_token(headers: dict[bytes, bytes]) -> bytes:

@@ -79,6 +79,16 @@ def busy(waiting: int, seconds: int) -> Refused:
     )
 
 
+def no_such_place(method: str, path: str) -> Refused:
+    """The error for an address that has nothing."""
+    return Refused(
+        404,
+        f"{method} {path[:100]}",
+        "POST /v1/colorize or /v1/tags, GET /v1/models, /healthz, /metrics or /openapi.json",
+        "see /openapi.json, or open the page at /",
+    )
+
+
 def too_slow(seconds: float, *, reading: bool) -> Refused:
     """The error for a request that took too long: to arrive, or to be answered."""
     what = "its body has not arrived" if reading else "its picture is not finished"

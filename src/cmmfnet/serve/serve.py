@@ -3,11 +3,14 @@ it has accepted."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from cmmfnet.files.errors import UserError
@@ -52,8 +55,10 @@ def serve(
     Raises:
         UserError: the request makes no sense, or the address is in use.
     """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
     try:
         import fastapi  # noqa: F401
+        import gradio  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
@@ -142,6 +147,7 @@ def build(model: str, device: str, limits: Limits, token: str | None) -> FastAPI
     from cmmfnet.colorizer.colorize import open_colorizer
     from cmmfnet.serve.api import make_app
     from cmmfnet.serve.metrics import Metrics
+    from cmmfnet.serve.page import add_page
     from cmmfnet.serve.service import Service
 
     names = list(dict.fromkeys(name.strip() for name in model.split(",") if name.strip()))
@@ -154,12 +160,19 @@ def build(model: str, device: str, limits: Limits, token: str | None) -> FastAPI
         if shown in models:
             raise UserError(f"--model has two models named {shown}; rename one of the files")
         models[shown] = colorizer
-    return make_app(Service(models, limits, Metrics()), token=token)
+    app = make_app(Service(models, limits, Metrics()), token=token)
+    app.state.page = add_page(app)
+    return app
 
 
 def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
     """Answer requests until Ctrl-C or SIGTERM, then finish those that were accepted."""
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(app.state.page.stop)
+            super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
         app,
@@ -171,10 +184,17 @@ def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
         ws="none",
         proxy_headers=False,
     )
+    loop: asyncio.AbstractEventLoop
+
+    async def answer() -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        await Server(config).serve(sockets=[listening])
+
     # uvicorn sends itself the signal again once it has stopped
     before = {each: signal.signal(each, lambda *_: None) for each in _SIGNALS}
     try:
-        uvicorn.Server(config).run(sockets=[listening])
+        asyncio.run(answer())
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

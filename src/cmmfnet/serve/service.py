@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import math
 import re
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +18,7 @@ import numpy as np
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import encode_picture
 from cmmfnet.serve.engine import Engine, Job
-from cmmfnet.serve.limits import Limits, Refused, busy
+from cmmfnet.serve.limits import Limits, Refused, busy, too_slow
 from cmmfnet.serve.metrics import Metrics
 from cmmfnet.serve.notes import collected
 from cmmfnet.text.parser import warn_unknown
@@ -72,6 +73,13 @@ class Coloured:
     notes: list[str]
 
 
+@dataclass
+class Turn:
+    """A request on its way. ``reading``: its body is still to come."""
+
+    reading: bool = False
+
+
 class Service:
     """Colours pictures for many clients with a few models.
 
@@ -85,7 +93,7 @@ class Service:
         batch = max(_CPU_BATCH, *(model.default_batch for model in self.models.values()))
         self._engine = Engine(batch, metrics.batches.observe)
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="cmmfnet-reader")
-        self._places = 0
+        self._places, self._lock = 0, threading.Lock()
         self._seconds_each = 0.0  # of late, between two answers
 
     def close(self) -> None:
@@ -105,18 +113,35 @@ class Service:
         Raises:
             Refused: the queue is full.
         """
-        if self._places >= self.limits.waiting:
-            raise busy(self._places, max(1, math.ceil(self._places * self._seconds_each)))
-        self._places += 1
-        self.metrics.waiting.set(self._places)
-        ahead, started = self._places, time.monotonic()
+        with self._lock:
+            if self._places >= self.limits.waiting:
+                raise busy(self._places, max(1, math.ceil(self._places * self._seconds_each)))
+            self._places += 1
+            ahead, started = self._places, time.monotonic()
+            self.metrics.waiting.set(ahead)
         try:
             yield
             each = (time.monotonic() - started) / ahead
             self._seconds_each += (each - self._seconds_each) * 0.1
         finally:
-            self._places -= 1
-            self.metrics.waiting.set(self._places)
+            with self._lock:
+                self._places -= 1
+                self.metrics.waiting.set(self._places)
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """A place in the queue, for as long as a request may take.
+
+        Raises:
+            Refused: the queue is full, or the time is over.
+        """
+        turn = Turn()
+        with self.place():
+            try:
+                async with asyncio.timeout(self.limits.seconds):
+                    yield turn
+            except TimeoutError:
+                raise too_slow(self.limits.seconds, reading=turn.reading) from None
 
     def colorizer(self, name: str | None) -> FrameColorizer:
         """The model of that name, None for the default.
@@ -141,8 +166,13 @@ class Service:
 
     # --- the steps of a request
 
-    def prepare(self, colorizer: FrameColorizer, content: bytes, reading: Reading) -> Prepared:
-        """Decode a picture and stretch it.
+    def prepare(
+        self,
+        colorizer: FrameColorizer,
+        source: bytes | Callable[[], Thermal],
+        reading: Reading,
+    ) -> Prepared:
+        """Decode a picture and stretch it. ``source``: its file, or what reads it.
 
         Raises:
             Refused: no picture that can be read, too many pixels, or a span that does not fit.
@@ -153,12 +183,16 @@ class Service:
             except ValueError as error:
                 raise refused(error, "span=LOW,HIGH", "leave it out, or send two numbers") from None
             try:
-                thermal = read_thermal(
-                    content,
-                    palette=reading.palette,
-                    max_pixels=self.limits.pixels,
-                    raw=reading.raw,
-                    kelvin_per_count=reading.kelvin_per_count,
+                thermal = (
+                    source()
+                    if callable(source)
+                    else read_thermal(
+                        source,
+                        palette=reading.palette,
+                        max_pixels=self.limits.pixels,
+                        raw=reading.raw,
+                        kelvin_per_count=reading.kelvin_per_count,
+                    )
                 )
                 frame = colorizer.prepare(thermal, span)
             except TooManyPixelsError:
@@ -202,17 +236,21 @@ class Service:
         prepared: Prepared,
         text: str | None,
         gone: Callable[[], Awaitable[bool]] | None = None,
+        *,
+        tags: bool = False,
     ) -> Coloured:
         """Colour a picture.
 
         Args:
+            tags: also predict tags, with a model that can.
             gone: says whether the client has hung up: then a picture that waits is dropped.
 
         Raises:
             Refused: the text does not fit, or the network gave NaN. ClientGone: of ``gone``.
         """
         notes = await self.in_pool(self.check_text, colorizer, text)
-        done = self._engine.submit(Job(colorizer, prepared.frame, text))
+        tags = tags and colorizer.traits.predicts_tags
+        done = self._engine.submit(Job(colorizer, prepared.frame, text, tags=tags))
         colour, seen = await _result(done, gone)
         try:
             rgb = await self.in_pool(colorizer.finish, colour, prepared.frame)
@@ -240,7 +278,7 @@ class Service:
                 f"one of {', '.join(predicting) or 'none on this server'}",
                 "choose another model",
             )
-        done = self._engine.submit(Job(colorizer, prepared.frame, colour=False))
+        done = self._engine.submit(Job(colorizer, prepared.frame, colour=False, tags=True))
         return colorizer.likeliest(await _result(done, gone), top)
 
 

@@ -1,0 +1,122 @@
+"""Files of the page's visitors, for as long as they are on the page. No FastAPI."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cmmfnet.serve.limits import Refused
+
+
+@dataclass(eq=False)
+class Kept:
+    """A file on the shelf.
+
+    Attributes:
+        token: which alone leads to it; cannot be guessed.
+        path: where it lies; has nothing of the visitor's name for it.
+        name: what the visitor calls it, or what a result is downloaded as. Never a path.
+        media: its media type, of a result; "" for a visitor's own file, which is never sent.
+        size: bytes so far.
+        used: time of the last use.
+    """
+
+    token: str
+    path: Path
+    name: str
+    media: str = ""
+    size: int = 0
+    used: float = field(default_factory=time.monotonic)
+
+
+class Shelf:
+    """Keeps files in a folder of its own, which ends with the process.
+
+    A file goes when its visitor removes it or leaves the page, when nobody has used it for
+    ``seconds``, or when the shelf is full and it is the one that waited longest.
+    """
+
+    def __init__(self, limit: int, seconds: float):
+        """
+        Args:
+            limit: bytes of all files.
+            seconds: until a file that nobody uses goes.
+        """
+        self.limit, self.seconds = limit, seconds
+        self._folder = tempfile.TemporaryDirectory(prefix="cmmfnet-serve-")  # of this user alone
+        self._kept: dict[str, Kept] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._kept.clear()
+        self._folder.cleanup()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def new(self, name: str, media: str = "") -> Kept:
+        """A place for a file; its content comes by ``add``, or is written to ``path`` and then
+        counted by ``add``."""
+        token = secrets.token_urlsafe(18)
+        kept = Kept(token, Path(self._folder.name, secrets.token_hex(16)), name[:200], media)
+        with self._lock:
+            self._kept[token] = kept
+        return kept
+
+    def put(self, name: str, media: str, content: bytes) -> Kept:
+        """A whole file."""
+        kept = self.new(name, media)
+        self.add(kept, content)
+        return kept
+
+    def add(self, kept: Kept, content: bytes = b"") -> None:
+        """Append to a file, and count what its path holds. Files that waited longest make room.
+
+        Raises:
+            Refused: not enough room.
+        """
+        with kept.path.open("ab") as file:
+            file.write(content)
+        with self._lock:
+            kept.size, kept.used = kept.path.stat().st_size, time.monotonic()
+            others = sorted(self._kept.values(), key=lambda each: each.used)
+            total = sum(each.size for each in others)
+            for each in others:
+                if total <= self.limit or each is kept:
+                    break
+                total -= each.size
+                self._forget(each)
+            if total > self.limit:
+                self._forget(kept)
+                raise Refused(
+                    413, f"{total} bytes", f"at most {self.limit} bytes", "send a smaller file"
+                )
+
+    def get(self, token: object) -> Kept | None:
+        """The file of a token; None for one that has gone, or for what is no token."""
+        with self._lock:
+            kept = self._kept.get(token) if isinstance(token, str) else None
+            if kept is not None:
+                kept.used = time.monotonic()
+            return kept
+
+    def drop(self, token: str) -> None:
+        """Remove a file; nothing happens where it has gone."""
+        with self._lock:
+            if token in self._kept:
+                self._forget(self._kept[token])
+
+    def sweep(self) -> None:
+        """Remove the files that nobody has used for long."""
+        oldest = time.monotonic() - self.seconds
+        with self._lock:
+            for kept in [each for each in self._kept.values() if each.used < oldest]:
+                self._forget(kept)
+
+    def _forget(self, kept: Kept) -> None:
+        del self._kept[kept.token]
+        kept.path.unlink(missing_ok=True)

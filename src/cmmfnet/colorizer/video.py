@@ -10,71 +10,37 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cmmfnet.colorizer.steady import SteadyFrame, SteadyFrames
+from cmmfnet.colorizer.steady import SteadyFrames
 from cmmfnet.colorizer.video_options import VideoOptions, VideoReport
+from cmmfnet.colorizer.video_source import Shot, Source, open_source
 from cmmfnet.files.atomic import atomic_write, clear_parts
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.page import as_grey
-from cmmfnet.files.pictures import RAW_FILES, THERMAL_FILES, is_result, list_sources
 from cmmfnet.files.video import (
-    Picture,
     VideoError,
-    VideoReader,
     VideoWriter,
     pyav,
 )
 from cmmfnet.text.prompt_files import MAX_FILE_BYTES, check_prompt, read_text
 from cmmfnet.text.timeline import Timeline, is_timeline, read_timeline
-from cmmfnet.thermal.cameras.reading import Reading
-from cmmfnet.thermal.decode import is_known
-from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
 from cmmfnet.thermal.limits import ThermalFileError
-from cmmfnet.thermal.sequence import open_sequence
 from cmmfnet.thermal.stretch import parse_span
 
 if TYPE_CHECKING:
     from cmmfnet.colorizer.base import FrameColorizer
 
-_CLOCK = Fraction(1, 90_000)
-"""Time base of sequences that have time stamps in seconds."""
 Watch = Callable[[int, int | None], None]
 _PIXELS_AHEAD, _ITEMS_AHEAD = 16_000_000, 16
 """Of frames that wait between two threads, at most, but at least two frames."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Shot:
-    """One thermal frame with its time stamp, and the same frame made ready."""
-
-    index: int
-    pts: int
-    duration: int | None
-    thermal: Thermal
-    ready: SteadyFrame | None = None
-
-
-@dataclass(eq=False)
-class _Source:
-    """Where frames come from: ``items`` gives a ``_Shot`` for each, and packets to copy.
-
-    ``problems`` is filled while they are read.
-    """
-
-    items: Iterator[Any]
-    time_base: Fraction
-    rate: Fraction | None
-    problems: list[str]
-    total: int | None = None
-    reader: VideoReader | None = None
 
 
 def colorize_video(
@@ -110,6 +76,8 @@ def colorize_video(
     pyav()
     options.check(out)
     result = Path(out)
+    if Path(source).is_file() and Path(source).resolve() == result.resolve():
+        raise UserError(f"the result would replace the input {source}; choose another name")
     if result.is_dir():
         raise UserError(f"{out} is a folder; name the video, such as {out}/colour.mp4")
     timeline = _read_texts(text_file)
@@ -118,7 +86,7 @@ def colorize_video(
     # a caller who watches may have threads, and warnings once a process would be lost to them
     once = _warned_once() if watch is None else contextlib.nullcontext()
     with once, contextlib.ExitStack() as stack:
-        opened = stack.enter_context(_open_source(source, out, reading, options))
+        opened = stack.enter_context(open_source(source, reading, options.fps))
         if result.exists() and not overwrite:
             raise FileExistsError(f"{out} is there already; --overwrite replaces it")
         colorizer = open_model()
@@ -147,7 +115,7 @@ class _Pipeline:
     def __init__(
         self,
         colorizer: FrameColorizer,
-        source: _Source,
+        source: Source,
         report: VideoReport,
         options: VideoOptions,
         span: str | None,
@@ -205,11 +173,11 @@ class _Pipeline:
                 writing.shutdown(cancel_futures=True)
                 self.report.scenes += self.steady.cuts
 
-    def _packets_kept(self, items: Iterator[Any]) -> Iterator[_Shot]:
+    def _packets_kept(self, items: Iterator[Any]) -> Iterator[Shot]:
         """The frames; packets before the first one wait in ``early``, as the file is not open."""
         self.early: list[Any] = []
         for item in items:
-            if isinstance(item, _Shot):
+            if isinstance(item, Shot):
                 yield item
             else:
                 self.early.append(item)
@@ -220,7 +188,7 @@ class _Pipeline:
         started = refused = False
         try:
             for item in self.source.items:
-                if isinstance(item, _Shot):
+                if isinstance(item, Shot):
                     try:
                         item = replace(item, ready=self.steady.prepare(item.thermal))
                         started = True
@@ -238,7 +206,7 @@ class _Pipeline:
     def _colour(self, shots: Iterable[Any], writer: VideoWriter, submit: Callable) -> None:
         from tqdm import tqdm
 
-        group: list[_Shot] = []
+        group: list[Shot] = []
         done, total = 0, self.source.total
         watch = self.watch or (lambda *_: None)
 
@@ -260,7 +228,7 @@ class _Pipeline:
         quiet = None if self.watch is None else True
         with tqdm(total=total, unit="frame", disable=quiet) as bar:
             for item in shots:
-                if not isinstance(item, _Shot):
+                if not isinstance(item, Shot):
                     submit(writer.packet, item)
                     continue
                 group.append(item)
@@ -269,7 +237,7 @@ class _Pipeline:
             if group:
                 run_group()
 
-    def _text_of(self, shot: _Shot) -> str | None:
+    def _text_of(self, shot: Shot) -> str | None:
         if self.timeline is None:
             return self.text
         found = self.timeline.at_time(shot.index, float(shot.pts * self.source.time_base))
@@ -351,141 +319,3 @@ def _read_texts(path: str | None) -> Timeline | None:
         return read_timeline(content, check_prompt)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-# --- where frames come from
-
-
-@contextlib.contextmanager
-def _open_source(
-    source: str, out: str, reading: dict[str, Any], options: VideoOptions
-) -> Iterator[_Source]:
-    path = Path(source)
-    if path.is_file() and path.resolve() == Path(out).resolve():
-        raise UserError(f"the result would replace the input {source}; choose another name")
-    if not path.is_file():
-        if not path.is_dir() and path.exists():
-            raise UserError(f"{source} is not a regular file; give a video file")
-        yield _folder(source, reading, options)
-    elif reading["raw"] is not None or is_known(source):
-        with open_sequence(path, **reading) as frames:
-            yield _sequence(source, frames, options)
-    else:
-        if options.fps is not None:
-            raise UserError(f"{source} has time stamps of its own; leave out --fps")
-        with path.open("rb") as file:
-            reader = VideoReader(file, source, reading["max_pixels"])
-            try:
-                if reader.left_out:
-                    warnings.warn(
-                        f"{source}: left out of the result: {', '.join(reader.left_out)}",
-                        stacklevel=2,
-                    )
-                yield _Source(
-                    _frames_of(reader, reading),
-                    reader.time_base,
-                    reader.rate,
-                    reader.problems,
-                    reader.frames or None,
-                    reader,
-                )
-            finally:
-                reader.close()
-
-
-def _frames_of(reader: VideoReader, reading: dict[str, Any]) -> Iterator[Any]:
-    palette, kelvin = reading["palette"], reading["kelvin_per_count"]
-    index = 0
-    for item in reader.items():
-        if isinstance(item, Picture):
-            name = reader.name if index == 0 else f"{reader.name}, frame {index}"
-            thermal = thermal_of(Reading(item.pixels), name, palette, kelvin)
-            item = _Shot(index, item.pts, item.duration, thermal)
-            index += 1
-        yield item
-
-
-def _sequence(source: str, frames: Iterator[Any], options: VideoOptions) -> _Source:
-    first = next(frames)
-    frames = itertools.chain([first], frames)
-    problems: list[str] = []
-    if options.fps is not None:
-        rate = _exact_rate(options.fps)
-        shots = (_Shot(frame.index, frame.index, 1, frame.thermal) for frame in frames)
-        return _Source(_whole(shots, problems), 1 / rate, rate, problems)
-    if first.time is None:
-        raise UserError(f"{source} has no time stamps; add --fps, such as --fps 30")
-    return _Source(_whole(_timed(frames), problems), _CLOCK, None, problems)
-
-
-def _timed(frames: Iterator[Any]) -> Iterator[_Shot]:
-    """Frames with time stamps in units of ``_CLOCK``, each later than the one before; the last one
-    is shown as long as the one before it."""
-    waiting, last, length = None, -1, round(Fraction(1, 30) / _CLOCK)
-    for frame in frames:
-        pts = max(last + 1, round((frame.time or 0) / _CLOCK))
-        if waiting is not None:
-            length = pts - last
-            yield replace(waiting, duration=length)
-        waiting, last = _Shot(frame.index, pts, None, frame.thermal), pts
-    if waiting is not None:
-        yield replace(waiting, duration=length)
-
-
-def _whole(shots: Iterator[_Shot], problems: list[str]) -> Iterator[_Shot]:
-    """``shots`` up to one that is damaged, or of another size than the first."""
-    size = None
-    try:
-        for shot in shots:
-            size = size or shot.thermal.values.shape
-            if shot.thermal.values.shape != size:
-                raise ThermalFileError(
-                    f"{shot.thermal.name}: frame of {_by(shot.thermal)} pixels; those before it "
-                    f"have {size[1]} x {size[0]}"
-                )
-            yield shot
-    except ThermalFileError as error:
-        problems.append(str(error))
-
-
-def _folder(source: str, reading: dict[str, Any], options: VideoOptions) -> _Source:
-    suffixes: Sequence[str] = RAW_FILES if reading["raw"] is not None else THERMAL_FILES
-    files = [file for file in list_sources(source, suffixes) if not is_result(file)]
-    if not files:
-        raise UserError(f"all pictures in {source} are results of cmmfnet; give thermal frames")
-    if options.fps is None:
-        raise UserError(f"{source} has no time stamps; add --fps, such as --fps 30")
-    rate = _exact_rate(options.fps)
-    problems: list[str] = []
-    return _Source(_stills(files, reading, problems), 1 / rate, rate, problems, len(files))
-
-
-def _stills(files: Sequence[Path], reading: dict[str, Any], problems: list[str]) -> Iterator[_Shot]:
-    """The frames of a folder. One that cannot be used leaves a gap, in which the frame before it
-    stays."""
-    size = None
-    for index, file in enumerate(files):
-        try:
-            thermal = read_thermal(file, **reading)
-            size = size or thermal.values.shape
-            if thermal.values.shape != size:
-                raise ThermalFileError(
-                    f"{file}: frame of {_by(thermal)} pixels; the first has {size[1]} x {size[0]}"
-                )
-        except (ThermalFileError, OSError) as error:
-            problems.append(str(error))
-            continue
-        yield _Shot(index, index, 1, thermal)
-
-
-def _by(thermal: Thermal) -> str:
-    height, width = thermal.values.shape
-    return f"{width} x {height}"
-
-
-def _exact_rate(fps: float) -> Fraction:
-    """29.97 -> 30000/1001, as broadcast rates are meant; others as they are."""
-    broadcast = Fraction(round(fps) * 1000, 1001)
-    if round(fps) and abs(float(broadcast) - fps) < 0.004:
-        return broadcast
-    return Fraction(fps).limit_denominator(1001)

@@ -19,6 +19,7 @@ import numpy as np
 
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.evaluation.baselines import Colour, trivial_baselines
+from cmmfnet.evaluation.clips import clip_table, evaluate_clip
 from cmmfnet.evaluation.learned import Lpips
 from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS
 from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor, takes, to_picture
@@ -142,31 +143,46 @@ def score_network(
 
 
 def evaluate(
-    what: str, setting: Setting, *, save: Path | None = None, json: Path | None = None
+    what: str,
+    setting: Setting,
+    *,
+    thermal: str | None = None,
+    truth: str | None = None,
+    save: Path | None = None,
+    json: Path | None = None,
 ) -> dict:
     """Score a model, a run or a folder of predictions on pairs, beside trivial baselines: means by
     source and overall.
 
     The protocol is printed with the numbers. The trivial baselines come from the split "train" of
     the same folder, lighting and sources. Intervals are 95 % bootstrap intervals that resample
-    whole sequences (docs/evaluation.md).
+    whole sequences (docs/evaluation.md). With `--thermal`, the coloured video `what` is scored
+    instead: how steady its colours are and, with `--truth`, how right.
 
     Args:
         what: a name of `cmmfnet models`, a .safetensors or .onnx file, hf:OWNER/REPO@COMMIT, a
-            run's folder, or a folder of predictions with NAME.png for every frame
+            run's folder, or a folder of predictions with NAME.png for every frame; with --thermal a
+            coloured video, or a folder of its frames
         setting: pairs, geometry and metrics
+        thermal: the video, sequence or folder of frames that was coloured
+        truth: the video or folder of frames of a colour camera beside it
         save: a new folder for the outputs as they are scored, NAME.png
         json: also write protocol, means, intervals and every picture's scores to this file
 
     Returns:
-        The content of ``json``: protocol; method, the label of ``what``; methods, label -> record;
-        scores, source ("all" for all of them) -> label -> pairs, sequences, and metric -> mean,
-        low, high, over_sequences; pictures, label -> rows.
+        The content of ``json``; with ``thermal`` as of :func:`evaluate_clip`, else: protocol;
+        method, the label of ``what``; methods, label -> record; scores, source ("all" for all of
+        them) -> label -> pairs, sequences, and metric -> mean, low, high, over_sequences; pictures,
+        label -> rows.
 
     Raises:
         UserError: the request makes no sense, or a file, model or metric cannot be used; nothing
             was scored.
     """
+    if thermal is not None:
+        return _evaluate_clip(what, setting, thermal, truth, save, json)
+    if truth is not None:
+        raise UserError("--truth is for a coloured video; give the thermal one by --thermal")
     evaluation = Evaluation(setting)
     if save is not None and Path(save).exists() and any(Path(save).iterdir()):
         raise FileExistsError(f"{save} is not empty; name a new folder for the outputs")
@@ -177,6 +193,38 @@ def evaluate(
         print("no LPIPS: its files are not found (--pretrained)")
     print(table(result))
     result["method"] = predictor.name
+    if json is not None:
+        write_result(json, result)
+    return result
+
+
+def _evaluate_clip(
+    what: str,
+    setting: Setting,
+    thermal: str,
+    truth: str | None,
+    save: Path | None,
+    json: Path | None,
+) -> dict:
+    from cmmfnet.colorizer.torch import pick_device
+
+    if setting.data is not None or save is not None:
+        raise UserError("--data and --save are for pairs, and --thermal for a video; leave one out")
+    if not Path(what).exists() and not any(c in what for c in "*?["):
+        raise UserError(
+            f"{what} is no video or folder; with --thermal, give the coloured video, as written by "
+            "cmmfnet colorize"
+        )
+    result = evaluate_clip(
+        what,
+        thermal,
+        truth,
+        metrics=_names(setting.metrics),
+        ssim=setting.ssim,
+        pretrained=setting.pretrained,
+        device=str(pick_device(setting.device)),
+    )
+    print(clip_table(result))
     if json is not None:
         write_result(json, result)
     return result

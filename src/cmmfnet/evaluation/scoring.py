@@ -12,11 +12,13 @@ import numpy as np
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.evaluation import edges, fid, intervals, metrics
 from cmmfnet.evaluation.learned import Lpips
-from cmmfnet.evaluation.metrics import METRICS, Metric
+from cmmfnet.evaluation.metrics import METRICS, TEMPORAL, Metric
 from cmmfnet.evaluation.niqe import niqe
 from cmmfnet.evaluation.predictors import Predictor
 from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY, frame, scored
+from cmmfnet.evaluation.temporal import ThermalStep, still_flicker, warping_error
 from cmmfnet.files.errors import UserError
+from cmmfnet.thermal.motion import opencv
 
 Rows = list[dict[str, float | str]]
 
@@ -27,19 +29,20 @@ def default_metrics(pretrained: str | Path | None = None) -> list[str]:
 
 
 def check_metrics(names: Sequence[str], pairs: Pairs, geometry: str) -> None:
-    """Raises :class:`UserError` for unknown metrics and for those that ``pairs`` cannot give."""
+    """Raises :class:`UserError` for unknown metrics and for those that ``pairs`` cannot give, and
+    ``ImportError`` for those that need a package."""
     if unknown := [name for name in names if name not in METRICS]:
         raise UserError(f"unknown metric {', '.join(unknown)}; choose some of {', '.join(METRICS)}")
-    if "flicker" in names:
+    for name in (name for name in TEMPORAL if name in names):
         if geometry == "kaist-b":
             raise UserError(
-                "flicker compares frames pixel by pixel, but geometry kaist-b cuts each frame at "
+                f"{name} compares frames pixel by pixel, but geometry kaist-b cuts each frame at "
                 "another place"
             )
         sequences = [entry["sequence"] for entry in pairs.entries if entry.get("sequence")]
         if len(sequences) == len(set(sequences)):
             raise UserError(
-                f"flicker needs sequences of two frames or more; {pairs.root}/index.jsonl has none"
+                f"{name} needs sequences of two frames or more; {pairs.root}/index.jsonl has none"
             )
     if "fid" in names and len(pairs) < fid.FEATURES:
         warnings.warn(
@@ -47,6 +50,8 @@ def check_metrics(names: Sequence[str], pairs: Pairs, geometry: str) -> None:
             "frames; compare it only with the FID of other methods on the same frames",
             stacklevel=3,
         )
+    if "warping_error" in names:
+        opencv()
 
 
 class Scorer:
@@ -71,11 +76,18 @@ class Scorer:
             if name in names
         }
         self.fid = fid.Fid(fid.inception(device)) if "fid" in names else None
-        # (method, sequence) -> output and truth of the frame before
-        self.before: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        # sequence -> thermal frame and truth of its last frame; method -> its output
+        self._last: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._outputs: dict[tuple[str, str], np.ndarray] = {}
 
-    def begin(self, thermal: np.ndarray, truth: np.ndarray, meta: dict) -> None:
+    def begin(self, thermal: np.ndarray, truth: np.ndarray | None, meta: dict) -> None:
+        """``thermal``: (h, w) float32 in [-1, 1]. ``truth``: (h, w, 3) uint8; None where no metric
+        needs it."""
         self.truth, self.meta = truth, meta
+        if set(TEMPORAL) & set(self.names) and (sequence := meta.get("sequence")):
+            before, self._truth_before = self._last.get(sequence, (None, None))
+            self._step = ThermalStep(thermal, before) if before is not None else None
+            self._last[sequence] = thermal, truth
         if {"colourfulness", "colour_share"} & set(self.names):
             self.truth_colourfulness = metrics.colourfulness(truth)
         if "apce" in self.names:
@@ -99,12 +111,11 @@ class Scorer:
             row |= {"colourfulness": metrics.colourfulness(out), "truth": self.truth_colourfulness}
         if "apce" in names:
             row["apce"] = edges.agreement(self.thermal_edges, edges.edge_maps(edges.grey(out)))
-        if "flicker" in names and row["sequence"]:
-            before = self.before.get((method, row["sequence"]))
-            row["flicker"] = (
-                metrics.flicker(out, before[0], truth, before[1]) if before is not None else None
-            )
-            self.before[method, row["sequence"]] = out, truth
+        if set(TEMPORAL) & set(names) and row["sequence"]:
+            before = self._outputs.get((method, row["sequence"]))
+            if before is not None:
+                row |= self._changes(out, before)
+            self._outputs[method, row["sequence"]] = out
         if "niqe" in names:
             row["niqe"] = niqe(out)
         if self.fid is not None:
@@ -118,6 +129,17 @@ class Scorer:
         if value is None:
             return {}
         return {"fid": {"mean": value, "low": None, "high": None, "over_sequences": None}}
+
+    def _changes(self, out: np.ndarray, before: np.ndarray) -> dict[str, float | None]:
+        """The metrics of an output and the output of the frame before."""
+        found = {}
+        if "flicker" in self.names:
+            found["flicker"] = metrics.flicker(out, before, self.truth, self._truth_before)
+        if "still_flicker" in self.names:
+            found["still_flicker"] = still_flicker(out, before, self._step)
+        if "warping_error" in self.names:
+            found["warping_error"] = warping_error(out, before, self._step)
+        return found
 
 
 def measure(

@@ -84,15 +84,20 @@ def flow(now: np.ndarray, before: np.ndarray, *, fine: bool = False) -> np.ndarr
     return cv2.DISOpticalFlow_create(preset).calc(_bytes(now), _bytes(before), None)
 
 
+def moved(before: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """A picture (H, W) or (H, W, C) float32 of the frame before, moved to where its things are
+    now by a flow (H, W, 2); its edge is repeated outwards."""
+    return _read(before, *_places(found))
+
+
 def motion(now: np.ndarray, before: np.ndarray) -> Motion:
     """The motion from the frame before, with its agreement. Arguments as of :func:`flow`."""
     cv2 = opencv()
     found = flow(now, before)
+    columns, rows = _places(found)
     height, width = now.shape
-    columns = found[..., 0] + np.arange(width, dtype=np.float32)
-    rows = found[..., 1] + np.arange(height, dtype=np.float32)[:, None]
-    moved = _moved(before, columns, rows)
-    difference = cv2.blur(cv2.absdiff(now, moved), (3, 3)) / _TOLERANCE
+    warped = _read(before, columns, rows)
+    difference = cv2.blur(cv2.absdiff(now, warped), (3, 3)) / _TOLERANCE
     square = np.ones((3, 3), np.uint8)
     tear = (cv2.dilate(found, square) - cv2.erode(found, square)) / _TEAR
     agreement = np.exp(-(difference**2 + np.maximum(tear[..., 0], tear[..., 1]) ** 2))
@@ -100,10 +105,17 @@ def motion(now: np.ndarray, before: np.ndarray) -> Motion:
     return Motion(columns, rows, cv2.erode(agreement * inside, square))
 
 
-def _moved(plane: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A plane, read at the given places; its edge is repeated outwards."""
+def _places(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Column and row, each (H, W) float32, that a flow (H, W, 2) points at."""
+    height, width = found.shape[:2]
+    columns = found[..., 0] + np.arange(width, dtype=np.float32)
+    return columns, found[..., 1] + np.arange(height, dtype=np.float32)[:, None]
+
+
+def _read(picture: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A picture, read at the given places; its edge is repeated outwards."""
     cv2 = opencv()
-    return cv2.remap(plane, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.remap(picture, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _bytes(frame: np.ndarray) -> np.ndarray:

@@ -143,11 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print(
-            "cmmfnet: interrupted. Finished files are complete; run the same command to continue",
-            file=sys.stderr,
-        )
+    except KeyboardInterrupt as error:
+        usual = "Finished files are complete; run the same command to continue"
+        print(f"cmmfnet: interrupted. {str(error) or usual}", file=sys.stderr)
         return 130
     except Exception as error:
         if not _is_for_the_user(error):

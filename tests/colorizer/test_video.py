@@ -13,6 +13,7 @@ from pathlib import Path
 import camera_files
 import numpy as np
 import pytest
+import torch
 import video_files as made
 from fake_network import Fake, colorize
 from PIL import Image
@@ -176,9 +177,39 @@ def test_a_shutter_frame_outside_the_span_does_not_end_the_video(tmp_path, model
     frames[2] = np.full_like(frames[2], 255)
     made.write(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="gray")
     arguments = ("-o", tmp_path / "b.mkv", "--codec", "ffv1", "--span", "10,200")
-    assert colorize(model, tmp_path / "a.mkv", *arguments) == 0
+    with pytest.warns(UserWarning, match="clipped to the span"):
+        assert colorize(model, tmp_path / "a.mkv", *arguments) == 0
     found = made.pictures_of(tmp_path / "b.mkv")
     assert len(found) == 5 and (found[2, :, :, 0] == 255).all()
+
+
+def test_a_shutter_frame_at_the_start_is_left_out(tmp_path, model, capsys):
+    frames = made.ramps(5)
+    frames[0] = frames[1] = np.full_like(frames[2], 255)
+    made.write(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="gray")
+    arguments = ("-o", tmp_path / "b.mkv", "--span", "10,200")
+    assert colorize(model, tmp_path / "a.mkv", *arguments) == 1
+    assert made.stamps_of(tmp_path / "b.mkv") == made.stamps_of(tmp_path / "a.mkv")[2:]
+    error = capsys.readouterr().err
+    assert "leaves nearly nothing" in error and "holds 3 frames" in error
+
+
+def test_too_little_memory_for_a_batch_takes_fewer_frames(tmp_path, model, capsys, monkeypatch):
+    forward, room = Fake.forward, 2
+
+    def limited(self: Fake, thermal: torch.Tensor, *rest: object) -> torch.Tensor:
+        if len(thermal) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, thermal, *rest)
+
+    video = made.write(tmp_path / "a.mp4", made.ramps(9))
+    monkeypatch.setattr(Fake, "forward", limited)
+    arguments = ("-o", tmp_path / "b.mp4", "--batch-size", 4)
+    assert colorize(model, video, *arguments) == 0
+    assert len(made.stamps_of(tmp_path / "b.mp4")) == 9
+    room = 0
+    assert colorize(model, video, *arguments, "--overwrite") == 2
+    assert "--device cpu" in capsys.readouterr().err and len(names(tmp_path)) == 2
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, model, disk_full_while_writing, capsys):
@@ -217,7 +248,8 @@ def test_ctrl_c_leaves_a_playable_file_and_a_kill_none(tmp_path, model):
     error = run.communicate(timeout=60)[1]
     assert run.returncode == 130, error
     found = len(made.stamps_of(tmp_path / "b.partial.mp4"))
-    assert 0 < found < 90 and f"first {found} frames" in error
+    assert 0 < found < 90 and f"first {found} frames; the next run starts at" in error
+    assert "continue" not in error
     assert not (tmp_path / "b.mp4").exists() and not list(tmp_path.glob(".cmmfnet-*"))
 
     run = start(tmp_path, "-o", tmp_path / "c.mp4")

@@ -150,3 +150,124 @@ def test_every_metric_says_which_way_is_better():
     assert {metric.better for metric in METRICS.values()} == {"higher", "lower", "near 1", ""}
     lower = {name for name, metric in METRICS.items() if metric.better == "lower"}
     assert lower == {"lpips", "lpips_vgg", "delta_e", "niqe", "fid"} | set(TEMPORAL)
+    for metric in METRICS.values():
+        assert metric.title and metric.meaning and metric.decimals >= 1
+    together = {name for name, metric in METRICS.items() if not metric.values}
+    assert together == {"fid"}  # all pictures have it together
+
+
+# --- colour difference
+
+
+def test_delta_e_against_published_pairs_and_by_way_of_srgb():
+    """Sharma, Wu & Dalal (2005), pairs 1, 7, 17 and 25 of their table; then white against black,
+    which is 100."""
+    pairs = [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 0, 0), (50, -1, 2), 2.3669),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+    ]  # fmt: skip
+    for one, other, want in pairs:
+        assert deltaE_ciede2000(np.array(one), np.array(other)) == pytest.approx(want, abs=1e-4)
+    white = np.full((2, 3, 3), 255, np.uint8)
+    assert metrics.delta_e(white, white * 0) == pytest.approx(100, abs=1e-2)
+    half = white.copy()
+    half[0] = 0
+    assert metrics.delta_e(white, half) == pytest.approx(50, abs=1e-2)  # the mean over pixels
+    assert metrics.delta_e(half, half) == 0
+
+
+# --- edges
+
+
+def scene(seed=0, size=(48, 60)):
+    """Smooth blobs with a few hard edges: (H,W) uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: size[0], : size[1]]
+    picture = 90 + 40 * np.sin(x / 7 + seed) + 30 * np.cos(y / 5) + rng.normal(0, 4, size)
+    picture[10:30, 20:45] += 60
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("high", [0.02, 0.1, 0.3, 0.7, 0.99])
+def test_edges_are_those_of_canny(high):
+    """scikit-image's, given the same thresholds in its own units."""
+    picture = scene()
+    largest = gradient_maxima(picture).max()
+    want = canny(
+        picture / 255,
+        sigma=2**0.5,
+        low_threshold=high / 2 * largest,
+        high_threshold=high * largest,
+        mode="nearest",
+    )
+    assert want.any() and np.array_equal(edges.edge_maps(picture)[round(high * 100) - 1], want)
+
+
+def test_apce_is_the_mean_recall_over_99_thresholds():
+    thermal, other = scene(), scene(3)
+    picture = np.repeat(other[..., None], 3, axis=2)
+    a, b = edges.edge_maps(thermal), edges.edge_maps(other)
+    assert a.shape == (99, 48, 60) and a[0].sum() > a[50].sum() > 0
+    want = np.mean([(x & y).sum() / x.sum() for x, y in zip(a, b, strict=True)])
+    assert edges.apce(thermal, picture) == pytest.approx(want) and 0 < want < 1
+    assert edges.apce(thermal, np.repeat(thermal[..., None], 3, axis=2)) == 1
+    assert (
+        edges.apce(thermal, np.repeat(255 - thermal[..., None], 3, axis=2)) == 1
+    )  # edges have no sign
+    assert edges.apce(thermal, np.full((48, 60, 3), 90, np.uint8)) == 0
+    assert edges.apce(np.full((48, 60), 90, np.uint8), picture) is None
+
+
+# --- time
+
+
+def test_flicker_counts_change_that_the_truth_does_not_have_where_it_stands_still():
+    before, truth = np.full((4, 4, 3), 100, np.uint8), np.full((4, 4, 3), 104, np.uint8)
+    truth[0] = 180  # moves: not counted
+    assert metrics.flicker(truth, before, truth, before) == 0
+    output = before.copy()
+    assert (
+        metrics.flicker(output, before, truth, before) == 4
+    )  # the truth drifts by 4, the output does not
+    output[1:, :2] += 24
+    assert metrics.flicker(output, before, truth, before) == pytest.approx((6 * 20 + 6 * 4) / 12)
+    output[0] = 0
+    assert metrics.flicker(output, before, truth, before) == pytest.approx(12)
+    one_channel = before.copy()
+    one_channel[..., 2] += metrics.STATIC + 1
+    assert metrics.flicker(output, before, one_channel, before) is None
+
+
+# --- LPIPS on the real weights
+
+WEIGHTS = Path(os.environ.get("CMMFNET_PRETRAINED") or ROOT.parent / "shared" / "weights")
+
+
+def texture(seed):
+    y, x = np.mgrid[:96, :112]
+    waves = np.stack(
+        [127 + 100 * np.sin(x / (5 + c + seed) + y / (9 - c)) for c in range(3)], axis=-1
+    )
+    return np.clip(
+        np.round(waves + np.random.default_rng(seed).normal(0, 12, waves.shape)), 0, 255
+    ).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("network", "want"),
+    # the PyPI package lpips 0.1.4 with the same (float16) convolutions, run once
+    [("alex", (0.112763, 0.981814, 0.969736)), ("vgg16", (0.333696, 0.925501, 0.914359))],
+)
+def test_lpips_check_values(network, want):
+    if not all((WEIGHTS / f).is_file() for f in (HEADS[network][0], *FILES[network][0])):
+        pytest.skip(
+            f"no pre-trained {network} and LPIPS heads in {WEIGHTS} (set CMMFNET_PRETRAINED)"
+        )
+    a, b, grey = texture(1), texture(2), np.full((96, 112, 3), 90, np.uint8)
+    assert (
+        int(a.sum()) == 4093132 and int(b.sum()) == 4084136
+    )  # the pictures that the values belong to
+    distance = learned.Lpips(WEIGHTS, network)
+    assert [distance(a, b), distance(a, grey), distance(b, grey)] == pytest.approx(want, abs=1e-3)
+    assert distance(a, a) == 0

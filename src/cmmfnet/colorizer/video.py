@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmmfnet.colorizer.memory import halving
 from cmmfnet.colorizer.steady import SteadyFrames
 from cmmfnet.colorizer.video_options import VideoOptions, VideoReport
 from cmmfnet.colorizer.video_source import Shot, Source, open_source
@@ -71,7 +72,7 @@ def colorize_video(
         UserError: the request makes no sense, or not one frame can be read; nothing was written.
         FileExistsError: the result exists.
         OSError: the disk is full; nothing was written.
-        KeyboardInterrupt: the frames until then are in NAME.partial.mp4.
+        KeyboardInterrupt: the frames until then are in NAME.partial.mp4, as the message says.
     """
     pyav()
     options.check(out)
@@ -153,12 +154,16 @@ class _Pipeline:
                     writer = self._writer(file, result, shape)
                     try:
                         self._colour(shots, writer, submit)
-                    except KeyboardInterrupt:
+                    except KeyboardInterrupt as interrupt:
                         writing.shutdown()  # after what it still has to do
-                        if writer.frames:
-                            writer.close()
-                            _keep_partial(file, result, writer.frames)
-                        raise
+                        if not writer.frames:
+                            raise KeyboardInterrupt("No frame was written") from interrupt
+                        writer.close()
+                        kept = _keep_partial(file, result)
+                        raise KeyboardInterrupt(
+                            f"{kept} holds the first {writer.frames} frames; the next run starts "
+                            "at the first one"
+                        ) from interrupt
                     while waiting:
                         waiting.popleft().result()
                     writer.close()
@@ -212,9 +217,9 @@ class _Pipeline:
 
         def run_group() -> None:
             nonlocal done
-            texts = [self._text_of(shot) for shot in group]
-            colours, _ = self.colorizer.run([shot.ready.frame for shot in group], texts)
-            for shot, colour in zip(group, colours, strict=True):
+            for shot, colour in zip(group, halving(self._colours, group), strict=True):
+                if isinstance(colour, Exception):
+                    raise colour
                 rgb = self.steady.finish(colour, shot.ready)
                 if self.options.side_by_side:
                     rgb = np.hstack([_grey(shot.ready.frame.full), rgb])
@@ -236,6 +241,10 @@ class _Pipeline:
                     run_group()
             if group:
                 run_group()
+
+    def _colours(self, shots: Sequence[Shot]) -> Sequence[Any]:
+        texts = [self._text_of(shot) for shot in shots]
+        return self.colorizer.run([shot.ready.frame for shot in shots], texts)[0]
 
     def _text_of(self, shot: Shot) -> str | None:
         if self.timeline is None:
@@ -277,15 +286,12 @@ def _ahead(items: Iterator[Any], count: int, pool: ThreadPoolExecutor) -> Iterat
         yield item
 
 
-def _keep_partial(file: Any, result: Path, frames: int) -> None:
+def _keep_partial(file: Any, result: Path) -> Path:
     """Name an unfinished video, which is playable, so that it is no result."""
     partial = result.with_name(f"{result.stem}.partial{result.suffix}")
     file.flush()
     Path(file.name).replace(partial)
-    print(
-        f"cmmfnet: {partial} holds the first {frames} frames; the next run starts at the first one",
-        file=sys.stderr,
-    )
+    return partial
 
 
 @contextlib.contextmanager

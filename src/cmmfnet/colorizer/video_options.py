@@ -20,7 +20,7 @@ class VideoOptions:
         quality: of a video, 0 to 100; 65 is hard to tell from the lossless one
         side_by_side: the video shows the stretched thermal frame left of the colours
         smooth: how slowly the stretch and the colours of a video follow its frames, 0 (each frame
-            by itself) to 1 (fixed until the thermal frame changes); 0.9 takes most flicker away
+            by itself) to 1 (fixed until the thermal frame changes)
     """
 
     fps: float | None = None

@@ -24,3 +24,21 @@ class Setting:
         metrics: with commas, from psnr, ssim, lpips, lpips_vgg, delta_e, colourfulness,
             colour_share, apce, flicker, still_flicker, warping_error, niqe, fid (default: psnr,
             ssim, colour_share, and lpips if its files are found)
+        ssim: window of SSIM: skimage-u7 or gauss-11
+        pretrained: folder with the files for LPIPS (default: environment variable
+            CMMFNET_PRETRAINED)
+        seed: random seed of bootstrap and permutations
+        device: auto, cpu, cuda, cuda:1 or mps
+    """
+
+    data: str | None = None
+    split: str = "val"
+    lighting: str | None = None
+    sources: str | None = None
+    geometry: str = DEFAULT_GEOMETRY
+    text: str = "default"
+    metrics: str | None = None
+    ssim: str = "skimage-u7"
+    pretrained: Path | None = None
+    seed: int = 0
+    device: str = "auto"

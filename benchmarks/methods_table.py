@@ -21,6 +21,17 @@ from cmmfnet.evaluation.scoring import Rows, cells, mean_of
 
 SHOWN = ("psnr", "ssim", "lpips", "colour_share")
 REFERENCE = "cmmfnet"
+PAPERS = {
+    "cmmfnet-paper": "527,740 of 1 (20 epochs of 26,387, batch not stated)",
+    "pix2pix": "200 epochs of its set", "cyclegan": "200 epochs of its set",
+    "ticcgan": "667,980 of 1 (20 epochs of 33,399)", "scgan": "40 epochs of its set",
+    "todaygan": "150 epochs of its set", "pearlgan": "200,880 of 1 (120 epochs of 1,674)",
+    "mugan": "20 epochs of its set", "lkatgan": "20 epochs of its set",
+    "tir2lab": "100 epochs of its set", "i2vgan": "70 epochs of its set",
+    "palette": "1,000,000 of 1,024",
+}  # fmt: skip
+"""Configuration -> steps of a training in its paper, and pictures of a step; epochs where the
+number of pictures is not published."""
 JPEG = 92
 
 
@@ -125,6 +136,7 @@ def table(found: dict[tuple[str, str], Row], first: dict, shown: Sequence[str]) 
         "text",
         "seeds",
         "pictures seen",
+        "steps here / in the paper",
         "minutes",
         *titles,
         f"{titles[0]} range",
@@ -138,10 +150,14 @@ def table(found: dict[tuple[str, str], Row], first: dict, shown: Sequence[str]) 
     for name, record in first["methods"].items():
         if record["kind"] == "baseline":
             scores = cells(first["pictures"][name], shown, first["seed"])
-            line("trivial", name, "", "", "", "", *(cell(scores, n) for n in shown), "-", "-")
+            line("trivial", name, "", "", "", "", "", *(cell(scores, n) for n in shown), "-", "-")
     for (group, label), row in found.items():
         scores = cells(row.rows, shown, first["seed"])
         seen, minutes = ([r[k] for r in row.results] for k in ("pictures_seen", "minutes"))
+        steps = sorted({(r["steps"], r["pictures_seen"] // r["steps"]) for r in row.results})
+        here = " to ".join(
+            f"{count:,} of {size}" for count, size in (steps[0], steps[-1])[: len(steps)]
+        )
         ranges = [row.range_of(n) if n in shown else "-" for n in (shown[0], "lpips")]
         spent = f"{min(minutes):.1f}" + (
             f" to {max(minutes):.1f}" if max(minutes) - min(minutes) >= 0.1 else ""
@@ -154,11 +170,19 @@ def table(found: dict[tuple[str, str], Row], first: dict, shown: Sequence[str]) 
             text,
             len(row.results),
             count,
+            f"{here} / {papers_steps(row)}",
             spent,
             *(cell(scores, n) for n in shown),
             *ranges,
         )
     return lines
+
+
+def papers_steps(row: Row) -> str:
+    """The steps of the configuration's paper; "-" for another recipe than its own."""
+    if row.group == "matched":
+        return "-"
+    return PAPERS.get(row.results[0]["training"]["config"], "-")
 
 
 def cell(scores: dict, name: str) -> str:
@@ -172,12 +196,12 @@ def cell(scores: dict, name: str) -> str:
 
 
 def differences(found: dict[tuple[str, str], Row], shown: Sequence[str]) -> list[str]:
-    """Each group against cmmfnet in it; ablations, modes of CI and controls against
-    cmmfnet-paper."""
+    """Each group against cmmfnet in it, or cmmfnet-paper where cmmfnet was not trained; ablations,
+    modes of CI and controls against cmmfnet-paper."""
     lines = []
     for group in dict.fromkeys(group for group, _ in found):
         part = {label: row.rows for (g, label), row in found.items() if g == group}
-        reference = REFERENCE
+        reference = REFERENCE if REFERENCE in part else "cmmfnet-paper"
         if group in ("ablation", "ci", "control"):
             reference = "cmmfnet-paper"
             if ("own", reference) in found:

@@ -218,6 +218,7 @@ def results(tmp_path_factory) -> tuple[Path, Path]:
         )
         result = {
             "key": "", "training": vars(training), "pictures_seen": 1000, "budget": 1000,
+            "steps": 1000 if training.config == "pix2pix" else 250,
             "minutes": 2.5, "minutes_cap": 5.0,
             "side_by_side": 2, "text": "none", "device": "CPU", "torch": "2", "changes": "none",
         }  # fmt: skip
@@ -240,7 +241,9 @@ def test_table_lines_and_sheet(results, capsys):
     ):
         assert f"| trivial | {baseline} |" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| own | cmmfnet |")]
-    assert row.split(" | ")[3:6] == ["2", "1000", "2.5"] and " to " in row and "[" in row
+    assert row.split(" | ")[3:7] == ["2", "1000", "250 of 4 / -", "2.5"]
+    assert " to " in row and "[" in row
+    assert "| 1,000 of 1 / 200 epochs of its set |" in text
     assert (
         "Differences to cmmfnet (own)" in text
         and "No better than mean colour in PSNR: cmmfnet (own), pix2pix (own)" in text
@@ -259,6 +262,10 @@ def test_table_lines_and_sheet(results, capsys):
     )
     with Image.open(out / "sheet-own.jpg") as sheet:
         assert sheet.size == (4 * 144, 16 + 3 * 144)
+
+
+def test_every_configuration_but_ours_has_its_paper_s_steps():
+    assert table.PAPERS.keys() == {t.config for t in methods.plan()} - {"cmmfnet"}
 
 
 def test_what_is_packed_gives_the_same_table(results, tmp_path):

@@ -570,6 +570,29 @@ def test_a_network_that_gives_nan_is_named(data):
 # --- mistakes
 
 
+def test_preset_lkat_cuts_decimals_off_and_takes_the_best_epoch(data, model, tmp_path, capsys):
+    with pytest.raises(UserError, match=r"has no best.safetensors, since it was trained without"):
+        evaluate.evaluate(str(model), Setting(data=data, preset="lkat", device="cpu"))
+    save_model(model / "best.safetensors", Fake(), {"method": "fake"}, {"steps": 2, "data": "none"})
+    found = {}
+    for name, more in (("ours", ()), ("theirs", ("--preset", "lkat"))):
+        out = tmp_path / f"{name}.json"
+        assert ask(model, data, *more, "--save", tmp_path / name, "--json", out) == 0
+        assert ("LKAT-GAN's code scores, not our" in capsys.readouterr().out) == bool(more)
+        found[name] = json.loads(out.read_text())
+    steps = {name: each["methods"]["my-run"]["training"]["steps"] for name, each in found.items()}
+    assert steps == {"ours": 3, "theirs": 2}
+    gaps = [
+        np.asarray(Image.open(tmp_path / "ours" / file.name)).astype(int)
+        - np.asarray(Image.open(file))
+        for file in (tmp_path / "theirs").glob("*.png")
+    ]
+    assert len(gaps) == 6 and np.isin(gaps, (0, 1)).all()
+    assert 0.3 < np.mean(np.stack(gaps)[..., 0]) < 0.6  # red is the frame, with white and black
+    assert main(["compare", str(tmp_path / "ours.json"), str(tmp_path / "theirs.json")]) == 2
+    assert "different protocols" in capsys.readouterr().err
+
+
 def folder_of(tmp_path, names, size=(80, 64), suffix=".png"):
     folder = tmp_path / "predictions"
     folder.mkdir(exist_ok=True)
@@ -619,6 +642,12 @@ def test_pictures_of_another_size_or_none(data, tmp_path):
     ("options", "error", "message"),
     [
         ({"metrics": "psnr,snr"}, UserError, r"unknown metric snr; choose some of psnr, ssim"),
+        ({"preset": "gan"}, UserError, r"preset is 'gan'; expected lkat or none"),
+        (
+            {"preset": "lkat", "geometry": "whole"},
+            UserError,
+            r"preset lkat scores 256x256 pictures .* found geometry whole and ssim skimage-u7",
+        ),
         ({"ssim": "u7"}, UserError, r"ssim is 'u7'; expected one of skimage-u7, gauss-11"),
         (
             {"geometry": "kaist"},

@@ -25,10 +25,13 @@ from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS
 from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor, takes, to_picture
 from cmmfnet.evaluation.protocol import (
     DEFAULT_GEOMETRY,
+    LKAT,
+    PICTURES,
     SIZE,
     centre_crop,
     check_geometry,
     frames_sha256,
+    is_whole,
     make_protocol,
     sentence,
 )
@@ -246,6 +249,7 @@ class Evaluation:
         check_geometry(setting.geometry)
         if setting.ssim not in SSIM_PRESETS:
             raise UserError(f"ssim is {setting.ssim!r}; expected one of {', '.join(SSIM_PRESETS)}")
+        check_preset(setting)
         self.setting = setting
         self.chosen = {"lighting": _names(setting.lighting), "sources": _names(setting.sources)}
         self.pairs = Pairs(setting.data, setting.split, **self.chosen).require("thermal")
@@ -257,7 +261,12 @@ class Evaluation:
     def protocol(self, truth_sha256: str) -> dict:
         """The record of what must be equal for two results to be compared."""
         return make_protocol(
-            self.pairs, truth_sha256, self.setting.geometry, self.setting.ssim, self.metrics
+            self.pairs,
+            truth_sha256,
+            self.setting.geometry,
+            self.setting.ssim,
+            self.metrics,
+            self.setting.preset,
         )
 
     def open(self, what: str) -> Predictor:
@@ -268,6 +277,7 @@ class Evaluation:
             self.setting.geometry,
             text=self.setting.text,
             device=self.setting.device,
+            preset=self.setting.preset,
         )
 
     def baselines(self) -> list[Predictor]:
@@ -328,6 +338,17 @@ class Evaluation:
         }
 
 
+def check_preset(setting: Setting) -> None:
+    """Raises :class:`UserError` for an unknown preset, and for other options than the preset's."""
+    if setting.preset not in PICTURES:
+        raise UserError(f"preset is {setting.preset!r}; expected {LKAT} or none")
+    if setting.preset == LKAT and (is_whole(setting.geometry) or setting.ssim != "skimage-u7"):
+        raise UserError(
+            f"preset lkat scores 256x256 pictures by SSIM skimage-u7; found geometry "
+            f"{setting.geometry} and ssim {setting.ssim}, use kaist-b and skimage-u7"
+        )
+
+
 def by_source(rows: dict[str, Rows], names: Sequence[str], seed: int) -> dict[str, dict]:
     """Source, and "all" -> method -> pairs, sequences, metric -> cell."""
     found = sorted({str(row["source"]) for row in next(iter(rows.values()))})
@@ -357,13 +378,15 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 def describe(protocol: dict, data: str | Path) -> str:
     """The protocol in three lines."""
+    usual = protocol["pictures"] == PICTURES[None]
+    pictures = "" if usual else f"; pictures: {protocol['pictures']}"
     versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
     return (
         f"{data}, split {protocol['split']}: "
         f"{sentence(protocol['geometry']['name'], protocol['ssim']['preset'])}\n"
         f"{protocol['frames']} frames, sha256 of their list {protocol['frames_sha256'][:16]}, of "
         "the true pictures "
-        f"{protocol['truth_sha256'][:16]}\n{versions}"
+        f"{protocol['truth_sha256'][:16]}{pictures}\n{versions}"
     )
 
 

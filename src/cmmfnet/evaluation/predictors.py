@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation.protocol import SIZE, cut, is_whole
+from cmmfnet.evaluation.protocol import LKAT, SIZE, cut, is_whole
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import PICTURES
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cmmfnet.methods.traits import Traits
 
 TEXTS = ("default", "none", "caption", "tags")
-RUN_MODEL = "model.safetensors"
+RUN_MODEL, BEST_MODEL = "model.safetensors", "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ def to_picture(output: torch.Tensor) -> np.ndarray:
     return ((output.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
+def truncated(output: np.ndarray) -> np.ndarray:
+    """(3,H,W) float in [-1,1] -> (H,W,3) uint8 with the decimals cut off, as LKAT-GAN's code writes
+    pictures: half a level darker than rounded in the mean.
+
+    Raises ``FloatingPointError`` for colours that are NaN or infinite.
+    """
+    if not np.isfinite(output).all():
+        raise FloatingPointError("the model gave NaN or infinite colours")
+    return ((output.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+
+
 def baseline(name: str, colour: Callable[[np.ndarray, dict], np.ndarray]) -> Predictor:
     return Predictor(
         name,
@@ -62,10 +73,16 @@ def baseline(name: str, colour: Callable[[np.ndarray, dict], np.ndarray]) -> Pre
 
 
 def open_predictor(
-    what: str, pairs: Pairs, geometry: str, *, text: str = "default", device: str = "auto"
+    what: str,
+    pairs: Pairs,
+    geometry: str,
+    *,
+    text: str = "default",
+    device: str = "auto",
+    preset: str | None = None,
 ) -> Predictor:
     """The predictor for a known model, a .safetensors file, an .onnx file, hf:..., a run folder, or
-    a folder of predictions.
+    a folder of predictions. ``preset``: as in :class:`cmmfnet.evaluation.setting.Setting`.
 
     Raises:
         UserError: ``what`` is none of these, or does not fit ``pairs``.
@@ -77,11 +94,16 @@ def open_predictor(
         raise UserError(f"text is {text!r}; expected one of {', '.join(TEXTS)}")
     path, kind = Path(what), "model"
     if path.suffix.lower() == ".onnx":
-        return graph_predictor(path, pairs, geometry, text=text, device=device)
+        return graph_predictor(path, pairs, geometry, text=text, device=device, preset=preset)
     if what not in KNOWN and not what.startswith("hf:") and path.is_dir():
         if not (path / RUN_MODEL).is_file():
             return folder_predictor(path, pairs, geometry)
-        path, kind = path / RUN_MODEL, "run"
+        path, kind = path / (BEST_MODEL if preset == LKAT else RUN_MODEL), "run"
+        if not path.is_file():
+            raise UserError(
+                f"{what} has no {BEST_MODEL}, since it was trained without validation; preset lkat "
+                f"scores the best epoch, give {what}/{RUN_MODEL} to score the last"
+            )
     source = str(path) if kind == "run" else what
     loaded, described = load_model(source), describe(source)
     name = Path(what).resolve().name if kind == "run" else loaded.name
@@ -93,8 +115,9 @@ def open_predictor(
         "parameters": described["parameters"], "training": loaded.training,
     }  # fmt: skip
     return network_predictor(
-        name, loaded.network, pairs, geometry, text=text, device=device, record=record
-    )
+        name, loaded.network, pairs, geometry, text=text, device=device, record=record,
+        preset=preset,
+    )  # fmt: skip
 
 
 # --- networks
@@ -119,6 +142,7 @@ def network_predictor(
     text: str = "default",
     device: str = "auto",
     record: dict | None = None,
+    preset: str | None = None,
 ) -> Predictor:
     """The predictor for a network, in float32."""
     import torch
@@ -126,11 +150,18 @@ def network_predictor(
     from cmmfnet.colorizer.torch import Colorizer
 
     colorizer = Colorizer(network, device=device, dtype=torch.float32, name=name)
-    return _colorizer_predictor(name, colorizer, pairs, geometry, text, record or {"kind": "model"})
+    record = record or {"kind": "model"}
+    return _colorizer_predictor(name, colorizer, pairs, geometry, text, record, preset)
 
 
 def graph_predictor(
-    path: Path, pairs: Pairs, geometry: str, *, text: str = "default", device: str = "auto"
+    path: Path,
+    pairs: Pairs,
+    geometry: str,
+    *,
+    text: str = "default",
+    device: str = "auto",
+    preset: str | None = None,
 ) -> Predictor:
     """The predictor for a file of ``cmmfnet export``, by ONNX Runtime.
 
@@ -153,11 +184,17 @@ def graph_predictor(
         if key in colorizer.metadata
     }
     record = {"what": str(path), "kind": "graph", "sha256": digest} | known
-    return _colorizer_predictor(path.stem, colorizer, pairs, geometry, text, record)
+    return _colorizer_predictor(path.stem, colorizer, pairs, geometry, text, record, preset)
 
 
 def _colorizer_predictor(
-    name: str, colorizer: FrameColorizer, pairs: Pairs, geometry: str, text: str, record: dict
+    name: str,
+    colorizer: FrameColorizer,
+    pairs: Pairs,
+    geometry: str,
+    text: str,
+    record: dict,
+    preset: str | None,
 ) -> Predictor:
     """The predictor for a colorizer.
 
@@ -171,6 +208,8 @@ def _colorizer_predictor(
     used = default_text(traits) if text == "default" else text
     texts = _texts(pairs, text) if traits.takes_text and text in ("caption", "tags") else {}
     without = "" if text == "none" else None  # "": no text; None: the model's default
+    if preset == LKAT and not takes(traits, SIZE):
+        raise UserError(f"preset lkat needs a network that takes {SIZE}x{SIZE}; {name} does not")
     record = record | {"text": used if traits.takes_text else "none (takes none)"}
 
     def colour(thermals: Sequence[np.ndarray], metas: Sequence[dict]) -> list[np.ndarray]:
@@ -184,6 +223,8 @@ def _colorizer_predictor(
                     return colorizer(list(thermals), span=(-1, 1), text=words, batch_size=batch)
                 frames = [Frame(thermal, thermal) for thermal in thermals]
                 colours, _ = colorizer.run(frames, words)
+                if preset == LKAT:
+                    return [truncated(colorizer.runtime.array(each)) for each in colours]
                 return [colorizer.finish(*each) for each in zip(colours, frames, strict=True)]
             except FloatingPointError as error:
                 raise UserError(f"{metas[0]['name']} or a frame beside it: {error}") from error

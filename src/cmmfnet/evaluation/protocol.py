@@ -30,6 +30,14 @@ GEOMETRIES: dict[str, str] = {
     "short side of 256 (bicubic, antialiased), centre crop 256x256",
 }
 DEFAULT_GEOMETRY = next(iter(GEOMETRIES))
+LKAT = "lkat"
+"""The preset of :class:`Setting` that scores as LKAT-GAN's code does; not our protocol."""
+PICTURES = {
+    None: "8-bit RGB, rounded, 0 to 255",
+    LKAT: "8-bit RGB, decimals cut off, 0 to 255; runs by their best epoch (preset lkat: as "
+    "LKAT-GAN's code scores, not our protocol)",
+}
+"""Preset -> how outputs become pictures."""
 THERMAL = "stretched between the 1st and 99th percentile of what is left after cutting, to [-1, 1]"
 
 COMPARED = (
@@ -143,6 +151,7 @@ def make_protocol(
     geometry: str,
     ssim_preset: str,
     metrics: list[str],
+    preset: str | None = None,
 ) -> dict:
     """The record of a protocol, for JSON.
 
@@ -158,7 +167,7 @@ def make_protocol(
         "truth_sha256": truth_sha256,
         "geometry": {"name": geometry, "what": GEOMETRIES[geometry]},
         "thermal": THERMAL,
-        "pictures": "8-bit RGB, rounded, 0 to 255",
+        "pictures": PICTURES[preset],
         "psnr": "per picture, mean squared error over all channels, peak 255; then the mean",
         "ssim": {"preset": ssim_preset, "data_range": 255, "per channel": True}
         | SSIM_PRESETS[ssim_preset],

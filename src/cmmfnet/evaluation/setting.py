@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cmmfnet.evaluation.protocol import DEFAULT_GEOMETRY
 
@@ -25,6 +26,9 @@ class Setting:
             colour_share, apce, flicker, still_flicker, warping_error, niqe, fid (default: psnr,
             ssim, colour_share, and lpips if its files are found)
         ssim: window of SSIM: skimage-u7 or gauss-11
+        preset: lkat scores as LKAT-GAN's code does, for comparison with its family's papers:
+            decimals of pictures cut off, and a run's best validated model in place of its last;
+            not our protocol (docs/evaluation.md)
         pretrained: folder with the files for LPIPS (default: environment variable
             CMMFNET_PRETRAINED)
         seed: random seed of bootstrap and permutations
@@ -39,6 +43,7 @@ class Setting:
     text: str = "default"
     metrics: str | None = None
     ssim: str = "skimage-u7"
+    preset: Literal["lkat"] | None = None
     pretrained: Path | None = None
     seed: int = 0
     device: str = "auto"

@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 READY := .venv/.ready
+TORCH := 2.13.0
 
-.PHONY: demo test test-all lint fuzz venv
+.PHONY: demo test test-all lint fuzz audit lock venv
 
 demo: venv  ## colour rendered sample frames; the page to look at is out/demo/gallery.html
 	$(BIN)/cmmfnet demo
@@ -27,14 +28,25 @@ fuzz: venv  ## 40 minutes of coverage-guided fuzzing; findings end a run and are
 	$(BIN)/python benchmarks/fuzz.py model --seconds 300
 	$(BIN)/python benchmarks/fuzz.py recipe --seconds 300
 
+audit: venv  ## known weaknesses of the versions that CI installs; needs PyPI's own service
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r requirements.lock
+
+lock: venv  ## requirements.lock anew: the versions that CI installs
+	$(PIP) uv
+	echo torch==$(TORCH) >.venv/torch.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --quiet \
+	  --constraint .venv/torch.txt --no-annotate --no-header --upgrade --output-file requirements.lock
+	sed -i -E '/^(nvidia-|cuda-|triton)/d' requirements.lock
+
 venv: $(READY)
 
 # Where there is no NVIDIA GPU, torch is pinned first: a wider requirement may bring gigabytes of CUDA libraries along.
-$(READY): pyproject.toml
+$(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "cmmfnet needs Python 3.11 or newer; found $$($(PYTHON) --version). Name another: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
-	@if nvidia-smi >/dev/null 2>&1; then $(PIP) 'torch>=2.6'; else $(PIP) torch==2.13.0; fi
-	@$(PIP) -e '.[dev]'
+	@if nvidia-smi >/dev/null 2>&1; then $(PIP) 'torch>=2.6'; else $(PIP) torch==$(TORCH); fi
+	@$(PIP) -e '.[dev]' $(if $(CI),-c requirements.lock)
 	@touch $@

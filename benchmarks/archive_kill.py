@@ -61,24 +61,32 @@ def write_frames(folder: Path, count: int, size: int) -> None:
         Image.fromarray(frame.clip(0, 255).astype(np.uint8)).save(path, compress_level=1)
 
 
-class Killer(threading.Thread):
+def write_model(root: Path) -> str:
+    """A small network as an ONNX file, with which a killed worker is back soonest."""
+    path = root / "model.safetensors"
+    torch.manual_seed(0)
+    save_model(path, build_network(SMALL), SMALL)
+    assert cli.main(["export", str(path), "--out", str(path.with_suffix(".onnx"))]) == 0
+    return str(path.with_suffix(".onnx"))
+
+
+class Killer:
     """Kills, one at a time, each once the archive has come a random part of the way further."""
 
     def __init__(self, cluster: Cluster, add_node: Callable, frames: int, kills: int, seed: int):
-        super().__init__(daemon=True)
         self.cluster, self.add_node, self.rng = cluster, add_node, random.Random(seed)
         # the last tenth is left to the workers, so that all kills fall into the run
         self.moments = sorted(self.rng.uniform(0, 0.9 * frames) for _ in range(kills))
         self.done = 0  # frames recorded
         self.killed: collections.Counter[str] = collections.Counter()
-        self.ended = False
 
-    def run(self) -> None:
-        while self.moments and not self.ended:
-            if self.done < self.moments[0] or not self.kill():
-                time.sleep(0.2)
-                continue
-            self.moments.pop(0)
+    def run(self, coloured: threading.Thread) -> None:
+        """Kill until the thread that colours has ended."""
+        while coloured.is_alive():
+            coloured.join(0.2)
+            if self.moments and self.done >= self.moments[0] and self.kill():
+                self.moments.pop(0)
+                print(f"{self.done} frames: {dict(self.killed)}", flush=True)
 
     def kill(self) -> bool:
         kind = self.rng.choices(["actor", "expansion", "listing", "node"], [14, 2, 1, 3])[0]
@@ -153,9 +161,7 @@ def main() -> int:
         root = Path(folder)
         write_frames(root / "frames", given.frames, given.size)
         inputs = {str(p.relative_to(root / "frames")) for p in (root / "frames").rglob("*.png")}
-        torch.manual_seed(0)
-        save_model(root / "model.safetensors", build_network(SMALL), SMALL)
-        common = ["--model", str(root / "model.safetensors"), "--device", "cpu",
+        common = ["--model", write_model(root), "--device", "cpu",
                   "--batch-size", str(given.batch_size)]  # fmt: skip
 
         began = time.monotonic()
@@ -180,17 +186,17 @@ def main() -> int:
 
         Recorder.add = counted
         began = time.monotonic()
-        killer.start()
-        status = cli.main(
-            ["archive", str(root / "frames"), str(root / "ray"), *common,
-             "--workers", str(given.workers)]
-        )  # fmt: skip
-        killer.ended = True
-        killer.join()
+        command = ["archive", str(root / "frames"), str(root / "ray"), *common,
+                   "--workers", str(given.workers)]  # fmt: skip
+        status: list[int] = []
+        # Ray starts nodes in the main thread only
+        thread = threading.Thread(target=lambda: status.append(cli.main(command)), daemon=True)
+        thread.start()
+        killer.run(thread)
         seconds = time.monotonic() - began
         killed = sum(killer.killed.values())
         print(f"on Ray: {seconds:.0f} s, {killed} kills: {dict(killer.killed)}", flush=True)
-        assert status == 0, f"archive ended with {status}"
+        assert status == [0], f"archive ended with {status}"
         check(root / "ray", inputs, reference)
         print(
             f"{len(inputs)} frames: each with one recorded success, checksums right, pictures "

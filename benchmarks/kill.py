@@ -35,8 +35,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads of the pr
 
 import numpy as np
 import onnxruntime  # noqa: F401, forks need not import it
+import pandas  # noqa: F401, of pyarrow
 import pyarrow.parquet  # noqa: F401
 import torch
+import torch._dynamo  # what the first tensor without memory imports: seconds
 from PIL import Image
 from safetensors import safe_open
 from tqdm import tqdm

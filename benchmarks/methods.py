@@ -226,6 +226,19 @@ def minutes_spent(log: Path) -> float:
     return sum(now for now, after in zip(minutes, [*minutes[1:], 0.0], strict=True) if after <= now)
 
 
+def text_of(training: Training, recipe: Recipe, given: argparse.Namespace) -> str:
+    """`--text` of the scoring: the pictures' own captions or tags, as in training; where the data
+    set has none, as KAIST, the model's default text, with which it was trained."""
+    from cmmfnet.data.pairs import Pairs, find
+
+    if not training.text:
+        return "none"
+    kind = "caption" if recipe.model.get("text", "clip-sentence") == "clip-sentence" else "tags"
+    chosen = [tuple(each.split(",")) if each else None for each in (given.lighting, given.sources)]
+    scored = Pairs(find(given.data, "pairs"), given.split, *chosen)
+    return kind if any(entry.get(kind) for entry in scored.entries) else "default"
+
+
 def run_one(training: Training, given: argparse.Namespace) -> int:
     """Train, score, write result.json, in this process; -> its exit status."""
     import torch
@@ -257,9 +270,7 @@ def run_one(training: Training, given: argparse.Namespace) -> int:
     pictures, scores = out / "pictures", out / "scores.json"
     for left in pictures.glob("*"):  # of a scoring that was killed
         left.unlink()
-    text = "none"
-    if training.text:
-        text = "caption" if recipe.model.get("text", "clip-sentence") == "clip-sentence" else "tags"
+    text = text_of(training, recipe, given)
     evaluate(
         str(out),
         Setting(

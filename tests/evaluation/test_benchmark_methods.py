@@ -268,6 +268,25 @@ def test_every_configuration_but_ours_has_its_paper_s_steps():
     assert table.PAPERS.keys() == {t.config for t in methods.plan()} - {"cmmfnet"}
 
 
+@pytest.mark.parametrize("has", [{}, {"caption": "a road", "tags": ["road"]}], ids=["none", "some"])
+def test_data_without_texts_are_scored_with_the_default_text(tmp_path, has):
+    from tiny_data import data_set
+
+    entries = [
+        {"name": f"{i}", "split": "val", "lighting": "day"} | (has if i else {}) for i in (0, 1)
+    ]
+    data_set(tmp_path, entries)
+    found = {}
+    for name in ("cmmfnet-paper-own-0", "empty-text-control-0"):
+        for source in ("clip-sentence", "clip-tags"):
+            asked = given(data=tmp_path, text_source=source)
+            recipe = methods.recipe_of(named(name), asked)
+            found[name, source] = methods.text_of(named(name), recipe, asked)
+    assert list(found.values()) == (
+        ["caption", "tags", "none", "none"] if has else ["default", "default", "none", "none"]
+    )
+
+
 def test_what_is_packed_gives_the_same_table(results, tmp_path):
     out, data = results
     names = [folder.name for folder in sorted(out.iterdir()) if folder.is_dir()]

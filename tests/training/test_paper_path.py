@@ -4,6 +4,8 @@ of KAIST and IRVI: no captions, for IRVI no validation pictures, a reduced netwo
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from cmmfnet.data.prepare import irvi, kaist
 from cmmfnet.text.sentences import DEFAULT_PROMPT
 from cmmfnet.training.recipe import find_config
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SETS = {0: [3, 2], 1: [2], 2: [1], 6: [2], 7: [1], 8: [1]}
 NETWORK = {
     "channels": [4, 8, 16], "encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 0],
@@ -83,7 +86,7 @@ def train_and_use(config: Path, data: Path, source: str | None, geometry: str) -
     return result, said
 
 
-def test_kaist(tmp_path, monkeypatch, reduced):
+def raw_kaist(tmp_path, monkeypatch) -> Path:
     counts = {n: (sum(frames), len(frames)) for n, frames in SETS.items()}
     monkeypatch.setattr(kaist, "COUNTS", counts)
     rng = np.random.default_rng(0)
@@ -93,6 +96,11 @@ def test_kaist(tmp_path, monkeypatch, reduced):
             for i in range(frames):
                 frame(folder / "lwir" / f"I{i:05d}.jpg", rng, (320, 256), grey=True)
                 frame(folder / "visible" / f"I{i:05d}.jpg", rng, (320, 256))
+    return tmp_path / "RAW"
+
+
+def test_kaist(tmp_path, monkeypatch, reduced):
+    raw_kaist(tmp_path, monkeypatch)
     command("prepare", "kaist", tmp_path / "RAW", tmp_path / "kaist")
     result, said = train_and_use(reduced, tmp_path / "kaist", None, "kaist-b")
     assert "without validation" not in said
@@ -103,8 +111,7 @@ def test_kaist(tmp_path, monkeypatch, reduced):
     assert held == {"set00/V001"}  # of the training sets, never of the test sets
 
 
-@pytest.mark.slow
-def test_irvi(tmp_path, monkeypatch, reduced):
+def raw_irvi(tmp_path, monkeypatch) -> Path:
     counts = {"traffic train": 3, "traffic test": 2, "monitoring train": 2, "monitoring test": 1}
     monkeypatch.setattr(irvi, "COUNTS", counts)
     rng = np.random.default_rng(0)
@@ -116,8 +123,44 @@ def test_irvi(tmp_path, monkeypatch, reduced):
             folder = tmp_path / "RAW" / "single" / clip
             frame(folder / f"{split}A" / f"{i}.png", rng, (256, 256), grey=True)
             frame(folder / f"{split}B" / f"{i}.png", rng, (256, 256))
+    return tmp_path / "RAW"
+
+
+@pytest.mark.slow
+def test_irvi(tmp_path, monkeypatch, reduced):
+    raw_irvi(tmp_path, monkeypatch)
     command("prepare", "irvi", tmp_path / "RAW", tmp_path / "irvi")
     result, said = train_and_use(reduced, tmp_path / "irvi", "traffic", "short-256-crop-256")
     assert "has no pictures of split 'val'" in said and "no best.safetensors" in said
     assert not (tmp_path / "run" / "best.safetensors").exists()
     assert result["protocol"]["frames"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "part", "frames"),
+    [
+        ("kaist", ("--lighting", "day", "--geometry", "kaist-b"), 4),
+        ("irvi", ("--sources", "traffic"), 2),
+    ],
+)
+def test_the_benchmark_on_raw_data(tmp_path, monkeypatch, name, part, frames):
+    """The commands at the end of docs/benchmark.md, with small networks and two of the methods. The
+    data sets have no captions and no tags."""
+    raw = {"kaist": raw_kaist, "irvi": raw_irvi}[name](tmp_path, monkeypatch)
+    data, out = tmp_path / name, tmp_path / "out"
+    command("prepare", name, raw, data)
+    monkeypatch.delenv("CMMFNET_PRETRAINED", raising=False)
+    asked = [data, "--out", out, "--only", "cmmfnet-paper-own-0", "tir2lab-own-*"]
+    asked += ["--split", "test", *part, "--budget", 8, "--minutes", 1500]
+    asked += ["--changes", BENCHMARKS / "toy.yaml", "--workers", 0, "--device", "cpu"]
+    script = [sys.executable, str(BENCHMARKS / "methods.py"), *map(str, asked)]
+    subprocess.run(script, check=True, timeout=300)
+    results = {
+        each: json.loads((out / f"{each}-own-0" / "scores.json").read_text())
+        for each in ("cmmfnet-paper", "tir2lab")
+    }
+    assert {each["protocol"]["frames"] for each in results.values()} == {frames}
+    table = (out / "table.md").read_text()
+    assert "| own | cmmfnet-paper | default |" in table and "| own | tir2lab | none |" in table
+    assert "| 8 of 1 / 527,740 of 1" in table and "| trivial | mean picture |" in table

@@ -27,14 +27,12 @@ from archive_kill import write_frames, write_model
 
 # name -> threads of the command's own process, options
 SETTINGS = {
-    "loop, 1 thread": (1, []),
     "1 worker of 1 core": (1, ["--workers", "1"]),
     "loop, 2 threads": (2, []),
     "1 worker of 2 cores": (2, ["--workers", "1", "--cpus", "2"]),
     "2 workers of 1 core": (2, ["--workers", "2"]),
 }
 PAIRS = [
-    ("1 worker of 1 core", "loop, 1 thread"),
     ("1 worker of 2 cores", "loop, 2 threads"),
     ("2 workers of 1 core", "loop, 2 threads"),
 ]

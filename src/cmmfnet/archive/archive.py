@@ -222,7 +222,9 @@ class Recorder:
                 self.report.failed += 1
                 self._say(record)
         if outcome.fatal is not None:
-            raise OSError(f"{outcome.fatal}. Run the same command again once that is mended")
+            again = "the same command again goes on"
+            known = "the same command again" in outcome.fatal
+            raise OSError(outcome.fatal if known else f"{outcome.fatal}; {again} from there")
 
     def end(self, end: End) -> None:
         """Record a file of several frames."""

@@ -15,8 +15,9 @@ import math
 import re
 import secrets
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import IO, Any
 
@@ -35,6 +36,8 @@ except ImportError:  # Windows
 JOURNAL, SETTINGS = f"{MANIFEST}/_journal", f"{MANIFEST}/_archive.json"
 PART_ROWS = 10_000
 """Rows of a Parquet file, about."""
+THREADS = 16
+"""Requests to the output place at a time."""
 LIMIT = 1 << 30
 """Bytes of a file of the manifest, at most."""
 _PART = re.compile(
@@ -153,6 +156,8 @@ class Manifest:
         self._name = f"{shard[0]}of{shard[1]}"
         self._number, self._first, self._rows = 0, 0, 0
         self._tables: list[Any] = []
+        self._pool = ThreadPoolExecutor(THREADS)
+        self._puts: deque[Future] = deque()
         self._check(settings)
         self._lock = _lock(self.place, shard)
         if isinstance(self.place, Folder):
@@ -170,9 +175,14 @@ class Manifest:
         if not fresh:
             return []
         rows = [asdict(record) | {"run": self.run} for record in fresh]
-        self.place.put(
-            f"{JOURNAL}/{self._name}-{self.run}-{self._number}.json", json.dumps(rows).encode()
+        while len(self._puts) >= 2 * THREADS:
+            self._puts.popleft().result()
+        put = self._pool.submit(
+            self.place.put, self._entry(self._number), json.dumps(rows).encode()
         )
+        self._puts.append(put)
+        if self.place.local:
+            self._puts.pop().result()  # a store answers later, and others go on meanwhile
         self._number += 1
         self._tables.append(_table(rows))
         self._rows += len(rows)
@@ -182,17 +192,20 @@ class Manifest:
 
     def flush(self) -> None:
         """Put the rows of the journal into a Parquet file."""
+        while self._puts:
+            self._puts.popleft().result()
         if not self._tables:
             return
         last = self._number - 1
         self._put_part(self._name, self.run, self._first, last, self._tables)
         self._tables, self._rows = [], 0
-        for number in range(self._first, last + 1):
-            self.place.delete(f"{JOURNAL}/{self._name}-{self.run}-{number}.json")
+        entries = [self._entry(number) for number in range(self._first, last + 1)]
+        list(self._pool.map(self.place.delete, entries))
         self._first = self._number
 
     def close(self) -> None:
-        """Let another run begin."""
+        """Let another run begin, once what is being written is complete."""
+        self._pool.shutdown()
         if self._lock is not None:
             self._lock.close()
 
@@ -203,8 +216,7 @@ class Manifest:
         kept = Done()
         for part in self._parts():
             table = self._read_part(part)
-            with ThreadPoolExecutor(8) as pool:
-                whole = list(pool.map(self._is_whole, table.to_pylist()))
+            whole = list(self._pool.map(self._is_whole, table.to_pylist()))
             bad = len(whole) - sum(whole)
             if bad:
                 lost += bad
@@ -213,6 +225,9 @@ class Manifest:
             self._note(table, kept)
         self.done = kept
         return lost
+
+    def _entry(self, number: int) -> str:
+        return f"{JOURNAL}/{self._name}-{self.run}-{number}.json"
 
     def _is_whole(self, row: dict[str, Any]) -> bool:
         if row["output"] is None:

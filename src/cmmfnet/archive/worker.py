@@ -36,7 +36,6 @@ class Task:
         model, device, text, span: as for ``cmmfnet colorize``.
         reader: how files are read.
         retries: of a frame that failed.
-        threads: that read and write beside the network.
     """
 
     source: str
@@ -47,7 +46,6 @@ class Task:
     span: str | None = None
     reader: Reader = field(default_factory=Reader)
     retries: int = 2
-    threads: int = 4
 
 
 @dataclass
@@ -105,7 +103,8 @@ class Worker:
         on_gpu = self.colorizer.device.type != "cpu"
         self._batch = None if on_gpu else self.colorizer.default_batch
         self._network = threading.Lock()
-        self._pool = ThreadPoolExecutor(task.threads)
+        # decoding keeps a core busy, a store makes its clients wait
+        self._pool = ThreadPoolExecutor(4 if self.source.local and self.out.local else 16)
         self._notes = {
             "Comment": "colours guessed from a thermal picture by a model",
             "Model": self.colorizer.name,

@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
         "cmmfnet.archive.archive:archive",
         "colour any number of frames, resumable, on a cluster too",
     ),
+    "live": Command("cmmfnet.colorizer.live:live", "colour a thermal camera as it comes"),
     "inspect": Command(
         "cmmfnet.thermal.inspection:inspect",
         "print what a thermal file holds, temperatures included",

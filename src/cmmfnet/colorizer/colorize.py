@@ -166,7 +166,7 @@ def colorize(
         return colorize_video(
             source,
             out,
-            lambda: _open_for(text, model, device, guidance),
+            lambda: open_for_text(text, model, device, guidance),
             text=text,
             text_file=text_file,
             span=span,
@@ -326,7 +326,7 @@ def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColor
     return Colorizer.from_pretrained(model, device=device, guidance=guidance)
 
 
-def _open_for(text: str | None, model: str, device: str, guidance: float) -> FrameColorizer:
+def open_for_text(text: str | None, model: str, device: str, guidance: float) -> FrameColorizer:
     """A model that takes the text of a video."""
     colorizer = open_colorizer(model, device, guidance)
     _check_corrections(colorizer, [text])

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import sys
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +21,7 @@ from cmmfnet.colorizer.memory import halving
 from cmmfnet.colorizer.steady import SteadyFrames
 from cmmfnet.colorizer.video_options import VideoOptions, VideoReport
 from cmmfnet.colorizer.video_source import Shot, Source, open_source
+from cmmfnet.colorizer.warned import warned_once
 from cmmfnet.files.atomic import atomic_write, clear_parts
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.page import as_grey
@@ -85,7 +84,7 @@ def colorize_video(
     clear_parts(result.parent)
     report = VideoReport(result)
     # a caller who watches may have threads, and warnings once a process would be lost to them
-    once = _warned_once() if watch is None else contextlib.nullcontext()
+    once = warned_once() if watch is None else contextlib.nullcontext()
     with once, contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_source(source, reading, options.fps))
         if result.exists() and not overwrite:
@@ -222,7 +221,7 @@ class _Pipeline:
                     raise colour
                 rgb = self.steady.finish(colour, shot.ready)
                 if self.options.side_by_side:
-                    rgb = np.hstack([_grey(shot.ready.frame.full), rgb])
+                    rgb = np.hstack([grey_picture(shot.ready.frame.full), rgb])
                 submit(writer.picture, rgb, shot.pts, shot.duration)
             bar.update(len(group))
             done += len(group)
@@ -269,7 +268,7 @@ class _Pipeline:
         )
 
 
-def _grey(full: Any) -> np.ndarray:
+def grey_picture(full: Any) -> np.ndarray:
     """A stretched frame as (H, W, 3) uint8."""
     full = full if isinstance(full, np.ndarray) else full.cpu().numpy()
     return np.repeat(as_grey(full)[:, :, None], 3, axis=2)
@@ -292,23 +291,6 @@ def _keep_partial(file: Any, result: Path) -> Path:
     file.flush()
     Path(file.name).replace(partial)
     return partial
-
-
-@contextlib.contextmanager
-def _warned_once() -> Iterator[None]:
-    """Warnings that differ in numbers alone, as those of a video's frames, are shown once."""
-    shown: set[str] = set()
-    show = warnings.showwarning
-
-    def once(message: Warning | str, *arguments: Any, **named: Any) -> None:
-        key = re.sub(r"-?[\d.]+(?: and -?[\d.]+)*", "#", str(message)).replace(", frame #", "")
-        if key not in shown:
-            shown.add(key)
-            show(message, *arguments, **named)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = once
-        yield
 
 
 def _read_texts(path: str | None) -> Timeline | None:

@@ -168,7 +168,7 @@ class VideoReader:
                 packets += packet.size > 0
                 for frame in packet.decode():
                     self._check_size(frame.width, frame.height)
-                    pixels, turned = _upright(_pixels(frame), frame)
+                    pixels, turned = upright(pixels_of(frame), frame)
                     if size is None:
                         size = pixels.shape[:2]
                         self.aspect = 1 / self.aspect if turned else self.aspect
@@ -393,7 +393,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"[:200]
 
 
-def _pixels(frame: Any) -> np.ndarray:
+def pixels_of(frame: Any) -> np.ndarray:
     """The pixels of a decoded frame; see ``Picture``."""
     form = frame.format
     first = form.components[0]
@@ -435,7 +435,7 @@ def _full_range(luma: np.ndarray, bits: int) -> np.ndarray:
     return table[np.minimum(luma, top)]
 
 
-def _upright(pixels: np.ndarray, frame: Any) -> tuple[np.ndarray, bool]:
+def upright(pixels: np.ndarray, frame: Any) -> tuple[np.ndarray, bool]:
     """Pixels turned as the frame's display matrix says, and whether by a quarter."""
     data = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
     if data is None:

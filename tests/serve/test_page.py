@@ -127,7 +127,13 @@ def test_a_video_is_coloured_with_progress(page, tmp_path):
     assert frames.visible and "walk.mp4" in html
     told: list = []
     state, html = page.colour_video(
-        state, 0, 0.5, False, *options(), progress=lambda at, **_: told.append(at)
+        state,
+        state["predicted"],
+        0,
+        0.5,
+        False,
+        *options(),
+        progress=lambda at, **_: told.append(at),
     )
     assert told == [(i, 5) for i in range(6)] and "<video" in html
     (tmp_path / "b.mp4").write_bytes(result_of(page, state))
@@ -140,7 +146,7 @@ def test_videos_that_end_early_leave_nothing(page, tmp_path):
     made.write(tmp_path / "a.mp4", made.ramps(25))
     state = dropped(page, ("walk.mp4", (tmp_path / "a.mp4").read_bytes()))
     folder = page.shelf.get(state["token"]).path.parent
-    arguments = (state, 0, 0.5, False, *options())
+    arguments = (state, [], 0, 0.5, False, *options())
     _, html = page.colour_video(*arguments, progress=lambda *_, **__: None)
     assert "a video of 25 frames" in html and "at most 20" in html
     state = dropped(page, ("a.seq", b"FFF\0"))
@@ -165,9 +171,13 @@ def test_a_sequence_can_become_a_video(page):
     state = dropped(page, ("walk.npy", buffer.getvalue()))
     state, *_, html, _, frames = asyncio.run(page.look(state, *options()))
     assert frames.visible and "several" not in html
-    _, html = page.colour_video(state, 0, 0, False, *options(), progress=lambda *_, **__: None)
+    _, html = page.colour_video(
+        state, state["predicted"], 0, 0, False, *options(), progress=lambda *_, **__: None
+    )
     assert "--fps" in html or "Frames a second" in html
-    state, html = page.colour_video(state, 10, 0, True, *options(), progress=lambda *_, **__: None)
+    state, html = page.colour_video(
+        state, state["predicted"], 10, 0, True, *options(), progress=lambda *_, **__: None
+    )
     assert "<video" in html
 
 
@@ -266,6 +276,15 @@ def test_the_page_loads_nothing_from_elsewhere(visit):
 def test_what_the_page_does_not_need_is_closed(visit, method, path):
     answer = visit(lambda client: client.request(method, path))
     assert answer.status_code in (403, 404) and "root:" not in answer.text
+
+
+def test_a_wrong_method_or_path_has_an_error_of_ours(visit):
+    for method, path, status in (
+        ("TRACE", "/healthz", 405), ("POST", "/v1/models", 405), ("GET", "/v1/colorize", 405),
+        ("GET", "/v1/none", 404), ("PUT", "/files", 405), ("POST", "/docs", 404),
+    ):  # fmt: skip
+        answer = visit(lambda client, method=method, path=path: client.request(method, path))
+        assert answer.status_code == status and answer.json()["error"]["expected"]
 
 
 def test_files_go_to_the_shelf_and_only_results_come_back(visit):

@@ -29,7 +29,8 @@ _HEADERS = (
     ),
     (b"cache-control", b"no-store"),
 )
-_OURS = ("/v1/", "/healthz", "/metrics", "/openapi.json", "/files")
+OURS = ("/v1/", "/healthz", "/metrics", "/openapi.json", "/files")
+"""How the paths begin that are not the page's."""
 # Of Gradio only what its page needs: no uploads, files, proxies, recordings or code.
 _GRADIO = (
     "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/gradio_api/info",
@@ -43,7 +44,7 @@ _EVENT = 1_000_000
 
 def _is_open(path: str) -> bool:
     """Whether there is something for clients at a path."""
-    return path == "/" or path.startswith((*_OURS, *_GRADIO_FOLDERS)) or path in _GRADIO
+    return path == "/" or path.startswith((*OURS, *_GRADIO_FOLDERS)) or path in _GRADIO
 
 
 class Guard:
@@ -146,7 +147,7 @@ class _Exchange:
 
 def _route(scope: Scope) -> str:
     """A name for the kind of a request, one of few."""
-    if scope["path"].startswith(_OURS):
+    if scope["path"].startswith(OURS):
         return getattr(scope.get("route"), "path", None) or "other"
     return "page" if _is_open(scope["path"]) else "other"
 

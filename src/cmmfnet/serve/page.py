@@ -10,7 +10,7 @@ import asyncio
 import functools
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import gradio as gr
 import numpy as np
 from fastapi import FastAPI
 from markupsafe import Markup
+from starlette.routing import Match, Mount
 
 from cmmfnet.colorizer.video import colorize_video
 from cmmfnet.colorizer.video_options import VideoOptions
@@ -26,6 +27,7 @@ from cmmfnet.files.errors import UserError
 from cmmfnet.files.page import as_grey, data_url
 from cmmfnet.files.video import Picture, VideoReader
 from cmmfnet.serve.files import files_router, gone, sweep_regularly
+from cmmfnet.serve.guard import OURS
 from cmmfnet.serve.limits import Refused
 from cmmfnet.serve.service import FORMATS, Coloured, Prepared, Reading, Service, encode, refused
 from cmmfnet.serve.shelf import Kept, Shelf
@@ -206,6 +208,7 @@ class Page:
     def colour_video(
         self,
         state: dict,
+        chips: list[str],
         fps: float | None,
         smooth: float,
         side_by_side: bool,
@@ -217,12 +220,13 @@ class Page:
         self._drop_result(state)
         kept = self.shelf.get(state.get("token"))
         result: Kept | None = None
+        text = with_chips(chosen.text, state.get("predicted", []), chips)
         try:
             if kept is None:
                 raise gone()
             reading = chosen.reading
             colorizer = self.service.colorizer(chosen.model)
-            self.service.check_text(colorizer, chosen.text or None)
+            self.service.check_text(colorizer, text)
             result = self.shelf.new(_result_name(kept.name, "mp4"), "video/mp4")
             out = result.path.with_suffix(".mp4")
             self._unwanted.discard(kept.token)
@@ -231,7 +235,7 @@ class Page:
                     str(kept.path),
                     str(out),
                     lambda: colorizer,
-                    text=chosen.text or None,
+                    text=text,
                     text_file=None,
                     span=reading.span,
                     reading={
@@ -248,7 +252,7 @@ class Page:
             out.replace(result.path)
             self.shelf.add(result)
             html = Markup(
-                '<video controls loop muted playsinline src="files/{}"></video>'
+                '<video controls loop muted playsinline preload="auto" src="files/{}"></video>'
                 '<p role="status">The video is in colour. {}</p>'
             ).format(result.token, _link(result, "Download the video"))
             return state | {"result": result.token}, html
@@ -448,12 +452,12 @@ def _histogram(thermal: Thermal, span: str | None) -> str:
         for i, bar in enumerate(tall)
         if bar
     )
-    ends = [f"{end:.6g}" for end in shown]
+    ends = [f"{end:.5g}" for end in shown]
     return Markup(
         '<figure class="histogram"><svg viewBox="0 0 100 30" preserveAspectRatio="none" role="img" '
         'aria-label="histogram of the values"><rect class="span" x="{:.2f}" y="0" width="{:.2f}" '
-        'height="30"/>{}</svg><figcaption><span>{:.6g}</span><span>shown: {} to {}{}</span>'
-        "<span>{:.6g}</span></figcaption></figure>"
+        'height="30"/>{}</svg><figcaption><span>{:.5g}</span><span>shown: {} to {}{}</span>'
+        "<span>{:.5g}</span></figcaption></figure>"
     ).format(at[0], at[1] - at[0], bars, low, *ends, unit, high)
 
 
@@ -501,8 +505,19 @@ def add_page(app: FastAPI) -> Page:
         ),
         css_paths=[_HERE / "page.css"],
     )
-    page.streams_end = app.routes[-1].app.stop_event
+    gradio = app.router.routes.pop().app
+    app.router.routes.append(_Rest("/", gradio))
+    page.streams_end = gradio.stop_event
     return page
+
+
+class _Rest(Mount):
+    """An application for all paths but ours, so that a wrong method there is called that."""
+
+    def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
+        if scope["type"] == "http" and scope["path"].startswith(OURS):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def _blocks(page: Page) -> gr.Blocks:
@@ -519,6 +534,12 @@ def _blocks(page: Page) -> gr.Blocks:
                 )
                 with gr.Group(visible=False) as many:
                     all_files = gr.Button("Colour all files")
+                with gr.Group(visible=False) as frames:
+                    fps = gr.Number(label="Frames a second; 0: those of the file", value=0)
+                    smooth = gr.Slider(0, 1, 0.9, label="Steadiness")
+                    beside = gr.Checkbox(False, label="Thermal frame beside the colours")
+                    video = gr.Button("Colour all frames", variant="primary")
+                    stop = gr.Button("Stop")
             with gr.Column(elem_id="shown"):
                 result = gr.HTML(_welcome(), js_on_load=_SLIDER, elem_id="result")
             with gr.Column(elem_id="options"):
@@ -561,12 +582,6 @@ def _blocks(page: Page) -> gr.Blocks:
                         label="Plain numbers", placeholder="640x512,uint16le", max_length=100
                     )
                     kelvin = gr.Number(label="Kelvin per count; 0: none", value=0)
-                with gr.Group(visible=False) as frames:
-                    fps = gr.Number(label="Frames a second; 0: those of the file", value=0)
-                    smooth = gr.Slider(0, 1, 0.9, label="Steadiness")
-                    beside = gr.Checkbox(False, label="Thermal frame beside the colours")
-                    video = gr.Button("Colour all frames", variant="primary")
-                    stop = gr.Button("Stop")
 
         options = [text, model, palette, span, raw, kelvin, form]
         seen = [state, chips, histogram, result, many, frames]
@@ -594,7 +609,7 @@ def _blocks(page: Page) -> gr.Blocks:
         )
         all_files.click(colour_all, [state, *options], [state, result], **unlimited)
         video.click(
-            colour_video, [state, fps, smooth, beside, *options], [state, result],
+            colour_video, [state, chips, fps, smooth, beside, *options], [state, result],
             concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
         stop.click(page.stop_video, state, None, queue=False, api_visibility="private")

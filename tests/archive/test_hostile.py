@@ -250,3 +250,12 @@ def test_listing_takes_no_memory_for_each_file(tmp_path, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200_000, f"{peak} bytes"
+
+
+def test_folders_that_are_nested_without_end(tmp_path, archive, monkeypatch, capsys):
+    monkeypatch.setattr(places, "DEPTH", 5)
+    frame(tmp_path / "in" / "a" / "b" / "c" / "d" / "x.png")
+    assert archive(tmp_path / "in", tmp_path / "out") == 0
+    frame(tmp_path / "in" / "a" / "b" / "c" / "d" / "e" / "x.png")
+    assert archive(tmp_path / "in", tmp_path / "out") == 2
+    assert "more than 5 nested folders" in capsys.readouterr().err

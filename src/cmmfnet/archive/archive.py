@@ -150,7 +150,7 @@ def archive(
     if retries < 0:
         raise UserError(f"--retries is {retries}; expected 0 or more")
     part = parse_shard(shard)
-    place, _, _ = open_source(source)
+    place, _ = open_source(source)
     own = _inside(place, out)
     reader = Reader(palette, max_pixels, raw, kelvin_per_count)
     task = Task(source, out, model, device, text, span, reader, retries)

@@ -132,7 +132,7 @@ class Scan:
             UserError: no such source.
         """
         listed = Listed() if listed is None else listed
-        place, wanted, _ = open_source(self.source)
+        place, wanted = open_source(self.source)
         known = (*self.reader.suffixes, *VIDEOS, TAR, *COMPRESSED)
         for name in place.names():
             key = as_text(name)
@@ -153,7 +153,7 @@ class Scan:
 
     def items(self, files: Iterable[str]) -> Iterator[Item | End]:
         """The frames of ``files`` that are not done."""
-        place, _, _ = open_source(self.source)
+        place, _ = open_source(self.source)
         for file in files:
             yield from self._items_of(place, file)
 

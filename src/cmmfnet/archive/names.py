@@ -28,17 +28,13 @@ class NameRefused(UserError):
 def as_text(name: str) -> str:
     """A file name as valid text; different names stay different.
 
-    Bytes that are no UTF-8, which Python reads as lone surrogates, become U+FFFD and two
-    hexadecimal digits; U+FFFD itself becomes U+FFFD and ``u``.
+    Bytes that are no UTF-8, which Python reads as lone surrogates, become U+FFFD and
+    their number in hexadecimal; U+FFFD itself becomes U+FFFD and ``u``.
     """
     if not any(c == "\ufffd" or "\ud800" <= c <= "\udfff" for c in name):
         return name
     return "".join(
-        "\ufffdu"
-        if c == "\ufffd"
-        else f"\ufffd{ord(c) & 0xFFFF if ord(c) < 0xDC80 else ord(c) & 0xFF:02x}"
-        if "\ud800" <= c <= "\udfff"
-        else c
+        "\ufffdu" if c == "\ufffd" else f"\ufffd{ord(c):x}" if "\ud800" <= c <= "\udfff" else c
         for c in name
     )
 

@@ -125,28 +125,27 @@ class Folder:
     def names(self, folder: str = "") -> Iterator[str]:
         """As ``Place.names``. Links to files are followed, links to folders are not; names that
         start with a dot are left out."""
-        root = self.path / folder
-        prefix = f"{folder}/" if folder else ""
-        with contextlib.ExitStack() as opened:
-            try:
-                stack = [(prefix, opened.enter_context(os.scandir(root)))]
-            except FileNotFoundError:
-                return
+        try:
+            stack = [(f"{folder}/" if folder else "", os.scandir(self.path / folder))]
+        except FileNotFoundError:
+            return
+        try:
             while stack:
                 prefix, entries = stack[-1]
                 entry = next(entries, None)
                 if entry is None:
-                    entries.close()
-                    stack.pop()
+                    stack.pop()[1].close()
                 elif entry.name.startswith("."):
                     continue
                 elif entry.is_dir(follow_symlinks=False):
                     if len(stack) >= DEPTH:
                         raise UserError(f"{shown(entry.path)}: more than {DEPTH} nested folders")
-                    below = opened.enter_context(os.scandir(entry.path))
-                    stack.append((f"{prefix}{entry.name}/", below))
+                    stack.append((f"{prefix}{entry.name}/", os.scandir(entry.path)))
                 elif not entry.is_symlink() or not Path(entry.path).is_dir():
                     yield prefix + entry.name
+        finally:
+            for _, entries in stack:
+                entries.close()
 
     def where(self, name: str) -> str:
         return str(self.path / name)
@@ -296,15 +295,12 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             retried(lambda: self._fs.rm_file(f"{self._path}/{name}"))
 
-    def clear_parts(self) -> None:
-        """Nothing: a put is whole or none, and other stores' parts start with a dot."""
-
     def is_file(self) -> bool:
         return retried(lambda: self._fs.isfile(self._path))
 
 
-def open_source(source: str) -> tuple[Place, Callable[[str], bool], str | None]:
-    """The place of a SOURCE, which of its names are meant, and its one file, if it is one.
+def open_source(source: str) -> tuple[Place, Callable[[str], bool]]:
+    """The place of a SOURCE, and which of its names are meant.
 
     A folder means all that it holds; a glob (``**`` enters sub-folders) is relative to the folders
     before its first special character. Parts that exist as they are written stand for themselves.
@@ -317,15 +313,15 @@ def open_source(source: str) -> tuple[Place, Callable[[str], bool], str | None]:
     if local:
         path = Path(source)
         if path.is_dir():
-            return Folder(path), _all, None
+            return Folder(path), _all
         if path.is_file():
-            return Folder(path.parent), path.name.__eq__, path.name
+            return Folder(path.parent), path.name.__eq__
         literal, rest = Path(), list(path.parts)
         while rest and (literal / rest[0]).is_dir():
             literal /= rest.pop(0)
         if not rest or not glob.has_magic(str(Path(*rest))):
             raise UserError(f"no file or folder {source} (looked in {path.absolute().parent})")
-        return Folder(literal), _matches("/".join(rest)), None
+        return Folder(literal), _matches("/".join(rest))
     scheme, _, rest = source.partition("://")
     parts = rest.split("/")
     literal = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
@@ -333,13 +329,13 @@ def open_source(source: str) -> tuple[Place, Callable[[str], bool], str | None]:
         raise UserError(f"{source}: the bucket's name must be written out")
     if literal < len(parts):
         root = open_place(f"{scheme}://{'/'.join(parts[:literal])}")
-        return root, _matches("/".join(parts[literal:])), None
+        return root, _matches("/".join(parts[literal:]))
     place = open_place(source)
     if isinstance(place, Store) and place.is_file():
-        return open_place(head), tail.__eq__, tail
+        return open_place(head), tail.__eq__
     if isinstance(place, Folder):
         return open_source(place.url)
-    return place, _all, None
+    return place, _all
 
 
 def _all(_: str) -> bool:

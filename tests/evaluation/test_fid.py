@@ -114,6 +114,23 @@ def test_truth_has_none_and_others_what_their_features_give(library, data, tmp_p
     assert scores["dark"]["fid"] == cells["dark"]["fid"]
 
 
+def test_a_video_has_one_too(library, tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("thermal", "colours", "truth"):
+        (tmp_path / kind).mkdir()
+        for i in range(4):
+            shape = (32, 40) if kind == "thermal" else (32, 40, 3)
+            pixels = rng.integers(0, 256 if kind == "truth" else 99, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
+    clip = ["evaluate", tmp_path / "colours", "--thermal", tmp_path / "thermal", "--truth"]
+    clip += [tmp_path / "truth", "--metrics", "fid,psnr", "--device", "cpu", "--json"]
+    assert main([*map(str, clip), str(tmp_path / "r.json")]) == 0
+    scores = json.loads((tmp_path / "r.json").read_text())["scores"]
+    assert scores["colours"]["fid"] > 0.01
+    assert scores["truth"]["fid"] == pytest.approx(0, abs=1e-9)
+    assert main([*map(str, clip), str(tmp_path / "r.json"), "--preset", "lkat"]) == 2
+
+
 def test_pictures_of_several_sizes_and_more_than_a_batch():
     seen = []
     made = fid.Fid(lambda x: seen.append(len(x)) or x.float().mean(dim=(2, 3)))

@@ -22,7 +22,8 @@ from cmmfnet.thermal.limits import MAX_PIXELS
 from cmmfnet.thermal.steady import SteadySpan
 from cmmfnet.thermal.stretch import normalise
 
-WITHOUT_TRUTH = ("still_flicker", "warping_error")
+STEADINESS = ("still_flicker", "warping_error")
+WITHOUT_TRUTH = (*STEADINESS, "niqe")
 """Metrics that need no true video."""
 FORMAT = "cmmfnet-evaluate-clip-1"
 
@@ -46,7 +47,7 @@ def evaluate_clip(
         colours: a video, or a folder or glob of pictures in natural order.
         thermal: what was coloured: a video, a sequence of a camera, or a folder or glob.
         truth: what a colour camera saw, of the same form and number as ``colours``.
-        metrics: names in ``METRICS``; None: all that need no truth and, with truth, the defaults.
+        metrics: names in ``METRICS``; None: those of steadiness and, with truth, the defaults.
         pretrained: folder with the files of LPIPS.
 
     Returns:
@@ -58,7 +59,7 @@ def evaluate_clip(
         ImportError: a metric needs a package that is not installed.
     """
     defaults = () if truth is None else (*default_metrics(pretrained), "flicker")
-    names = list(metrics if metrics is not None else (*WITHOUT_TRUTH, *defaults))
+    names = list(metrics if metrics is not None else (*STEADINESS, *defaults))
     if unknown := [name for name in names if name not in METRICS]:
         raise UserError(f"unknown metric {', '.join(unknown)}; choose some of {', '.join(METRICS)}")
     if truth is None and (needing := [name for name in names if name not in WITHOUT_TRUTH]):
@@ -86,6 +87,9 @@ def evaluate_clip(
         rows["colours"].append(scorer.row("colours", seen))
         if truth is not None:
             rows["truth"].append(scorer.row("truth", true))
+    scores = {name: summary(each, names) for name, each in rows.items()}
+    for name, found in scores.items():
+        found |= {metric: cell["mean"] for metric, cell in scorer.together(name).items()}
     return {
         "format": FORMAT,
         "colours": colours,
@@ -95,7 +99,7 @@ def evaluate_clip(
         "scenes": steady.cuts + 1,
         "metrics": names,
         "versions": versions(),
-        "scores": {name: summary(each, names) for name, each in rows.items()},
+        "scores": scores,
         "rows": rows,
     }
 

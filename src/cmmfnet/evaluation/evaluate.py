@@ -213,6 +213,8 @@ def _evaluate_clip(
 
     if setting.data is not None or save is not None:
         raise UserError("--data and --save are for pairs, and --thermal for a video; leave one out")
+    if setting.preset is not None:
+        raise UserError(f"--preset {setting.preset} is for pairs, and --thermal for a video")
     if not Path(what).exists() and not any(c in what for c in "*?["):
         raise UserError(
             f"{what} is no video or folder; with --thermal, give the coloured video, as written by "

@@ -1,8 +1,9 @@
-"""The effect of text: right against wrong captions, the response to a swapped word, and the cost of
-text.
+"""The effect of text: right against wrong captions, the response to a swapped word, colour that
+spills out of a word's thing, and the cost of text.
 
     python benchmarks/text.py captions --data DATA/pairs --pretrained WEIGHTS [--model cmmfnet]
     python benchmarks/text.py response [--data DATA/pairs] [--model A B C] [--sheet swaps.png]
+    python benchmarks/text.py spill [--data DATA/pairs] [--model A B]
     python benchmarks/text.py cost [--model cmmfnet]
 
 captions: PSNR, SSIM and LPIPS of the validation pairs of day and dusk without text, with right text
@@ -24,6 +25,11 @@ Several models are trainings of one recipe that differ in their seed: the mean o
 interval by the same bootstrap over scenes (of a picture's mean, or of the seeds' mean median), and
 the range of the seeds.
 
+spill: "a red car", "a white house", "orange trees" and "snow" alone, against no text, on pictures
+    of which at least 1 % is the thing (label maps as for response). Pixels that change by more than
+    10 (CIEDE2000): their share of the thing, and of the pixels farther than 4 px from it; spill is
+    the share of all such pixels that lie there. Each model has rows of its own.
+
 cost: milliseconds a text, new and cached, and the time of a frame with text over that without,
     repeats interleaved.
 """
@@ -43,6 +49,7 @@ import numpy as np
 import torch
 from PIL import Image
 from text_response import real, rendered, response
+from text_spill import spill
 
 from cmmfnet import Colorizer
 from cmmfnet.data.pairs import Pairs
@@ -201,14 +208,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("captions", "response", "cost"))
+    parser.add_argument("what", choices=("captions", "response", "spill", "cost"))
     parser.add_argument(
         "--model", nargs="+", default=["cmmfnet"], help="several: trainings of one recipe"
     )
     parser.add_argument("--data")
     parser.add_argument("--pretrained")
     parser.add_argument(
-        "--scenes", type=int, default=24, help="rendered scenes for response; 0 leaves them out"
+        "--scenes", type=int, default=24, help="rendered scenes for response and spill; 0: none"
     )
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--device", default="auto")
@@ -237,15 +244,17 @@ def main() -> None:
         result |= cost(colorizers[0], options.repeats)
     else:
         sheet: list[np.ndarray] = []
+        sets = {}
         if options.scenes:
-            result["rendered"] = response(
-                colorizers, rendered(options.scenes, (256, 320)), "rendered scenes", sheet
-            )
+            sets["rendered"] = rendered(options.scenes, (256, 320)), "rendered scenes"
         if options.data is not None:
             judge = Colorizer.from_pretrained(device="cpu", dtype=torch.float32)
-            result["pairs"] = response(
-                colorizers, real(options.data, judge), "validation pairs", sheet
-            )
+            sets["pairs"] = real(options.data, judge), "validation pairs"
+        for name, (cases, where) in sets.items():
+            if options.what == "spill":
+                result[name] = spill(colorizers, cases, where)
+            else:
+                result[name] = response(colorizers, cases, where, sheet)
         if options.sheet and sheet:
             Image.fromarray(np.concatenate(sheet)).save(options.sheet)
     if options.json:

@@ -482,6 +482,23 @@ def test_predicted_tags_are_corrected(frames, model, capsys):
     assert "write it next to its word: '+car'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "text", "told"),
+    [(("day", "dusk", "night"), None, True), (("night", "dusk", "day"), None, False),
+     (("day", "dusk", "night"), "night", False), (("car", "road", "night"), None, False)],
+)  # fmt: skip
+def test_frames_that_look_like_night_are_counted(frames, tmp_path, capsys, words, text, told):
+    """The likelier word is the later one in Fake's list."""
+    model = save_model(
+        tmp_path / "fake.safetensors", Fake(words=words), {"method": "fake", "words": list(words)}
+    )
+    options = ["--show-tags", *(["--text", text] if text else [])]
+    assert colorize(str(model), frames, "-o", tmp_path / "out", *options) == 0
+    count = len(list((tmp_path / "out").glob("*.png")))
+    note = f"{count} of {count} look like night, and without text are coloured as by day or at dusk"
+    assert (f"{note}: try --text night" in capsys.readouterr().out) == told
+
+
 def test_corrections_need_a_model_that_predicts(frames, tmp_path, capsys):
     options = {"words": [], "text": "clip-sentence"}
     model = save_model(

@@ -23,7 +23,7 @@ from cmmfnet.nn import perceptual
 from cmmfnet.nn.blocks import PatchDiscriminator
 from cmmfnet.nn.fast.modules import accelerate
 from cmmfnet.nn.perceptual import feature_layers
-from cmmfnet.text.labels import IGNORE
+from cmmfnet.text.labels import CLASSES, IGNORE
 from cmmfnet.text.sentences import DEFAULT_PROMPT
 from cmmfnet.text.vocabulary import MAX_TAGS, WORDS
 
@@ -860,6 +860,24 @@ def test_regions_loss_and_gradients_of_every_part():
     for part in (network.regions, network.interaction):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in part.parameters())
     assert network.attribute_vectors.grad.abs().sum() > 0
+
+
+def test_the_spill_loss_compares_with_the_picture_without_things():
+    method = regions_method(only_regions=True)
+    method.weights = {"spill": 1.0}
+    network = method.networks["generator"]
+    wake(network)
+    for value in network.regions.values:
+        nn.init.normal_(value[-1].weight, std=0.2)
+    given = told_batch()
+    given.label = torch.full_like(given.label, CLASSES.index("road"))
+    given.tags = [["car", "night"], ["night"]]
+    _, losses = method.colour(given, StepContext(0, 0, 10))
+    assert set(losses) == {"spill"} and losses["spill"] > 0
+    losses["spill"].backward()
+    assert network.regions.values[0][-1].weight.grad.abs().sum() > 0
+    given.tags, given.colours, given.given_tags = [["night"]] * 2, [[], []], [[], []]
+    assert method.colour(given, StepContext(0, 0, 10))[1]["spill"] == 0  # light is everywhere
 
 
 def test_the_tokens_are_those_that_are_said():

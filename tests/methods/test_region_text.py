@@ -8,7 +8,12 @@ import torch
 
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.method import CMMFNetMethod
-from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss, region_targets
+from cmmfnet.methods.cmmfnet.region_losses import (
+    colour_loss,
+    region_loss,
+    region_targets,
+    spill_loss,
+)
 from cmmfnet.methods.cmmfnet.regions import RegionText, WordTokens
 from cmmfnet.methods.cmmfnet.training_words import draw_words
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
@@ -199,8 +204,8 @@ def test_the_label_head_says_where_a_word_may_be():
         labels[0, CLASSES.index(name), 0, column] = 5
     for names, want in (
         (["car", "tree"], [[1, 0, 0, 0], [0, 1, 0, 0]]),
-        (["snow"], [[0, 0, 0, 1]]),  # it claims the grass
-        (["snow", "grass"], [[0, 0, 0, 1 / 6], [0, 0, 0, 5 / 6]]),
+        (["snow"], [[0, 0, 1, 1]]),  # it claims grass and road
+        (["snow", "grass"], [[0, 0, 1, 1 / 6], [0, 0, 0, 5 / 6]]),
     ):
         said = network.word_tokens(*tokens(network, names))
         found = network.regions.maps(
@@ -228,8 +233,12 @@ def test_a_pixel_goes_to_the_word_of_its_class_else_to_none():
 
 def test_words_of_one_class_share_it_and_snow_claims_only_free_ground():
     assert targets(["tree", "leaves"], label_of("vegetation"))[:, 0].tolist() == [0, 0.5, 0.5, 0, 0]
-    assert targets(["snow"], label_of("grass", "road"))[:, 0].tolist() == [0, 1, 0, 0, 0]
-    assert targets(["grass", "snow"], label_of("grass"))[:, 0].tolist() == [0, 1, 0, 0, 0]
+    for ground in ("grass", "terrain", "road", "pavement", "roof"):
+        assert targets(["snow"], label_of(ground))[:, 0].tolist() == [0, 1, 0, 0, 0]
+    for ground in ("car", "building", "vegetation"):
+        assert targets(["snow"], label_of(ground))[:, 0].tolist() == [1, 0, 0, 0, 0]
+    named = targets(["grass", "snow"], label_of("grass", "road"))
+    assert named.T.tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]
 
 
 def test_names_and_claims_are_of_the_vocabulary():
@@ -357,6 +366,19 @@ def test_trees_have_leaves_of_their_colour_now_and_then(colour, low, high):
     assert low <= len(leafy) <= high and all(set(row.values()) == {colour} for row in rows)
 
 
+def test_a_change_outside_of_the_words_regions_is_spill():
+    label = torch.full((1, 32, 32), IGNORE)
+    label[:, :, :8], label[:, :, 8:16] = CLASSES.index("car"), CLASSES.index("road")
+    plain = torch.zeros(1, 3, 32, 32)
+    for columns, names, spill in (
+        (slice(0, 8), ["car"], 0), (slice(8, 16), ["car"], 0.4), (slice(16, 32), ["car"], 0),
+        (slice(8, 16), ["car", "road"], 0), (slice(0, 8), [], 0.2),
+    ):  # fmt: skip
+        made = plain.clone()
+        made[..., columns] = 0.4
+        assert spill_loss(made, plain, label, [names], 4, IGNORE) == pytest.approx(spill, abs=1e-6)
+
+
 def test_mean_colours_of_regions_count_alike_whatever_their_size():
     label = torch.full((1, 32, 32), IGNORE)
     label[:, :, :8], label[:, :, 8:] = CLASSES.index("car"), CLASSES.index("road")
@@ -367,7 +389,7 @@ def test_mean_colours_of_regions_count_alike_whatever_their_size():
         assert colour_loss(made, true, label, [["car", "road"]], 4, IGNORE) == pytest.approx(
             0.2, abs=1e-5
         )
-    assert colour_loss(made, true, label, [["snow"]], 4, IGNORE) == 0
+    assert colour_loss(made, true, label, [["tree"]], 4, IGNORE) == 0
     noise = torch.randn(1, 3, 32, 32)
     noise -= noise.mean(dim=3, keepdim=True)
     assert (

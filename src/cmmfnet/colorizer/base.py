@@ -73,10 +73,30 @@ class Seen:
         predicted: (name, probability in [0, 1]), likeliest first, as ``tags`` gives them.
         given_tags: the names that the network got as text, if these are predicted tags or
             corrections of them; else None.
+        night: whether the frame looks like night (`looks_like_night`).
     """
 
     predicted: list[tuple[str, float]]
     given_tags: list[str] | None = None
+    night: bool = False
+
+
+NIGHT_MARGIN = -1.0
+"""Log odds of "night" over those of "day" and "dusk" from which a frame looks like night.
+
+The largest whole number for which the bundled model finds all 140 night frames of its training (and
+1 of 237 by day and dusk); docs/text.md has the rates on scenes that it was not trained on."""
+
+
+def looks_like_night(words: Sequence[str], probabilities: np.ndarray) -> bool:
+    """Whether "night" is about as likely as "day" and "dusk" or likelier. ``probabilities``
+    (words,) in [0, 1]; False for a network without these words."""
+    if not {"day", "dusk", "night"} <= set(words):
+        return False
+    light = np.array([probabilities[words.index(word)] for word in ("night", "day", "dusk")])
+    light = light.astype(np.float64).clip(1e-9, 1 - 1e-9)
+    night, *others = np.log(light / (1 - light))
+    return bool(night > max(others) + NIGHT_MARGIN)
 
 
 class Runtime:
@@ -279,7 +299,8 @@ class FrameColorizer:
         if tags:
             for i, each in enumerate(inputs):
                 given_tags = list(each.names if each else ()) if i in corrected else None
-                seen[i] = Seen(self.likeliest(probabilities[i]), given_tags)
+                night = looks_like_night(self.traits.words, probabilities[i])
+                seen[i] = Seen(self.likeliest(probabilities[i]), given_tags, night)
         cut = [
             colour[:, : frame.low.shape[0], : frame.low.shape[1]]
             for colour, frame in zip(colours, frames, strict=True)

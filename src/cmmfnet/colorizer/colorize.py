@@ -57,6 +57,7 @@ class Report:
     failed: dict[Path, str] = field(default_factory=dict)  # input -> reason
     not_shown: dict[Path, str] = field(default_factory=dict)  # input -> why the page lacks it
     seen: dict[Path, Seen] = field(default_factory=dict)  # input -> prediction, if asked for
+    night: list[Path] = field(default_factory=list)  # inputs without text that look like night
     seconds: float = 0.0  # without loading the model
 
     @property
@@ -238,6 +239,13 @@ def colorize(
             )
         if text_file is not None:
             print(found)
+        if report.night:
+            count, total = len(report.night), len(report.coloured)
+            looks, is_ = ("look", "are") if count > 1 else ("looks", "is")
+            print(
+                f"{count} of {total} {looks} like night, and without text {is_} coloured as by "
+                "day or at dusk: try --text night"
+            )
         print(report)
 
     if todo or sequences:
@@ -253,7 +261,7 @@ def colorize(
         }
         notes |= {"Span": span or "1st to 99th percentile of the frame"}
         started = time.perf_counter()
-        tags = predicts and (
+        keep_tags = predicts and (
             show_tags
             or gallery is not None
             or any(map(has_corrections, filter(None, texts.values())))
@@ -268,7 +276,8 @@ def colorize(
                 span,
                 reading,
                 batch_size,
-                tags=tags,
+                tags=keep_tags or (predicts and colorizer.traits.heads),  # then they cost nothing
+                keep_tags=keep_tags,
                 total=None if sequences else len(todo),
                 photos=photos if visible else None,
             )
@@ -399,14 +408,15 @@ def _run(
     batch_size: int | None,
     *,
     tags: bool,
+    keep_tags: bool,
     total: int | None,
     photos: Callable[[Job, Thermal], Path | None] | None,
 ) -> None:
     """Colour ``todo`` in batches; meanwhile threads read the next batch and write the last one.
 
-    ``reading``: options of ``read_thermal``. ``total``: number of jobs, if it is known. ``photos``:
-    writes a frame's photo. Raises ``OSError`` if the disk is full: all further results would fail,
-    too.
+    ``reading``: options of ``read_thermal``. ``tags``: predict tags; ``keep_tags``: note them in
+    the report. ``total``: number of jobs, if it is known. ``photos``: writes a frame's photo.
+    Raises ``OSError`` if the disk is full: all further results would fail, too.
     """
     from tqdm import tqdm
 
@@ -467,7 +477,14 @@ def _run(
                     colours, seen = colorizer(
                         frames, text=given, span=span, batch_size=size, return_tags=True
                     )
-                    report.seen.update(zip([job.label for job, _ in good], seen, strict=True))
+                    labels = [job.label for job, _ in good]
+                    if keep_tags:
+                        report.seen.update(zip(labels, seen, strict=True))
+                    report.night += [
+                        label
+                        for label, each, said in zip(labels, seen, given, strict=True)
+                        if each.night and not said
+                    ]
                 else:
                     colours = colorizer(frames, text=given, span=span, batch_size=size)
                 finish_writes()

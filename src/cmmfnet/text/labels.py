@@ -64,9 +64,10 @@ PLACES: dict[str, tuple[int, ...]] = _places()
 """Name -> the classes (indices into CLASSES) that it names."""
 _CLASS = {name: i for i, name in enumerate(CLASSES)}
 CLAIMS: dict[str, tuple[int, ...]] = {
-    "snow": (_CLASS["grass"], _CLASS["terrain"]),
+    "snow": tuple(_CLASS[name] for name in ("grass", "terrain", "road", "pavement", "roof")),
     "grass": (_CLASS["terrain"],), "dirt": (_CLASS["grass"],), "sand": (_CLASS["grass"],),
     "wall-brick": (_CLASS["building"],), "wall-stone": (_CLASS["building"],),
     "wall-wood": (_CLASS["building"],),
 }  # fmt: skip
-"""Name -> further classes that it covers if no word in the text names them: snow covers grass."""
+"""Name -> further classes that it covers if no word in the text names them: snow covers grass,
+roads and roofs."""

@@ -33,7 +33,7 @@ from cmmfnet.text.colour_words import (
     draw_foliage,
     near,
 )
-from cmmfnet.text.labels import CLASSES
+from cmmfnet.text.labels import CLAIMS, CLASSES, COCOSTUFF
 
 _PAINTED = {
     "car": PAINT, "truck": PAINT, "bus": PAINT, "door": PAINT, "building": MASONRY, "wall": MASONRY,
@@ -189,7 +189,7 @@ def sky(photo: np.ndarray, mask: np.ndarray, target: Sequence[float], texture: f
 # Light falls to this, linear, in R, G, B; the first number is the sky's own share on top of it. The
 # night photos at hand have a mean lightness of 9 (MSRS) to 31 (RoadScene, with its levels
 # stretched).
-_FALL = {"dusk": (0.30, (0.36, 0.30, 0.31)), "night": (0.16, (0.175, 0.150, 0.145))}
+_FALL = {"dusk": (0.30, (0.36, 0.30, 0.31)), "night": (0.25, (0.265, 0.232, 0.226))}
 
 
 def nightfall(
@@ -202,7 +202,12 @@ def nightfall(
     grey = linear.mean(axis=2, keepdims=True)
     # little light has little colour, and no sharp shadows: highlights fall more
     dim = (0.55 * linear + 0.45 * grey) if lighting == "night" else linear
-    dim = dim / (1 + 0.8 * grey) * np.array(tint, np.float32) * rng.uniform(0.6, 1.5)
+    dim = (
+        dim
+        / (1 + 0.8 * grey)
+        * np.array(tint, np.float32)
+        * (rng.uniform(0.7, 1.9) if lighting == "night" else rng.uniform(0.6, 1.5))
+    )
     dim = dim * (1 + rng.normal(0, 0.08, 3).astype(np.float32))
     up = soft(region(label, "sky"), 1.5)[..., None]
     rows = np.linspace(0, 1, photo.shape[0], dtype=np.float32)[:, None, None]
@@ -262,31 +267,35 @@ def recolour(
     present = {name for name, part in zip(CLASSES, area, strict=True) if part >= LEAST}
     choices = [name for name in ("vegetation", "sky", *_PAINTED) if name in present]
     weights = [{"car": 3.0, "vegetation": 6.0}.get(name, 1.5) for name in choices]
-    if present & {"grass", "terrain"}:
+    if present & {CLASSES[number] for number in CLAIMS["snow"]}:
         choices, weights = [*choices, "ground"], [*weights, 3.5]
     out = Recoloured(photo)
     if choices:
         count = min(len(choices), 1 + int(rng.random() < 0.5))
-        for name in rng.choice(choices, count, replace=False, p=np.array(weights) / sum(weights)):
-            _change(out, str(name), label, present, rng)
+        drawn = rng.choice(choices, count, replace=False, p=np.array(weights) / sum(weights))
+        names = [str(name) for name in drawn]
+        for name in names:
+            if name != "roof" or "ground" not in names:  # snow may lie on the roof
+                _change(out, name, label, present, rng)
     return out
 
 
 def _change(
     out: Recoloured, name: str, label: np.ndarray, present: set[str], rng: np.random.Generator
 ) -> None:
-    mask = region(label, name) if name != "ground" else region(label, "grass", "terrain")
+    mask = region(label, name) if name in CLASSES else None
     if name == "ground":
-        choices = [
-            "snow",
-            "snow",
-            "snow",
-            *(["dirt", "green"] if "grass" in present else ["grass"]),
-        ]
-        kind = str(rng.choice(choices))
+        green = ["dirt", "green"] if "grass" in present else ["grass"]
+        kind = str(rng.choice(["snow"] * 3 + (green if present & {"grass", "terrain"} else [])))
         if kind == "snow":
-            out.photo = snow(out.photo, mask, near(SNOW, rng))
-            out.removed += ["grass", "dirt"]
+            claimed = [c for c in (CLASSES[n] for n in CLAIMS["snow"]) if c in present]
+            # a name keeps its surface: "snow, a road" is a cleared road
+            bare = [c for c in claimed if c not in ("grass", "terrain") and rng.random() < 0.25]
+            covered = [c for c in claimed if c not in bare] or claimed
+            white = near(SNOW, rng) * [max(0.7, exposure(out.photo, label)), 1, 1]
+            out.photo = snow(out.photo, region(label, *covered), white)
+            out.removed += dict.fromkeys(["grass", "dirt", *(COCOSTUFF[c] for c in covered)])
+            out.given_tags += [COCOSTUFF[c] for c in claimed if c not in covered]
         elif kind == "green":
             kind = "grass"
             out.photo = paint(

@@ -27,8 +27,10 @@ from cmmfnet.data.made.recolour import Recoloured
 from cmmfnet.data.scenes import Scene, render, repaint
 from cmmfnet.data.write import PairsWriter
 from cmmfnet.text.colour_words import CAR_COLOURS, PAINT, draw_colour, draw_foliage
-from cmmfnet.text.labels import CLASSES
+from cmmfnet.text.labels import CLAIMS, CLASSES, COCOSTUFF
 from cmmfnet.text.vocabulary import EXTRA_WORDS
+
+_COVERED = [COCOSTUFF[CLASSES[number]] for number in CLAIMS["snow"]]  # names of what snow covers
 
 
 def write_repainted(
@@ -71,7 +73,7 @@ def repainted(meta: dict, photo: np.ndarray, tags: Sequence[str]) -> Recoloured:
     words = meta.get("repainted")
     if not words:
         return Recoloured(photo)
-    there = {*tags, *EXTRA_WORDS, *(["snow"] if "grass" in tags else [])}
+    there = {*tags, *EXTRA_WORDS, *(["snow"] if {*tags} & {*_COVERED} else [])}
     given_tags = [name for name in words["given_tags"] if name in there]
     colours = [(colour, name) for colour, name in words["colours"] if name in given_tags]
     return Recoloured(photo, given_tags, colours, list(words["removed"]) if given_tags else [])
@@ -86,8 +88,10 @@ def changes(
         removed = ["day", "clear", "cloudy", "overcast"]
         return {"lighting": "night"}, {"given_tags": ["night"], "colours": [], "removed": removed}
     area = np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) / scene.labels.size
-    likely = {"vegetation": 0.75, "car": 0.95, "grass": 0.3}
-    there = [name for name in likely if area[CLASSES.index(name)] >= LEAST]
+    ground = float(sum(area[number] for number in CLAIMS["snow"]))
+    seen = {name: area[CLASSES.index(name)] for name in ("vegetation", "car")} | {"ground": ground}
+    likely = {"vegetation": 0.75, "car": 0.95, "ground": 0.3}
+    there = [name for name in likely if seen[name] >= LEAST]
     if not there:
         return None
     chosen = {name for name in there if rng.random() < likely[name]} or {there[0]}
@@ -101,10 +105,10 @@ def changes(
             change[key] = tuple(to_rgb(lab[None])[0].tolist())
             words["given_tags"].append(thing)
             words["colours"].append((colour, thing))
-    if "grass" in chosen:
+    if "ground" in chosen:
         change["ground"] = "snow"
         words["given_tags"].append("snow")
-        words["removed"] += ["grass"]
+        words["removed"] += _COVERED
     return change, words
 
 
@@ -118,7 +122,7 @@ def _write(writer: PairsWriter, each: int, size: tuple[int, int], seed: int) -> 
         change, words = made
         name, tags = f"repainted_{seed:06d}_{number}", scene.tags
         if "snow" in words["given_tags"]:
-            tags = ["snow" if tag == "grass" else tag for tag in tags]
+            tags = ["snow", *(tag for tag in tags if tag not in _COVERED)]
         colour = repaint(seed, scene.kind, size, **change)
         writer.write(name, thermal=scene.thermal, visible=colour, label=scene.labels)
         rows.append({

@@ -198,7 +198,7 @@ def surfaces(world: World, camera: Camera, time: float):
         )  # fmt: skip
         PAINTERS[kind](points)
         if light.snow:
-            _snow(points, kind, normal[s])
+            _snow(points, kind, normal[s], light.snow)
     # slices of the arrays above were views, so the painters have written into them
     level = (normal[:, 2] > 0.9) & (world_at[:, 2] < 0.3) & ~card
     ground = np.flatnonzero(level)
@@ -271,8 +271,9 @@ def surfaces(world: World, camera: Camera, time: float):
     return rgb, kelvin, label
 
 
-def _snow(p: Points, kind: int, normal) -> None:
-    """Snow on surfaces that face up: thick on grass and roofs, in patches on roads."""
+def _snow(p: Points, kind: int, normal, amount: float) -> None:
+    """Snow on surfaces that face up: thick on grass and roofs, in patches on roads; an ``amount``
+    of 2 covers roads, too."""
     thick = {
         m.GRASS: 1.6,
         m.DIRT: 1.3,
@@ -285,6 +286,8 @@ def _snow(p: Points, kind: int, normal) -> None:
     }.get(kind)
     if thick is None:
         return
+    if kind != m.PAINT:
+        thick += 2.2 * (amount - 1)
     cover = np.clip((thick + 0.7 * p.slow + 0.5 * p.fine) * 1.5 + 0.5, 0, 1) * np.clip(
         (normal[:, 2] - 0.45) * 4, 0, 1
     )

@@ -19,7 +19,7 @@ from cmmfnet.data.scenes.sprites import linear
 from cmmfnet.data.scenes.weather import make_light
 from cmmfnet.data.scenes.world import World
 
-SNOW = np.array([0.72, 0.75, 0.80], np.float32)  # linear albedo
+DEEP = 2.0  # Light.snow that covers roads
 LEAVES, BARE = linear(84, 104, 52), linear(104, 96, 88)
 
 
@@ -38,7 +38,7 @@ def repaint(
 
     Args:
         seed, kind, size: as for `scenes.render`.
-        ground: "snow" puts snow on the grass; None: no change.
+        ground: "snow" puts snow on the ground, roads included, and on roofs; None: no change.
         trees: "green", "bare" (the colour of twigs; the shape of the crown stays), or the mean sRGB
             of the leaves; None: no change.
         cars: sRGB of the paint of all cars; None: no change.
@@ -58,7 +58,7 @@ def repaint(
             raise ValueError(f"{name} is {word!r}; expected one of {', '.join(map(repr, known))}")
     world = build(seed, kind, "day")
     if ground is not None:
-        world = replace(world, static=_snowed(world.static))
+        world = replace(world, light=replace(world.light, snow=DEEP))
     if trees is not None:
         named = {"green": LEAVES, "bare": BARE}
         world = _leaves(world, named[trees] if isinstance(trees, str) else linear(*trees))
@@ -71,15 +71,6 @@ def repaint(
             world, light=make_light(np.random.default_rng([seed, 7]), "night", 0.0, False)
         )
     return frame(world, seed, *size, 0.0)[1]
-
-
-def _snowed(mesh: Mesh) -> Mesh:
-    grass = mesh.label == m.GRASS_ID
-    return replace(
-        mesh,
-        colour=np.where(grass[:, None], SNOW, mesh.colour),
-        material=np.where(grass & (mesh.material == m.GRASS), m.PLAIN, mesh.material),
-    )
 
 
 def _painted(mesh: Mesh, paint: np.ndarray) -> Mesh:

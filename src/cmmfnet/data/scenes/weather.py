@@ -49,7 +49,7 @@ def make_light(rng, lighting: str, heading: float, snow: bool) -> Light:
         strength = 0.0
         ambient = np.array([0.03, 0.03, 0.036]) * rng.uniform(0.6, 2.0)
         zenith, horizon = linear(12, 16, 30) * 0.7, linear(52, 48, 54) * rng.uniform(0.4, 1)
-        glow, exposure = np.zeros(3), rng.uniform(1.0, 1.4)
+        glow, exposure = np.zeros(3), rng.uniform(2.6, 3.6)  # a camera opens at night
     hills = []
     if rng.random() < 0.35:
         for k in range(6):

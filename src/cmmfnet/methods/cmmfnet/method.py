@@ -15,11 +15,12 @@ from torch import Tensor
 
 from cmmfnet.methods import build_network
 from cmmfnet.methods.cmmfnet.network import CMMFNet
-from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss
+from cmmfnet.methods.cmmfnet.region_losses import colour_loss, region_loss, spill_loss
 from cmmfnet.methods.cmmfnet.training_words import draw_words
 from cmmfnet.methods.matched import Matched
 from cmmfnet.methods.method import Losses, StepContext, sent, unwrapped, with_factors
 from cmmfnet.methods.traits import traits_of
+from cmmfnet.nn.fast.graphed import GraphedTraining
 from cmmfnet.nn.perceptual import Cropped, load_features
 from cmmfnet.text.attributes import ATTRIBUTES, attribute_weights
 from cmmfnet.text.labels import IGNORE
@@ -46,6 +47,7 @@ class CMMFNetMethod(Matched):
         tags, labels: cross-entropy of the two auxiliary heads.
         regions: cross-entropy of the words' maps with label maps (region_losses.py).
         colours: difference of the mean colours of the words' regions.
+        spill: change outside of the words' regions, against the picture without these words.
 
     Options:
         text_dropout: share of pictures that are trained without text, 0 to 1, so that the network
@@ -71,7 +73,7 @@ class CMMFNetMethod(Matched):
     LOSSES: ClassVar[dict[str, float]] = {
         "l1": 1.0, "perceptual": 1.0, "tv": 1.0, "ssim": 1.0, "adversarial": 0.0, "tags": 0.0,
         "labels": 0.0,
-        "regions": 0.0, "colours": 0.0,
+        "regions": 0.0, "colours": 0.0, "spill": 0.0,
     }  # fmt: skip
 
     def __init__(
@@ -134,7 +136,9 @@ class CMMFNetMethod(Matched):
                 )
             if loss not in self.weights and head is not None:
                 head.requires_grad_(False)  # nothing would train it
-        for loss in {"regions", "colours"} & set(self.weights) if network.regions is None else ():
+        for loss in (
+            {"regions", "colours", "spill"} & set(self.weights) if network.regions is None else ()
+        ):
             raise ValueError(
                 f"loss {loss!r} has a weight, but the network has no maps; it needs regions: "
                 "true, or leave it out"
@@ -147,6 +151,7 @@ class CMMFNetMethod(Matched):
         self.stem_learning_rate, self.text_learning_rate = stem_learning_rate, text_learning_rate
         self.window, self.sentences = window, None
         self._whole: tuple[Tensor, Tensor, Tensor] | None = None
+        self._second: GraphedTraining | None = None
 
     @classmethod
     def configuration(cls, model: dict) -> dict:
@@ -302,7 +307,7 @@ class CMMFNetMethod(Matched):
         )
         losses: Losses = {}
         names: list[list[str]] = []
-        if {"regions", "colours"} & set(self.weights):
+        if {"regions", "colours", "spill"} & set(self.weights):
             names = [[name for name, _ in row] for row in self.given_words(batch, moment)]
         if "colours" in self.weights:
             losses["colours"] = colour_loss(
@@ -311,6 +316,10 @@ class CMMFNetMethod(Matched):
         if "regions" in self.weights:
             everywhere = unwrapped(network).word_tokens(tokens, mask).everywhere
             losses["regions"] = region_loss(levels, batch.label, names, mask, everywhere, IGNORE)
+        if "spill" in self.weights:
+            everywhere = unwrapped(network).word_tokens(tokens, mask).everywhere
+            plain = self._without_things(thermal, tokens, mask & everywhere, *window).detach()
+            losses["spill"] = spill_loss(colour, plain, batch.label, names, MAX_TAGS, IGNORE)
         if "tags" in self.weights:
             words = unwrapped(network).words
             target = torch.zeros(tag_logits.shape)
@@ -328,3 +337,13 @@ class CMMFNetMethod(Matched):
             )
             losses["labels"] = entropy / (small != IGNORE).sum().clamp_min(1)
         return colour, losses
+
+    def _without_things(self, *inputs: Tensor | None) -> Tensor:
+        """The pictures of a step's second pass, by CUDA graphs of their own where ``graphs``
+        allows: a call of `generate` would overwrite the first pass."""
+        network = self.networks["generator"]
+        if not self.graphs:
+            return network(*inputs)
+        if self._second is None:
+            self._second = GraphedTraining(network)
+        return self._second(*inputs)

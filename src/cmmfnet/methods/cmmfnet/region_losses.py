@@ -1,4 +1,5 @@
-"""Losses of text by region: of the words' maps against label maps, and of the regions' colours."""
+"""Losses of text by region: of the words' maps against label maps, of the regions' colours, and of
+colours that spill out of the regions."""
 
 from __future__ import annotations
 
@@ -90,3 +91,23 @@ def colour_loss(
     mean = torch.einsum("blp,bcp->blc", region, away) / area.unsqueeze(2).clamp_min(1)
     counts = (area >= 0.01 * region.shape[2]).float()
     return (mean.abs().mean(dim=2) * counts).sum() / counts.sum().clamp_min(1)
+
+
+def spill_loss(
+    made: Tensor,
+    plain: Tensor,
+    label: Tensor,
+    names: Sequence[Sequence[str]],
+    length: int,
+    ignore: int,
+) -> Tensor:
+    """Mean |difference| between pictures with words for things and without, ``made`` and ``plain``
+    (B,3,H,W), over the pixels that no word names (`region_targets`).
+
+    ``plain`` has the words for light and sky, which hold everywhere. Pixels without a label do not
+    count.
+    """
+    target, _, _ = region_targets(label[:, ::2, ::2], names, length, ignore)
+    outside = target[:, :1] * (label[:, ::2, ::2] != ignore).unsqueeze(1)
+    away = F.avg_pool2d(made.float() - plain.float(), 2).abs().mean(dim=1, keepdim=True)
+    return (away * outside).sum() / outside.sum().clamp_min(1)

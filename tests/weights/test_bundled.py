@@ -16,6 +16,7 @@ from cmmfnet.text.labels import CLASSES
 from cmmfnet.weights.files import describe
 from cmmfnet.weights.known import BUNDLED, KNOWN
 
+GROUND = ["grass", "terrain", "road", "pavement"]
 LIMIT = 32 * 2**20  # of all bundled weights together: they travel with every clone
 
 
@@ -78,7 +79,8 @@ def test_colours_are_nearer_to_the_truth_than_grey_and_mean_colour(colorizer, sc
 @pytest.mark.parametrize(
     ("kind", "seed", "names", "old", "new"),
     [("street", 3, ["car"], "a grey car", "a red car"),
-     ("park", 4, ["grass"], "grass, a path", "snow"),
+     ("park", 4, GROUND, "grass, a path", "snow"),
+     ("street", 3, GROUND, "a road", "snow"),
      ("park", 4, ["vegetation"], "green trees", "orange trees")],
 )  # fmt: skip
 def test_words_act_where_their_thing_is(colorizer, kind, seed, names, old, new):
@@ -125,12 +127,13 @@ def test_text_is_accepted_without_clip(colorizer, scenes):
     assert colour.shape == scenes[1].visible.shape
 
 
-def test_night_is_dark_when_the_text_says_so(colorizer, scenes):
+def test_night_is_dark_when_the_text_says_so_and_shapes_stay(colorizer, scenes):
     for scene in scenes:
-        assert (
-            colorizer(scene.thermal, text="a street at night").mean()
-            < 0.5 * colorizer(scene.thermal).mean()
-        )
+        night, day = (colorizer(scene.thermal, text=t) for t in ("a street at night", ""))
+        assert night.mean() < 0.5 * day.mean()
+        ground = ~np.isin(scene.labels, [CLASSES.index("sky")])
+        levels = night[ground].mean(axis=1)
+        assert np.percentile(levels, 90) - np.percentile(levels, 10) > 12
 
 
 # --- the small model

@@ -33,7 +33,7 @@ class Known:
 KNOWN: dict[str, Known] = {
     "cmmfnet": Known(
         file="cmmfnet.safetensors",
-        sha256="82ce7f89b198a75b09a37f3676ecf46568895b6f9b3d124a15cc2ec8b813d2d5",
+        sha256="f38bbdf48731ad2d3aed2cdaa5b87f053b65f0059fbf193a904aa84b3afe2aed",
         licence="research use (the terms of the training data); see docs/model-card.md",
         summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, "
         "pseudo-thermal co-training, words by region",

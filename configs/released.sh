@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The released model `cmmfnet` from nothing (docs/training.md): all its trainings, one after the other. What is there already is kept,
+# and a training that was stopped goes on.
+#
+#   bash configs/released.sh DATA WEIGHTS OUT [--config.KEY VALUE ...]
+#
+# DATA has pairs/ and labelled-photos/, WEIGHTS the loss networks. The result is OUT/cmmfnet.safetensors. Further options go to every
+# training (such as --config.steps 2 for a trial).
+set -euo pipefail
+data=$1 weights=$2 out=$3
+shift 3
+made() { [ -e "$data/$1/index.jsonl" ]; }
+train() {  # NAME CONFIG FROM [option ...]
+  local name=$1 config=$2 from=$3
+  shift 3
+  cmmfnet train --config "$config" ${from:+--from "$from"} --data "$data" --pretrained "$weights" --out "$out/$name" "$@"
+}
+made rendered || cmmfnet scenes "$data/rendered" --count 400 --seed 10000 --size 288,352
+train base cmmfnet "" "$@"
+train whole cmmfnet-whole "$out/base/model.safetensors" "$@"
+train sharp cmmfnet-whole "$out/whole/model.safetensors" \
+  --config.steps 450 --config.losses.adversarial 0.06 --config.options.adversarial_start 0.1 "$@"
+made repainted || cmmfnet repaint "$data/repainted" --count 300 --seed 10000
+made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$out/sharp/model.safetensors"
+train text cmmfnet-text "$out/sharp/model.safetensors" "$@"
+python - "$out" <<'END'
+import sys
+
+import torch
+
+from cmmfnet.weights.files import load_model, save_model
+
+trained = load_model(f"{sys.argv[1]}/text/model.safetensors")
+with torch.no_grad():
+    trained.network.attribute_vectors.mul_(1.2)  # colours weigh more (docs/text.md)
+config = trained.config | trained.network.fold_text_projection()
+save_model(f"{sys.argv[1]}/cmmfnet.safetensors", trained.network, config, trained.training, storage="int8")
+END

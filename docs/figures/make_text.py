@@ -14,9 +14,9 @@ from cmmfnet.files.page import as_grey
 from cmmfnet.thermal.stretch import normalise
 
 SCENES = [
-    (3, "street", ["", "a red car", "a street with snow", "night"]),
+    (3, "street", ["", "a red car", "snow", "night"]),
     (4, "park", ["", "snow, trees without leaves", "orange trees", "night"]),
-    (6, "house", ["", "a white house", "a red brick house", "snow on the lawn"]),
+    (6, "house", ["", "a white house", "a red brick house", "snow"]),
 ]
 WIDTH, HEIGHT, LINE = 240, 192, 20
 

@@ -46,11 +46,6 @@ def stack(frames: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(frames)
 
 
-def like(x: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """An array in the form of ``other``: the array itself."""
-    return x
-
-
 def resize(x: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
     """(..., h, w) float32 -> (..., H, W): ``mode`` is "bilinear" or "bicubic", antialiased where it
     reduces.

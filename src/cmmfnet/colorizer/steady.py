@@ -81,7 +81,7 @@ class SteadyFrames:
             return SteadyFrame(frame, None)
         runtime = self.colorizer.runtime
         with runtime.inference():
-            reduced = self._reduced(frame.low, frame)
+            reduced = self._reduced(frame.low)
         before, self._thermal = self._thermal, reduced
         if before is None or before.shape != reduced.shape or self._steady.cut:
             return SteadyFrame(frame, None)
@@ -96,10 +96,9 @@ class SteadyFrames:
 
     def _smoothed(self, colour: Any, steady: SteadyFrame) -> Any:
         cv2, runtime = opencv(), self.colorizer.runtime
-        module = runtime.sizes(steady.frame.full)
         if isinstance(steady.frame.full, np.ndarray):
             colour = runtime.array(colour)
-        reduced = self._reduced(colour, steady.frame)
+        reduced = self._reduced(colour)
         found, before = steady.motion, self._colours
         if found is None or before is None:
             self._colours = reduced
@@ -111,14 +110,26 @@ class SteadyFrames:
         luma = np.tensordot(_LUMA, change, 1)
         change += (cv2.blur(luma, (3, 3)) - luma) / 2  # less of its fine part
         self._colours = reduced + change
-        return colour + module.resize(module.like(change, colour), colour.shape[-2:])
+        if not isinstance(colour, np.ndarray):
+            module = runtime.sizes(colour)
+            return colour + module.resize(module.like(change, colour), colour.shape[-2:])
+        return colour + _resized(change, colour.shape[-2:], cv2.INTER_LINEAR)
 
-    def _reduced(self, planes: Any, frame: Frame) -> np.ndarray:
+    def _reduced(self, planes: Any) -> np.ndarray:
         """Planes (..., h, w) at working size, reduced, as an array."""
         runtime = self.colorizer.runtime
         height, width = planes.shape[-2:]
         factor = max(1, round(min(height, width) / _SIDE))
         size = (-(-height // factor), -(-width // factor))
-        if factor > 1:
-            planes = runtime.sizes(frame.full).resize(planes, size)
-        return runtime.array(planes)
+        if factor == 1:
+            return runtime.array(planes)
+        if isinstance(planes, np.ndarray):
+            return _resized(planes, size, opencv().INTER_AREA)
+        return runtime.array(runtime.sizes(planes).resize(planes, size))
+
+
+def _resized(planes: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:
+    """Planes (..., h, w) -> (..., H, W); by OpenCV in a tenth of Pillow's time."""
+    cv2, many = opencv(), planes.reshape(-1, *planes.shape[-2:])
+    resized = [cv2.resize(plane, size[::-1], interpolation=how) for plane in many]
+    return np.stack(resized).reshape(*planes.shape[:-2], *size)

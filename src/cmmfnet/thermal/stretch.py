@@ -122,6 +122,10 @@ def frame_span(thermal: Thermal) -> tuple[float, float] | None:
     without two different finite values."""
     if (span := checked_span(thermal, None)) is not None:
         return span
+    if (counted := _counted(thermal)) is not None:
+        _, counts, least = counted
+        low, high = span_of_counts(counts, least, PERCENTILES)
+        return (low, high) if low < high else None
     values = thermal.values
     finite = np.isfinite(values)
     known = values.ravel() if finite.all() else values[finite]
@@ -177,6 +181,16 @@ def _levels(
     With at most 65,536 levels, what is done to every pixel is done once for every level: a third
     of the time.
     """
+    if (counted := _counted(thermal)) is None:
+        return None
+    steps, counts, least = counted
+    return steps, stretched_levels(counts, least, span, percentiles)
+
+
+def _counted(thermal: Thermal) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """A frame of counts or grey levels as (H, W) steps above its least value, how often each step
+    occurs (K,) among the pixels that percentiles are taken of, and the least value; None for any
+    other frame."""
     values = thermal.values
     least, most = (float(bound) for bound in (values.min(), values.max()))
     if not may_be_counts(least, most):
@@ -190,7 +204,7 @@ def _levels(
     counts = np.bincount(
         steps.ravel()[:: sampling_step(values.shape)], minlength=int(most - least) + 1
     )
-    return steps, stretched_levels(counts, least, span, percentiles)
+    return steps, counts, least
 
 
 def may_be_counts(least: float, most: float) -> bool:
@@ -216,11 +230,19 @@ def stretched_levels(
     if span is not None:
         low, high = _pair("span", span)
     else:
-        low, high = quantiles_of_counts(counts, *(p / 100 for p in percentiles))
-        low, high = (low + least, high + least) if low < high else (levels[0], levels[-1])
+        low, high = span_of_counts(counts, least, percentiles)
     if low == high:
         return np.sign(levels - low).astype(np.float32)
     return _stretch(levels, low, high)
+
+
+def span_of_counts(
+    counts: np.ndarray, least: float, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    """The percentiles of the numbers ``least``, ``least + 1``, ... that occur ``counts`` times
+    each, or their extremes where the percentiles are equal."""
+    low, high = quantiles_of_counts(counts, *(p / 100 for p in percentiles))
+    return (low + least, high + least) if low < high else (least, least + len(counts) - 1)
 
 
 def quantiles_of_counts(counts: np.ndarray, *quantiles: float) -> list[float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
@@ -38,6 +40,8 @@ _GRADIO = (
     "/gradio_api/cancel", "/gradio_api/app_id",
 )  # fmt: skip
 _GRADIO_FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+_LINGER = 1.0
+"""Seconds for which the rest of a refused body is thrown away."""
 _EVENT = 1_000_000
 """Bytes of an event of the page: a text and a few numbers."""
 
@@ -122,13 +126,27 @@ class _Exchange:
         await response(self.scope, self._receive, self.send)
         self.refused = True
 
+    async def refuse_while_it_comes(self, error: Refused) -> None:
+        """Answer in the middle of a body. A connection that is closed with bytes unread loses the
+        answer, so the rest is read for a moment, and thrown away."""
+        response = JSONResponse(error.content, error.status, error.headers)
+        head = {"type": "http.response.start", "status": error.status}
+        await self.send(head | {"headers": response.raw_headers})
+        await self.send({"type": "http.response.body", "body": response.body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while (await self._receive()).get("more_body", False):
+                    pass
+        await self.send({"type": "http.response.body", "body": b""})
+        self.refused = True
+
     async def receive(self) -> dict[str, Any]:
         if self.refused:
             return {"type": "http.disconnect"}
         message = await self._receive()
         self.read += len(message.get("body", b""))
         if self.read > self.limit and self.status is None:
-            await self.refuse(too_large(f"more than {self.limit}", self.limit))
+            await self.refuse_while_it_comes(too_large(f"more than {self.limit}", self.limit))
             return {"type": "http.disconnect"}
         return message
 

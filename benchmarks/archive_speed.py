@@ -23,8 +23,6 @@ import threading
 import time
 from pathlib import Path
 
-from archive_kill import write_frames, write_model
-
 # name -> threads of the command's own process, options
 SETTINGS = {
     "1 worker of 1 core": (1, ["--workers", "1"]),
@@ -111,6 +109,8 @@ def peaks(root: int | None = None) -> dict[str, float]:
 
 
 def speed(root: Path, frames: int, rounds: int) -> None:
+    from archive_kill import write_frames  # here, so that no child holds what it imports
+
     write_frames(root / "frames", frames, 256)
     given = ["--model", "cmmfnet-small", "--device", "cpu", "--batch-size", "16"]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
@@ -133,10 +133,12 @@ def speed(root: Path, frames: int, rounds: int) -> None:
 
 
 def memory(root: Path, lengths: list[int], options: list[str]) -> None:
+    from archive_kill import write_frames, write_model
+
     write_frames(root / "few", 100, 64)
     few = sorted((root / "few").rglob("*.png"))
     given = ["--model", write_model(root), "--device", "cpu", *options]
-    for length in lengths:
+    for length in dict.fromkeys(lengths):
         source = root / f"frames-{length}"
         for i in range(length):
             path = source / f"{i // 1000:03d}" / f"{i:06d}.png"

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import math
+import os
 import re
 import secrets
 import warnings
+import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import IO, Any
@@ -36,8 +39,10 @@ except ImportError:  # Windows
 JOURNAL, SETTINGS = f"{MANIFEST}/_journal", f"{MANIFEST}/_archive.json"
 PART_ROWS = 10_000
 """Rows of a Parquet file, about."""
+GROUP = 64
+"""Files of the journal in a row group of a Parquet file."""
 THREADS = 16
-"""Requests to the output place at a time."""
+"""Requests to an object store at a time."""
 LIMIT = 1 << 30
 """Bytes of a file of the manifest, at most."""
 _PART = re.compile(
@@ -52,6 +57,8 @@ def pyarrow() -> Any:
     Raises:
         ImportError: it is not installed; the message says how to install it.
     """
+    # its own pool keeps what one Parquet file took; read when it is imported first
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         import pyarrow
         import pyarrow.parquet
@@ -155,8 +162,8 @@ class Manifest:
         self.done, self.run = Done(), secrets.token_hex(6)
         self._name = f"{shard[0]}of{shard[1]}"
         self._number, self._first, self._rows = 0, 0, 0
-        self._tables: list[Any] = []
-        self._pool = ThreadPoolExecutor(THREADS)
+        self._journal: list[bytes] = []  # rows that are not in a Parquet file yet, compressed
+        self._pool = ThreadPoolExecutor(2 if self.place.local else THREADS)
         self._puts: deque[Future] = deque()
         self._check(settings)
         self._lock = _lock(self.place, shard)
@@ -177,14 +184,13 @@ class Manifest:
         rows = [asdict(record) | {"run": self.run} for record in fresh]
         while len(self._puts) >= 2 * THREADS:
             self._puts.popleft().result()
-        put = self._pool.submit(
-            self.place.put, self._entry(self._number), json.dumps(rows).encode()
-        )
+        content = json.dumps(rows).encode()
+        put = self._pool.submit(self.place.put, self._entry(self._number), content)
         self._puts.append(put)
         if self.place.local:
             self._puts.pop().result()  # a store answers later, and others go on meanwhile
         self._number += 1
-        self._tables.append(_table(rows))
+        self._journal.append(zlib.compress(content, 1))
         self._rows += len(rows)
         if self._rows >= PART_ROWS:
             self.flush()
@@ -194,11 +200,12 @@ class Manifest:
         """Put the rows of the journal into a Parquet file."""
         while self._puts:
             self._puts.popleft().result()
-        if not self._tables:
+        if not self._journal:
             return
         last = self._number - 1
-        self._put_part(self._name, self.run, self._first, last, self._tables)
-        self._tables, self._rows = [], 0
+        rows = (json.loads(zlib.decompress(content)) for content in self._journal)
+        self._put_part(self._name, self.run, self._first, last, map(_table, rows))
+        self._journal, self._rows = [], 0
         entries = [self._entry(number) for number in range(self._first, last + 1)]
         list(self._pool.map(self.place.delete, entries))
         self._first = self._number
@@ -324,7 +331,7 @@ class Manifest:
                 if in_shard(row["container"] or row["input"], self.shard):
                     done.add(row)
 
-    def _put_part(self, shard: str, run: str, first: int, last: int, tables: list[Any]) -> None:
+    def _put_part(self, shard: str, run: str, first: int, last: int, tables: Iterable[Any]) -> None:
         name = f"part-{shard}-{run}-{first:06d}-{last:06d}.parquet"
         self.place.put(f"{MANIFEST}/{name}", _parquet(tables))
 
@@ -342,10 +349,13 @@ def _table(rows: list[dict[str, Any]]) -> Any:
     )
 
 
-def _parquet(tables: list[Any]) -> Any:
+def _parquet(tables: Iterable[Any]) -> Any:
+    """The content of a Parquet file; not all tables are in memory at once."""
     pa = pyarrow()
-    sink = pa.BufferOutputStream()
-    pa.parquet.write_table(pa.concat_tables(tables), sink, compression="zstd")
+    sink, tables = pa.BufferOutputStream(), iter(tables)
+    with pa.parquet.ParquetWriter(sink, schema(), compression="zstd") as writer:
+        while group := list(itertools.islice(tables, GROUP)):
+            writer.write_table(pa.concat_tables(group))
     return sink.getvalue()
 
 

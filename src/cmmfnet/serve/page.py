@@ -117,17 +117,18 @@ class Page:
         """A file or a sample was chosen; returns as ``look``."""
         data = event._data if isinstance(event._data, dict) else {}
         self._drop_result(state)
-        files = data.get("files") if isinstance(data.get("files"), list) else []
-        files = [f for f in files if isinstance(f, dict) and self.shelf.get(f.get("token"))]
+        listed = data.get("files") if isinstance(data.get("files"), list) else []
+        found = [self.shelf.get(each.get("token")) for each in listed if isinstance(each, dict)]
+        files = [{"token": kept.token, "name": kept.name} for kept in found if kept is not None]
         chosen = {key: str(data.get(key, ""))[:200] for key in ("token", "name", "sample")}
-        return await self.look(chosen | {"files": files[:1000]}, *options)
+        return await self.look(chosen | {"files": files}, *options)
 
     async def look(self, state: dict, *options: Any) -> tuple:
         """Read the chosen file, find its tags, and colour it.
 
         Returns:
-            The state, the chips, the histogram, the result, and whether there are several files,
-            several frames, and frames without time stamps.
+            The state, the chips, the histogram, the result, and the buttons for several files and
+            for several frames, to be shown or not.
         """
         state = state | {"predicted": []}
         several = len(state.get("files", [])) > 1
@@ -229,7 +230,6 @@ class Page:
             self.service.check_text(colorizer, text)
             result = self.shelf.new(_result_name(kept.name, "mp4"), "video/mp4")
             out = result.path.with_suffix(".mp4")
-            self._unwanted.discard(kept.token)
             with self.service.place():
                 colorize_video(
                     str(kept.path),
@@ -265,10 +265,13 @@ class Page:
             if kept is not None:
                 error.found = error.found.replace(str(kept.path), kept.name)
             return state, _problem(error)
+        finally:
+            self._unwanted.discard(str(state.get("token")))
 
     def stop_video(self, state: dict) -> None:
         """End the video that this visitor waits for."""
-        self._unwanted.add(str(state.get("token")))
+        if self.shelf.get(state.get("token")) is not None:
+            self._unwanted.add(state["token"])
 
     # --- steps
 
@@ -524,7 +527,7 @@ def _blocks(page: Page) -> gr.Blocks:
     models, service = list(page.service.models), page.service
     words = sorted({w for m in service.models.values() for w in m.traits.words})
     script = (_HERE / "page.js").read_text(encoding="utf-8")
-    with gr.Blocks(title="cmmfnet", analytics_enabled=False, delete_cache=(600, 600)) as blocks:
+    with gr.Blocks(title="cmmfnet", analytics_enabled=False) as blocks:
         gr.HTML("<h1>Thermal pictures in colour</h1>", elem_id="title")
         state = gr.State({})
         with gr.Row(elem_id="layout"):

@@ -314,10 +314,12 @@ img {{ display: block; max-width: 100%; min-height: 4rem; background: #8882 }}
 <p id="state" role="status"></p>
 <script>
 const line = document.getElementById("state");
-setInterval(async () => {{
+async function update() {{
   try {{ line.textContent = (await (await fetch("/state")).json()).state; }}
   catch {{ line.textContent = "cmmfnet live has ended"; }}
-}}, 1000);
+}}
+update();
+setInterval(update, 1000);
 </script>
 </html>
 """

@@ -1,5 +1,5 @@
 """``cmmfnet colorize in.mp4 -o out.mp4``: a video, a sequence of a camera or a folder of frames
-into a video. Reading, colouring and writing overlap in three threads."""
+into a video. Reading, colouring, finishing and writing overlap in four threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmmfnet.colorizer.memory import halving
-from cmmfnet.colorizer.steady import SteadyFrames
+from cmmfnet.colorizer.steady import SteadyFrame, SteadyFrames
 from cmmfnet.colorizer.video_options import VideoOptions, VideoReport
 from cmmfnet.colorizer.video_source import Shot, Source, open_source
 from cmmfnet.colorizer.warned import warned_once
@@ -133,7 +133,10 @@ class _Pipeline:
 
     def run(self, result: Path) -> None:
         """Read, colour and write until the source ends."""
-        with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
+        with contextlib.ExitStack() as stack:
+            reading, self.finishing, writing = (
+                stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3)
+            )
             items = self._prepared()
             waiting: deque[Future] = deque()  # what the writing thread still has to do
 
@@ -173,8 +176,8 @@ class _Pipeline:
                             "order and were left out"
                         )
             finally:
-                reading.shutdown(cancel_futures=True)
-                writing.shutdown(cancel_futures=True)
+                for pool in (reading, writing, self.finishing):  # writing waits for finishing
+                    pool.shutdown(cancel_futures=True)
                 self.report.scenes += self.steady.cuts
 
     def _packets_kept(self, items: Iterator[Any]) -> Iterator[Shot]:
@@ -219,10 +222,8 @@ class _Pipeline:
             for shot, colour in zip(group, halving(self._colours, group), strict=True):
                 if isinstance(colour, Exception):
                     raise colour
-                rgb = self.steady.finish(colour, shot.ready)
-                if self.options.side_by_side:
-                    rgb = np.hstack([grey_picture(shot.ready.frame.full), rgb])
-                submit(writer.picture, rgb, shot.pts, shot.duration)
+                finished = self.finishing.submit(self._finished, colour, shot.ready)
+                submit(self._write, writer, finished, shot)
             bar.update(len(group))
             done += len(group)
             watch(done, total)
@@ -240,6 +241,15 @@ class _Pipeline:
                     run_group()
             if group:
                 run_group()
+
+    def _finished(self, colour: Any, ready: SteadyFrame) -> np.ndarray:
+        rgb = self.steady.finish(colour, ready)
+        if self.options.side_by_side:
+            return np.hstack([grey_picture(ready.frame.full), rgb])
+        return rgb
+
+    def _write(self, writer: VideoWriter, finished: Future, shot: Shot) -> None:
+        writer.picture(finished.result(), shot.pts, shot.duration)
 
     def _colours(self, shots: Sequence[Shot]) -> Sequence[Any]:
         texts = [self._text_of(shot) for shot in shots]

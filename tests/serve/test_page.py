@@ -121,7 +121,9 @@ def test_several_files_become_one_archive(page):
 
 
 def test_a_video_is_coloured_with_progress(page, tmp_path):
-    made.write(tmp_path / "a.mp4", made.ramps(5))
+    words = "GPS 52.5, 13.4"
+    made.write(tmp_path / "a.mp4", made.ramps(5), sound="aac", words=words)
+    assert words.encode() in (tmp_path / "a.mp4").read_bytes()
     state = dropped(page, ("walk.mp4", (tmp_path / "a.mp4").read_bytes()))
     state, _, _, html, _, frames = asyncio.run(page.look(state, *options()))
     assert frames.visible and "walk.mp4" in html
@@ -138,6 +140,8 @@ def test_a_video_is_coloured_with_progress(page, tmp_path):
     assert told == [(i, 5) for i in range(6)] and "<video" in html
     (tmp_path / "b.mp4").write_bytes(result_of(page, state))
     assert made.stamps_of(tmp_path / "b.mp4") == made.stamps_of(tmp_path / "a.mp4")
+    assert made.about(tmp_path / "b.mp4")["streams"] == ["video", "audio"]
+    assert words.encode() not in (tmp_path / "b.mp4").read_bytes()
     assert page.shelf.get(state["result"]).name == "walk-colour.mp4"
     assert len(list(page.shelf.get(state["result"]).path.parent.iterdir())) == 2
 

@@ -56,6 +56,7 @@ def colorize_video(
     overwrite: bool,
     options: VideoOptions,
     watch: Watch | None = None,
+    subtitles: bool = True,
 ) -> VideoReport:
     """Colour a video, a sequence of a camera, or a folder or glob of frames, as one video.
 
@@ -65,6 +66,7 @@ def colorize_video(
         watch: called with the frames done and the frames in all (None if unknown), before the first
             frame and from time to time; what it raises ends the video, and nothing is written.
             Then there is no progress bar, and nothing is printed.
+        subtitles: whether those of a video are copied; drones write their places into them.
         Others as for ``cmmfnet colorize``.
 
     Raises:
@@ -86,7 +88,7 @@ def colorize_video(
     # a caller who watches may have threads, and warnings once a process would be lost to them
     once = warned_once() if watch is None else contextlib.nullcontext()
     with once, contextlib.ExitStack() as stack:
-        opened = stack.enter_context(open_source(source, reading, options.fps))
+        opened = stack.enter_context(open_source(source, reading, options.fps, subtitles=subtitles))
         if result.exists() and not overwrite:
             raise FileExistsError(f"{out} is there already; --overwrite replaces it")
         colorizer = open_model()

@@ -55,12 +55,15 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_source(source: str, reading: dict[str, Any], fps: float | None) -> Iterator[Source]:
+def open_source(
+    source: str, reading: dict[str, Any], fps: float | None, *, subtitles: bool = True
+) -> Iterator[Source]:
     """Open a video, a sequence of a camera, or a folder or glob of frames.
 
     Args:
         reading: options of ``read_thermal``.
         fps: frames a second of frames without time stamps.
+        subtitles: whether those of a video are copied.
 
     Raises:
         UserError: nothing that can be read, or ``fps`` is missing or one too many.
@@ -77,7 +80,7 @@ def open_source(source: str, reading: dict[str, Any], fps: float | None) -> Iter
         if fps is not None:
             raise UserError(f"{source} has time stamps of its own; leave out --fps")
         with path.open("rb") as file:
-            reader = VideoReader(file, source, reading["max_pixels"])
+            reader = VideoReader(file, source, reading["max_pixels"], subtitles=subtitles)
             try:
                 if reader.left_out:
                     warnings.warn(

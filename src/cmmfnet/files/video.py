@@ -100,12 +100,13 @@ class VideoReader:
         problems: filled while reading: why there are fewer frames than the file claims.
     """
 
-    def __init__(self, file: IO[bytes], name: str, max_pixels: int):
+    def __init__(self, file: IO[bytes], name: str, max_pixels: int, *, subtitles: bool = True):
         """
         Args:
             file: open for reading; must stay open.
             name: of the video, for messages.
             max_pixels: frames of more pixels are refused before they are decoded.
+            subtitles: whether they are copied; drones write their places into them.
 
         Raises:
             VideoError: not a video, or damaged at its start.
@@ -144,7 +145,8 @@ class VideoReader:
         self.rate = stream.average_rate or stream.guessed_rate
         self.frames = stream.frames
         others = [each for each in self._container.streams if each.index != stream.index]
-        self.copied = [s for s in others if s.type in ("audio", "subtitle") and s.codec_context]
+        kinds = ("audio", "subtitle") if subtitles else ("audio",)
+        self.copied = [s for s in others if s.type in kinds and s.codec_context]
         kept = {s.index for s in self.copied}
         self.left_out = [f"stream {s.index} ({s.type})" for s in others if s.index not in kept]
         self.aspect = stream.sample_aspect_ratio or Fraction(1)

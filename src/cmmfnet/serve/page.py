@@ -248,6 +248,7 @@ class Page:
                     overwrite=True,
                     options=VideoOptions(fps=fps or None, smooth=smooth, side_by_side=side_by_side),
                     watch=functools.partial(self._watch, kept, progress),
+                    subtitles=False,  # drones write their places into them
                 )
             out.replace(result.path)
             self.shelf.add(result)

@@ -146,6 +146,30 @@ def test_a_truncated_video_keeps_its_frames_and_fails(tmp_path, model, capsys):
     assert 20 < found < 60 and "truncated" in error and f"holds {found} frames" in error
 
 
+def test_a_truncated_matroska_fails_with_sound_and_however_short(tmp_path, model, capsys):
+    tone = {"rate": Fraction(10), "sound": "aac"}
+    for name, more in (("sound.mkv", tone), ("short.webm", {})):
+        codec = "libvpx-vp9" if name.endswith("webm") else "ffv1"
+        pix_fmt = "yuv420p" if name.endswith("webm") else "gray"
+        path = made.write(tmp_path / name, made.ramps(8), codec=codec, pix_fmt=pix_fmt, **more)
+        assert colorize(model, path, "-o", tmp_path / "b.mkv", "--overwrite") == 0
+        path.write_bytes(path.read_bytes()[:-20])
+        assert colorize(model, path, "-o", tmp_path / "b.mkv", "--overwrite") == 1
+        assert "truncated: 20 bytes are missing" in capsys.readouterr().err
+
+
+def test_a_video_whose_clock_starts_late_is_whole(tmp_path, model):
+    stamps = [5000 + 100 * index for index in range(4)]
+    for suffix, pix_fmt, codec in ((".mkv", "gray", "ffv1"), (".mp4", "yuv420p", "libx264")):
+        path = made.write(
+            tmp_path / f"a{suffix}", made.ramps(4), codec=codec, pix_fmt=pix_fmt, stamps=stamps,
+            time_base=Fraction(1, 1000),
+        )  # fmt: skip
+        assert colorize(model, path, "-o", tmp_path / f"b{suffix}") == 0
+        found = made.stamps_of(tmp_path / f"b{suffix}")
+        assert [stamp - found[0] for stamp in found] == [Fraction(i, 10) for i in range(4)]
+
+
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path, model, capsys):
     video = made.write(tmp_path / "a.mp4", made.ramps(2))
     (tmp_path / "text.mp4").write_text("no video")

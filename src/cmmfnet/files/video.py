@@ -6,6 +6,7 @@ PyAV comes with ``pip install 'cmmfnet[video]'`` and is imported when a video is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,8 @@ CONTAINERS = {
 """Suffix of a video that can be written -> FFmpeg's name of its container."""
 VIDEOS = (*CONTAINERS, ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp")
 """Suffixes that are surely videos."""
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+"""First bytes of a Matroska file, and of the element that holds all the others."""
 _GREY_NOISE, _COLOURED_SHARE = 6, 0.01
 """Chroma of a grey video is off by this much (of 255) at most, but for a small overlay."""
 
@@ -113,6 +116,7 @@ class VideoReader:
         """
         self.name, self.problems = name, []
         self._max_pixels = max_pixels
+        self._missing = missing_bytes(file)
         av = pyav()
         self._av = av
 
@@ -213,7 +217,14 @@ class VideoReader:
 
     def _check_length(self, packets: int, shown: int, last: int | None) -> None:
         """Note a file that ends early."""
-        if self.frames > packets:
+        if self._missing:
+            self.problems.append(
+                f"{self.name}: truncated: {self._missing} bytes are missing at its end, it ends "
+                f"after {shown} frames; copy it again"
+            )
+        elif self._missing is not None:
+            return  # complete; the duration of Matroska counts from 0, not from the first frame
+        elif self.frames > packets:
             self.problems.append(
                 f"{self.name}: truncated: it ends after {shown} of {self.frames} frames; copy it "
                 "again"
@@ -351,6 +362,41 @@ class VideoWriter:
             if duration is not None:  # the encoder's guess comes from the frame rate
                 packet.duration = duration
             self._container.mux_one(packet)
+
+
+def missing_bytes(file: IO[bytes]) -> int | None:
+    """How many bytes a Matroska or WebM file lacks, by the size in its header.
+
+    FFmpeg ends such a file where it breaks off, without an error. The file is left at its start.
+
+    Returns:
+        0 for a complete file; None for another container, or one that was still being recorded
+        and has no size.
+    """
+    head = file.read(4096)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not head.startswith(_EBML):
+        return None
+    place = len(_EBML)
+    length, place = _ebml_size(head, place)
+    if length is None or head[place + length : place + length + 4] != _SEGMENT:
+        return None
+    length, place = _ebml_size(head, place + length + 4)
+    return None if length is None else max(0, place + length - size)
+
+
+def _ebml_size(head: bytes, place: int) -> tuple[int | None, int]:
+    """The size field of an EBML element (RFC 8794, section 4), None for "unknown", and the place
+    behind it."""
+    first = head[place] if place < len(head) else 0
+    width = 9 - first.bit_length()  # the leading zeros say how many bytes follow
+    field = head[place : place + width]
+    if width > 8 or len(field) < width:
+        return None, place
+    mask = (1 << 7 * width) - 1
+    value = int.from_bytes(field, "big") & mask
+    return None if value == mask else value, place + width
 
 
 def container_of(name: str) -> str:

@@ -151,6 +151,7 @@ def test_a_lost_stream_is_connected_again_and_given_up_at_last(tmp_path, model, 
         assert server.connections >= 2
     error = capsys.readouterr()
     assert "Given up after 1 attempts" in error.err and "connected again" in error.out
+    assert "; connecting again" in error.err
     assert "secret" not in error.err and (tmp_path / "now.png").is_file()
 
 
@@ -171,7 +172,10 @@ def test_what_is_no_stream_is_an_error(tmp_path, model, capsys):
             error = capsys.readouterr().err
             assert message in error and "secret" not in error and "Traceback" not in error, source
     assert not (tmp_path / "out.png").exists()
-    assert public_name("rtsp://a:b@host/c") == "rtsp://host/c"
+    for secret in ("rtsp://a:b@host/c", "rtsp://a:b@b@host/c"):
+        assert public_name(secret) == "rtsp://host/c"
+    secret = "http://host/c?channel=1&user=me&password=b"
+    assert public_name(secret) == "http://host/c?channel=1&user=...&password=..."
 
 
 def test_a_playlist_from_the_network_opens_no_file(tmp_path):
@@ -256,7 +260,36 @@ def test_files_are_taken_when_they_are_whole_and_only_the_newest(tmp_path):
     while not capture.damaged and time.monotonic() < limit:
         assert capture.take(0.2) is None
     capture.close()
-    assert capture.damaged == 1 and "6.png" in capture.last_problem
+    assert capture.damaged == 1 and "6.png" in capture.problems[-1]
+
+
+def test_frames_left_out_are_told_once_and_a_lost_folder_ends(tmp_path, model, capsys):
+    """``--raw`` of another size: why nothing is shown must be told."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    made.ramps(1, top=9000)[0].tofile(folder / "0.raw")
+    threading.Timer(5, lambda: folder.rename(tmp_path / "gone")).start()
+    assert live(model, folder, "-o", tmp_path / "out", "--raw", "65x48,uint16le") == 1
+    error = capsys.readouterr().err
+    assert error.count("0.raw") == 1 and "6144 bytes" in error
+    assert "can be listed no more (No such file" in error
+
+
+def test_a_span_that_never_fits_is_told_once(tmp_path, model, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+
+    def fill() -> None:
+        for index in range(20):
+            time.sleep(0.1)
+            frame = made.ramps(1, top=1000 + index)[0]
+            (folder / "new").write_bytes(encoded(frame, "PNG"))
+            (folder / "new").rename(folder / f"{index}.png")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=fill).start()
+    live(model, folder, "-o", tmp_path / "out", "--span", "5000,6000")
+    assert capsys.readouterr().err.count("leaves nearly nothing") == 1
 
 
 def test_options_that_make_no_sense(tmp_path, model, capsys, monkeypatch):
@@ -266,6 +299,7 @@ def test_options_that_make_no_sense(tmp_path, model, capsys, monkeypatch):
         ((tmp_path, "-o", tmp_path / "now.png"), "would be read as frames"),
         ((tmp_path, "-o", tmp_path), "would be read as frames"),
         ((tmp_path, "-o", tmp_path / "a.mp4"), "--record"),
+        ((tmp_path, "-o", tmp_path / "a.gif"), "cannot be written"),
         ((tmp_path, "--record", tmp_path / "a.avi"), ".mp4"),
         ((tmp_path, "--page", 70000), "0 to 65535"),
         ((tmp_path, "--smooth", 2), "0 to 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,9 @@ class Capture:
 
     Attributes:
         dropped: frames that a newer one replaced before they were taken.
-        damaged: frames that could not be read.
         reconnects: connections after the first one.
-        last_problem: the newest reason of a damaged frame or lost connection.
+        problems: reasons of damaged files and lost connections, oldest first; for the caller to
+            take away.
     """
 
     def __init__(self, source: str, reading: dict[str, Any], *, timeout: float, retries: int):
@@ -65,21 +66,29 @@ class Capture:
         """
         self.source, self.reading = source, reading
         self.timeout, self.retries = timeout, retries
-        self.dropped = self.damaged = self.reconnects = 0
-        self.last_problem = ""
+        self.dropped = self.reconnects = 0
+        self.problems: deque[str] = deque(maxlen=100)
+        self._damaged, self._stream = 0, None
         self._count = 0
         self._newest: Arrived | None = None
         self._error: UserError | None = None
         self._changed = threading.Condition()
         self._ending = threading.Event()
         if is_stream(source):
-            frames = self._streamed(Stream(source, timeout))
+            self._stream = Stream(source, timeout)
+            frames = self._streamed()
         elif Path(source).is_dir():
             frames = self._appearing(Path(source))
         else:
             raise UserError(_no_source(source))
         self._thread = threading.Thread(target=self._run, args=(frames,), daemon=True)
         self._thread.start()
+
+    @property
+    def damaged(self) -> int:
+        """Frames that could not be read."""
+        stream = self._stream
+        return self._damaged + (stream.damaged if stream is not None else 0)
 
     def take(self, seconds: float) -> Arrived | None:
         """The newest frame that was not taken yet; None if there is none within ``seconds``.
@@ -127,30 +136,30 @@ class Capture:
 
     # --- streams
 
-    def _streamed(self, stream: Stream) -> Iterator[None]:
+    def _streamed(self) -> Iterator[None]:
         """Put each frame; connect again where the connection is lost."""
         failures = 0
         while True:
             try:
-                if stream is None:
-                    stream = Stream(self.source, self.timeout)
+                if self._stream is None:
+                    self._stream = Stream(self.source, self.timeout)
                     self.reconnects += 1
-                for frame in stream.frames():
+                for frame in self._stream.frames():
                     failures = 0
                     index = self._count
                     self._put(lambda frame=frame, index=index: self._thermal(frame, index))
                     yield
             except StreamError as error:
-                self.last_problem = str(error)
                 failures += 1
                 if failures > self.retries:
                     raise StreamError(
                         f"{error}. Given up after {failures - 1} attempts to connect again"
                     ) from error
+                self.problems.append(f"{error}; connecting again")
+            stream, self._stream = self._stream, None
             if stream is not None:
-                self.damaged += stream.damaged
+                self._damaged += stream.damaged
                 stream.close()
-                stream = None
             if self._ending.wait(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** max(0, failures - 1))):
                 return
             yield
@@ -181,7 +190,13 @@ class Capture:
                 newest is not None and _state(folder / newest) != seen.get(newest)
             ):  # fmt: skip
                 listed, next_listing = changed, now + _LISTING
-                states = _states(folder, suffixes)
+                try:
+                    states = _states(folder, suffixes)
+                except OSError as error:
+                    raise UserError(
+                        f"{folder} can be listed no more ({error.strerror}); start again once it "
+                        "is back"
+                    ) from error
                 waiting = [name for name, state in states.items() if seen.get(name) != state]
                 waiting.sort(key=lambda name: (states[name][0], natural_key(Path(name))))
                 since = {
@@ -197,7 +212,7 @@ class Capture:
                 lost = [name for name in waiting if now - since[name] >= _PATIENCE]
                 seen = {name: state for name, state in seen.items() if name in states}
                 seen |= {name: states[name] for name in lost}  # they do not grow any more
-                self.damaged += len(lost)
+                self._damaged += len(lost)
                 waiting = [name for name in waiting if name not in lost]
             yield
             if self._ending.wait(_LOOK):
@@ -217,7 +232,7 @@ class Capture:
                 continue  # removed meanwhile
             except (ThermalFileError, OSError) as error:
                 if now - since[name] >= _PATIENCE:
-                    self.last_problem = str(error)
+                    self.problems.append(str(error))
                 continue  # half-written as yet, or damaged
             self._put(lambda thermal=thermal: thermal, position if self._count else 0)
             return name

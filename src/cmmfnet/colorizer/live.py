@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import statistics
 import sys
@@ -31,7 +32,7 @@ from cmmfnet.colorizer.video import grey_picture
 from cmmfnet.colorizer.video_options import is_video_name
 from cmmfnet.colorizer.warned import warned_once
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import PICTURES
+from cmmfnet.files.pictures import PICTURES, check_folder_name
 from cmmfnet.files.stream import is_stream, public_name
 from cmmfnet.files.video import choose_codec, container_of
 from cmmfnet.thermal.limits import MAX_PIXELS, ThermalFileError
@@ -148,6 +149,7 @@ def live(
         try:
             while frames is None or report.frames < frames:
                 arrived = capture.take(0.1)
+                shower.say_problems()
                 if arrived is None:
                     if not all(each.alive() for each in outputs if isinstance(each, Window)):
                         break
@@ -198,7 +200,8 @@ class _Shower:
             ready = self.steady.prepare(arrived.read())
         except ThermalFileError as error:
             self.report.failed += 1
-            self._say_once(str(error).replace(f", frame {arrived.index}", ""))
+            reason = str(error).replace(f", frame {arrived.index}", "")
+            self._say_once(f"left out: {reason}")
             return True
         colours, _ = self.colorizer.run([ready.frame], [self.text])
         rgb = self.steady.finish(colours[0], ready)
@@ -214,6 +217,11 @@ class _Shower:
             self.said = now
             self._print(self.state)
         return open_
+
+    def say_problems(self) -> None:
+        """Print why files or connections failed, each kind of reason once."""
+        while self.capture.problems:
+            self._say_once(self.capture.problems.popleft())
 
     def end_line(self) -> None:
         """End the line about speed and latency."""
@@ -233,10 +241,11 @@ class _Shower:
         return ", ".join(parts)
 
     def _say_once(self, reason: str) -> None:
-        if reason not in self.reasons and len(self.reasons) < 20:
-            self.reasons.add(reason)
+        kind = re.sub(r"[0-9]+", "", reason)  # frames that are alike differ in numbers
+        if kind not in self.reasons and len(self.reasons) < 20:
+            self.reasons.add(kind)
             self.end_line()
-            print(f"cmmfnet: left out: {reason}", file=sys.stderr)
+            print(f"cmmfnet: {reason}", file=sys.stderr)
 
     def _print(self, line: str) -> None:
         if self.terminal:
@@ -271,7 +280,10 @@ def _check(
         return
     if is_video_name(out):
         raise UserError(f"{out} is a video; write it with --record {out}")
-    folder = Path(out) if Path(out).suffix.lower() not in PICTURES else Path(out).parent
+    folder = Path(out).parent
+    if Path(out).suffix.lower() not in PICTURES:
+        folder = Path(out)
+        check_folder_name(folder)
     if folder.resolve() == Path(source).resolve():
         raise UserError(f"the results would be read as frames of {source}; choose another place")
 

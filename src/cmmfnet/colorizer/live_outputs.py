@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import sys
 import threading
 from contextlib import suppress
 from fractions import Fraction
@@ -168,6 +169,7 @@ class Recording:
                     f"{self.path} ends after {self.frames} frames: the camera's frames changed "
                     f"from {self._size[1]} x {self._size[0]} to {rgb.shape[1]} x {rgb.shape[0]}"
                 )
+                print(f"cmmfnet: {self.problem}", file=sys.stderr, flush=True)
             return True
         self._last = max(self._last + 1, round((at - self._start) / _CLOCK))
         self._writer.picture(rgb, self._last, None)

@@ -232,12 +232,8 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
             f"{out} is a file; results go into a folder, or into a file that ends in "
             f"{' '.join(_FORMATS)}"
         )
-    elif not out.is_dir() and _is_file_name(out.name):
-        raise UserError(
-            f"{out} is named like a file of a kind that cannot be written; give a folder, such as "
-            f"{out.stem}, or a picture that ends in {' '.join(_FORMATS)}"
-        )
     else:
+        check_folder_name(out)
         root = Path(os.path.commonpath([file.parent for file in inputs]))
         stems = [file.parent.relative_to(root) / file.stem for file in inputs]
         shared = Counter(str(stem).lower() for stem in stems)  # a file system may ignore case
@@ -264,6 +260,19 @@ def plan_outputs(source: str | Path, inputs: Sequence[Path], out: str | Path) ->
                 f"{other} and {file} would both become {output}; colour them into two folders"
             )
     return outputs
+
+
+def check_folder_name(out: Path) -> None:
+    """Refuse a folder to be made that is named like a file, such as colour.gif.
+
+    Raises:
+        UserError: ``out`` is no folder and has such a name.
+    """
+    if not out.is_dir() and _is_file_name(out.name):
+        raise UserError(
+            f"{out} is named like a file of a kind that cannot be written; give a folder, such as "
+            f"{out.stem}, or a picture that ends in {' '.join(_FORMATS)}"
+        )
 
 
 def _is_file_name(name: str) -> bool:

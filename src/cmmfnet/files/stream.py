@@ -22,6 +22,9 @@ SCHEMES = {
 }
 """Scheme of an address -> FFmpeg's protocols that it may use. None opens a file, so that a playlist
 from the network cannot name one."""
+_SECRET_OPTION = re.compile(
+    r"(?<=[?&])([^=&#]*(?:user|usr|login|pwd|pass|psw|token|key|auth)[^=&#]*)=[^&#]*", re.IGNORECASE
+)
 _DAMAGED = 100
 """Packets in a row that cannot be decoded, after which the stream counts as lost."""
 
@@ -36,15 +39,16 @@ def is_stream(source: str) -> bool:
 
 
 def public_name(source: str) -> str:
-    """A source without the name and password of a user."""
-    return re.sub(r"(?<=://)[^/@]*@", "", source)
+    """A source without the name and password of a user, in front of the host or as options."""
+    source = re.sub(r"(?<=://)[^/]*@", "", source)
+    return _SECRET_OPTION.sub(r"\1=...", source)
 
 
 class Stream:
     """A connection to a camera.
 
     Attributes:
-        damaged: number of packets that could not be decoded.
+        damaged: number of packets that could not be decoded, and of smeared frames.
     """
 
     def __init__(self, source: str, timeout: float):
@@ -101,6 +105,9 @@ class Stream:
                         raise
                     continue
                 for frame in frames:
+                    if frame.is_corrupt:  # packets were lost, and its picture is smeared
+                        self.damaged += 1
+                        continue
                     damaged = 0
                     yield frame
         except (self._av.FFmpegError, OSError, ValueError) as error:

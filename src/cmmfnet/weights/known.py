@@ -33,7 +33,7 @@ class Known:
 KNOWN: dict[str, Known] = {
     "cmmfnet": Known(
         file="cmmfnet.safetensors",
-        sha256="f38bbdf48731ad2d3aed2cdaa5b87f053b65f0059fbf193a904aa84b3afe2aed",
+        sha256="87de23f190ce25b3f6b0ee5aab09e9894aba280ec818f5c6920022c8e475e0f2",
         licence="research use (the terms of the training data); see docs/model-card.md",
         summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, "
         "pseudo-thermal co-training, words by region",

@@ -20,8 +20,8 @@ from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
 from cmmfnet.thermal.limits import ThermalFileError
 
 _LOOK, _LISTING = 0.02, 0.5
-"""Seconds between two looks at a folder, and between listings of a folder without news: the time of
-a folder does not show that a file is written again."""
+"""Seconds between two looks at a folder, and between looks at all its files: the time of a folder
+does not show that a file is written again."""
 _PATIENCE = 3.0
 """Seconds for which a file that cannot be read may stay unchanged before it counts as damaged."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
@@ -189,9 +189,13 @@ class Capture:
             if waiting or changed != listed or now >= next_listing or (
                 newest is not None and _state(folder / newest) != seen.get(newest)
             ):  # fmt: skip
-                listed, next_listing = changed, now + _LISTING
+                whole = now >= next_listing
+                next_listing = now + _LISTING if whole else next_listing
+                again = {newest}.union(waiting)  # files that may have changed
+                known = {} if whole else {n: seen[n] for n in seen if n not in again}
+                listed = changed
                 try:
-                    states = _states(folder, suffixes)
+                    states = _states(folder, suffixes, known)
                 except OSError as error:
                     raise UserError(
                         f"{folder} can be listed no more ({error.strerror}); start again once it "
@@ -251,19 +255,23 @@ def _state(path: Path) -> _State | None:
     return found.st_mtime_ns, found.st_size
 
 
-def _states(folder: Path, suffixes: tuple[str, ...]) -> dict[str, _State]:
-    """File of a folder -> (time of its last change in ns, size), of files that are not empty."""
+def _states(folder: Path, suffixes: tuple[str, ...], known: dict[str, _State]) -> dict[str, _State]:
+    """File of a folder -> its state, of files that are not empty. ``known``: states that are taken
+    as they are, which saves the time of looking."""
     found = {}
     with os.scandir(folder) as entries:
         for entry in entries:
+            if (state := known.get(entry.name)) is not None:
+                found[entry.name] = state
+                continue
             if entry.name.startswith(".") or not entry.name.lower().endswith(suffixes):
                 continue
             try:
-                state = entry.stat()
+                status = entry.stat()
             except OSError:  # removed meanwhile
                 continue
-            if state.st_size:
-                found[entry.name] = (state.st_mtime_ns, state.st_size)
+            if status.st_size:
+                found[entry.name] = (status.st_mtime_ns, status.st_size)
     return found
 
 

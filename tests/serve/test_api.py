@@ -215,6 +215,36 @@ def test_ten_gigabytes_are_refused_unread():
         assert answer.status_code == 413
 
 
+@pytest.mark.parametrize("status", [401, 404, 422, 429])
+def test_an_early_answer_waits_for_the_body(status):
+    """A connection that is closed with bytes unread loses the answer."""
+    from cmmfnet.serve.api import make_app
+
+    served = service(waiting=0 if status == 429 else 1)
+    app = make_app(served, token=TOKEN if status == 401 else None)
+    path = "/v1/none" if status == 404 else "/v1/colorize"
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": [],
+        "query_string": b"top=x" if status == 422 else b"", "http_version": "1.1",
+        "scheme": "http", "server": ("test", 80), "root_path": "",
+    }  # fmt: skip
+    scope["headers"] = [(b"transfer-encoding", b"chunked")]
+    happened: list = []
+
+    async def receive():
+        chunk = happened.count("read") < 4
+        happened.append("read")
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": chunk}
+
+    async def send(message):
+        kind = message["type"].rpartition(".")[2]
+        happened.append(message["status"] if kind == "start" else message.get("more_body", False))
+
+    asyncio.run(app(scope, receive, send))
+    served.close()
+    assert happened == [status, True, *["read"] * 5, False]
+
+
 def test_a_form_is_refused_by_count_too():
     files = {"picture": ("x.png", bytes(2_000_000))}
     answer = post("/v1/colorize", service(body=1_000_000), files=files)

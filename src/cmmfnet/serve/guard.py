@@ -41,7 +41,7 @@ _GRADIO = (
 )  # fmt: skip
 _GRADIO_FOLDERS = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
 _LINGER = 1.0
-"""Seconds for which the rest of a refused body is thrown away."""
+"""Seconds for which the rest of a body is thrown away that has its answer already."""
 _EVENT = 1_000_000
 """Bytes of an event of the page: a text and a few numbers."""
 
@@ -99,6 +99,7 @@ class _Exchange:
         self.limit, self.read = guard.limit_of(scope["path"]), 0
         self.status: int | None = None
         self.refused = False
+        self.arrived = False  # the whole body
 
     async def run(self) -> None:
         started = time.perf_counter()
@@ -106,7 +107,9 @@ class _Exchange:
         try:
             self.guard.check(self.scope, headers)
             length = headers.get(b"content-length", b"0")
+            self.arrived = length == b"0" and b"transfer-encoding" not in headers
             if not length.isdigit() or int(length) > self.limit:
+                self.arrived = True  # or never: nothing of it is read
                 raise too_large(length[:30].decode("latin-1"), self.limit)
         except Refused as error:
             await self.refuse(error)
@@ -126,27 +129,14 @@ class _Exchange:
         await response(self.scope, self._receive, self.send)
         self.refused = True
 
-    async def refuse_while_it_comes(self, error: Refused) -> None:
-        """Answer in the middle of a body. A connection that is closed with bytes unread loses the
-        answer, so the rest is read for a moment, and thrown away."""
-        response = JSONResponse(error.content, error.status, error.headers)
-        head = {"type": "http.response.start", "status": error.status}
-        await self.send(head | {"headers": response.raw_headers})
-        await self.send({"type": "http.response.body", "body": response.body, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER):
-                while (await self._receive()).get("more_body", False):
-                    pass
-        await self.send({"type": "http.response.body", "body": b""})
-        self.refused = True
-
     async def receive(self) -> dict[str, Any]:
         if self.refused:
             return {"type": "http.disconnect"}
         message = await self._receive()
+        self.arrived = self.arrived or not message.get("more_body", False)
         self.read += len(message.get("body", b""))
         if self.read > self.limit and self.status is None:
-            await self.refuse_while_it_comes(too_large(f"more than {self.limit}", self.limit))
+            await self.refuse(too_large(f"more than {self.limit}", self.limit))
             return {"type": "http.disconnect"}
         return message
 
@@ -160,7 +150,18 @@ class _Exchange:
                 given.add(b"cache-control")  # they are the same for everybody
             more = [pair for pair in _HEADERS if pair[0] not in given]
             message = message | {"headers": [*message["headers"], *more]}
+        elif not self.arrived and not message.get("more_body", False):
+            # A connection that is closed with bytes unread loses the answer
+            await self._send(message | {"more_body": True})
+            await self._throw_rest_away()
+            message = {"type": "http.response.body", "body": b""}
         await self._send(message)
+
+    async def _throw_rest_away(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER):
+                while (await self._receive()).get("more_body", False):
+                    pass
 
 
 def _route(scope: Scope) -> str:

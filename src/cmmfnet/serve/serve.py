@@ -179,7 +179,9 @@ def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
         access_log=False,  # addresses hold texts of visitors
         log_level="warning",
         server_header=False,
-        timeout_keep_alive=5,
+        # longer than a usual Retry-After: a client that comes back while its connection is being
+        # closed loses its request
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=round(limits.seconds) + 5,
         ws="none",
         proxy_headers=False,

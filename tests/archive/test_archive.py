@@ -37,7 +37,7 @@ def complete(out: Path, inputs: set[str]) -> None:
     good = [row for row in rows(out) if row["output"] is not None]
     assert sorted(row["input"] for row in good) == sorted(inputs)
     assert {row["output"]: row["sha256"] for row in good} == pictures(out)
-    left = [path for path in out.rglob("*") if path.suffix in (".part", ".json")]
+    left = [path for path in out.rglob("*") if path.suffix in (".part", ".json", ".jsonl")]
     assert [path.name for path in left] == ["_archive.json"]
 
 

@@ -300,6 +300,7 @@ def _connected(ray: Any, options: ClusterOptions) -> Iterator[None]:
             ray.init(address=options.address, log_to_driver=True, logging_level="warning")
         else:
             ray.init(
+                address="local",  # not a cluster that happens to run on this machine
                 num_cpus=max(1, -(-options.cpus * (options.workers or 1) // 1)),
                 include_dashboard=False,
                 object_store_memory=STORE_BYTES,

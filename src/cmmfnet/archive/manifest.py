@@ -37,7 +37,7 @@ except ImportError:  # Windows
     fcntl = None
 
 JOURNAL, SETTINGS = f"{MANIFEST}/_journal", f"{MANIFEST}/_archive.json"
-PART_ROWS = 10_000
+PART_ROWS = 5000
 """Rows of a Parquet file, about."""
 GROUP = 64
 """Files of the journal in a row group of a Parquet file."""
@@ -48,7 +48,7 @@ LIMIT = 1 << 30
 _PART = re.compile(
     r"part-(?P<shard>\d+of\d+)-(?P<run>[0-9a-f]+)-(?P<first>\d+)-(?P<last>\d+)\.parquet"
 )
-_ENTRY = re.compile(r"(?P<shard>\d+of\d+)-(?P<run>[0-9a-f]+)-(?P<number>\d+)\.json")
+_ENTRY = re.compile(r"(?P<shard>\d+of\d+)-(?P<run>[0-9a-f]+)-(?P<number>\d+)\.jsonl")
 
 
 def pyarrow() -> Any:
@@ -124,7 +124,7 @@ class Done:
         elif row["frames"] is not None and row["error"] is None:
             mark = fingerprint(row["input"])
             self._files[mark] = self._files.get(mark, (0, 0))[0], row["frames"]
-        if len(self._new) > 1 << 16:
+        if len(self._new) > max(4096, len(self._sorted) // 8):
             self._merge()
 
     def _merge(self) -> None:
@@ -181,10 +181,10 @@ class Manifest:
                 self.done.add(vars(record))
         if not fresh:
             return []
-        rows = [asdict(record) | {"run": self.run} for record in fresh]
+        rows = [_row(record, self.run) for record in fresh]
         while len(self._puts) >= 2 * THREADS:
             self._puts.popleft().result()
-        content = json.dumps(rows).encode()
+        content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         put = self._pool.submit(self.place.put, self._entry(self._number), content)
         self._puts.append(put)
         if self.place.local:
@@ -203,8 +203,8 @@ class Manifest:
         if not self._journal:
             return
         last = self._number - 1
-        rows = (json.loads(zlib.decompress(content)) for content in self._journal)
-        self._put_part(self._name, self.run, self._first, last, map(_table, rows))
+        contents = map(zlib.decompress, self._journal)
+        self._put_part(self._name, self.run, self._first, last, map(_table, contents))
         self._journal, self._rows = [], 0
         entries = [self._entry(number) for number in range(self._first, last + 1)]
         list(self._pool.map(self.place.delete, entries))
@@ -234,7 +234,7 @@ class Manifest:
         return lost
 
     def _entry(self, number: int) -> str:
-        return f"{JOURNAL}/{self._name}-{self.run}-{number}.json"
+        return f"{JOURNAL}/{self._name}-{self.run}-{number}.jsonl"
 
     def _is_whole(self, row: dict[str, Any]) -> bool:
         if row["output"] is None:
@@ -294,8 +294,8 @@ class Manifest:
         for (shard, run), numbers in entries.items():
             covered = parts.get(run, [])
             waiting = [n for n in sorted(numbers) if not any(a <= n <= b for a, b in covered)]
-            files = [f"{JOURNAL}/{shard}-{run}-{n}.json" for n in waiting]
-            tables = [_table(json.loads(self.place.read(file, LIMIT))) for file in files]
+            files = [f"{JOURNAL}/{shard}-{run}-{n}.jsonl" for n in waiting]
+            tables = [_table(self.place.read(file, LIMIT)) for file in files]
             for table in tables:
                 self._note(table)
             if shard != self._name and self.shard[1] > 1:
@@ -303,7 +303,7 @@ class Manifest:
             if tables:
                 self._put_part(shard, run, waiting[0], waiting[-1], tables)
             for number in numbers:
-                self.place.delete(f"{JOURNAL}/{shard}-{run}-{number}.json")
+                self.place.delete(f"{JOURNAL}/{shard}-{run}-{number}.jsonl")
 
     def _may_hold(self, shard: str) -> bool:
         """Whether a run of ``shard`` may have coloured frames of this one."""
@@ -339,13 +339,20 @@ class Manifest:
 _NOTED = ["input", "output", "container", "frames", "error"]
 
 
-def _table(rows: list[dict[str, Any]]) -> Any:
-    return pyarrow().Table.from_pylist(
-        [
-            row | {"tags": row["tags"] and [{"name": n, "probability": p} for n, p in row["tags"]]}
-            for row in rows
-        ],
-        schema(),
+def _row(record: Record, run: str) -> dict[str, Any]:
+    tags = record.tags and [{"name": name, "probability": p} for name, p in record.tags]
+    return asdict(record) | {"tags": tags, "run": run}
+
+
+def _table(content: bytes) -> Any:
+    """A file of the journal, one JSON object a line."""
+    # not of Python's lists: PyArrow would import pandas for these, 40 MB
+    from pyarrow import json as reader
+
+    return reader.read_json(
+        io.BytesIO(content),
+        reader.ReadOptions(use_threads=False, block_size=max(1, len(content))),
+        reader.ParseOptions(explicit_schema=schema(), unexpected_field_behavior="error"),
     )
 
 
@@ -372,7 +379,7 @@ def read_manifest(out: str) -> Any:
             entries.append((match["run"], int(match["number"]), name))
     for run, number, name in entries:
         if not any(first <= number <= last for first, last in covered.get(run, ())):
-            tables.append(_table(json.loads(place.read(name, LIMIT))))
+            tables.append(_table(place.read(name, LIMIT)))
     return pyarrow().concat_tables(tables) if tables else schema().empty_table()
 
 

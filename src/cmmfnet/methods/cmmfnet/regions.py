@@ -150,7 +150,6 @@ class RegionText(nn.Module):
 
     def modulate(self, x: Tensor, share: Tensor, vectors: Tensor, part: int) -> Tensor:
         """Features x (B,C,h,w) -> x (1 + scale) + shift, both summed over the words by share."""
-        """Features x (B,C,h,w) -> x (1 + scale) + shift, both summed over the words by share."""
         values = self.values[part](vectors).to(x.dtype)
         scale, shift = torch.einsum("blhw,blc->bchw", share.to(x.dtype), values).chunk(2, dim=1)
         return x * (1 + scale) + shift

@@ -142,8 +142,10 @@ def test_masked_arrays_of_other_shapes():
     three = np.ma.array(np.dstack([LEVELS] * 3), mask=np.dstack([HOLE] * 3))
     assert_coloured(three, LEVELS, HOLE)
     assert_coloured(np.ma.array(CELSIUS), CELSIUS)  # nothing is masked
-    nothing = np.ma.masked_all(X.shape)
-    assert np.unique(red(nothing)).tolist() == [128]  # the middle of the range
+    colorizer = Colorizer(Fake(), device="cpu", dtype=torch.float32)
+    with pytest.warns(UserWarning, match="no pixel has a value"):
+        nothing = colorizer(np.ma.masked_all(X.shape))
+    assert np.unique(nothing[..., 0]).tolist() == [128]  # the middle of the range
 
 
 # --- PNG files with a transparent colour (tRNS)
@@ -196,6 +198,12 @@ def test_the_transparent_colour_of_a_png_is_no_temperature(kind, tmp_path, model
     assert colorize(model, tmp_path / "a.png", "-o", tmp_path / "out.png") == 0
     made = np.asarray(Image.open(tmp_path / "out.png"))[..., 0].astype(int)
     np.testing.assert_allclose(made, stretched(values, HOLE), atol=1)
+
+
+def test_a_frame_without_any_value_is_told(tmp_path, model):
+    np.save(tmp_path / "a.npy", np.full((48, 64), np.nan, np.float32))
+    with pytest.warns(UserWarning, match="a.npy: no pixel has a value"):
+        assert colorize(model, tmp_path / "a.npy", "-o", tmp_path / "out.png") == 0
 
 
 # --- spans

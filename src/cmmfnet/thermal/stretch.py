@@ -50,7 +50,7 @@ def normalise(
     Returns:
         (H, W) float32 in [-1, 1], always finite. NaN takes the median of the finite values, so that
         a dead pixel is neither hot nor cold; +Inf is 1 and -Inf is -1. Without ``span`` a constant
-        frame is 0; a frame of NaN is 0.
+        frame is 0; a frame of NaN is 0, with a warning.
 
     Raises:
         ValueError: ``span`` or ``percentiles`` are not two finite increasing numbers.
@@ -66,6 +66,11 @@ def normalise(
     all_finite = bool(finite.all())
     known = values.ravel() if all_finite else values[finite]
     if known.size == 0:
+        warnings.warn(
+            f"{thermal.name}: no pixel has a value (all are NaN or infinite), so its colours mean "
+            "nothing",
+            stacklevel=2,
+        )
         return np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
     sample = known[:: coprime_step(known.size, values.shape[1], SAMPLE)].astype(np.float64)
     low, high = span or _range_of(sample, known, percentiles)

@@ -369,6 +369,14 @@ def test_two_runs_give_the_same_file(data, model, tmp_path):
     assert all("delta_e" in row and "ssim" not in row for row in rows)
 
 
+def test_a_metric_that_no_frame_has_is_named(data, tmp_path, capsys):
+    data_file = tmp_path / "r.json"
+    options = ("--geometry", "whole", "--metrics", "niqe", "--json", data_file)
+    assert ask("cmmfnet-small", data, *options) == 0
+    assert "no NIQE: it needs two patches of 96x96 pixels" in capsys.readouterr().out
+    assert data_file.is_file()
+
+
 def test_flicker_is_between_neighbours_of_one_sequence(data):
     pairs = Pairs(data, "val")
     seen = list(frames(pairs))

@@ -130,3 +130,14 @@ def test_what_cannot_be_scored_is_refused(tmp_path, capsys):
     ):
         assert evaluate(*arguments) in (1, 2), arguments
         assert message in " ".join(capsys.readouterr().err.split()), arguments
+
+
+def test_metrics_without_a_value_are_named(tmp_path, capsys):
+    clip(tmp_path, 0)
+    colours, thermal = (tmp_path / f"{name}.mkv" for name in ("colours", "thermal"))
+    for video in (colours, thermal):  # one frame
+        first = made.pictures_of(video)[:1, ..., 0]
+        made.write(video, list(first), codec="ffv1", pix_fmt="gray")
+    assert evaluate(colours, "--thermal", thermal) == 0
+    out = capsys.readouterr().out
+    assert "no still flicker: it needs two frames" in out and "no warping error" in out

@@ -21,7 +21,7 @@ from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.evaluation.baselines import Colour, trivial_baselines
 from cmmfnet.evaluation.clips import clip_table, evaluate_clip
 from cmmfnet.evaluation.learned import Lpips
-from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS
+from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS, without_value
 from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor, takes, to_picture
 from cmmfnet.evaluation.protocol import (
     DEFAULT_GEOMETRY,
@@ -194,6 +194,9 @@ def evaluate(
     print(describe(result["protocol"], evaluation.pairs.root))
     if setting.metrics is None and not Lpips.at_hand(setting.pretrained):
         print("no LPIPS: its files are not found (--pretrained)")
+    found = {name for cell in result["scores"]["all"].values() for name in cell}
+    if lacking := without_value(_names(setting.metrics) or (), found):
+        print(lacking)
     print(table(result))
     result["method"] = predictor.name
     if json is not None:
@@ -229,6 +232,8 @@ def _evaluate_clip(
         pretrained=setting.pretrained,
         device=str(pick_device(setting.device)),
     )
+    if lacking := without_value(result["metrics"], result["scores"]["colours"]):
+        print(lacking)
     print(clip_table(result))
     if json is not None:
         write_result(json, result)
@@ -397,7 +402,7 @@ def table(result: dict) -> str:
     shown = [
         name for name in METRICS if any(name in cell for cell in result["scores"]["all"].values())
     ]
-    width = max(14, *(len(METRICS[name].title) + 2 for name in shown))
+    width = max([14, *(len(METRICS[name].title) + 2 for name in shown)])
     lines = [
         f"{'source':16}{'pairs':>6}  {'':28}"
         + "".join(f"{METRICS[name].title:>{width}}" for name in shown)

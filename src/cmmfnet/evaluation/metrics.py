@@ -8,6 +8,7 @@ the numbers.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,17 @@ METRICS: dict[str, Metric] = {
 
 TEMPORAL = ("flicker", "still_flicker", "warping_error")
 """Metrics of a frame and the frame before it."""
+
+
+def without_value(asked: Iterable[str], found: Container[str]) -> str:
+    """One line for each metric that was asked for and that no frame has, as text; "" for none."""
+    needs = dict.fromkeys(TEMPORAL, "two frames after one another in one scene")
+    needs["niqe"] = "two patches of 96x96 pixels in a frame, not flat"
+    return "\n".join(
+        f"no {METRICS[name].title}: it needs {needs.get(name, 'other frames')} (docs/evaluation.md)"
+        for name in asked
+        if name not in found
+    )
 
 
 def _check(*pictures: np.ndarray) -> None:

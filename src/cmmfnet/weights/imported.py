@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,12 +86,16 @@ def _read(file: Path) -> State:
     import torch
 
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the kinds of pickle that torch does not expect
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise UserError(
-            f"{file} cannot be read as a checkpoint of plain tensors: {str(error)[:200]}"
+            f"{file} is no checkpoint of plain tensors: it is damaged, of another format, or holds "
+            "Python objects, which could run code and are not loaded. Expected a file of "
+            "torch.save(network.state_dict(), FILE)"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{file} holds no dictionary of tensors; expected a state_dict")

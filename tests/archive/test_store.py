@@ -160,6 +160,23 @@ def test_credentials_are_in_no_message_and_no_file(uploaded, archive, capsys, ca
     assert "bad.png: found text" in said and b"bad.png" in stored
 
 
+@pytest.mark.parametrize("given", [{}, {"AWS_PROFILE": "unknown"}], ids=["nothing", "profile"])
+def test_without_credentials_both_ways_end_with_what_to_set(
+    given, bucket, source, archive, capsys, monkeypatch, tmp_path
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    none = {"AWS_SHARED_CREDENTIALS_FILE": "none", "AWS_CONFIG_FILE": "none"}
+    for name, value in {"AWS_EC2_METADATA_DISABLED": "true", **none, **given}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    for arguments in (("s3://frames/in", tmp_path / "out"), (source, "s3://frames/out")):
+        assert archive(*arguments) == 1
+        assert "no credentials" in (said := capsys.readouterr().err)
+        assert "AWS_ACCESS_KEY_ID" in said and "Traceback" not in said
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 @pytest.mark.parametrize(
     "url",
     [

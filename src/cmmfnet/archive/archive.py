@@ -311,7 +311,7 @@ def _inside(source: Place, out: str) -> str | None:
         a, b = str(Path(a).resolve()), str(Path(b).resolve())
     if f"{a}/".startswith(f"{b}/"):
         raise UserError(
-            f"the source's folder {source.url} is {out} or lies inside it, so results could "
+            f"the source {source.url!r} lies in the output folder {out!r}, so results could "
             "replace inputs; choose another output folder"
         )
     return b[len(a) + 1 :] if b.startswith(f"{a}/") else None

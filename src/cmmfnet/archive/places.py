@@ -31,6 +31,8 @@ ATTEMPTS = 5
 """Of a request to a store, before its error counts."""
 _ATOMIC = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory", "oci", "oss"}
 """Stores whose single put makes a whole object or none."""
+_CLIENTS = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure", "paramiko")
+"""Packages of the clients of stores. Some of their errors are no ``OSError``."""
 _FINAL = (
     FileNotFoundError,
     PermissionError,
@@ -97,16 +99,38 @@ def retried(action: Callable[[], T], attempts: int = ATTEMPTS, wait: float = 0.3
     """``action()``, again after an ``OSError`` that may pass, with doubled and random waits.
 
     A file that is missing or forbidden, and a full or read-only disk, are not tried again.
+
+    Raises:
+        OSError: the last one. Errors of a store's client that are none become one: PermissionError
+            where it has no credentials, else ConnectionError.
     """
     for attempt in range(attempts):
         try:
             return action()
-        except OSError as error:
+        except Exception as found:
+            error = _of_client(found)
+            if error is None:
+                raise
             last = attempt == attempts - 1
             if last or isinstance(error, _FINAL) or error.errno in _FATAL:
-                raise
+                raise error from (None if error is found else found)
             time.sleep(wait * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("attempts is 0")
+
+
+def _of_client(error: Exception) -> OSError | None:
+    """An error of a store's client as an ``OSError``; None for one of another part."""
+    if isinstance(error, OSError):
+        return error
+    if type(error).__module__.partition(".")[0] not in _CLIENTS:
+        return None
+    if any(word in type(error).__name__ for word in ("Credential", "Profile", "Token", "Auth")):
+        return PermissionError(
+            f"the store's client has no credentials ({error}); it reads them from the environment: "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+            "GOOGLE_APPLICATION_CREDENTIALS, ..."
+        )
+    return ConnectionError(f"{type(error).__name__}: {error}")
 
 
 def is_fatal(error: OSError) -> bool:

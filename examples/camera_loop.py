@@ -3,7 +3,8 @@
     pip install 'cmmfnet[video]'
     python camera_loop.py /dev/video0          # or rtsp://..., http://..., a video file
 
-Frames that come while one is being coloured are dropped, so the picture is never old.
+Frames that come while one is being coloured are dropped, so the picture is never old. A video file
+is read as fast as it can be, so most of its frames are dropped; cmmfnet colorize keeps them all.
 """
 
 import sys

@@ -33,6 +33,8 @@ def colorize(file: bytes, server: str, token: str = "", **options: str) -> bytes
             if error.code != 429:
                 raise SystemExit(json.loads(error.read())["error"]) from None
             time.sleep(int(error.headers["Retry-After"]))
+        except urllib.error.URLError as error:
+            raise SystemExit(f"no server at {server} ({error.reason})") from None
 
 
 def main() -> None:

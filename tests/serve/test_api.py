@@ -155,6 +155,17 @@ def test_a_model_is_chosen_by_name_and_never_by_path(tmp_path):
 # --- refusals
 
 
+def test_an_option_that_does_not_fit_is_named_and_not_the_file():
+    for query, found, expected, instead in (
+        ("span=1,2", "A span that fits: span=", "span=LOW,HIGH", "leave span out"),
+        ("raw=9x9,uint8", "frames of 9 x 9", "that fits raw", "check raw"),
+        ("kelvin_per_count=nan", "nan kelvin", "that fits kelvin_per_count", "check kelvin"),
+    ):
+        error = error_of(post(f"/v1/colorize?{query}", content=png()))
+        assert found in error["found"] and expected in error["expected"], error
+        assert instead in error["instead"], error
+
+
 @pytest.mark.parametrize(
     ("path", "content", "status", "found"),
     [

@@ -194,7 +194,6 @@ class Service:
                         kelvin_per_count=reading.kelvin_per_count,
                     )
                 )
-                frame = colorizer.prepare(thermal, span)
             except TooManyPixelsError:
                 raise Refused(
                     413,
@@ -203,8 +202,21 @@ class Service:
                     "reduce it, or start the server with a larger --max-pixels",
                 ) from None
             except UserError as error:
-                advice = "check the file with cmmfnet inspect FILE"
-                raise refused(error, f"a {_KINDS}", advice) from None
+                named = {"raw": reading.raw, "kelvin_per_count": reading.kelvin_per_count}
+                given = " and ".join(name for name, value in named.items() if value is not None)
+                raise refused(
+                    error,
+                    f"a {_KINDS}" + (f", that fits {given}" if given else ""),
+                    f"check {given}" if given else "check the file with cmmfnet inspect FILE",
+                ) from None
+            try:
+                frame = colorizer.prepare(thermal, span)
+            except UserError as error:
+                found = UserError(str(error).replace("--span=", "span="))
+                expected = "span=LOW,HIGH with values of the picture between"
+                raise refused(
+                    found, expected, "leave span out, or give the one that fits"
+                ) from None
         return Prepared(thermal, frame, [_anonymous(note) for note in notes])
 
     def check_text(self, colorizer: FrameColorizer, text: str | None) -> list[str]:
@@ -275,8 +287,8 @@ class Service:
             raise Refused(
                 422,
                 f"model {colorizer.name!r}, which predicts no tags",
-                f"one of {', '.join(predicting) or 'none on this server'}",
-                "choose another model",
+                f"one of {', '.join(predicting)}" if predicting else "a model that predicts tags",
+                "choose another model" if predicting else "start the server with cmmfnet",
             )
         done = self._engine.submit(Job(colorizer, prepared.frame, colour=False, tags=True))
         return colorizer.likeliest(await _result(done, gone), top)

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -111,6 +112,12 @@ def test_a_disk_that_is_full_at_the_last_flush(tmp_path, monkeypatch):
     with full_disk, atomic_write(tmp_path / "a.png", durable=False) as file:
         file.write(b"few bytes")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs /proc, where nobody writes")
+def test_a_folder_where_nothing_can_be_written_names_the_file():
+    with pytest.raises(OSError, match=r"'/proc/a\.png'"), atomic_write(Path("/proc/a.png")):
+        raise AssertionError("it was opened")
 
 
 def test_an_error_leaves_the_old_file(tmp_path):

@@ -309,6 +309,7 @@ def _html(title: str) -> str:
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 body {{ margin: 0 auto; max-width: 80rem; padding: 1rem }}
+h1 {{ font-size: 1.3rem; overflow-wrap: anywhere }}
 img {{ display: block; max-width: 100%; min-height: 4rem; background: #8882 }}
 </style>
 <h1>{title}</h1>

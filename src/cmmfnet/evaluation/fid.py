@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cmmfnet.nn.perceptual import PretrainedError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,11 +23,13 @@ _BATCH = 32
 def inception(device: str) -> Callable[[Tensor], Tensor]:
     """The network: pictures (B,3,H,W) uint8 -> features (B,2048) float32.
 
-    Raises ``ImportError`` without torch-fidelity, :class:`PretrainedError` where its weights cannot
+    Raises ``ImportError`` without torch-fidelity, ``PretrainedError`` where its weights cannot
     be fetched.
     """
     try:
         from torch_fidelity import FeatureExtractorInceptionV3
+
+        from cmmfnet.nn.perceptual import PretrainedError
     except ImportError as error:
         raise ImportError(
             f"FID needs torch-fidelity: pip install 'cmmfnet[fid]' ({error})"

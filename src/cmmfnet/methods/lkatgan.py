@@ -132,7 +132,7 @@ class TokenPainter(nn.Module):
         super().__init__()
         tokens, self.outputs = (side // patch) ** 2, outputs
         self.embed = nn.Conv2d(channels, width, patch, stride=patch)
-        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, width), std=0.02))
         self.register_buffer("positions", _sinusoids(tokens, width), persistent=False)
         self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)

@@ -58,7 +58,9 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"stem is {stem!r}; expected 'patch' or 'vgg16'")
         self.hybrid = stem == "vgg16"
         self.size, self.resize = size, Resize()
-        self.positions = nn.Parameter(torch.randn(1, (size // 16) ** 2, width) * 0.02)
+        self.positions = nn.Parameter(
+            nn.init.normal_(torch.empty(1, (size // 16) ** 2, width), std=0.02)
+        )
         self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
@@ -131,7 +133,7 @@ class CrossModalInteraction(nn.Module):
                 f"ci is {mode!r}; expected 'text_query', 'image_query', 'text_key', 'add' or 'none'"
             )
         self.mode, self.grid, self.length, self.resize = mode, grid, length, Resize()
-        self.no_text = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.no_text = nn.Parameter(nn.init.normal_(torch.empty(1, 1, width), std=0.02))
         self.blocks = nn.ModuleList(
             CrossBlock(width, heads) for _ in range(0 if mode == "add" else depth)
         )

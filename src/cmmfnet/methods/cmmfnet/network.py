@@ -24,7 +24,7 @@ from cmmfnet.methods.cmmfnet.interaction import (
     Modulation,
     tone_channels,
 )
-from cmmfnet.methods.cmmfnet.regions import RegionText, WordTokens, everywhere_words, memberships
+from cmmfnet.methods.cmmfnet.regions import RegionText, WordTokens, word_facts
 from cmmfnet.nn.blocks import Downsample, Stage
 from cmmfnet.nn.unet import Guide, Resize, SideBySide, UpAndJoin, UpAndPaint
 from cmmfnet.text.attributes import ATTRIBUTES
@@ -111,10 +111,12 @@ class CMMFNet(nn.Module):
             # Rows are CLIP vectors while training; in a released file they are folded through
             # text_projection.
             self.word_vectors = nn.Parameter(
-                torch.randn(max(len(self.words), 1), text_width) * text_width**-0.5
+                nn.init.normal_(
+                    torch.empty(max(len(self.words), 1), text_width), std=text_width**-0.5
+                )
             )
         self.queries = (
-            nn.Parameter(torch.randn(1, text_length, vit_width) * 0.02)
+            nn.Parameter(nn.init.normal_(torch.empty(1, text_length, vit_width), std=0.02))
             if text == "learned"
             else None
         )
@@ -157,17 +159,18 @@ class CMMFNet(nn.Module):
                 )
             self.regions = RegionText(vit_width, (c3, c2, c1), tail)
             self.attribute_vectors = nn.Parameter(
-                torch.randn(len(ATTRIBUTES), text_width) * 0.5 * text_width**-0.5
+                nn.init.normal_(
+                    torch.empty(len(ATTRIBUTES), text_width), std=0.5 * text_width**-0.5
+                )
             )
-            facts = torch.cat([everywhere_words(self.words), memberships(self.words)], dim=1)
-            self.register_buffer("word_facts", facts, persistent=False)
+            self.register_buffer("word_facts", word_facts(self.words), persistent=False)
 
     def embed_tags(self, ids: Tensor, attributes: Tensor | None = None) -> Tensor:
         """Rows of the word table: ids (B,L) long, indices into ``words`` -> text tokens
         (B,L,text_width).
 
         With ``regions`` further columns follow: 1 where a word holds everywhere, and the classes
-        that it names (regions.memberships). ``attributes`` (B,L,A): the colour of each name, as
+        that it names (regions.word_facts). ``attributes`` (B,L,A): the colour of each name, as
         weights over cmmfnet.text.attributes.ATTRIBUTES; None: no colours.
         """
         tokens = F.embedding(ids, self.word_vectors)

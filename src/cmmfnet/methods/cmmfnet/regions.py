@@ -23,19 +23,19 @@ from cmmfnet.text.labels import CLAIMS, CLASSES, PLACES
 from cmmfnet.text.vocabulary import EXTRA_WORDS
 
 
-def memberships(words: Sequence[str]) -> Tensor:
-    """(len(words),classes) float: 1 where a word names a class, 0.2 where it claims the class
-    (labels.CLAIMS: "snow" claims grass), else 0."""
-    table = torch.zeros(len(words), len(CLASSES))
-    for i, word in enumerate(words):
-        table[i, list(CLAIMS.get(word, ()))] = 0.2
-        table[i, list(PLACES.get(word, ()))] = 1.0
-    return table
-
-
-def everywhere_words(words: Sequence[str]) -> Tensor:
-    """(len(words),1) float: 1 for words for light and sky, which hold everywhere."""
-    return torch.tensor([[float(word in EXTRA_WORDS)] for word in words])
+def word_facts(words: Sequence[str]) -> Tensor:
+    """(len(words),1+classes) float. First 1 for words for light and sky, which hold everywhere;
+    then for each class 1 where the word names it, 0.2 where the word claims it (labels.CLAIMS:
+    "snow" claims grass); else 0."""
+    rows = []
+    for word in words:
+        classes = dict.fromkeys(CLAIMS.get(word, ()), 0.2) | dict.fromkeys(
+            PLACES.get(word, ()), 1.0
+        )
+        rows.append(
+            [float(word in EXTRA_WORDS), *(classes.get(i, 0.0) for i in range(len(CLASSES)))]
+        )
+    return torch.tensor(rows)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class WordTokens:
     Attributes:
         vectors: (B,L,D), of names with their colours.
         everywhere: (B,L) bool, words that hold everywhere.
-        classes: (B,L,classes), rows of `memberships`.
+        classes: (B,L,classes), of `word_facts`.
         mask: (B,L) bool, True for a word, False for padding.
         places: (B,L,H,W) regions drawn by the user (RegionText.maps), or None.
         levels: the logits (B,1+L,h,w) of the maps, coarsest first; RegionText appends to it.

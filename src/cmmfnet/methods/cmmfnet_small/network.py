@@ -125,7 +125,9 @@ class CMMFNetSmall(nn.Module):
         vector = channels[3]
         if text != "none":
             vector += text_width
-            self.word_vectors = nn.Parameter(torch.randn(max(len(self.words), 1), text_width))
+            self.word_vectors = nn.Parameter(
+                nn.init.normal_(torch.empty(max(len(self.words), 1), text_width))
+            )
         self.modulations = nn.ModuleList(Modulation(vector, c) for c in channels)
         self.colours = nn.ModuleList(pointwise(c, 3) for c in channels)
         self.readouts = nn.ModuleList(pointwise(i, 3) for i in (128, 256, 512, 512))

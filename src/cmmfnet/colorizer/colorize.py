@@ -31,11 +31,13 @@ from cmmfnet.files.pictures import (
     is_result,
     list_sources,
     plan_outputs,
+    read_notes,
     write_picture,
 )
 from cmmfnet.text.prompt import has_corrections, read_prompt
 from cmmfnet.text.prompt_files import check_prompt, picture_texts
 from cmmfnet.thermal.limits import MAX_PIXELS
+from cmmfnet.weights.known import KNOWN
 
 if TYPE_CHECKING:
     from cmmfnet.colorizer.base import FrameColorizer, Seen
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from cmmfnet.thermal.frame import Thermal
 
 GALLERY_LIMIT = 200
+OWN_SPAN = "1st to 99th percentile of the frame"
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Report:
     coloured: list[Path] = field(default_factory=list)  # the files written
     photos: list[Path] | None = None  # photos of cameras written, if asked for
     skipped: list[Path] = field(default_factory=list)  # the files that were there before
+    differing: list[Path] = field(default_factory=list)  # of these, made with other settings
     results: list[Path] = field(default_factory=list)  # inputs that are results of an earlier run
     failed: dict[Path, str] = field(default_factory=dict)  # input -> reason
     not_shown: dict[Path, str] = field(default_factory=dict)  # input -> why the page lacks it
@@ -67,9 +71,11 @@ class Report:
     def __str__(self) -> str:
         parts = [f"coloured {len(self.coloured)}"]
         if self.skipped:
+            differing = len(self.differing)
+            other = f", {differing} of them with another model, text or span" if differing else ""
             parts.append(
-                f"skipped {len(self.skipped)} that were done before (--overwrite colours them "
-                "again)"
+                f"skipped {len(self.skipped)} that were done before{other} (--overwrite colours "
+                "them again)"
             )
         if self.photos is not None:
             parts.append(f"wrote {len(self.photos)} photos from inside the files")
@@ -229,6 +235,7 @@ def colorize(
 
     def tell() -> None:
         """Print what became of the pictures."""
+        report.differing = _differing(report.skipped, pairs, texts, model, span)
         if show_tags:
             for file, seen in report.seen.items():
                 print(f"{file}: {_say(seen)}")
@@ -259,7 +266,7 @@ def colorize(
             "Comment": "colours guessed from a thermal picture by a model",
             "Model": colorizer.name,
         }
-        notes |= {"Span": span or "1st to 99th percentile of the frame"}
+        notes |= {"Span": span or OWN_SPAN}
         started = time.perf_counter()
         keep_tags = predicts and (
             show_tags
@@ -298,6 +305,28 @@ def colorize(
         for file, reason in report.not_shown.items():
             print(f"cmmfnet: not in {gallery}: {file}: {reason}", file=sys.stderr)
     return report
+
+
+def _differing(
+    skipped: Iterable[Path],
+    pairs: Iterable[tuple[Path, Path]],
+    texts: dict[Path, str | None],
+    model: str,
+    span: str | None,
+) -> list[Path]:
+    """The results of earlier runs whose notes name another model, text or span than this run's."""
+    # the frames of a sequence lie beside its first one
+    inputs = {place: file for file, result in pairs for place in (result, result.parent)}
+    found = []
+    for result in skipped:
+        file = inputs.get(result, inputs.get(result.parent))
+        noted = read_notes(result)
+        wanted = {"Span": span or OWN_SPAN, "Text": texts.get(file) or ""}
+        if noted.get("Model") in KNOWN and model in KNOWN:
+            wanted["Model"] = model
+        if any(noted.get(key, value) != value for key, value in wanted.items()):
+            found.append(result)
+    return found
 
 
 def _inputs(source: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:

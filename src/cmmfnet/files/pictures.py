@@ -138,6 +138,17 @@ def is_result(source: Path | bytes) -> bool:
         return False
 
 
+def read_notes(path: Path) -> dict[str, str]:
+    """The notes that :func:`write_picture` left in a PNG; empty for any other file."""
+    try:
+        with Image.open(path) as picture:
+            if isinstance(picture, PngImagePlugin.PngImageFile):
+                return {key: str(value) for key, value in picture.info.items()}
+    except (OSError, SyntaxError, ValueError):  # whoever reads the picture reports it
+        pass
+    return {}
+
+
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sort key under which runs of digits compare as numbers: frame2 < frame10."""
     parts = re.split(r"([0-9]+)", str(path))

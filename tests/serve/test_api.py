@@ -180,6 +180,7 @@ def test_an_option_that_does_not_fit_is_named_and_not_the_file():
         ("/v1/colorize?text=%2B+snow", png(), 422, "sign"),
         ("/v1/colorize?format=gif", png(), 422, "format='gif'"),
         ("/v1/colorize?colour=red", png(), 422, "the option 'colour'"),
+        ("/v1/colorize?text=a&text=b", png(), 422, "'text' twice"),
         ("/v1/tags?top=0", png(), 422, "top='0'"),
         ("/v1/nothing", png(), 404, "POST /v1/nothing"),
         ("/healthz", png(), 405, "POST /healthz"),
@@ -198,6 +199,9 @@ def test_a_damaged_form_and_one_without_a_file():
     assert answer.status_code == 400 and error_of(answer)
     answer = post("/v1/colorize", data={"colour": "red"}, files={"picture": png()})
     assert answer.status_code == 422 and "colour" in error_of(answer)["found"]
+    assert "text" in error_of(answer)["expected"] and "top" not in error_of(answer)["expected"]
+    answer = post("/v1/colorize?text=a", data={"text": "b"}, files={"picture": png()})
+    assert answer.status_code == 422 and "'text' twice" in error_of(answer)["found"]
 
 
 def test_a_picture_of_many_pixels_is_refused_before_it_is_decoded():

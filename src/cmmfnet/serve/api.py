@@ -329,8 +329,11 @@ async def _read(request: Request, options: Any) -> tuple[bytes, Any]:
     """The bytes of the picture in a request, and its options with those of a form.
 
     Raises:
-        Refused: no picture in it. ValidationError: a field of the form that does not fit.
+        Refused: no picture in it, or an option twice. ValidationError: a field of the form that
+            does not fit.
     """
+    names = [name for name, _ in request.query_params.multi_items()]
+    _check_once(names)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         content = bytearray()
         async for chunk in request.stream():
@@ -343,12 +346,21 @@ async def _read(request: Request, options: Any) -> tuple[bytes, Any]:
         if len(files) != 1:
             raise _no_picture("a form without a file")
         fields = {key: v for key, v in form.multi_items() if isinstance(v, str)}
+        _check_once([*names, *(key for key, v in form.multi_items() if isinstance(v, str))])
         given = options.model_dump(exclude_unset=True)
         options = type(options).model_validate(given | fields)
         content = await files[0].read()
     if not content:
         raise _no_picture("an empty file")
     return content, options
+
+
+def _check_once(names: list[str]) -> None:
+    """Refuse an option that is given twice, of which one would be lost."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Refused(
+            422, f"the option {twice[0][:100]!r} twice", "each option once", "leave one of them out"
+        )
 
 
 def _no_picture(found: str) -> Refused:
@@ -384,16 +396,18 @@ async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
     return _answer(Refused(status, found, expected, place.instead, dict(error.headers or {})))
 
 
-async def _on_options(_: Request, error: RequestValidationError | ValidationError) -> JSONResponse:
+async def _on_options(
+    request: Request, error: RequestValidationError | ValidationError
+) -> JSONResponse:
     """An option that does not fit."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"] if part not in ("query", "body"))
     value = str(first.get("input"))[:100]
     what = first["msg"][:1].lower() + first["msg"][1:]
     if first["type"] == "extra_forbidden":
-        return _answer(
-            Refused(422, f"the option {name[:100]!r}", "one of /openapi.json", "leave it out")
-        )
+        options = TagsOptions if request.url.path.endswith("/tags") else ColorizeOptions
+        expected = f"some of {', '.join(options.model_fields)}"
+        return _answer(Refused(422, f"the option {name[:100]!r}", expected, "leave it out"))
     return _answer(Refused(422, f"{name}={value!r}", what[:500], "see /openapi.json"))
 
 

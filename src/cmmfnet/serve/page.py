@@ -574,7 +574,7 @@ def _blocks(page: Page) -> gr.Blocks:
                     elem_id="span",
                 )
                 with gr.Row():
-                    model = gr.Dropdown(models, value=models[0], label="Model", min_width=120)
+                    model = gr.Dropdown(models, value=models[0], label="Model", min_width=180)
                     form = gr.Dropdown(
                         list(FORMATS), value="png", label="Download as", min_width=90
                     )

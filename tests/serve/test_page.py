@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import zipfile
+from pathlib import Path
 
 import camera_files
 import numpy as np
 import pytest
 import video_files as made
 from serve_app import fake, pixels_of, png, ramp, service
+
+import cmmfnet
 
 pytest.importorskip("gradio", reason="needs cmmfnet[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
@@ -195,6 +202,38 @@ def test_a_sample_needs_no_file(page):
     for data in (None, [], {"token": 3, "files": "x"}, {"token": "../../etc/passwd", "files": [1]}):
         state, *_, html, _, _ = asyncio.run(page.pick(Event(data), {}, *options()))
         assert "appears here" in html or "no such file any more" in html
+
+
+def test_a_folder_that_a_killed_server_left_is_removed_by_the_next(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import os, signal; from cmmfnet.serve.shelf import Shelf\n"
+        "shelf = Shelf(100, 60)\n"
+        "print(shelf.put('a', '', b'private').path)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    places = os.pathsep.join([str(Path(cmmfnet.__file__).parents[1]), *sys.path])
+    environment = os.environ | {
+        "TMPDIR": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": places,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    left = Path(done.stdout.strip())
+    assert left.read_bytes() == b"private"
+    other = tmp_path / "cmmfnet-serve-of-someone-else"
+    other.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    running = Shelf(100, 60)
+    kept = running.put("b", "", b"x")
+    assert not left.parent.exists() and other.is_symlink()
+    second = Shelf(100, 60)
+    assert kept.path.read_bytes() == b"x"
+    running.close()
+    second.close()
+    assert not list(tmp_path.glob("cmmfnet-serve-*/*"))
 
 
 def test_the_shelf_forgets():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -10,6 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmmfnet.serve.limits import Refused
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_PREFIX = "cmmfnet-serve-"
 
 
 @dataclass(eq=False)
@@ -34,7 +44,8 @@ class Kept:
 
 
 class Shelf:
-    """Keeps files in a folder of its own, which ends with the process.
+    """Keeps files in a folder of its own, which ends with the process. A process that was killed
+    leaves its folder behind; the next one removes it.
 
     A file goes when its visitor removes it or leaves the page, when nobody has used it for
     ``seconds``, or when the shelf is full and it is the one that waited longest.
@@ -47,13 +58,18 @@ class Shelf:
             seconds: until a file that nobody uses goes.
         """
         self.limit, self.seconds = limit, seconds
-        self._folder = tempfile.TemporaryDirectory(prefix="cmmfnet-serve-")  # of this user alone
+        _remove_left_behind()
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)  # of this user alone
+        self._held = None if fcntl is None else _locked(self._folder.name)  # while it runs
         self._kept: dict[str, Kept] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
         self._kept.clear()
         self._folder.cleanup()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -120,3 +136,35 @@ class Shelf:
     def _forget(self, kept: Kept) -> None:
         del self._kept[kept.token]
         kept.path.unlink(missing_ok=True)
+
+
+def _locked(folder: str | Path) -> int:
+    """The folder, open and locked.
+
+    Raises:
+        OSError: another process has locked it.
+    """
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
+def _remove_left_behind() -> None:
+    """Remove the folders of servers of this user that were killed: nobody has locked them."""
+    if fcntl is None:
+        return
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # a server that runs has it locked
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            if not any(folder.iterdir()):  # of a server that just starts, perhaps
+                continue
+            held = _locked(folder)
+            try:
+                shutil.rmtree(folder)
+            finally:
+                os.close(held)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import re
 import signal
@@ -92,14 +93,23 @@ def memory(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
 
+def open_files(process: int) -> int:
+    """Files that are no connections."""
+    files = Path(f"/proc/{process}/fd").iterdir()
+    return sum(not str(file.readlink()).startswith("socket:") for file in list(files))
+
+
 async def measure(process: subprocess.Popen, address: str, clients: int, seconds: float) -> int:
     load = Load(address)
     tasks = [asyncio.create_task(load.client(i)) for i in range(clients)]
     used: list[float] = []
+    files = []
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         await asyncio.sleep(0.5)
         used.append(memory(process.pid))
+        with contextlib.suppress(FileNotFoundError):  # one was closed meanwhile
+            files.append(open_files(process.pid))
     async with httpx.AsyncClient(timeout=30) as http:
         health = (await http.get(f"{address}/healthz")).json()
     load.stopping = True
@@ -116,7 +126,12 @@ async def measure(process: subprocess.Popen, address: str, clients: int, seconds
     times = sorted(load.seconds)
     print(f"{clients} clients, {seconds:g} s: {dict(load.statuses)}; broken {len(load.broken)}")
     print(f"pictures a second: {load.statuses[200] / seconds:.1f}")
-    print(f"seconds a picture: median {times[len(times) // 2]:.2f}, longest {times[-1]:.2f}")
+    median, late, latest = (times[int(share * (len(times) - 1))] for share in (0.5, 0.95, 0.99))
+    print(
+        f"seconds a picture: median {median:.2f}, 95 % within {late:.2f}, 99 % within "
+        f"{latest:.2f}, longest {times[-1]:.2f}"
+    )
+    print(f"open files: {files[len(files) // 4]} after a quarter, {files[-1]} at the end")
     print(f"memory: {before:.0f} MB in the second quarter, {after:.0f} MB in the last")
     print(
         f"SIGTERM: {health['waiting']} accepted, {load.late} answered after it, exit status "

@@ -114,7 +114,7 @@ def test_truth_has_none_and_others_what_their_features_give(library, data, tmp_p
     assert scores["dark"]["fid"] == cells["dark"]["fid"]
 
 
-def test_a_video_has_one_too(library, tmp_path):
+def test_a_video_has_one_too(library, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for kind in ("thermal", "colours", "truth"):
         (tmp_path / kind).mkdir()
@@ -128,7 +128,9 @@ def test_a_video_has_one_too(library, tmp_path):
     scores = json.loads((tmp_path / "r.json").read_text())["scores"]
     assert scores["colours"]["fid"] > 0.01
     assert scores["truth"]["fid"] == pytest.approx(0, abs=1e-9)
-    assert main([*map(str, clip), str(tmp_path / "r.json"), "--preset", "lkat"]) == 2
+    for option in (["--preset", "lkat"], ["--lighting", "day"], ["--geometry", "whole"]):
+        assert main([*map(str, clip), str(tmp_path / "r.json"), *option]) == 2
+        assert f"{option[0]} is for pairs" in capsys.readouterr().err
 
 
 def test_pictures_of_several_sizes_and_more_than_a_batch():

@@ -214,10 +214,16 @@ def _evaluate_clip(
 ) -> dict:
     from cmmfnet.colorizer.torch import pick_device
 
-    if setting.data is not None or save is not None:
-        raise UserError("--data and --save are for pairs, and --thermal for a video; leave one out")
-    if setting.preset is not None:
-        raise UserError(f"--preset {setting.preset} is for pairs, and --thermal for a video")
+    given = [
+        f"--{name}"
+        for name in ("data", "split", "lighting", "sources", "geometry", "text", "preset")
+        if getattr(setting, name) != getattr(Setting(), name)
+    ] + ["--save"] * (save is not None)
+    if given:
+        are = "are" if len(given) > 1 else "is"
+        raise UserError(
+            f"{', '.join(given)} {are} for pairs, and --thermal for a video; leave one out"
+        )
     if not Path(what).exists() and not any(c in what for c in "*?["):
         raise UserError(
             f"{what} is no video or folder; with --thermal, give the coloured video, as written by "

@@ -20,7 +20,7 @@ from cmmfnet.archive.places import Place, is_fatal, open_place, open_source
 from cmmfnet.colorizer.colorize import open_colorizer
 from cmmfnet.colorizer.memory import halving
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import encode_picture, is_result
+from cmmfnet.files.pictures import OWN_SPAN, encode_picture, is_result
 from cmmfnet.thermal.decode import decode
 from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
 from cmmfnet.thermal.limits import ThermalFileError
@@ -108,7 +108,7 @@ class Worker:
         self._notes = {
             "Comment": "colours guessed from a thermal picture by a model",
             "Model": self.colorizer.name,
-            "Span": task.span or "1st to 99th percentile of the frame",
+            "Span": task.span or OWN_SPAN,
             "Text": task.text or "",
         }
 

@@ -25,6 +25,7 @@ from cmmfnet.colorizer.video_options import (
 from cmmfnet.files.atomic import clear_parts
 from cmmfnet.files.errors import DISK_FULL, UserError
 from cmmfnet.files.pictures import (
+    OWN_SPAN,
     RAW_FILES,
     THERMAL_FILES,
     dangling,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from cmmfnet.thermal.frame import Thermal
 
 GALLERY_LIMIT = 200
-OWN_SPAN = "1st to 99th percentile of the frame"
 
 
 @dataclass

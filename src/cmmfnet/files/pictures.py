@@ -41,6 +41,8 @@ _OPTIONS = {
     "BMP": {},
 }
 _EXIF_SOFTWARE, _EXIF_DESCRIPTION = 0x0131, 0x010E
+OWN_SPAN = "1st to 99th percentile of the frame"
+"""The note ``Span`` of a result that was coloured without a span."""
 
 
 def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list[Path]:

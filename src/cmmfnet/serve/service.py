@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import encode_picture
+from cmmfnet.files.pictures import OWN_SPAN, encode_picture
 from cmmfnet.serve.engine import Engine, Job
 from cmmfnet.serve.limits import Limits, Refused, busy, too_slow
 from cmmfnet.serve.metrics import Metrics
@@ -325,7 +325,7 @@ def encode(form: str, rgb: np.ndarray, model: str, span: str | None) -> bytes:
     notes = {
         "Comment": "colours guessed from a thermal picture by a model",
         "Model": model,
-        "Span": span or "1st to 99th percentile of the frame",
+        "Span": span or OWN_SPAN,
     }
     return encode_picture(rgb, form.upper(), notes)
 

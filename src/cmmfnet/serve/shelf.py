@@ -60,7 +60,9 @@ class Shelf:
         self.limit, self.seconds = limit, seconds
         _remove_left_behind()
         self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)  # of this user alone
-        self._held = None if fcntl is None else _locked(self._folder.name)  # while it runs
+        self._held: int | None = None
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed either
+            self._held = None if fcntl is None else _locked(self._folder.name)
         self._kept: dict[str, Kept] = {}
         self._lock = threading.Lock()
 

@@ -8,7 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_network import Fake
 from torch import nn
+
+from cmmfnet import methods
+from cmmfnet.weights.files import save_model
+
+
+@pytest.fixture
+def fake_method(monkeypatch):
+    """The method of the network that is small enough to read, for tests in this process."""
+    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:FakeMethod")
+
+
+@pytest.fixture(scope="session")
+def fake_model(tmp_path_factory) -> str:
+    """A model file of that network."""
+    path = tmp_path_factory.mktemp("model") / "fake.safetensors"
+    return str(save_model(path, Fake(), {"method": "fake"}))
 
 
 @pytest.fixture(autouse=True)

@@ -7,23 +7,8 @@ from pathlib import Path
 
 import pytest
 from archive_files import frame
-from fake_network import Fake
-
-from cmmfnet import methods
-from cmmfnet.weights.files import save_model
 
 pytest.importorskip("pyarrow", reason="an archive needs PyArrow: pip install 'cmmfnet[archive]'")
-
-
-@pytest.fixture
-def fake_method(monkeypatch):
-    monkeypatch.setitem(methods.METHODS, "fake", "fake_network:FakeMethod")
-
-
-@pytest.fixture(scope="session")
-def fake_model(tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("model") / "fake.safetensors"
-    return str(save_model(path, Fake(), {"method": "fake"}))
 
 
 @pytest.fixture

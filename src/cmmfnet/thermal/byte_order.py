@@ -54,6 +54,6 @@ def _roughness(rows: np.ndarray, known: np.ndarray | None = None) -> float:
     steps = np.diff(values, axis=1)
     if known is not None:
         steps, values = steps[known[:, 1:] & known[:, :-1]], values[known]
-    steps, values = steps.ravel(), (values - values.mean()).ravel()
-    spread = float(np.dot(values, values)) / max(1, values.size)
-    return float(np.dot(steps, steps)) / steps.size / (2 * spread) if spread and steps.size else 0.0
+    # no np.dot: its threads wait for one another on a busy machine, for 40 ms instead of .05
+    spread = float(values.var())
+    return float(np.square(steps).mean()) / (2 * spread) if spread and steps.size else 0.0

@@ -84,34 +84,37 @@ def _stands_apart(rest: np.ndarray, found: dict[float, int], grey_levels: bool) 
     (sorted)."""
     if len(rest) < max(64, _LEAST_REST * (len(rest) + sum(found.values()))):
         return False
-    steps = np.diff(rest.astype(np.float64))  # float32 overflows
-    steps = steps[steps > 0]
     spread = _at(rest, 0.95) - _at(rest, 0.05)
-    if spread <= 0 or len(steps) < _LEVELS - 1:
+    if spread <= 0:
         return False
-    least = _LEVELS * float(np.median(steps))
     usual = _GAP_OF_LEVELS if grey_levels else _GAP
     gaps = {
-        value: max(least, spread * (usual if value in _USUAL or abs(value) > 1e30 else _WIDE_GAP))
+        value: spread * (usual if value in _USUAL or abs(value) > 1e30 else _WIDE_GAP)
         for value in found
     }
     above = {value: gaps[value] for value in found if value > rest[-1]}
     below = {-value: gaps[value] for value in found if value < rest[0]}
-    return all(
-        _far_above(side, ordered, sum(found[sign * value] for value in side))
+    least = min(
+        _distance(side, ordered, sum(found[sign * value] for value in side))
         for side, ordered, sign in ((above, rest, 1), (below, -rest[::-1], -1))
         if side
     )
+    if least <= 0:  # the usual case, before what costs most
+        return False
+    steps = np.diff(rest.astype(np.float64))  # float32 overflows
+    steps = steps[steps > 0]
+    return len(steps) >= _LEVELS - 1 and least >= _LEVELS * float(np.median(steps))
 
 
-def _far_above(gaps: dict[float, float], rest: np.ndarray, filled: int) -> bool:
-    """Whether each value lies its gap above ``rest`` (sorted), with little of it between."""
+def _distance(gaps: dict[float, float], rest: np.ndarray, filled: int) -> float:
+    """How far the nearest value lies above ``rest`` (sorted); 0 if one lies nearer than its gap, or
+    much of ``rest`` lies between."""
     top = _at(rest, 1 - _STRAYS)
     if any(value - top < gap for value, gap in gaps.items()):
-        return False
+        return 0.0
     gap_starts = top + 0.25 * (min(gaps) - top)
     between = len(rest) - np.searchsorted(rest, gap_starts, side="right")
-    return between <= _BETWEEN * filled
+    return min(gaps) - top if between <= _BETWEEN * filled else 0.0
 
 
 def _at(ordered: np.ndarray, quantile: float) -> float:

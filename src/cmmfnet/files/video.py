@@ -30,6 +30,9 @@ VIDEOS = (*CONTAINERS, ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", 
 """Suffixes that are surely videos."""
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 """First bytes of a Matroska file, and of the element that holds all the others."""
+_THREADS = 4
+"""Of a codec. Each takes whole frames: with one for each core, which take strips of one frame, a
+machine of 16 cores spends most of its time on handing out the strips."""
 _GREY_NOISE, _COLOURED_SHARE = 6, 0.01
 """Chroma of a grey video is off by this much (of 255) at most, but for a small overlay."""
 
@@ -145,6 +148,7 @@ class VideoReader:
             raise VideoError(f"{name}: no video that can be decoded; found {found}")
         self._stream = stream
         self._check_size(stream.width, stream.height)
+        _whole_frames(stream.codec_context)
         self.time_base = stream.time_base
         self.rate = stream.average_rate or stream.guessed_rate
         self.frames = stream.frames
@@ -316,7 +320,9 @@ class VideoWriter:
         if not lossless:  # players guess the colours of a file that does not say
             context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
             context.color_range = 1  # 16 to 235
+        _whole_frames(context)
         self._stream, self._lossless = out, lossless
+        self._reformatter = av.video.reformatter.VideoReformatter()
         self._copies = {
             stream.index: self._container.add_stream_from_template(stream) for stream in copied
         }
@@ -333,8 +339,12 @@ class VideoWriter:
         """Encode a frame (H, W, 3) uint8 with its time stamp, later than the one before."""
         frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
         if not self._lossless:
-            frame = frame.reformat(
-                format=self._stream.pix_fmt, dst_colorspace="itu709", interpolation="BICUBIC"
+            frame = self._reformatter.reformat(
+                frame,
+                format=self._stream.pix_fmt,
+                dst_colorspace="itu709",
+                interpolation="BICUBIC",
+                threads=1,
             )
             frame.colorspace = 1
         frame.pts, frame.time_base = pts, self._stream.codec_context.time_base
@@ -362,6 +372,11 @@ class VideoWriter:
             if duration is not None:  # the encoder's guess comes from the frame rate
                 packet.duration = duration
             self._container.mux_one(packet)
+
+
+def _whole_frames(context: Any) -> None:
+    """Let a few threads of a codec take a frame each."""
+    context.thread_type, context.thread_count = "FRAME", _THREADS
 
 
 def missing_bytes(file: IO[bytes]) -> int | None:

@@ -63,9 +63,11 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
 
     with torch.autocast(x.device.type, enabled=False):
         mx, my = blur(x), blur(y)
-        xx, yy, xy = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-        luminance = (2 * mx * my + 1e-4) / (mx * mx + my * my + 1e-4)
-        structure = (2 * xy + 9e-4) / (xx + yy + 9e-4)
+        squares = mx * mx + my * my
+        variances = blur(x * x + y * y) - squares  # of x and y, added
+        covariance = blur(x * y) - mx * my
+        luminance = (2 * mx * my + 1e-4) / (squares + 1e-4)
+        structure = (2 * covariance + 9e-4) / (variances + 9e-4)
     return (luminance * structure).mean()
 
 

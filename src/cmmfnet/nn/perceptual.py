@@ -287,7 +287,8 @@ class Perceptual(nn.Module):
         levels = zip(self.features(x), theirs, self.layer_weights, strict=True)
         for i, (a, b, weight) in enumerate(levels):
             if self.mode == "l1":
-                found = (a - b).abs().mean(dim=(1, 2, 3), dtype=torch.float32)
+                # channels first: they lie side by side in memory
+                found = (a - b).abs().mean(dim=1, dtype=torch.float32).mean(dim=(1, 2))
             elif self.mode == "lpips":
                 found = self.distance(a, b, getattr(self, f"head{i}"))
             else:

@@ -372,6 +372,47 @@ def test_raw_frames(tmp_path, layout, dtype, skip):
         read_thermal(path.read_bytes()[:-1], raw=layout)
 
 
+SMOOTH = np.add.outer(np.sin(np.arange(96) / 11), np.cos(np.arange(128) / 17))
+SMOOTH += np.hypot(*np.ogrid[-40:56, -60:68]) < 20
+
+
+@pytest.mark.parametrize(
+    ("dtype", "right", "wrong"),
+    [
+        ("<u2", "128x96,uint16le", ["96x128,uint16le", "128x96,uint16be", "128x96,uint8"]),
+        ("<u2", "128x96,uint16le", ["128x96,int16le", "192x64,uint16le"]),
+        (">u2", "128x96,uint16be", ["128x96,uint16le"]),
+        ("<f4", "128x96,float32le", ["128x96,float32be", "128x96,uint16le", "128x96,uint32le"]),
+        ("<u4", "128x96,uint32le", ["128x96,float32le"]),
+        ("u1", "128x96,uint8", ["128x96,uint16le", "96x128,uint8", "256x48,uint8"]),
+    ],
+)
+def test_raw_layouts_that_make_stripes_or_noise(dtype, right, wrong):
+    noise = np.random.default_rng(0).normal(0, 0.01, SMOOTH.shape)
+    low, high = {"u1": (20, 200), "<f4": (-3, 30), "<u4": (0, 1e6)}.get(dtype, (31000, 36000))
+    scaled = np.interp(SMOOTH + noise, (-2, 3), (low, high))
+    data = scaled.astype(dtype).tobytes() * 4
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*holds several")
+        for layout in wrong:
+            with pytest.raises(ThermalFileError, match=f"type {right}$"):
+                read_thermal(data, raw=layout)
+        assert np.allclose(read_thermal(data, raw=right).values, scaled.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16le", "int16be", "float32le"])
+def test_raw_frames_of_any_content_are_read(dtype):
+    """Noise, one value, slopes along a row and a column, stripes: no other layout is better."""
+    rng = np.random.default_rng(0)
+    slope = np.linspace(0, 200, 96)[:, None] * np.ones(128)
+    for frame in (
+        rng.uniform(0, 255, SMOOTH.shape), np.full(SMOOTH.shape, 7.0), slope,
+        np.linspace(0, 200, 128) * np.ones((96, 1)), np.tile([3, 90], (96, 64)), slope // 9 % 2,
+    ):  # fmt: skip
+        code = {"uint8": "u1", "uint16le": "<u2", "int16be": ">i2", "float32le": "<f4"}[dtype]
+        read_thermal(frame.astype(code).tobytes(), raw=f"128x96,{dtype}")
+
+
 @pytest.mark.parametrize("layout", ["640", "640x512", "640x512,u16", "0x5,uint8", "7x5,uint16le,3"])
 def test_raw_layouts_that_make_no_sense(layout):
     with pytest.raises(ThermalFileError, match="640x512,uint16le"):

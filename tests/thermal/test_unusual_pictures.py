@@ -136,6 +136,9 @@ CAMERAS = {
     "centikelvin": COUNTS,
     "14 bits": (8000 + (COUNTS.astype(int) - 29000) // 2).astype(np.uint16),
     "wide": (COUNTS.astype(int) * 8 - 210_000).clip(0, 65535).astype(np.uint16),
+    "200 counts": (8092 + (COUNTS.astype(int) - COUNTS.min()) * 200 // np.ptp(COUNTS)).astype(
+        np.uint16
+    ),
 }
 
 

@@ -174,6 +174,10 @@ def frames(
         advice = "Export the frame as 16-bit TIFF or PNG"
         if "video" in kind:
             advice = "cmmfnet colorize makes a video of a video: -o colour.mp4"
+        elif kind == "data of no known kind":
+            advice = (
+                "Plain numbers without a header need their layout, such as --raw 640x512,uint16le"
+            )
         raise ThermalFileError(
             f"{name}: found {kind}, which is not a supported picture; expected {_SUPPORTED}. "
             f"{advice}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
 
+from cmmfnet.thermal.cameras.layout import better_type, better_width
 from cmmfnet.thermal.cameras.reading import Reading
 from cmmfnet.thermal.limits import ThermalFileError, check_size
 
@@ -55,12 +56,50 @@ class RawLayout:
         return size // self.bytes
 
     def frames(self, stream: BinaryIO, name: str, size: int, max_pixels: int) -> Iterator[Reading]:
-        """The frames of a file of ``size`` bytes."""
+        """The frames of a file of ``size`` bytes.
+
+        Raises:
+            ThermalFileError: not a whole number of frames, or another layout fits far better.
+        """
         for number in range(self.count(size, name, max_pixels)):
             stream.seek(number * self.bytes)
             content = stream.read(self.bytes)
             values = np.frombuffer(content, self.dtype, self.width * self.height, self.skip)
-            yield Reading(values.reshape(self.height, self.width))
+            frame = values.reshape(self.height, self.width)
+            if number == 0:
+                self._check_fit(frame, content[self.skip :], name, size)
+            yield Reading(frame)
+
+    def _check_fit(self, frame: np.ndarray, content: bytes, name: str, size: int) -> None:
+        """Refuse a layout whose first frame is noise, slanted stripes or a doubled picture, where
+        another layout gives a smooth one."""
+        types = [
+            dtype
+            for dtype in (np.dtype(order + each) for each in _TYPES.values() for order in "<>")
+            if dtype != self.dtype and size % replace(self, dtype=dtype).bytes == 0
+        ]
+        if (dtype := better_type(content, self.dtype, types)) is not None:
+            found = replace(self, dtype=dtype)
+        elif (width := better_width(frame)) is not None:
+            found = replace(self, width=width, height=frame.size // width)
+            narrow = np.dtype("u1")
+            if (
+                2 * width == self.width
+                and self.dtype.itemsize == 2
+                and size % (halved := replace(self, dtype=narrow)).bytes == 0
+            ):
+                found = halved
+        else:
+            return
+        raise ThermalFileError(
+            f"{name}: read as {self}, its pixels do not fit together; read as {found}, they do. "
+            f"If that is right, type {found}"
+        )
+
+    def __str__(self) -> str:
+        order = "" if self.dtype.itemsize == 1 else "be" if self.dtype.str[0] == ">" else "le"
+        skip = f",skip{self.skip}" if self.skip else ""
+        return f"{self.width}x{self.height},{self.dtype.name}{order}{skip}"
 
 
 def parse_raw(text: str) -> RawLayout:

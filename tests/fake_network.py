@@ -69,10 +69,22 @@ class Fake(nn.Module):
         )
 
 
+class FakeWithHeads(Fake):
+    """The same with the tags' logits out of the colouring pass."""
+
+    def forward(self, thermal, text=None, text_mask=None, *, heads: bool = False):
+        colour = super().forward(thermal, text, text_mask)
+        return (colour, torch.logit(self.predict_tags(thermal)), None) if heads else colour
+
+
 class FakeMethod:
     """What the registry wants of a method for inference: its network."""
 
     Network = Fake
+
+
+class FakeWithHeadsMethod:
+    Network = FakeWithHeads
 
 
 def colorize(model: str, *arguments: object) -> int:

@@ -19,14 +19,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import video_files as made
+from fake_network import FakeWithHeads
 from PIL import Image
 from rtsp_camera import RtspCamera
 
+from cmmfnet import methods
 from cmmfnet.cli import main
 from cmmfnet.colorizer.capture import Capture
 from cmmfnet.colorizer.live_outputs import Page
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.stream import Stream, StreamError, public_name
+from cmmfnet.weights.files import save_model
 
 pytestmark = [
     pytest.mark.usefixtures("fake_method"),
@@ -224,6 +227,23 @@ def test_a_folder_that_fills_up(tmp_path, model):
             hot = np.argwhere(np.asarray(picture)[15, :, 0] > 250)
         shown.append(int(hot[0, 0]) - 5)  # where the square is tells which frame it was
     assert shown == sorted(set(shown)) and len(shown) == 6 and shown[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "told"),
+    [(("day", "dusk", "night"), None, 1), (("night", "dusk", "day"), None, 0),
+     (("day", "dusk", "night"), "night", 0)],
+)  # fmt: skip
+def test_a_camera_at_night_is_told_once(tmp_path, monkeypatch, capsys, words, text, told):
+    """The likelier word is the later one in Fake's list."""
+    monkeypatch.setitem(methods.METHODS, "fake-heads", "fake_network:FakeWithHeadsMethod")
+    path = tmp_path / "fake.safetensors"
+    model = save_model(path, FakeWithHeads(words=words), {"method": "fake-heads", "words": words})
+    options = ["--frames", 14, *(["--text", text] if text else [])]
+    with camera() as server:
+        assert live(str(model), server.address, "-o", tmp_path / "out", *options) == 0
+    note = "cmmfnet: the camera looks like night, and without text is coloured as by day or at dusk"
+    assert capsys.readouterr().err.count(f"{note}: try the text night") == told
 
 
 def test_files_are_taken_when_they_are_whole_and_only_the_newest(tmp_path):

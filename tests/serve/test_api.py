@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import tifffile
+from fake_network import FakeWithHeads
 from PIL import Image
 from serve_app import fake, opened, pixels_of, png, post, ramp, service, talk
 
@@ -18,6 +19,8 @@ pytest.importorskip("prometheus_client", reason="needs cmmfnet[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 import camera_files  # noqa: E402
+
+from cmmfnet import Colorizer  # noqa: E402
 
 TOKEN = "0123456789abcdef0123"
 
@@ -108,6 +111,23 @@ def test_warnings_about_picture_and_text_come_as_notes():
     assert any("flibber" in note for note in notes) and len(notes) == 2
     again = talk(lambda c: _twice(c, "/v1/colorize?text=a+flibber"))
     assert [json.loads(each.headers["x-notes"]) for each in again] == [[notes[1]]] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "told"),
+    [(("day", "dusk", "night"), "", True), (("night", "dusk", "day"), "", False),
+     (("day", "dusk", "night"), "night", False), (("car", "road", "night"), "", False)],
+)  # fmt: skip
+def test_a_frame_that_looks_like_night_gets_a_note(words, text, told):
+    """The likelier word is the later one in Fake's list."""
+    served = service(Colorizer(FakeWithHeads(words=words), device="cpu", name="fake"))
+    path = "/v1/colorize" + (f"?text={text}" if text else "")
+    answer = talk(lambda client: client.post(path, content=png()), served)
+    note = (
+        "the picture looks like night, and without text is coloured as by day or at dusk: try the "
+        "text night"
+    )
+    assert json.loads(answer.headers["x-notes"]) == ([note] if told else [])
 
 
 async def _twice(client, path):

@@ -99,6 +99,11 @@ def looks_like_night(words: Sequence[str], probabilities: np.ndarray) -> bool:
     return bool(night > max(others) + NIGHT_MARGIN)
 
 
+NIGHT_NOTE = (
+    "looks like night, and without text is coloured as by day or at dusk: try the text night"
+)
+
+
 class Runtime:
     """A network that can be run. A batch is (B, H, W) float32 in [-1, 1], padded."""
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cmmfnet.colorizer.base import NIGHT_NOTE
 from cmmfnet.colorizer.capture import Arrived, Capture
 from cmmfnet.colorizer.colorize import check_options, open_for_text
 from cmmfnet.colorizer.live_outputs import (
@@ -45,6 +46,8 @@ _RECENT = 30
 """Frames whose latency and speed are shown."""
 _SAY, _SAY_TO_FILE = 1.0, 60.0
 """Seconds between two lines about speed and latency, on a terminal and elsewhere."""
+_NIGHT = 10
+"""Frames in a row that must look like night before that is said."""
 
 
 @dataclass
@@ -191,6 +194,9 @@ class _Shower:
         self.report, self.capture, self.side_by_side = report, capture, side_by_side
         self.shown: deque[float] = deque(maxlen=_RECENT)
         self.said, self.reasons = 0.0, set()
+        # tags that come out of the colouring pass cost nothing
+        self.asks_night = not text and colorizer.traits.predicts_tags and colorizer.traits.heads
+        self.dark = 0
         self.terminal = sys.stderr.isatty()
         self.state = ""
 
@@ -203,7 +209,9 @@ class _Shower:
             reason = str(error).replace(f", frame {arrived.index}", "")
             self._say_once(f"left out: {reason}")
             return True
-        colours, _ = self.colorizer.run([ready.frame], [self.text])
+        colours, seen = self.colorizer.run([ready.frame], [self.text], tags=self.asks_night)
+        if seen[0] is not None:
+            self._note_night(seen[0].night)
         rgb = self.steady.finish(colours[0], ready)
         if self.side_by_side:
             rgb = np.hstack([grey_picture(ready.frame.full), rgb])
@@ -217,6 +225,13 @@ class _Shower:
             self.said = now
             self._print(self.state)
         return open_
+
+    def _note_night(self, dark: bool) -> None:
+        """Say once that the camera looks at night, after ``_NIGHT`` such frames in a row."""
+        self.dark = self.dark + 1 if dark else 0
+        if self.dark == _NIGHT:
+            self.asks_night = False
+            self._say_once(f"the camera {NIGHT_NOTE}")
 
     def say_problems(self) -> None:
         """Print why files or connections failed, each kind of reason once."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from cmmfnet.colorizer.base import NIGHT_NOTE
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import OWN_SPAN, encode_picture
 from cmmfnet.serve.engine import Engine, Job
@@ -254,21 +255,25 @@ class Service:
         """Colour a picture.
 
         Args:
-            tags: also predict tags, with a model that can.
+            tags: also predict tags, with a model that can. Without text a model whose tags come out
+                of the colouring pass always predicts them, for the note about frames that look like
+                night.
             gone: says whether the client has hung up: then a picture that waits is dropped.
 
         Raises:
             Refused: the text does not fit, or the network gave NaN. ClientGone: of ``gone``.
         """
         notes = await self.in_pool(self.check_text, colorizer, text)
-        tags = tags and colorizer.traits.predicts_tags
+        traits = colorizer.traits
+        tags = traits.predicts_tags and (tags or (traits.heads and not text))
         done = self._engine.submit(Job(colorizer, prepared.frame, text, tags=tags))
         colour, seen = await _result(done, gone)
         try:
             rgb = await self.in_pool(colorizer.finish, colour, prepared.frame)
         except FloatingPointError as error:
             raise refused(error, "finite colours", "choose another model", status=500) from None
-        return Coloured(rgb, seen, [*prepared.notes, *notes])
+        dark = [f"the picture {NIGHT_NOTE}"] if seen is not None and seen.night and not text else []
+        return Coloured(rgb, seen, [*prepared.notes, *notes, *dark])
 
     async def tags(
         self,

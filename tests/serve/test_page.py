@@ -233,7 +233,38 @@ def test_a_folder_that_a_killed_server_left_is_removed_by_the_next(monkeypatch, 
     assert kept.path.read_bytes() == b"x"
     running.close()
     second.close()
-    assert not list(tmp_path.glob("cmmfnet-serve-*/*"))
+    assert list(tmp_path.glob("cmmfnet-serve-*")) == [other]
+
+
+def test_an_empty_folder_that_a_killed_server_left_is_removed_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "cmmfnet-serve-abc"
+    left.mkdir()
+    running = Shelf(100, 60)  # empty, too
+    assert not left.exists()
+    second = Shelf(100, 60)
+    assert running.folder.exists() and second.folder != running.folder
+    running.close()
+    second.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_folder_that_another_server_takes_for_one_left_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made, make = [], tempfile.TemporaryDirectory
+
+    def taken(**options):
+        folder = make(**options)
+        made.append(folder.name)
+        if len(made) == 1:
+            Path(folder.name).rmdir()
+        return folder
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", taken)
+    shelf = Shelf(100, 60)
+    assert len(made) == 2 and str(shelf.folder) == made[1]
+    assert shelf.put("a", "", b"x").path.read_bytes() == b"x"
+    shelf.close()
 
 
 def test_the_shelf_forgets():
@@ -325,6 +356,8 @@ def test_a_wrong_method_or_path_has_an_error_of_ours(visit):
     for method, path, status in (
         ("TRACE", "/healthz", 405), ("POST", "/v1/models", 405), ("GET", "/v1/colorize", 405),
         ("GET", "/v1/none", 404), ("PUT", "/files", 405), ("POST", "/docs", 404),
+        ("DELETE", "/", 405), ("PUT", "/config", 405), ("GET", "/assets/none.js", 404),
+        ("GET", "/gradio_api/queue/join", 405), ("POST", "/theme.css", 405),
     ):  # fmt: skip
         answer = visit(lambda client, method=method, path=path: client.request(method, path))
         assert answer.status_code == status and answer.json()["error"]["expected"]

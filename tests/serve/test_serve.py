@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import http.client
+import os
 import re
 import signal
 import socket
@@ -10,17 +14,21 @@ import sys
 import threading
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
-from serve_app import png, ramp, server
+from serve_app import pixels_of, png, ramp, server, service
 
 from cmmfnet.cli import main
 from cmmfnet.files.errors import UserError
-from cmmfnet.serve.serve import listen, read_token
+from cmmfnet.serve.limits import Limits
+from cmmfnet.serve.serve import listen, read_token, run
 
 pytest.importorskip("fastapi", reason="needs cmmfnet[serve]")
 pytest.importorskip("uvicorn", reason="needs cmmfnet[serve]")
 pytest.importorskip("prometheus_client", reason="needs cmmfnet[serve]")
+
+from cmmfnet.serve.api import make_app
 
 
 def send(address: str) -> tuple[int, bytes]:
@@ -47,7 +55,8 @@ def check_stop(process: subprocess.Popen, address: str) -> None:
     for client in clients:
         client.start()
     deadline = time.monotonic() + 30
-    while waiting(address) + len(answers) < 6 and time.monotonic() < deadline:
+    # in this order, so that one that is answered between is not counted twice
+    while len(answers) + waiting(address) < 6 and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     for client in clients:
@@ -56,6 +65,111 @@ def check_stop(process: subprocess.Popen, address: str) -> None:
     assert process.wait(timeout=30) == 0
     with pytest.raises(OSError):
         send(address)
+
+
+@pytest.fixture
+def application():
+    served = service()
+    app = make_app(served)
+    app.state.page = SimpleNamespace(stop=lambda: None)
+    yield app
+    served.close()
+
+
+REQUEST = b"POST /v1/colorize HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
+
+
+def receive(client: socket.socket) -> bytes:
+    """An answer; the connection stays open."""
+    client.settimeout(30)
+    file = client.makefile("rb")
+    head = b"".join(iter(file.readline, b"\r\n"))
+    length = re.search(rb"content-length: (\d+)", head)
+    assert head.startswith(b"HTTP/1.1 200 OK"), head
+    return file.read(int(length[1]))
+
+
+def test_what_was_sent_before_sigterm_is_answered_although_nobody_has_read_it(application):
+    """Requests in the queue of the listening socket, and on a connection that was idle."""
+    request = REQUEST % (len(png()), png())
+    clients = []
+
+    async def stop_while_requests_come(address):
+        kept = await asyncio.to_thread(socket.create_connection, address)
+        kept.sendall(request)
+        await asyncio.to_thread(receive, kept)
+        # from here on the loop does not run until it finds connections, bytes and signal at once
+        clients.extend([kept, *(socket.create_connection(address) for _ in range(3))])
+        for client in clients:
+            client.sendall(request)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+
+    with listen("127.0.0.1", 0) as listening:
+        tasks = []
+        address = listening.getsockname()
+        run(
+            application, listening, Limits(),
+            lambda: tasks.append(asyncio.create_task(stop_while_requests_come(address))),
+        )  # fmt: skip
+        tasks[0].result()
+    for client in clients:
+        assert pixels_of(receive(client)).shape == (24, 32, 3)
+        assert client.recv(1) == b""
+        client.close()
+
+
+def test_a_signal_that_comes_while_the_server_starts_ends_it(application, monkeypatch):
+    import uvicorn
+
+    startup = uvicorn.Server.startup
+
+    async def slow(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await startup(*arguments, **options)
+
+    monkeypatch.setattr(uvicorn.Server, "startup", slow)
+    monkeypatch.setattr(uvicorn.Server, "capture_signals", lambda _: contextlib.nullcontext())
+    with listen("127.0.0.1", 0) as listening:
+        run(application, listening, Limits(), lambda: None)
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_next_server_starts_and_nothing_is_left(tmp_path, monkeypatch):
+    """Three kills; benchmarks/serve_kill.py does it many times, with a video."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with server() as (process, address):
+        expected = send(address)[1]
+        assert len(list(tmp_path.iterdir())) == 1
+    right, cut = 0, 0
+    for moment in (0.1, 0.5, 1.0):
+        with server() as (process, address):
+            assert len(list(tmp_path.iterdir())) == 1  # of this server
+            answers: list = []
+
+            def client(address=address, answers=answers):
+                while answers[-1:] != ["cut"]:
+                    try:
+                        answers.append(send(address))
+                    except (OSError, http.client.HTTPException):
+                        answers.append("cut")
+
+            clients = [threading.Thread(target=client) for _ in range(3)]
+            for each in clients:
+                each.start()
+            time.sleep(moment)
+            process.kill()
+            for each in clients:
+                each.join(timeout=60)
+            whole = [each for each in answers if each != "cut"]
+            assert whole == [(200, expected)] * len(whole)
+            right, cut = right + len(whole), cut + len(answers) - len(whole)
+    assert cut == 9
+    with server() as (process, address):
+        assert send(address)[1] == expected
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_that_make_no_sense(tmp_path, capsys):

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.routes
 import numpy as np
 from fastapi import FastAPI
 from markupsafe import Markup
+from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
 from cmmfnet.colorizer.video import colorize_video
@@ -489,6 +491,8 @@ def add_page(app: FastAPI) -> Page:
     shelf = Shelf(_SHELF * service.limits.video, _SHELF_SECONDS)
     app.include_router(files_router(service, shelf))
     sweep_regularly(app, shelf)
+    # Gradio makes a folder at its start; the usual one in /tmp may be another user's, and stays
+    gradio.routes.DEFAULT_TEMP_DIR = str(shelf.folder / "gradio")
     page = Page(service, shelf, render_samples())
     blocks = _blocks(page)
     gr.mount_gradio_app(
@@ -509,9 +513,12 @@ def add_page(app: FastAPI) -> Page:
         ),
         css_paths=[_HERE / "page.css"],
     )
-    gradio = app.router.routes.pop().app
-    app.router.routes.append(_Rest("/", gradio))
-    page.streams_end = gradio.stop_event
+    inner = app.router.routes.pop().app
+    app.router.routes.append(_Rest("/", inner))
+    on_error = app.exception_handlers[HTTPException]
+    for status in (404, 405):  # of other errors Gradio's script needs the text
+        inner.add_exception_handler(status, on_error)
+    page.streams_end = inner.stop_event
     return page
 
 

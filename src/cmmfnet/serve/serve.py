@@ -4,23 +4,29 @@ it has accepted."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import ipaddress
 import os
+import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cmmfnet.files.errors import UserError
 from cmmfnet.serve.limits import MEGABYTE, Limits
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
 _SHORTEST_TOKEN = 16
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_BYTES = 0.5
+"""Seconds for which the end waits for the bytes of requests that are on their way."""
 
 
 def serve(
@@ -72,18 +78,20 @@ def serve(
     listening = listen(host, port)
     try:
         app = build(model, device, limits, token)
-        address = listening.getsockname()
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        print(f"cmmfnet: listening at http://{shown}:{address[1]}  (Ctrl-C ends it)", flush=True)
-        if token is None and not _is_loopback(address[0]):
-            print(
-                "cmmfnet: everybody who reaches this address may use it; --token-file asks for a "
-                "token",
-                file=sys.stderr,
-            )
-        run(app, listening, limits)
+        run(app, listening, limits, functools.partial(_announce, listening, token))
     finally:
         listening.close()
+
+
+def _announce(listening: socket.socket, token: str | None) -> None:
+    address = listening.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    print(f"cmmfnet: listening at http://{shown}:{address[1]}  (Ctrl-C ends it)", flush=True)
+    if token is None and not _is_loopback(address[0]):
+        print(
+            "cmmfnet: everybody who reaches this address may use it; --token-file asks for a token",
+            file=sys.stderr,
+        )
 
 
 def _limits(max_megabytes: int, max_pixels: int, queue: int, timeout: float) -> Limits:
@@ -165,14 +173,25 @@ def build(model: str, device: str, limits: Limits, token: str | None) -> FastAPI
     return app
 
 
-def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
-    """Answer requests until Ctrl-C or SIGTERM, then finish those that were accepted."""
+def run(
+    app: FastAPI, listening: socket.socket, limits: Limits, started: Callable[[], None]
+) -> None:
+    """Answer requests until Ctrl-C or SIGTERM, then finish those that were sent before.
+
+    Args:
+        started: called once requests are answered.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(app.state.page.stop)
-            super().handle_exit(sig, frame)
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.page.stop()
+            await _take_last_requests(self, listening)
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app,
@@ -186,18 +205,59 @@ def run(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
         ws="none",
         proxy_headers=False,
     )
-    loop: asyncio.AbstractEventLoop
+    server = Server(config)
 
-    async def answer() -> None:
-        nonlocal loop
-        loop = asyncio.get_running_loop()
-        await Server(config).serve(sockets=[listening])
+    def end(*_: object) -> None:
+        server.should_exit = True
 
-    # uvicorn sends itself the signal again once it has stopped
-    before = {each: signal.signal(each, lambda *_: None) for each in _SIGNALS}
+    # uvicorn has handlers of its own while it runs. These are for a signal that comes before, and
+    # for the one that uvicorn sends itself once it has stopped
+    before = {each: signal.signal(each, end) for each in _SIGNALS}
     try:
-        asyncio.run(answer())
+        asyncio.run(server.serve(sockets=[listening]))
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
         app.state.service.close()
+
+
+async def _take_last_requests(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Stop listening, and read what clients have sent already: closing a socket resets each
+    connection that has not been accepted, or whose bytes have not been read."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.remove_reader(listening)
+    except NotImplementedError:  # the event loop of Windows
+        return
+    await asyncio.sleep(0.02)  # asyncio finishes what it has accepted
+    accepted = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            accepted.append(listening.accept()[0])
+    for each in server.servers:  # at once, so that no further connection comes between
+        each.close()
+    make = functools.partial(
+        server.config.http_protocol_class,
+        config=server.config,
+        server_state=server.server_state,
+        app_state=server.lifespan.state,
+    )
+    for connection in accepted:
+        connection.setblocking(False)
+        await loop.connect_accepted_socket(make, connection)
+    end = loop.time() + _LAST_BYTES
+    while loop.time() < end and any(map(_expects_request, server.server_state.connections)):
+        await asyncio.sleep(0.005)
+
+
+def _expects_request(connection: Any) -> bool:
+    """Whether a request is on its way: the first one of a connection, or bytes of the next one."""
+    if connection.transport.is_closing():
+        return False
+    if connection.cycle is None:
+        return True
+    if not connection.cycle.response_complete:
+        return False
+    poll = select.poll()
+    poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))

@@ -59,12 +59,14 @@ class Shelf:
         """
         self.limit, self.seconds = limit, seconds
         _remove_left_behind()
-        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)  # of this user alone
-        self._held: int | None = None
-        with contextlib.suppress(OSError):  # a file system without locks: nothing is removed either
-            self._held = None if fcntl is None else _locked(self._folder.name)
+        self._folder, self._held = _new_folder()
         self._kept: dict[str, Kept] = {}
         self._lock = threading.Lock()
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie; goes with the shelf."""
+        return Path(self._folder.name)
 
     def close(self) -> None:
         self._kept.clear()
@@ -80,7 +82,7 @@ class Shelf:
         """A place for a file; its content comes by ``add``, or is written to ``path`` and then
         counted by ``add``."""
         token = secrets.token_urlsafe(18)
-        kept = Kept(token, Path(self._folder.name, secrets.token_hex(16)), name[:200], media)
+        kept = Kept(token, self.folder / secrets.token_hex(16), name[:200], media)
         with self._lock:
             self._kept[token] = kept
         return kept
@@ -140,6 +142,25 @@ class Shelf:
         kept.path.unlink(missing_ok=True)
 
 
+def _new_folder() -> tuple[tempfile.TemporaryDirectory, int | None]:
+    """A folder of this user alone, locked where the file system has locks."""
+    while True:
+        folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        if fcntl is None:
+            return folder, None
+        try:
+            held = _locked(folder.name)
+        except (FileNotFoundError, BlockingIOError):  # another server took it for one left behind
+            folder.cleanup()
+            continue
+        except OSError:  # a file system without locks: nothing is removed either
+            return folder, None
+        if Path(folder.name).exists():
+            return folder, held
+        os.close(held)
+        folder.cleanup()
+
+
 def _locked(folder: str | Path) -> int:
     """The folder, open and locked.
 
@@ -162,8 +183,6 @@ def _remove_left_behind() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # a server that runs has it locked
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-                continue
-            if not any(folder.iterdir()):  # of a server that just starts, perhaps
                 continue
             held = _locked(folder)
             try:

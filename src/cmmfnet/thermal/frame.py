@@ -6,8 +6,8 @@ stretch.py brings a frame to the range of the networks.
 >>> import numpy as np
 >>> counts = np.array([[7000, 7500], [8000, 65535]], dtype=np.uint16)
 >>> thermal = read_thermal(counts)  # or "frame.tiff", the bytes of a file, a tensor, a PIL image
->>> thermal.values[0, 0], thermal.dtype
-(np.float32(7000.0), 'uint16')
+>>> float(thermal.values[0, 0]), thermal.dtype
+(7000.0, 'uint16')
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ kernel.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -23,7 +23,24 @@ from torch.utils._pytree import tree_leaves
 from cmmfnet.nn import blocks, losses, patchgan, perceptual, transformer, unet
 from cmmfnet.nn.fast.graphs import SideStream
 
-TRITON = importlib.util.find_spec("triton") is not None
+
+def _has_triton() -> bool:
+    """Whether Triton can be imported. Version 3.2, of torch 2.6, needs setuptools, which its
+    package does not require."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        if error.name != "triton" and torch.cuda.is_available():
+            warnings.warn(
+                f"Triton cannot be imported ({error}), so networks run slower; "
+                "pip install setuptools may help",
+                stacklevel=2,
+            )
+        return False
+    return True
+
+
+TRITON = _has_triton()
 if TRITON:
     from cmmfnet.nn.fast.blocks_inference import CHANNELS, enter, feed_forward
     from cmmfnet.nn.fast.blocks_inference import join as _join

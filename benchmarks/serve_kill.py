@@ -54,8 +54,8 @@ from cmmfnet.weights.files import save_model
 
 LIMIT = 60.0
 """Seconds that a start, or an end after SIGTERM, may take."""
-LOAD = 2.5
-"""Seconds of load before a signal, at most."""
+LOAD, LONG_LOAD = 2.5, 10.0
+"""Seconds of load before a signal, at most, and before every tenth, so that videos end, too."""
 FRESH = 10
 """Each so many servers is a process of its own in place of a fork."""
 FRAMES = 24
@@ -363,7 +363,8 @@ def trials(count: int, number: signal.Signals, root: Path, moments: random.Rando
                     found = left(temporary, home)
                     if len(found) > 1:  # the folder of this server
                         raise Wrong(f"left by the one before: {found}")
-                    asyncio.run(load.run(moments.uniform(0, LOAD), server, number))
+                    longest = LONG_LOAD if trial % 10 == 5 else LOAD
+                    asyncio.run(load.run(moments.uniform(0, longest), server, number))
                     tally["signals under load"] += 1
                 status = server.wait_for_end()
             if number is signal.SIGTERM:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -47,12 +50,18 @@ def encoded(frame: np.ndarray, form: str = "JPEG") -> bytes:
 
 class Camera(ThreadingHTTPServer):
     """A camera that sends motion JPEG to whoever asks: ``count`` frames for each connection, one in
-    ``pause`` seconds."""
+    ``pause`` seconds, and then nothing for ``hang`` seconds before it closes the connection."""
 
     daemon_threads = True
 
-    def __init__(self, count: int = 10_000, pause: float = 0.02, content: bytes | None = None):
-        self.count, self.pause, self.content = count, pause, content
+    def __init__(
+        self,
+        count: int = 10_000,
+        pause: float = 0.02,
+        content: bytes | None = None,
+        hang: float = 0,
+    ):
+        self.count, self.pause, self.content, self.hang = count, pause, content, hang
         self.connections = self.sent = 0
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -80,6 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(head.encode() + jpeg + b"\r\n")
             camera.sent += 1
             time.sleep(camera.pause)
+        time.sleep(camera.hang)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -156,6 +166,113 @@ def test_a_lost_stream_is_connected_again_and_given_up_at_last(tmp_path, model, 
     assert "Given up after 1 attempts" in error.err and "connected again" in error.out
     assert "; connecting again" in error.err
     assert "secret" not in error.err and (tmp_path / "now.png").is_file()
+
+
+def states(port: int, ending: threading.Event) -> tuple[threading.Thread, list[str]]:
+    """The lines of the page about speed, as they come."""
+    found: list[str] = []
+
+    def look() -> None:
+        while not ending.wait(0.02):
+            with contextlib.suppress(OSError):
+                found.append(json.loads(fetch(f"http://127.0.0.1:{port}/state"))["state"])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    return thread, found
+
+
+def test_a_stream_that_stops_is_told_and_taken_up_again(tmp_path, model, capsys, monkeypatch):
+    """Its connection stays open, as of a camera whose cable was pulled."""
+    monkeypatch.setattr("cmmfnet.colorizer.live._SILENT", 0.3)
+    monkeypatch.setattr("cmmfnet.colorizer.capture._FIRST_WAIT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ending = threading.Event()
+    thread, shown = states(port, ending)
+    record = tmp_path / "a.mkv"
+    with camera(count=12, hang=30) as server:
+        arguments = ("--page", port, "--record", record, "-o", tmp_path / "out", "--timeout", 1)
+        try:
+            assert live(model, server.address, *arguments, "--frames", 16) == 0
+        finally:
+            ending.set()
+            thread.join()
+        assert server.connections > 1
+    error = capsys.readouterr().err
+    assert "lost: no answer within 1 s; connecting again" in error and ": there again" in error
+    assert any(re.match(r"no new frame for \d+ s$", each) for each in shown), shown
+    assert "no new frame for 1 s: lost, connecting again" in shown
+    assert "connected again" in shown[-1] or "connected again" in error
+    stamps = np.array(made.stamps_of(record), float)
+    assert len(stamps) == 16 == len(list((tmp_path / "out").iterdir()))
+    assert (np.diff(stamps) > 0).all() and np.diff(stamps).max() > 1  # the gap is in the video
+
+
+class Unplugged:
+    """PyAV whose V4L2 devices are files of video, and fail with ENODEV after some packets; while
+    ``path`` is away they cannot be opened."""
+
+    def __init__(self, path: Path, packets: int, number: int):
+        self.path, self.packets, self.number = path, packets, number
+        self.opened = 0
+
+    def __getattr__(self, name: str) -> object:
+        import av
+
+        return getattr(av, name)
+
+    def open(self, source: str, *, format: str | None, timeout: float, **_: object) -> object:
+        import av
+
+        assert source == "/dev/video7" and format == "v4l2"
+        container = av.open(str(self.path))
+        self.opened += 1
+        opened = self
+
+        class Device:
+            streams, close = container.streams, container.close
+
+            @staticmethod
+            def demux(stream: object) -> Iterator[object]:
+                for count, packet in enumerate(container.demux(stream)):
+                    if count == opened.packets:
+                        av.error.err_check(-opened.number)
+                    time.sleep(0.02)
+                    yield packet
+
+        return Device()
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EIO])
+def test_an_unplugged_camera_is_looked_for(tmp_path, model, capsys, monkeypatch, number):
+    monkeypatch.setattr("cmmfnet.colorizer.capture._FIRST_WAIT", 0.1)
+    video = Path(made.write(tmp_path / "device.mkv", made.ramps(12)))
+    devices = Unplugged(video, 8, number)
+    monkeypatch.setattr("cmmfnet.files.stream.pyav", lambda: devices)
+
+    def unplug() -> None:
+        limit = time.monotonic() + 30
+        while devices.opened < 2 and time.monotonic() < limit:
+            time.sleep(0.01)
+        video.rename(tmp_path / "gone")
+        time.sleep(0.5)
+        if number == errno.ENODEV:
+            (tmp_path / "gone").rename(video)
+
+    threading.Thread(target=unplug).start()
+    record = tmp_path / "a.mkv"
+    arguments = ("--record", record, "--frames", 20, "--retries", 5)
+    status = live(model, "/dev/video7", *arguments)
+    found = capsys.readouterr()
+    assert f"/dev/video7: lost: {os.strerror(number)}; connecting again" in found.err
+    assert "no connection: No such file or directory" in found.err
+    if number == errno.ENODEV:  # it was plugged in again
+        assert status == 0 and ": there again" in found.err
+    else:
+        assert status == 1 and "Given up after 5 attempts to connect again" in found.err
+    frames = int(re.search(r"coloured (\d+) frames", found.out)[1])
+    assert len(made.stamps_of(record)) == frames >= 2
 
 
 def test_what_is_no_stream_is_an_error(tmp_path, model, capsys):
@@ -289,10 +406,35 @@ def test_frames_left_out_are_told_once_and_a_lost_folder_ends(tmp_path, model, c
     folder.mkdir()
     made.ramps(1, top=9000)[0].tofile(folder / "0.raw")
     threading.Timer(5, lambda: folder.rename(tmp_path / "gone")).start()
-    assert live(model, folder, "-o", tmp_path / "out", "--raw", "65x48,uint16le") == 1
+    arguments = ("--raw", "65x48,uint16le", "--retries", 1)
+    assert live(model, folder, "-o", tmp_path / "out", *arguments) == 1
     error = capsys.readouterr().err
     assert error.count("0.raw") == 1 and "6144 bytes" in error
-    assert "can be listed no more (No such file" in error
+    assert "can be listed no more (No such file or directory); waiting for it" in error
+    assert "Given up after 1 attempts to list it again" in error
+
+
+def test_a_folder_that_comes_back_goes_on(tmp_path, model, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    frames = [encoded(frame, "PNG") for frame in made.ramps(3, top=9000)]
+    (folder / "0.png").write_bytes(frames[0])
+
+    def unplug() -> None:
+        limit = time.monotonic() + 30
+        while not list(tmp_path.glob("out/*.png")) and time.monotonic() < limit:
+            time.sleep(0.02)
+        folder.rename(tmp_path / "gone")
+        time.sleep(0.3)
+        (tmp_path / "gone").rename(folder)
+        (folder / "1.png").write_bytes(frames[1])
+
+    threading.Thread(target=unplug).start()
+    assert live(model, folder, "-o", tmp_path / "out", "--frames", 2) == 0
+    found = capsys.readouterr()
+    assert "waiting for it" in found.err and f"{folder}: there again" in found.err
+    assert "connected again 1 times" in found.out
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
 def test_a_span_that_never_fits_is_told_once(tmp_path, model, capsys):
@@ -352,7 +494,8 @@ def test_the_page():
             fetch(page.address + "frame.jpg")
         with pytest.raises(urllib.error.HTTPError, match="403"):
             fetch(page.address, "evil.example")
-        page.show(np.full((48, 64, 3), 90, np.uint8), 0, "9 frames/s")
+        page.show(np.full((48, 64, 3), 90, np.uint8), 0)
+        page.tell("9 frames/s")
         assert json.loads(fetch(page.address + "state"))["state"] == "9 frames/s"
         with Image.open(io.BytesIO(fetch(page.address + "frame.jpg"))) as picture:
             assert picture.size == (64, 48)
@@ -362,7 +505,7 @@ def test_the_page():
 
         def show() -> None:
             while not ending.wait(0.01):
-                page.show(np.full((48, 64, 3), 90, np.uint8), 0, "")
+                page.show(np.full((48, 64, 3), 90, np.uint8), 0)
 
         showing = threading.Thread(target=show)
         showing.start()

@@ -49,6 +49,7 @@ class Capture:
     Attributes:
         dropped: frames that a newer one replaced before they were taken.
         reconnects: connections after the first one.
+        lost: whether the connection or the folder is lost, and being looked for.
         problems: reasons of damaged files and lost connections, oldest first; for the caller to
             take away.
     """
@@ -59,7 +60,8 @@ class Capture:
             source: an address, /dev/video0 or a folder.
             reading: options of ``read_thermal``.
             timeout: seconds to wait for a connection and for each frame of it.
-            retries: attempts in a row to connect again before the source is given up.
+            retries: attempts in a row to connect, or to list the folder, again before the source is
+                given up.
 
         Raises:
             UserError: no such source, or no connection.
@@ -67,6 +69,7 @@ class Capture:
         self.source, self.reading = source, reading
         self.timeout, self.retries = timeout, retries
         self.dropped = self.reconnects = 0
+        self.lost = False
         self.problems: deque[str] = deque(maxlen=100)
         self._damaged, self._stream = 0, None
         self._count = 0
@@ -146,6 +149,7 @@ class Capture:
                     self.reconnects += 1
                 for frame in self._stream.frames():
                     failures = 0
+                    self._found()
                     index = self._count
                     self._put(lambda frame=frame, index=index: self._thermal(frame, index))
                     yield
@@ -155,14 +159,20 @@ class Capture:
                     raise StreamError(
                         f"{error}. Given up after {failures - 1} attempts to connect again"
                     ) from error
+                self.lost = True
                 self.problems.append(f"{error}; connecting again")
             stream, self._stream = self._stream, None
             if stream is not None:
                 self._damaged += stream.damaged
                 stream.close()
-            if self._ending.wait(min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** max(0, failures - 1))):
+            if self._ending.wait(_pause(failures)):
                 return
             yield
+
+    def _found(self) -> None:
+        if self.lost:
+            self.lost = False
+            self.problems.append(f"{public_name(self.source)}: there again")
 
     def _thermal(self, frame: Any, index: int) -> Thermal:
         pixels, _ = upright(pixels_of(frame), frame)
@@ -184,6 +194,7 @@ class Capture:
         looked: dict[str, _State] = {}  # file -> its state at the last look
         since: dict[str, float] = {}  # file -> when it got that state
         newest, waiting, listed, next_listing = None, [], None, 0.0
+        failures = 0
         while True:
             now, changed = time.monotonic(), _state(folder)
             if waiting or changed != listed or now >= next_listing or (
@@ -197,10 +208,20 @@ class Capture:
                 try:
                     states = _states(folder, suffixes, known)
                 except OSError as error:
-                    raise UserError(
-                        f"{folder} can be listed no more ({error.strerror}); start again once it "
-                        "is back"
-                    ) from error
+                    failures += 1
+                    reason = f"{folder} can be listed no more ({error.strerror})"
+                    if failures > self.retries:
+                        raise UserError(
+                            f"{reason}. Given up after {failures - 1} attempts to list it again"
+                        ) from error
+                    self.lost, next_listing = True, 0.0
+                    self.problems.append(f"{reason}; waiting for it")
+                    if self._ending.wait(_pause(failures)):
+                        return
+                    continue
+                self.reconnects += self.lost
+                failures = 0
+                self._found()
                 waiting = [name for name, state in states.items() if seen.get(name) != state]
                 waiting.sort(key=lambda name: (states[name][0], natural_key(Path(name))))
                 since = {
@@ -241,6 +262,11 @@ class Capture:
             self._put(lambda thermal=thermal: thermal, position if self._count else 0)
             return name
         return None
+
+
+def _pause(failures: int) -> float:
+    """Seconds before the next attempt to connect."""
+    return min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** max(0, failures - 1))
 
 
 _State = tuple[int, int]

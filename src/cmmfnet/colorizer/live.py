@@ -46,6 +46,8 @@ _RECENT = 30
 """Frames whose latency and speed are shown."""
 _SAY, _SAY_TO_FILE = 1.0, 60.0
 """Seconds between two lines about speed and latency, on a terminal and elsewhere."""
+_SILENT = 2.0
+"""Seconds without a frame after which the picture that is shown is called an old one."""
 _NIGHT = 10
 """Frames in a row that must look like night before that is said."""
 
@@ -154,6 +156,7 @@ def live(
                 arrived = capture.take(0.1)
                 shower.say_problems()
                 if arrived is None:
+                    shower.say_silence()
                     if not all(each.alive() for each in outputs if isinstance(each, Window)):
                         break
                 elif not shower.show(arrived):
@@ -193,21 +196,23 @@ class _Shower:
         self.colorizer, self.steady, self.text, self.outputs = colorizer, steady, text, outputs
         self.report, self.capture, self.side_by_side = report, capture, side_by_side
         self.shown: deque[float] = deque(maxlen=_RECENT)
-        self.said, self.reasons = 0.0, set()
+        self.signs = [each for each in outputs if isinstance(each, Window | Page)]
+        self.came, self.said = time.perf_counter(), 0.0
+        self.reasons: dict[str, float] = {}  # a kind of reason -> when it was printed
         # tags that come out of the colouring pass cost nothing
         self.asks_night = not text and colorizer.traits.predicts_tags and colorizer.traits.heads
         self.dark = 0
         self.terminal = sys.stderr.isatty()
-        self.state = ""
 
     def show(self, arrived: Arrived) -> bool:
         """Colour and show a frame; False: the user has closed a window."""
+        self.came = time.perf_counter()
         try:
             ready = self.steady.prepare(arrived.read())
         except ThermalFileError as error:
             self.report.failed += 1
             reason = str(error).replace(f", frame {arrived.index}", "")
-            self._say_once(f"left out: {reason}")
+            self._say(f"left out: {reason}")
             return True
         colours, seen = self.colorizer.run([ready.frame], [self.text], tags=self.asks_night)
         if seen[0] is not None:
@@ -215,15 +220,12 @@ class _Shower:
         rgb = self.steady.finish(colours[0], ready)
         if self.side_by_side:
             rgb = np.hstack([grey_picture(ready.frame.full), rgb])
-        open_ = all([each.show(rgb, arrived.at, self.state) for each in self.outputs])
+        open_ = all([each.show(rgb, arrived.at) for each in self.outputs])
         now = time.perf_counter()
         self.report.frames += 1
         self.report.latencies.append(now - arrived.at)
         self.shown.append(now)
-        self.state = self._state()
-        if now - self.said >= (_SAY if self.terminal else _SAY_TO_FILE):
-            self.said = now
-            self._print(self.state)
+        self._tell(self._state(), now)
         return open_
 
     def _note_night(self, dark: bool) -> None:
@@ -231,12 +233,26 @@ class _Shower:
         self.dark = self.dark + 1 if dark else 0
         if self.dark == _NIGHT:
             self.asks_night = False
-            self._say_once(f"the camera {NIGHT_NOTE}")
+            self._say(f"the camera {NIGHT_NOTE}")
 
     def say_problems(self) -> None:
-        """Print why files or connections failed, each kind of reason once."""
+        """Print why files or connections failed, each kind of reason once a minute."""
         while self.capture.problems:
-            self._say_once(self.capture.problems.popleft())
+            self._say(self.capture.problems.popleft())
+
+    def say_silence(self) -> None:
+        """Tell where no frame has come for long, as the last picture stays where it is shown."""
+        now = time.perf_counter()
+        if now - self.came >= _SILENT:
+            lost = ": lost, connecting again" if self.capture.lost else ""
+            self._tell(f"no new frame for {now - self.came:.0f} s{lost}", now)
+
+    def _tell(self, state: str, now: float) -> None:
+        for each in self.signs:
+            each.tell(state)
+        if now - self.said >= (_SAY if self.terminal else _SAY_TO_FILE):
+            self.said = now
+            self._print(state)
 
     def end_line(self) -> None:
         """End the line about speed and latency."""
@@ -255,12 +271,16 @@ class _Shower:
             parts.append(f"connected again {self.capture.reconnects} times")
         return ", ".join(parts)
 
-    def _say_once(self, reason: str) -> None:
-        kind = re.sub(r"[0-9]+", "", reason)  # frames that are alike differ in numbers
-        if kind not in self.reasons and len(self.reasons) < 20:
-            self.reasons.add(kind)
-            self.end_line()
-            print(f"cmmfnet: {reason}", file=sys.stderr)
+    def _say(self, reason: str) -> None:
+        kind, now = re.sub(r"[0-9]+", "", reason), time.perf_counter()  # they differ in numbers
+        known = kind in self.reasons
+        if now - self.reasons.get(kind, -_SAY_TO_FILE) < _SAY_TO_FILE or (
+            not known and len(self.reasons) >= 20
+        ):
+            return
+        self.reasons[kind] = now
+        self.end_line()
+        print(f"cmmfnet: {reason}", file=sys.stderr, flush=True)
 
     def _print(self, line: str) -> None:
         if self.terminal:

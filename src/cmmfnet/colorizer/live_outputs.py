@@ -29,9 +29,9 @@ connection."""
 class Output(Protocol):
     """A place for pictures."""
 
-    def show(self, rgb: np.ndarray, at: float, state: str) -> bool:
-        """Show a picture (H, W, 3) uint8 that arrived ``at``, in seconds from any start; ``state``
-        is a line about speed and latency. False: the user has closed the place."""
+    def show(self, rgb: np.ndarray, at: float) -> bool:
+        """Show a picture (H, W, 3) uint8 that arrived ``at``, in seconds from any start. False: the
+        user has closed the place."""
         ...
 
     def close(self) -> None:
@@ -70,14 +70,18 @@ class Window:
         self._label.pack()
         self._root.update()
 
-    def show(self, rgb: np.ndarray, at: float, state: str) -> bool:
+    def show(self, rgb: np.ndarray, at: float) -> bool:
         from PIL import Image
 
         if self._open:
             self._picture = self._make(Image.fromarray(rgb), master=self._root)
             self._label.configure(image=self._picture)
-            self._root.title(f"{self._title}: {state}")
         return self.alive()
+
+    def tell(self, state: str) -> None:
+        """Show a line about speed and latency."""
+        if self._open:
+            self._root.title(f"{self._title}: {state}")
 
     def alive(self) -> bool:
         """Let the window answer its user; whether it is still open."""
@@ -100,7 +104,7 @@ class PictureFile:
     def __init__(self, path: Path, notes: dict[str, str]):
         self.path, self.notes = path, notes
 
-    def show(self, rgb: np.ndarray, at: float, state: str) -> bool:
+    def show(self, rgb: np.ndarray, at: float) -> bool:
         write_picture(self.path, rgb, self.notes)
         return True
 
@@ -117,7 +121,7 @@ class PictureFolder:
         self._next = int(max(taken, key=natural_key).stem) + 1 if taken else 0
         self.folder, self.notes = folder, notes
 
-    def show(self, rgb: np.ndarray, at: float, state: str) -> bool:
+    def show(self, rgb: np.ndarray, at: float) -> bool:
         write_picture(self.folder / f"{self._next:06d}.png", rgb, self.notes)
         self._next += 1
         return True
@@ -152,7 +156,7 @@ class Recording:
     def frames(self) -> int:
         return self._writer.frames if self._writer is not None else 0
 
-    def show(self, rgb: np.ndarray, at: float, state: str) -> bool:
+    def show(self, rgb: np.ndarray, at: float) -> bool:
         if self._writer is None:
             self._size, self._start = rgb.shape, at
             self._writer = VideoWriter(
@@ -211,12 +215,16 @@ class Page:
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def show(self, rgb: np.ndarray, at: float, state: str) -> bool:
+    def show(self, rgb: np.ndarray, at: float) -> bool:
         jpeg = encode_picture(rgb, "JPEG")
         with self.changed:
-            self.jpeg, self.state, self.count = jpeg, state, self.count + 1
+            self.jpeg, self.count = jpeg, self.count + 1
             self.changed.notify_all()
         return True
+
+    def tell(self, state: str) -> None:
+        """Show a line about speed and latency."""
+        self.state = state
 
     def after(self, sent: int) -> tuple[int, bytes | None]:
         """Number and JPEG of the newest picture, once it is later than number ``sent``, or once

@@ -244,8 +244,9 @@ def test_what_is_done_is_skipped_and_kept_and_overwrite_replaces_it(frames, mode
     assert "coloured 2, skipped 1 that were done before (--overwrite" in capsys.readouterr().out
     assert colorize("no-model-is-needed", frames, "-o", out) == 0  # nothing to do
     assert "coloured 0, skipped 3" in capsys.readouterr().out
-    differ = "2 of them with another model, text or span"
-    for other in (["--span", "10,200"], ["--text", "a car"]):
+    differ = "2 of them with other options (model, text, span, palette ...)"
+    for other in (["--span", "10,200"], ["--text", "a car"], ["--palette", "black-hot"],
+                  ["--kelvin-per-count", "0.04"], ["--guidance", "2"]):  # fmt: skip
         assert colorize(model, frames, "-o", out, *other) == 0
         assert f"skipped 3 that were done before, {differ} (--overwrite" in capsys.readouterr().out
     assert colorize(model, frames, "-o", out, "--overwrite") == 0

@@ -99,6 +99,13 @@ def test_shards_are_the_whole_without_overlap(source, tmp_path, archive, more):
     complete(tmp_path / "out", names)
 
 
+def test_a_shard_without_frames_is_no_error(tmp_path, source, archive, capsys):
+    """Of 50 machines for 7 frames, most have nothing to do."""
+    one = next(source.rglob("*.png"))
+    assert {archive(one, tmp_path / "out", "--shard", f"{i}/3") for i in (1, 2, 3)} == {0}
+    assert capsys.readouterr().out.count("coloured 0 frames") == 2
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0"])
 def test_no_such_shard(text):
     with pytest.raises(UserError, match=r"expected i/n"):

@@ -3,6 +3,8 @@ weights."""
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -106,9 +108,19 @@ def test_without_text_the_predicted_tags_are_shown(steered, frame):
     assert found.maps.shape == (len(found.words), 37, 50)
 
 
+@pytest.mark.parametrize("text", ["a frobnitz", ""])
+def test_a_text_without_known_words_changes_nothing(steered, frame, text):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not know")
+        found = look(steered, frame, text)
+    assert found.words == [] and found.maps.shape == (0, 37, 50)
+    assert np.array_equal(found.colour, found.plain)
+
+
 def test_a_model_without_regions_shows_attention(frame):
     colorizer = Colorizer(network(), device="cpu", dtype=torch.float32)
-    found = look(colorizer, frame, "a red car on a road")
+    with pytest.warns(UserWarning, match="knows no colours, so those of 'red car' have no effect"):
+        found = look(colorizer, frame, "a red car on a road")
     assert found.kind == "attention" and found.words == ["car", "road"]
     assert (
         found.maps.shape == (2, 37, 50)

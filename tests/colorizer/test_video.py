@@ -112,7 +112,11 @@ def test_sequences_keep_their_times_and_folders_take_fps(tmp_path, model, capsys
 
     np.save(tmp_path / "walk.npy", np.stack(made.ramps(4, top=9000)))
     assert colorize(model, tmp_path / "walk.npy", "-o", tmp_path / "walk.mp4") == 2
-    assert "--fps 30" in capsys.readouterr().err
+    assert "has no time stamps; add --fps, such as --fps 30" in capsys.readouterr().err
+    Image.fromarray(made.ramps(1)[0]).save(tmp_path / "one.png")
+    assert colorize(model, tmp_path / "one.png", "-o", tmp_path / "one.mp4") == 2
+    error = capsys.readouterr().err
+    assert "has no time stamps; add --fps" in error and "cannot be opened" not in error
     arguments = ("-o", tmp_path / "walk.mp4", "--fps", "29.97")
     assert colorize(model, tmp_path / "walk.npy", *arguments) == 0
     assert made.stamps_of(tmp_path / "walk.mp4") == [i / NTSC for i in range(4)]

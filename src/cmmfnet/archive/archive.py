@@ -183,7 +183,7 @@ def archive(
         report.seconds = time.perf_counter() - started
     finally:
         manifest.close()
-    if not report.coloured + report.before + report.failed:
+    if part == (0, 1) and not report.coloured + report.before + report.failed:
         raise UserError(
             f"no frames in {source}: looked for pictures, camera files, videos and tar shards; "
             f"found {report.others or 'no'} files of other kinds"

@@ -20,7 +20,7 @@ from cmmfnet.archive.places import Place, is_fatal, open_place, open_source
 from cmmfnet.colorizer.colorize import open_colorizer
 from cmmfnet.colorizer.memory import halving
 from cmmfnet.files.errors import UserError
-from cmmfnet.files.pictures import OWN_SPAN, encode_picture, is_result
+from cmmfnet.files.pictures import encode_picture, is_result, option_notes
 from cmmfnet.thermal.decode import decode
 from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
 from cmmfnet.thermal.limits import ThermalFileError
@@ -105,10 +105,11 @@ class Worker:
         self._network = threading.Lock()
         # decoding keeps a core busy, a store makes its clients wait
         self._pool = ThreadPoolExecutor(4 if self.source.local and self.out.local else 16)
+        reader = task.reader
         self._notes = {
             "Comment": "colours guessed from a thermal picture by a model",
             "Model": self.colorizer.name,
-            "Span": task.span or OWN_SPAN,
+            **option_notes(task.span, reader.palette, reader.raw, reader.kelvin_per_count),
             "Text": task.text or "",
         }
 

@@ -417,10 +417,20 @@ class FrameColorizer:
             )
         if not self.traits.takes_names:
             return TextInput(self.runtime.encode(text))
+        self.warn_unused(prompt)
+        return prompt if prompt.needs_prediction else self._embed(prompt.names(), prompt)
+
+    def warn_unused(self, prompt: Prompt) -> None:
+        """Warn of words and colours of a prompt that this network of names leaves out."""
         encoded = self.runtime.vectors(tuple(prompt.unknown))
         unknown = [w for w in (*prompt.unknown, *prompt.unknown_removed) if w not in encoded]
-        warn_unknown(unknown, words, stacklevel=1 + _level_outside())
-        return prompt if prompt.needs_prediction else self._embed(prompt.names(), prompt)
+        warn_unknown(unknown, self.traits.words, stacklevel=1 + _level_outside())
+        if prompt.colours and not self.traits.takes_colours:
+            coloured = ", ".join(f"{colour} {name}" for colour, name in prompt.colours)
+            warnings.warn(
+                f"model {self.name!r} knows no colours, so those of {coloured!r} have no effect",
+                stacklevel=_level_outside(),
+            )
 
     def _embed(self, names: Sequence[str], prompt: Prompt) -> TextInput | None:
         """Names with their colours and, where there is room, words that the runtime can encode."""

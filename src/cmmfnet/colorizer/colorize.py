@@ -25,12 +25,12 @@ from cmmfnet.colorizer.video_options import (
 from cmmfnet.files.atomic import clear_parts
 from cmmfnet.files.errors import DISK_FULL, UserError
 from cmmfnet.files.pictures import (
-    OWN_SPAN,
     RAW_FILES,
     THERMAL_FILES,
     dangling,
     is_result,
     list_sources,
+    option_notes,
     plan_outputs,
     read_notes,
     write_picture,
@@ -72,7 +72,11 @@ class Report:
         parts = [f"coloured {len(self.coloured)}"]
         if self.skipped:
             differing = len(self.differing)
-            other = f", {differing} of them with another model, text or span" if differing else ""
+            other = (
+                f", {differing} of them with other options (model, text, span, palette ...)"
+                if differing
+                else ""
+            )
             parts.append(
                 f"skipped {len(self.skipped)} that were done before{other} (--overwrite colours "
                 "them again)"
@@ -230,12 +234,13 @@ def colorize(
     )
     clear_parts(*(result.parent for result in outputs), *(result.parent for _, result in pairs))
 
+    options = option_notes(span, palette, raw, kelvin_per_count, guidance)
     taken = {file.resolve() for file in [*inputs, *outputs]}
     photos = partial(write_photo, overwrite=overwrite, taken=taken)
 
     def tell() -> None:
         """Print what became of the pictures."""
-        report.differing = _differing(report.skipped, pairs, texts, model, span)
+        report.differing = _differing(report.skipped, pairs, texts, model, options)
         if show_tags:
             for file, seen in report.seen.items():
                 print(f"{file}: {_say(seen)}")
@@ -266,7 +271,7 @@ def colorize(
             "Comment": "colours guessed from a thermal picture by a model",
             "Model": colorizer.name,
         }
-        notes |= {"Span": span or OWN_SPAN}
+        notes |= options
         started = time.perf_counter()
         keep_tags = predicts and (
             show_tags
@@ -312,16 +317,17 @@ def _differing(
     pairs: Iterable[tuple[Path, Path]],
     texts: dict[Path, str | None],
     model: str,
-    span: str | None,
+    options: dict[str, str],
 ) -> list[Path]:
-    """The results of earlier runs whose notes name another model, text or span than this run's."""
+    """The results of earlier runs whose notes name another model or text than this run's, or other
+    ``options``."""
     # the frames of a sequence lie beside its first one
     inputs = {place: file for file, result in pairs for place in (result, result.parent)}
     found = []
     for result in skipped:
         file = inputs.get(result, inputs.get(result.parent))
         noted = read_notes(result)
-        wanted = {"Span": span or OWN_SPAN, "Text": texts.get(file) or ""}
+        wanted = options | {"Text": texts.get(file) or ""}
         if noted.get("Model") in KNOWN and model in KNOWN:
             wanted["Model"] = model
         if any(noted.get(key, value) != value for key, value in wanted.items()):

@@ -176,7 +176,7 @@ def look(
         thermal = colorizer.runtime.on_device(colorizer.batch([frame]))
         padded = thermal.shape[-2:]
         plain = network(thermal, None, None)
-        colour, maps = plain, torch.zeros(1, 0, height, width)
+        colour = plain
         if given is not None:
             tokens, mask = (part[None] for part in given.tokens)
             if traits.takes_colours:
@@ -189,12 +189,15 @@ def look(
             else:
                 colour = network(thermal, tokens, mask)
                 maps = attention_maps(network, thermal, tokens, mask)
-        maps = torch.nn.functional.interpolate(
-            maps.float(), padded, mode="bilinear", align_corners=False
-        )[:, :, :height, :width]
-        maps = torch.nn.functional.interpolate(
-            maps, tuple(frame.full.shape), mode="bilinear", align_corners=False
-        )[0]
+        if names:
+            maps = torch.nn.functional.interpolate(
+                maps.float(), padded, mode="bilinear", align_corners=False
+            )[:, :, :height, :width]
+            maps = torch.nn.functional.interpolate(
+                maps, tuple(frame.full.shape), mode="bilinear", align_corners=False
+            )[0]
+        else:
+            maps = torch.zeros(0, *frame.full.shape)
         pictures = [
             colorizer.finish(each[0, :, :height, :width].float(), frame) for each in (plain, colour)
         ]

@@ -140,6 +140,23 @@ def is_result(source: Path | bytes) -> bool:
         return False
 
 
+def option_notes(
+    span: str | None = None,
+    palette: str | None = None,
+    raw: str | None = None,
+    kelvin_per_count: float | None = None,
+    guidance: float = 1.0,
+) -> dict[str, str]:
+    """The notes of a result on the options that shaped it, for :func:`write_picture`."""
+    return {
+        "Span": span or OWN_SPAN,
+        "Palette": palette or "",
+        "Raw": raw or "",
+        "Kelvin per count": "" if kelvin_per_count is None else f"{kelvin_per_count:g}",
+        "Guidance": f"{guidance:g}",
+    }
+
+
 def read_notes(path: Path) -> dict[str, str]:
     """The notes that :func:`write_picture` left in a PNG; empty for any other file."""
     try:

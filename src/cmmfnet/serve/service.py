@@ -22,7 +22,6 @@ from cmmfnet.serve.engine import Engine, Job
 from cmmfnet.serve.limits import Limits, Refused, busy, too_slow
 from cmmfnet.serve.metrics import Metrics
 from cmmfnet.serve.notes import collected
-from cmmfnet.text.parser import warn_unknown
 from cmmfnet.text.prompt import read_prompt
 from cmmfnet.thermal.frame import Thermal, read_thermal
 from cmmfnet.thermal.limits import TooManyPixelsError
@@ -233,11 +232,7 @@ class Service:
             try:
                 colorizer.text_input(text, np.zeros(len(traits.words), np.float32))
                 if traits.takes_names and text.strip():  # again, as texts are cached
-                    prompt = read_prompt(text, traits.words)
-                    unknown = tuple(prompt.unknown)
-                    known = colorizer.runtime.vectors(unknown)
-                    unknown = [word for word in unknown if word not in known]
-                    warn_unknown([*unknown, *prompt.unknown_removed], traits.words, stacklevel=2)
+                    colorizer.warn_unused(read_prompt(text, traits.words))
             except ValueError as error:
                 what = "names of things, perhaps with colours, in at most 2,000 characters"
                 raise refused(error, what, "see docs/text.md, or leave the text out") from None

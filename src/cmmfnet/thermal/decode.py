@@ -69,15 +69,18 @@ _SUPPORTED = "PNG, TIFF, JPEG, BMP, WebP, FLIR (JPEG, FFF, SEQ, CSQ), CPTV or Nu
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
-    """A file of this name, and its size in bytes; whatever goes wrong is a ``ThermalFileError``."""
+    """A file of this name, and its size in bytes.
+
+    Raises:
+        ThermalFileError: no such file, or it cannot be opened.
+    """
     try:
         status = Path(name).stat()
         # opening a FIFO would wait for ever, and /dev/zero never ends
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ThermalFileError(f"{name!r}: {kind}; expected one picture file")
-        with Path(name).open("rb") as stream:
-            yield stream, status.st_size
+        stream = Path(name).open("rb")  # noqa: SIM115, closed below
     except ThermalFileError:
         raise
     except FileNotFoundError:
@@ -88,6 +91,8 @@ def opened(name: str) -> Iterator[tuple[BinaryIO, int]]:
         raise ThermalFileError(
             f"{name!r}: cannot be opened ({error}); expected a readable picture file"
         ) from error
+    with stream:
+        yield stream, status.st_size
 
 
 def _identify(head: bytes) -> str:

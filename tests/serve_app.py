@@ -18,6 +18,7 @@ from fake_network import Fake
 from PIL import Image
 
 from cmmfnet import Colorizer
+from cmmfnet.thermal.palettes import PALETTES
 
 
 def ramp(height: int = 24, width: int = 32) -> np.ndarray:
@@ -29,6 +30,11 @@ def png(pixels: np.ndarray | None = None) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(ramp() if pixels is None else pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def false_colour() -> bytes:
+    """A PNG file of a ramp in the colours of ironbow."""
+    return png(PALETTES["ironbow"][np.tile(np.arange(256), (32, 1))])
 
 
 def pixels_of(content: bytes) -> np.ndarray:

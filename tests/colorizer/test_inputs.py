@@ -7,7 +7,6 @@ numpy computes here.
 
 from __future__ import annotations
 
-import io
 import struct
 import warnings
 import zlib
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fake_network import Fake
+from picture_files import file_of
 from PIL import Image
 
 from cmmfnet import methods
@@ -50,13 +50,6 @@ def stretched(values: np.ndarray, missing: np.ndarray | None = None) -> np.ndarr
 
 def assert_coloured(source, values: np.ndarray, missing: np.ndarray | None = None) -> None:
     np.testing.assert_allclose(red(source), stretched(values, missing), atol=1)  # .5 may round up
-
-
-def png(picture: np.ndarray | Image.Image, **options) -> bytes:
-    buffer = io.BytesIO()
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
 
 
 # --- PIL images
@@ -110,7 +103,7 @@ def test_pil_images_of_files_keep_transparency_and_16_bits(tmp_path, loaded, cha
     holed = np.where(HOLE, 0, LEVELS).astype(np.uint8)
     key = 0 if channels == 1 else (0, 0, 0)
     path = tmp_path / "a.png"
-    path.write_bytes(png(holed if channels == 1 else np.dstack([holed] * 3), transparency=key))
+    path.write_bytes(file_of(holed if channels == 1 else np.dstack([holed] * 3), transparency=key))
     deep = tmp_path / "b.png"
     deep.write_bytes(imagecodecs.png_encode(COUNTS if channels == 1 else np.dstack([COUNTS] * 3)))
     for file, values, missing in ((path, LEVELS, HOLE), (deep, COUNTS, None)):
@@ -163,11 +156,11 @@ def transparent(kind: str) -> tuple[bytes, np.ndarray]:
     """A PNG file whose pixels at HOLE have the transparent colour, and the values of the others."""
     levels, counts = (np.where(HOLE, 0, each).astype(each.dtype) for each in (LEVELS, COUNTS))
     if kind == "grey":
-        return png(levels, transparency=0), LEVELS
+        return file_of(levels, transparency=0), LEVELS
     if kind == "grey 16":
-        return png(counts, transparency=0), COUNTS
+        return file_of(counts, transparency=0), COUNTS
     if kind == "colour":
-        return png(np.dstack([levels] * 3), transparency=(0, 0, 0)), LEVELS
+        return file_of(np.dstack([levels] * 3), transparency=(0, 0, 0)), LEVELS
     if kind == "colour 16":
         return with_trns(imagecodecs.png_encode(np.dstack([counts] * 3)), bytes(6)), COUNTS
     if kind == "inside the range":  # a value that the stretch could not tell from others
@@ -175,7 +168,7 @@ def transparent(kind: str) -> tuple[bytes, np.ndarray]:
         data = imagecodecs.png_encode(inside.astype(np.uint16))
         return with_trns(data, struct.pack(">H", 29_900)), inside
     table = Image.fromarray(levels).convert("P")
-    return png(table, transparency=bytes([0] + [255] * 255)), LEVELS
+    return file_of(table, transparency=bytes([0] + [255] * 255)), LEVELS
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from fake_network import FakeWithHeads
 from PIL import Image
-from serve_app import fake, opened, pixels_of, png, post, ramp, service, talk
+from serve_app import fake, false_colour, opened, pixels_of, png, post, ramp, service, talk
 
 pytest.importorskip("fastapi", reason="needs cmmfnet[serve]")
 pytest.importorskip("prometheus_client", reason="needs cmmfnet[serve]")
@@ -184,6 +184,13 @@ def test_an_option_that_does_not_fit_is_named_and_not_the_file():
         error = error_of(post(f"/v1/colorize?{query}", content=png()))
         assert found in error["found"] and expected in error["expected"], error
         assert instead in error["instead"], error
+
+
+def test_notes_name_options_as_programs_send_them():
+    answer = post("/v1/colorize?text=zork", content=false_colour())
+    false, unknown = json.loads(answer.headers["X-Notes"])
+    assert "type palette=ironbow or export" in false and "--" not in false
+    assert "'zork'" in unknown
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import camera_files
 import numpy as np
 import pytest
 import video_files as made
-from serve_app import fake, pixels_of, png, ramp, service
+from serve_app import fake, false_colour, pixels_of, png, ramp, service
 
 import cmmfnet
 
@@ -29,6 +29,7 @@ from cmmfnet.serve.limits import Refused  # noqa: E402
 from cmmfnet.serve.notes import warnings_by_thread  # noqa: E402
 from cmmfnet.serve.page import Page, add_page, with_chips  # noqa: E402
 from cmmfnet.serve.shelf import Shelf  # noqa: E402
+from cmmfnet.serve.wording import for_programs, for_visitors  # noqa: E402
 
 GREY = "none: grey"
 
@@ -91,6 +92,33 @@ def test_the_span_and_the_palette_are_used(page):
     np.testing.assert_array_equal(pixels_of(result_of(page, state)), expected)
     state, _, _, html, *_ = asyncio.run(page.look(state, *options(palette="ironbow")))
     assert "ironbow" in html  # a note: the palette has no use for a grey picture
+
+
+def test_notes_and_errors_name_the_fields_of_the_page(page):
+    state = dropped(page, ("a.png", false_colour()))
+    state, _, _, html, *_ = asyncio.run(page.look(state, *options()))
+    assert "type &#34;False colours of the file&#34;: ironbow or export" in html
+    state, _, _, html, *_ = asyncio.run(page.look(state, *options(span="400,500")))
+    assert "A span that fits: &#34;Values shown&#34;: " in html and "--span" not in html
+    assert "<b>Expected:</b> &#34;Values shown&#34;: LOW,HIGH with values" in html
+
+
+def test_options_in_messages():
+    for message, programs, visitors in (
+        ("use --span LOW,HIGH", "use span=LOW,HIGH", 'use "Values shown": LOW,HIGH'),
+        ("fits: --span=-4.5,225", "fits: span=-4.5,225", 'fits: "Values shown": -4.5,225'),
+        ("--span is in counts", "span is in counts", '"Values shown" is in counts'),
+        ("try --palette white-hot.", "try palette=white-hot.",
+         'try "False colours of the file": white-hot.'),
+        ("that fits --raw and --kelvin-per-count", "that fits raw and kelvin_per_count",
+         'that fits "Plain numbers" and "Kelvin per count"'),
+        ("--raw 640x512,uint16le, say", "raw=640x512,uint16le, say",
+         '"Plain numbers": 640x512,uint16le, say'),
+        ("add --fps, such as --fps 30", "add fps, such as fps=30",
+         'add "Frames a second", such as "Frames a second": 30'),
+        ("a larger --max-pixels", "a larger --max-pixels", "a larger --max-pixels"),
+    ):  # fmt: skip
+        assert (for_programs(message), for_visitors(message)) == (programs, visitors)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import camera_files as made
 import numpy as np
 import pytest
 import tifffile
+from picture_files import read_quietly
 from PIL import Image
 
 from cmmfnet.cli import main
@@ -22,12 +23,6 @@ from cmmfnet.thermal.limits import ThermalFileError
 from cmmfnet.thermal.sequence import open_sequence
 
 REAL = Path(__file__).parents[3] / "shared/data/radiometric"
-
-
-def read_quietly(source, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_thermal(source, **options)
 
 
 def frames_of(path, **options):

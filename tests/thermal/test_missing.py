@@ -11,9 +11,10 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from picture_files import file_of, read_quietly
 from PIL import Image
 
-from cmmfnet.thermal.frame import Thermal, read_thermal
+from cmmfnet.thermal.frame import read_thermal
 from cmmfnet.thermal.stretch import normalise
 
 HEIGHT, WIDTH = 96, 128
@@ -34,22 +35,9 @@ def tiff(array: np.ndarray, *, tag: str | None = None, **options) -> bytes:
     return buffer.getvalue()
 
 
-def png(image: Image.Image | np.ndarray, **options) -> bytes:
-    buffer = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
-
-
-def quietly(source, **options) -> Thermal:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_thermal(source, **options)
-
-
 def check(source, scene: np.ndarray, missing: np.ndarray = ~INSIDE) -> None:
     """NaN exactly where the picture is missing, the scene's values elsewhere, and its contrast."""
-    thermal = quietly(source)
+    thermal = read_quietly(source)
     np.testing.assert_array_equal(np.isnan(thermal.values), missing)
     np.testing.assert_array_equal(thermal.values[~missing], scene[~missing].astype(np.float32))
     right = normalise(scene[~missing][None].astype(np.float32))[0]
@@ -122,7 +110,7 @@ def test_no_data_values_as_gdal_and_its_users_write_them(dtype, stored, tag):
 def test_a_no_data_value_that_does_not_fit_the_type_is_no_pixel(dtype, tag):
     scene = (LEVELS if dtype == "uint8" else COUNTS).astype(dtype)
     scene[0, :3] = 0, 1, 255
-    thermal = quietly(tiff(scene, tag=tag))
+    thermal = read_quietly(tiff(scene, tag=tag))
     np.testing.assert_array_equal(thermal.values, scene)
     assert thermal.dtype == dtype
 
@@ -173,7 +161,7 @@ def test_a_mask_beside_the_file_and_one_that_does_not_fit(tmp_path):
     beside.write_bytes(tiff(INSIDE.astype(np.uint8) * 255))
     check(path, CELSIUS)
     picture = tmp_path / "map.png"
-    picture.write_bytes(png(np.where(INSIDE, COUNTS, 0).astype(np.uint16)))
+    picture.write_bytes(file_of(np.where(INSIDE, COUNTS, 0).astype(np.uint16)))
     (tmp_path / "map.png.msk").write_bytes(beside.read_bytes())
     check(picture, COUNTS)
     for damaged in (tiff(INSIDE.astype(np.uint8)[:9]), b"II*\0 nothing", b""):
@@ -185,7 +173,7 @@ def test_a_mask_beside_the_file_and_one_that_does_not_fit(tmp_path):
 def test_no_data_in_notes_beside_the_file(tmp_path):
     for name, data, value in (
         ("map.tif", tiff(np.where(INSIDE, CELSIUS, -9999).astype(np.float32)), "-9.999E+03"),
-        ("map.png", png(np.where(INSIDE, COUNTS, 0).astype(np.uint16)), "0"),
+        ("map.png", file_of(np.where(INSIDE, COUNTS, 0).astype(np.uint16)), "0"),
     ):
         (tmp_path / name).write_bytes(data)
         (tmp_path / f"{name}.aux.xml").write_text(
@@ -213,7 +201,7 @@ def test_alpha_of_png_pil_and_arrays():
     grey = np.dstack([black8, alpha8]).astype(np.uint8)
     colours = np.dstack([black8] * 3 + [alpha8]).astype(np.uint8)
     for array in (grey, colours):
-        check(png(array), LEVELS)
+        check(file_of(array), LEVELS)
         check(Image.fromarray(array), LEVELS)
     check(colours, LEVELS)
     for channels in (1, 3):
@@ -221,22 +209,22 @@ def test_alpha_of_png_pil_and_arrays():
         check(imagecodecs.png_encode(deep), COUNTS)
         check(Image.open(io.BytesIO(imagecodecs.png_encode(deep))), COUNTS)
     indexed = Image.fromarray(black8.astype(np.uint8)).convert("P")
-    check(png(indexed, transparency=0), LEVELS)
-    check(png(black8.astype(np.uint8), transparency=0), LEVELS)
-    check(png(black16.astype(np.uint16), transparency=0), COUNTS)
+    check(file_of(indexed, transparency=0), LEVELS)
+    check(file_of(black8.astype(np.uint8), transparency=0), LEVELS)
+    check(file_of(black16.astype(np.uint16), transparency=0), COUNTS)
 
 
 def test_alpha_that_is_no_mask_is_ignored():
     graded = ((X * 255) // WIDTH).astype(np.uint8)
     for alpha in (graded, np.zeros_like(graded), np.full_like(graded, 255)):
         array = np.dstack([LEVELS] * 3 + [alpha])
-        for source in (array, png(array), Image.fromarray(array)):
-            np.testing.assert_array_equal(quietly(source).values, LEVELS)
+        for source in (array, file_of(array), Image.fromarray(array)):
+            np.testing.assert_array_equal(read_quietly(source).values, LEVELS)
 
 
 def test_black_hot_with_missing_pixels_is_still_turned_over():
     array = np.where(INSIDE, LEVELS, 0).astype(np.uint8)
-    values = quietly(tiff(array, tag="0"), palette="black-hot").values
+    values = read_quietly(tiff(array, tag="0"), palette="black-hot").values
     np.testing.assert_array_equal(values[INSIDE], 255 - LEVELS[INSIDE])
     assert np.isnan(values[~INSIDE]).all()
 
@@ -244,7 +232,7 @@ def test_black_hot_with_missing_pixels_is_still_turned_over():
 def test_orientation_moves_the_missing_pixels_along():
     array = np.where(X < 20, -9999, CELSIUS).astype(np.float32)
     extra = [(42113, "s", 0, "-9999", True), (274, "H", 1, 6, True)]
-    values = quietly(tiff(array, extratags=extra)).values
+    values = read_quietly(tiff(array, extratags=extra)).values
     assert values.shape == (WIDTH, HEIGHT)
     assert np.isnan(values[:20]).all() and np.isfinite(values[20:]).all()
 
@@ -256,7 +244,9 @@ def test_scale_and_offset_of_gdal_give_degrees():
     )
     extra = [(42112, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", True),
              (42113, "s", 0, "0", True)]  # fmt: skip
-    values = quietly(tiff(np.where(INSIDE, COUNTS, 0).astype(np.uint16), extratags=extra)).values
+    values = read_quietly(
+        tiff(np.where(INSIDE, COUNTS, 0).astype(np.uint16), extratags=extra)
+    ).values
     assert np.isnan(values[~INSIDE]).all()
     np.testing.assert_allclose(values[INSIDE], CELSIUS[INSIDE], atol=0.006)
 

@@ -21,9 +21,10 @@ import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from picture_files import file_of, read_quietly, tiff_bytes
 from PIL import Image
 
-from cmmfnet.thermal.frame import Thermal, ThermalFileError, read_thermal
+from cmmfnet.thermal.frame import ThermalFileError, read_thermal
 from cmmfnet.thermal.palettes import PALETTES, invert_palette, palette_fit
 from cmmfnet.thermal.stretch import normalise
 
@@ -50,26 +51,6 @@ def scene16() -> np.ndarray:
     )
 
 
-def pil_bytes(image: Image.Image | np.ndarray, format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def tiff_bytes(array: np.ndarray, **options) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array, **{"photometric": "minisblack"} | options)
-    return buffer.getvalue()
-
-
-def read_quietly(source, **options) -> Thermal:
-    """Read, where any warning is a failure."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_thermal(source, **options)
-
-
 def stack(*channels: np.ndarray) -> np.ndarray:
     return np.stack(channels, axis=-1)
 
@@ -88,28 +69,28 @@ def lossless_files() -> dict[str, tuple[bytes, np.ndarray, str]]:
     )  # index 0 is white: the index is not the value
     celsius = (counts / 1000 - 20).astype(np.float32)
     cases = {
-        "png8": (pil_bytes(grey, "PNG"), grey, "uint8"),
-        "png16": (pil_bytes(counts, "PNG"), counts, "uint16"),
-        "png8-alpha": (pil_bytes(stack(grey, opaque8), "PNG"), grey, "uint8"),
+        "png8": (file_of(grey, "PNG"), grey, "uint8"),
+        "png16": (file_of(counts, "PNG"), counts, "uint16"),
+        "png8-alpha": (file_of(stack(grey, opaque8), "PNG"), grey, "uint8"),
         "png16-alpha": (imagecodecs.png_encode(stack(counts, opaque16)), counts, "uint16"),
-        "png8-rgb": (pil_bytes(stack(grey, grey, grey), "PNG"), grey, "uint8"),
-        "png8-rgba": (pil_bytes(stack(grey, grey, grey, opaque8), "PNG"), grey, "uint8"),
+        "png8-rgb": (file_of(stack(grey, grey, grey), "PNG"), grey, "uint8"),
+        "png8-rgba": (file_of(stack(grey, grey, grey, opaque8), "PNG"), grey, "uint8"),
         "png16-rgb": (imagecodecs.png_encode(stack(counts, counts, counts)), counts, "uint16"),
         "png16-rgba": (
             imagecodecs.png_encode(stack(counts, counts, counts, opaque16)),
             counts,
             "uint16",
         ),
-        "png-indexed": (pil_bytes(indexed, "PNG"), 255 - grey, "uint8"),
+        "png-indexed": (file_of(indexed, "PNG"), 255 - grey, "uint8"),
         "png-indexed-transparency": (
-            pil_bytes(indexed, "PNG", transparency=bytes(range(256))),
+            file_of(indexed, "PNG", transparency=bytes(range(256))),
             255 - grey,
             "uint8",
         ),
-        "png-1bit": (pil_bytes(Image.fromarray(grey > 99), "PNG"), (grey > 99) * 255, "uint8"),
-        "bmp8": (pil_bytes(grey, "BMP"), grey, "uint8"),
-        "bmp-rgb": (pil_bytes(stack(grey, grey, grey), "BMP"), grey, "uint8"),
-        "webp": (pil_bytes(stack(grey, grey, grey), "WEBP", lossless=True), grey, "uint8"),
+        "png-1bit": (file_of(Image.fromarray(grey > 99), "PNG"), (grey > 99) * 255, "uint8"),
+        "bmp8": (file_of(grey, "BMP"), grey, "uint8"),
+        "bmp-rgb": (file_of(stack(grey, grey, grey), "BMP"), grey, "uint8"),
+        "webp": (file_of(stack(grey, grey, grey), "WEBP", lossless=True), grey, "uint8"),
         "tiff-rgb": (
             tiff_bytes(stack(counts, counts, counts), photometric="rgb"),
             counts,
@@ -199,7 +180,7 @@ def test_jpeg_and_webp_are_grey_with_one_channel_or_three(quality):
     noisy = (stack(grey, grey, grey) + noise).clip(0, 255).astype(np.uint8)
     for picture in (grey, stack(grey, grey, grey), noisy):
         for format in ("JPEG", "WEBP"):
-            values = read_quietly(pil_bytes(picture, format, quality=quality)).values
+            values = read_quietly(file_of(picture, format, quality=quality)).values
             assert values.shape == SCENE_SHAPE and values.min() >= 0 and values.max() <= 255
             assert np.abs(values - grey).mean() < 6
 
@@ -231,7 +212,7 @@ def test_orientation_is_applied(orientation):
     exif = Image.Exif()
     exif[274] = orientation
     picture = Image.fromarray(scene8())
-    png, jpeg = (pil_bytes(picture, format, exif=exif) for format in ("PNG", "JPEG"))
+    png, jpeg = (file_of(picture, format, exif=exif) for format in ("PNG", "JPEG"))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(png))))
     np.testing.assert_array_equal(read_quietly(png).values, expected)
     assert read_quietly(jpeg).values.shape == expected.shape
@@ -244,7 +225,7 @@ def test_of_several_pictures_the_first_is_taken_with_a_warning(tmp_path):
     pages = tmp_path / "pages.tiff"
     tifffile.imwrite(pages, np.stack([first, first // 3, first // 5]), photometric="minisblack")
     frames = [Image.fromarray(scene8() // (i + 1)) for i in range(2)]
-    animated = pil_bytes(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    animated = file_of(frames[0], "PNG", save_all=True, append_images=frames[1:])
     for source, expected in ((pages, first), (animated, scene8())):
         with pytest.warns(UserWarning, match="several pictures; the first is used"):
             np.testing.assert_array_equal(read_thermal(source).values, expected)
@@ -391,13 +372,13 @@ def test_paths_that_are_no_files(tmp_path):
 def small_files() -> dict[str, bytes]:
     grey, counts = scene8(), scene16()
     return {
-        "png8": pil_bytes(grey, "PNG"),
+        "png8": file_of(grey, "PNG"),
         "png16-rgb": imagecodecs.png_encode(stack(counts, counts, counts)),
-        "jpeg": pil_bytes(grey, "JPEG"),
-        "jpeg-rgb": pil_bytes(PALETTES["ironbow"][grey], "JPEG", progressive=True),
-        "bmp": pil_bytes(grey, "BMP"),
-        "webp": pil_bytes(stack(grey, grey, grey), "WEBP"),
-        "webp-lossless": pil_bytes(PALETTES["ironbow"][grey], "WEBP", lossless=True),
+        "jpeg": file_of(grey, "JPEG"),
+        "jpeg-rgb": file_of(PALETTES["ironbow"][grey], "JPEG", progressive=True),
+        "bmp": file_of(grey, "BMP"),
+        "webp": file_of(stack(grey, grey, grey), "WEBP"),
+        "webp-lossless": file_of(PALETTES["ironbow"][grey], "WEBP", lossless=True),
         "tiff": tiff_bytes(counts, rowsperstrip=10),
         "tiff-lzw": tiff_bytes(counts, compression="lzw", byteorder=">", rowsperstrip=10),
         "tiff-zlib-tiled": tiff_bytes(counts, compression="zlib", tile=(16, 16), predictor=True),
@@ -524,12 +505,12 @@ def png_header(width: int, height: int, depth: int = 8, colour: int = 0) -> byte
 
 def bombs() -> dict[str, bytes]:
     """Small files that claim 60000 x 60000 pixels (WebP: its largest, 16383 x 16383)."""
-    jpeg = bytearray(pil_bytes(scene8(), "JPEG"))
+    jpeg = bytearray(file_of(scene8(), "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     struct.pack_into(">HH", jpeg, frame + 5, 60000, 60000)
-    bmp = bytearray(pil_bytes(scene8(), "BMP"))
+    bmp = bytearray(file_of(scene8(), "BMP"))
     struct.pack_into("<ii", bmp, 18, 60000, 60000)
-    webp = bytearray(pil_bytes(stack(scene8(), scene8(), scene8()), "WEBP"))
+    webp = bytearray(file_of(stack(scene8(), scene8(), scene8()), "WEBP"))
     struct.pack_into("<HH", webp, 26, 16383, 16383)
 
     def lying_tiff(case: str = "tiff-zlib-tiled", **tags: int) -> bytes:
@@ -595,7 +576,7 @@ def test_a_strip_that_inflates_beyond_its_picture_does_not_fill_the_memory(compr
 
 
 def test_the_pixel_limit_can_be_moved():
-    data = pil_bytes(scene8(), "PNG")
+    data = file_of(scene8(), "PNG")
     with pytest.raises(
         ThermalFileError, match=r"64 x 48 = 3072 pixels, the limit is 3071.*max_pixels"
     ):
@@ -647,12 +628,10 @@ def test_false_colour_is_recognised_and_undone(name, tmp_path):
 
     indexed = Image.fromarray(grey).convert("P")  # how many cameras store it
     indexed.putpalette(PALETTES[name].tobytes())
-    np.testing.assert_array_equal(
-        read_quietly(pil_bytes(indexed, "PNG"), palette=name).values, grey
-    )
+    np.testing.assert_array_equal(read_quietly(file_of(indexed, "PNG"), palette=name).values, grey)
 
     smooth = np.asarray(Image.fromarray(grey).resize((320, 240), Image.Resampling.BICUBIC))
-    jpeg = read_quietly(pil_bytes(PALETTES[name][smooth], "JPEG", quality=90), palette="auto")
+    jpeg = read_quietly(file_of(PALETTES[name][smooth], "JPEG", quality=90), palette="auto")
     assert jpeg.palette == name and np.abs(jpeg.values - smooth).mean() < 2
 
 
@@ -713,13 +692,13 @@ def test_unknown_palette_lists_the_names():
 
 
 def test_radiometric_jpeg_in_false_colour_points_to_the_maker():
-    jpeg = pil_bytes(PALETTES["ironbow"][scene8()], "JPEG")
+    jpeg = file_of(PALETTES["ironbow"][scene8()], "JPEG")
     flir = (
         jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 16) + b"FLIR\0\1\0".ljust(14, b"\0") + jpeg[2:]
     )
     exif = Image.Exif()
     exif[271] = "DJI"
-    dji = pil_bytes(PALETTES["ironbow"][scene8()], "JPEG", exif=exif)
+    dji = file_of(PALETTES["ironbow"][scene8()], "JPEG", exif=exif)
     for data in (flir, dji):
         with pytest.warns(UserWarning, match="ironbow.*no thermal frame"):
             read_thermal(data)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import time
-import warnings
 
 import imagecodecs
 import numpy as np
 import pytest
-import tifffile
+from picture_files import file_of, read_quietly, tiff_bytes
 from PIL import Image, ImageOps
 
 from cmmfnet.thermal.byte_order import in_byte_order
-from cmmfnet.thermal.frame import Thermal, ThermalFileError, read_thermal
+from cmmfnet.thermal.frame import ThermalFileError, read_thermal
 from cmmfnet.thermal.stretch import normalise
 
 Y, X = np.mgrid[:96, :128]
@@ -23,27 +22,8 @@ COUNTS = np.round((CELSIUS + 273.15) * 100).astype(np.uint16)
 LEVELS = np.round((CELSIUS - 15) * 10).clip(0, 255).astype(np.uint8)
 
 
-def file_of(array: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def tiff(array: np.ndarray, **options) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array, **{"photometric": "minisblack"} | options)
-    return buffer.getvalue()
-
-
 def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
-
-
-def quietly(source, **options) -> Thermal:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return read_thermal(source, **options)
 
 
 # ---- PIL images
@@ -57,28 +37,28 @@ def test_pil_images_are_turned_as_their_files_are(kind, orientation):
     options = {"lossless": True} if kind == "WEBP" else {}
     data = file_of(LEVELS, kind, exif=exif, **options)
     expected = read_thermal(data).values
-    np.testing.assert_array_equal(quietly(opened(data)).values, expected)
+    np.testing.assert_array_equal(read_quietly(opened(data)).values, expected)
     loaded = opened(data)
     loaded.load()
-    np.testing.assert_array_equal(quietly(loaded).values, expected)
+    np.testing.assert_array_equal(read_quietly(loaded).values, expected)
     turned = ImageOps.exif_transpose(opened(data))
-    np.testing.assert_array_equal(quietly(turned).values, expected)
+    np.testing.assert_array_equal(read_quietly(turned).values, expected)
 
 
 def test_pil_images_of_16_bits_keep_them(tmp_path):
     opaque = np.full_like(COUNTS, 65535)
     for channels in ([COUNTS, opaque], [COUNTS] * 3, [COUNTS] * 3 + [opaque]):
         data = imagecodecs.png_encode(np.dstack(channels))
-        thermal = quietly(opened(data))
+        thermal = read_quietly(opened(data))
         assert thermal.dtype == "uint16"
         np.testing.assert_array_equal(thermal.values, COUNTS)
         path = tmp_path / "frame.png"
         path.write_bytes(data)
         loaded = Image.open(path)
         loaded.load()  # its file is closed, but known by name
-        np.testing.assert_array_equal(quietly(loaded).values, COUNTS)
+        np.testing.assert_array_equal(read_quietly(loaded).values, COUNTS)
     np.testing.assert_array_equal(
-        quietly(opened(tiff(np.dstack([COUNTS] * 3), photometric="rgb"))).values, COUNTS
+        read_quietly(opened(tiff_bytes(np.dstack([COUNTS] * 3), photometric="rgb"))).values, COUNTS
     )
 
 
@@ -87,7 +67,7 @@ def test_a_pil_image_that_was_changed_is_not_read_from_its_file(tmp_path):
     path.write_bytes(imagecodecs.png_encode(np.dstack([COUNTS] * 3)))
     image = Image.open(path)
     image.paste((0, 0, 0), (0, 0, 64, 96))
-    values = quietly(image).values
+    values = read_quietly(image).values
     assert (values[:, :64] == 0).all()
     np.testing.assert_array_equal(values[:, 64:], COUNTS[:, 64:] >> 8)
 
@@ -112,14 +92,14 @@ def test_modes_of_pil(mode, expected):
     else:
         image = Image.fromarray(LEVELS).convert(mode)
     assert image.mode == mode
-    np.testing.assert_array_equal(quietly(image).values, expected.astype(np.float32))
+    np.testing.assert_array_equal(read_quietly(image).values, expected.astype(np.float32))
 
 
 def test_no_data_of_pil_images():
     hole = np.where(X < 20, 0, COUNTS).astype(np.uint16)
-    for data in (tiff(hole, extratags=[(42113, "s", 0, "0", True)]),
+    for data in (tiff_bytes(hole, extratags=[(42113, "s", 0, "0", True)]),
                  file_of(hole, transparency=0)):  # fmt: skip
-        values = quietly(opened(data)).values
+        values = read_quietly(opened(data)).values
         assert np.isnan(values[:, :20]).all()
         np.testing.assert_array_equal(values[:, 20:], COUNTS[:, 20:])
 
@@ -147,7 +127,7 @@ def test_swapped_bytes_are_put_right_with_a_warning(camera, tmp_path):
     counts = CAMERAS[camera]
     path = tmp_path / "raw.png"
     path.write_bytes(file_of(counts.byteswap()))
-    for source in (path, tiff(counts.byteswap()), counts.byteswap(), Image.open(path)):
+    for source in (path, tiff_bytes(counts.byteswap()), counts.byteswap(), Image.open(path)):
         with pytest.warns(UserWarning, match="two bytes of each 16-bit number are swapped"):
             np.testing.assert_array_equal(read_thermal(source).values, counts)
 
@@ -258,5 +238,5 @@ def test_plain_jpegs_are_not_refused():
     for picture in (LEVELS, np.zeros_like(LEVELS), np.full((300, 301), 255, np.uint8)):
         for options in ({}, {"progressive": True}, {"optimize": True}, {"quality": 1},
                         {"restart_marker_rows": 1}, {"comment": b"\xff\xda" * 300}):  # fmt: skip
-            values = quietly(file_of(picture, "JPEG", **options)).values
+            values = read_quietly(file_of(picture, "JPEG", **options)).values
             assert np.abs(values - picture).mean() < 15

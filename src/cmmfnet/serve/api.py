@@ -22,6 +22,7 @@ from cmmfnet.serve.limits import Refused, no_such_place
 from cmmfnet.serve.metrics import CONTENT_TYPE
 from cmmfnet.serve.notes import warnings_by_thread
 from cmmfnet.serve.service import FORMATS, ClientGone, Prepared, Reading, Service, encode
+from cmmfnet.serve.wording import for_programs
 from cmmfnet.thermal.palettes import PALETTES
 
 _FIELDS = 20
@@ -253,7 +254,7 @@ def _router(service: Service) -> APIRouter:
             )
             name = _name_of(service, colorizer)
             file = await service.in_pool(encode, options.format, coloured.rgb, name, options.span)
-        headers = {"X-Model": name, "X-Notes": json.dumps(coloured.notes)}
+        headers = {"X-Model": name, "X-Notes": json.dumps(list(map(for_programs, coloured.notes)))}
         return Response(file, media_type=FORMATS[options.format], headers=headers)
 
     @router.post(
@@ -281,7 +282,7 @@ def _router(service: Service) -> APIRouter:
             unit=prepared.thermal.unit,
             threshold=colorizer.traits.tag_threshold,
             tags=[Tag(name=name, probability=p) for name, p in found],
-            notes=prepared.notes,
+            notes=list(map(for_programs, prepared.notes)),
         )
 
     @router.get("/v1/models", summary="The models of this server", responses=_only(401))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cmmfnet.serve.wording import for_programs
+
 MEGABYTE = 1_000_000
 
 
@@ -34,7 +36,8 @@ class Refused(Exception):
 
     Attributes:
         status: of HTTP, 400 to 599.
-        found, expected, instead: what was found, what was expected, and what to do instead.
+        found, expected, instead: what was found, what was expected, and what to do instead, with
+            options as on the command line (wording.py has them for clients).
         headers: further ones of the answer.
     """
 
@@ -54,6 +57,7 @@ class Refused(Exception):
     def content(self) -> dict[str, Any]:
         """The JSON of the answer."""
         parts = {"found": self.found, "expected": self.expected, "instead": self.instead}
+        parts = {name: for_programs(part) for name, part in parts.items()}
         return {"error": {"status": self.status, **parts}}
 
 

@@ -33,6 +33,7 @@ from cmmfnet.serve.guard import OURS
 from cmmfnet.serve.limits import Refused
 from cmmfnet.serve.service import FORMATS, Coloured, Prepared, Reading, Service, encode, refused
 from cmmfnet.serve.shelf import Kept, Shelf
+from cmmfnet.serve.wording import LABELS, for_visitors
 from cmmfnet.text.vocabulary import COLOURS
 from cmmfnet.thermal.cameras.reading import Reading as Decoded
 from cmmfnet.thermal.decode import is_known
@@ -192,7 +193,7 @@ class Page:
                         )
                         content = await self._encoded(chosen, coloured)
                 except Refused as error:
-                    failed.append(f"{file['name']}: {error.found}")
+                    failed.append(f"{file['name']}: {for_visitors(error.found)}")
                     continue
                 name = _result_name(file["name"], chosen.form)
                 stem, number = Path(name).stem, 2
@@ -406,7 +407,7 @@ def _problem(error: Refused) -> str:
     return Markup(
         '<div class="problem" role="alert"><p><b>Found:</b> {}</p><p><b>Expected:</b> {}</p>'
         "<p><b>Instead:</b> {}</p></div>"
-    ).format(error.found, error.expected, error.instead)
+    ).format(*map(for_visitors, (error.found, error.expected, error.instead)))
 
 
 def _compare(
@@ -416,7 +417,9 @@ def _compare(
     full = prepared.frame.full
     grey = as_grey(full if isinstance(full, np.ndarray) else full.cpu().numpy())
     height, width = coloured.rgb.shape[:2]
-    notes = Markup("").join(Markup("<li>{}</li>").format(note) for note in coloured.notes)
+    notes = Markup("").join(
+        Markup("<li>{}</li>").format(for_visitors(note)) for note in coloured.notes
+    )
     return Markup(
         '<figure class="compare" style="--at:50%"><div class="frames" style="--ratio:{}">'
         '<img src="{}" alt="in colour"><img class="before" src="{}" alt="thermal frame">'
@@ -546,8 +549,8 @@ def _blocks(page: Page) -> gr.Blocks:
                 with gr.Group(visible=False) as many:
                     all_files = gr.Button("Colour all files")
                 with gr.Group(visible=False) as frames:
-                    fps = gr.Number(label="Frames a second; 0: those of the file", value=0)
-                    smooth = gr.Slider(0, 1, 0.9, label="Steadiness")
+                    fps = gr.Number(label=f"{LABELS['fps']}; 0: those of the file", value=0)
+                    smooth = gr.Slider(0, 1, 0.9, label=LABELS["smooth"])
                     beside = gr.Checkbox(False, label="Thermal frame beside the colours")
                     video = gr.Button("Colour all frames", variant="primary")
                     stop = gr.Button("Stop")
@@ -555,7 +558,7 @@ def _blocks(page: Page) -> gr.Blocks:
                 result = gr.HTML(_welcome(), js_on_load=_SLIDER, elem_id="result")
             with gr.Column(elem_id="options"):
                 text = gr.Textbox(
-                    label="What the picture shows",
+                    label=LABELS["text"],
                     info="Without a text the model guesses. Press Enter to colour.",
                     placeholder="a street at night with a red car",
                     max_length=2000,
@@ -574,7 +577,7 @@ def _blocks(page: Page) -> gr.Blocks:
                 add = gr.Button("Add to the text", size="sm")
                 histogram = gr.HTML("", elem_id="histogram")
                 span = gr.Textbox(
-                    label="Values shown",
+                    label=LABELS["span"],
                     info="LOW,HIGH in the unit of the file; empty: found from the frame.",
                     placeholder="20,35",
                     max_length=100,
@@ -587,12 +590,12 @@ def _blocks(page: Page) -> gr.Blocks:
                     )
                 with gr.Accordion("How the file is read", open=False):
                     palette = gr.Dropdown(
-                        [_GREY, "auto", *PALETTES], value=_GREY, label="False colours of the file"
+                        [_GREY, "auto", *PALETTES], value=_GREY, label=LABELS["palette"]
                     )
                     raw = gr.Textbox(
-                        label="Plain numbers", placeholder="640x512,uint16le", max_length=100
+                        label=LABELS["raw"], placeholder="640x512,uint16le", max_length=100
                     )
-                    kelvin = gr.Number(label="Kelvin per count; 0: none", value=0)
+                    kelvin = gr.Number(label=f"{LABELS['kelvin-per-count']}; 0: none", value=0)
 
         options = [text, model, palette, span, raw, kelvin, form]
         seen = [state, chips, histogram, result, many, frames]

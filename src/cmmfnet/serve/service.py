@@ -181,7 +181,9 @@ class Service:
             try:
                 span = parse_span(reading.span) if reading.span is not None else None
             except ValueError as error:
-                raise refused(error, "span=LOW,HIGH", "leave it out, or send two numbers") from None
+                raise refused(
+                    error, "--span LOW,HIGH", "leave it out, or give two numbers"
+                ) from None
             try:
                 thermal = (
                     source()
@@ -202,7 +204,7 @@ class Service:
                     "reduce it, or start the server with a larger --max-pixels",
                 ) from None
             except UserError as error:
-                named = {"raw": reading.raw, "kelvin_per_count": reading.kelvin_per_count}
+                named = {"--raw": reading.raw, "--kelvin-per-count": reading.kelvin_per_count}
                 given = " and ".join(name for name, value in named.items() if value is not None)
                 raise refused(
                     error,
@@ -212,10 +214,9 @@ class Service:
             try:
                 frame = colorizer.prepare(thermal, span)
             except UserError as error:
-                found = UserError(str(error).replace("--span=", "span="))
-                expected = "span=LOW,HIGH with values of the picture between"
+                expected = "--span LOW,HIGH with values of the picture between"
                 raise refused(
-                    found, expected, "leave span out, or give the one that fits"
+                    error, expected, "leave --span out, or give the one that fits"
                 ) from None
         return Prepared(thermal, frame, [_anonymous(note) for note in notes])
 
@@ -337,4 +338,4 @@ def refused(error: Exception, expected: str, instead: str, status: int = 422) ->
 
 def _anonymous(message: str) -> str:
     """A message about bytes, which have no name of their own."""
-    return re.sub(r"^<\d+ bytes>: ", "", message)
+    return re.sub(r"^(<\d+ bytes>: )?(found )?", "", message)

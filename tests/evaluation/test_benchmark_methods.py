@@ -3,9 +3,13 @@ its table."""
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import json
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 import tarfile
 from argparse import Namespace
@@ -156,6 +160,33 @@ def test_changes_of_a_file_and_every_network_of_the_toy(tmp_path):
         network = build_network(method_class(recipe.model["method"]).configuration(recipe.model))
         assert sum(p.numel() for p in network.parameters()) < 1_000_000, training.name
         assert not any(weight for loss, weight in recipe.losses.items() if loss == "perceptual")
+
+
+def test_the_commands_of_the_page_name_trainings_and_their_files(tmp_path, monkeypatch):
+    """Every command of docs/benchmark.md with methods.py: its options exist, each pattern of --only
+    names trainings, and the file of --changes is there or written by the lines before it."""
+    page = (FOLDER.parent / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    (tmp_path / "benchmarks").symlink_to(FOLDER)
+    monkeypatch.chdir(tmp_path)
+    known, seen = [training.name for training in methods.plan()], 0
+    for block in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S):
+        lines = re.sub(r" *\\\n *", " ", block).splitlines(keepends=True)
+        at = [i for i, line in enumerate(lines) if "benchmarks/methods.py" in line]
+        before = "".join(lines[: at[0]]) if at else ""
+        if "<<" in before:
+            subprocess.run(["bash", "-ec", before], check=True)
+        for line in (lines[i] for i in at):
+            words = shlex.split(line.split(" && ")[-1], comments=True)
+            monkeypatch.setattr(sys, "argv", words[1:])
+            found = methods.arguments()
+            chosen = [n for p in found.only for n in known if fnmatch.fnmatch(n, p)]
+            assert all(fnmatch.filter(known, pattern) for pattern in found.only), line
+            for name in dict.fromkeys(chosen):
+                methods.recipe_of(named(name), found)
+            if count := re.search(r"# (\d+) trainings", line):
+                assert int(count[1]) == len(known)
+            seen += 1
+    assert seen >= 6
 
 
 def test_minutes_of_all_starts_count(tmp_path):

@@ -6,6 +6,7 @@ PyAV comes with ``pip install 'cmmfnet[video]'`` and is imported when a video is
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -492,10 +493,19 @@ def _plane(frame: Any, index: int, component: Any) -> np.ndarray:
 def _full_range(luma: np.ndarray, bits: int) -> np.ndarray:
     """Luma from the range of television (16 to 235 of 255) to 0 to 2^bits - 1. Each level keeps a
     level of its own."""
+    table = _full_range_table(bits)
+    if bits == 8:  # in a third of the time
+        made = bytearray(luma.tobytes().translate(table.tobytes()))
+        return np.frombuffer(made, np.uint8).reshape(luma.shape)
+    return table[np.minimum(luma, len(table) - 1)]
+
+
+@functools.cache
+def _full_range_table(bits: int) -> np.ndarray:
     top, unit = (1 << bits) - 1, 1 << (bits - 8)
     levels = np.arange(top + 1, dtype=np.float64)
-    table = np.clip((levels - 16 * unit) * top / (219 * unit), 0, top).round().astype(luma.dtype)
-    return table[np.minimum(luma, top)]
+    table = np.clip((levels - 16 * unit) * top / (219 * unit), 0, top).round()
+    return table.astype(np.uint8 if bits == 8 else np.uint16)
 
 
 def upright(pixels: np.ndarray, frame: Any) -> tuple[np.ndarray, bool]:

@@ -61,7 +61,7 @@ def normalise(
     span = checked_span(thermal, span, percentiles, find_fill=find_fill)
     if (counted := _levels(thermal, span, percentiles)) is not None:
         steps, stretched = counted
-        return stretched[steps]
+        return stretched.take(steps, mode="clip")  # unlike stretched[steps], in half the time
     finite = np.isfinite(values)
     all_finite = bool(finite.all())
     known = values.ravel() if all_finite else values[finite]
@@ -200,6 +200,10 @@ def _counted(thermal: Thermal) -> tuple[np.ndarray, np.ndarray, float] | None:
     least, most = (float(bound) for bound in (values.min(), values.max()))
     if not may_be_counts(least, most):
         return None
+    if thermal.whole and most - least < 256 and sampling_step(values.shape) == 1:
+        steps = (values - np.float32(least)).astype(np.uint8)
+        counts = np.array(Image.fromarray(steps).histogram()[: int(most - least) + 1])
+        return steps, counts, least
     steps = (values - np.float32(least)).astype(np.intp)
     if not thermal.whole:
         again = steps.astype(np.float32)

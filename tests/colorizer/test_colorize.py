@@ -16,6 +16,7 @@ from fake_network import colorize
 from PIL import Image, PngImagePlugin
 
 from cmmfnet.colorizer import colorize as module
+from cmmfnet.thermal import frame as thermal_frame
 
 pytestmark = pytest.mark.usefixtures("fake_method")
 
@@ -210,20 +211,44 @@ def test_a_warning_is_shown_once_with_a_page(tmp_path, model):
 # --- stopped runs
 
 
-def test_a_full_disk_stops_the_run_with_a_report(frames, model, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.EROFS, "Read-only file system"),
+    ],
+)
+def test_a_disk_that_takes_no_more_stops_the_run_with_a_report(
+    frames, model, capsys, monkeypatch, number, message
+):
     real, calls = module.write_picture, []
 
     def full(path, *arguments):
         calls.append(path)
         if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device; free some space", str(path))
+            raise OSError(number, message, str(path))
         return real(path, *arguments)
 
     monkeypatch.setattr(module, "write_picture", full)
     assert colorize(model, frames, "-o", frames.parent / "out") == 1
     captured = capsys.readouterr()
     assert "coloured 1, failed 1" in captured.out and len(calls) == 2
-    assert captured.err.count("free some space") == 2 and "f2.png" in captured.err
+    assert captured.err.count(message) == 2 and "f2.png" in captured.err
+
+
+def test_an_input_that_vanishes_fails_alone(frames, model, capsys, monkeypatch):
+    real = thermal_frame.read_thermal
+
+    def read(source, **options):
+        (frames / "f2.jpg").unlink(missing_ok=True)
+        return real(source, **options)
+
+    monkeypatch.setattr(thermal_frame, "read_thermal", read)
+    out = frames.parent / "out"
+    assert colorize(model, frames, "-o", out, "--batch-size", 1) == 1
+    captured = capsys.readouterr()
+    assert "coloured 2, failed 1" in captured.out and names(out) == ["f1.png", "f3.png"]
+    assert "f2.jpg': no such file" in captured.err
 
 
 @pytest.mark.slow

@@ -275,6 +275,44 @@ def test_an_unplugged_camera_is_looked_for(tmp_path, model, capsys, monkeypatch,
     assert len(made.stamps_of(record)) == frames >= 2
 
 
+def test_a_full_disk_ends_a_recording_that_can_be_played(tmp_path, model, capsys, monkeypatch):
+    record, real = tmp_path / "a.mkv", Path.open
+
+    class Full(io.FileIO):
+        def write(self, content: bytes) -> int:
+            room = 3000 - self.tell()
+            if len(content) > room:
+                super().write(content[: max(0, room)])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content)
+
+    def open_full(path: Path, mode: str = "r", *args: object, **kwargs: object) -> object:
+        return Full(path, mode) if path == record else real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with camera() as server:
+        arguments = ("--record", record, "-o", tmp_path / "now.png", "--frames", 1000)
+        assert live(model, server.address, *arguments) == 1
+    monkeypatch.undo()
+    found = capsys.readouterr()
+    assert f"No space left on device: '{record}'" in found.err and "lacks its end" in found.err
+    frames = int(re.search(r"coloured (\d+) frames", found.out)[1])
+    assert 1 <= len(made.stamps_of(record)) <= frames < 1000
+
+
+def test_a_folder_that_can_be_written_no_more_ends_with_a_report(
+    tmp_path, model, capsys, disk_full_while_writing
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(encoded(made.ramps(1)[0], "PNG"))
+    disk_full_while_writing()
+    assert live(model, folder, "-o", tmp_path / "out") == 1
+    found = capsys.readouterr()
+    assert "No space left on device" in found.err and "coloured 0 frames" in found.out
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_what_is_no_stream_is_an_error(tmp_path, model, capsys):
     video = made.write(tmp_path / "a.mp4", made.ramps(2))
     with camera(count=0) as server, camera(content=b"no picture", count=3) as other:
@@ -392,6 +430,9 @@ def test_files_are_taken_when_they_are_whole_and_only_the_newest(tmp_path):
     os.utime(tmp_path / "5.png", (9.1e9, 9.1e9))
     again = capture.take(5)
     assert again.read().name.endswith("5.png") and again.index == 4
+    (tmp_path / "7.png").write_bytes(frames[1])  # written after the clock went back
+    os.utime(tmp_path / "7.png", (2000, 2000))
+    assert capture.take(5).read().name.endswith("7.png")
     (tmp_path / "6.png").write_bytes(frames[0][:200])  # and one that stays damaged
     limit = time.monotonic() + 10
     while not capture.damaged and time.monotonic() < limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import threading
@@ -434,3 +435,13 @@ def test_a_closed_app_runs_again():
 
     assert [asyncio.run(twice()) for _ in range(2)] == [200, 200]
     served.close()
+
+
+def test_a_full_disk_while_a_large_form_is_read(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", full)
+    answer = post("/v1/colorize", files={"picture": bytes(2_000_000)})
+    assert answer.status_code == 507
+    assert answer.json()["error"]["found"] == "no space left on the server's disk"

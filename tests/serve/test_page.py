@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import os
@@ -230,6 +231,47 @@ def test_a_sample_needs_no_file(page):
     for data in (None, [], {"token": 3, "files": "x"}, {"token": "../../etc/passwd", "files": [1]}):
         state, *_, html, _, _ = asyncio.run(page.pick(Event(data), {}, *options()))
         assert "appears here" in html or "no such file any more" in html
+
+
+FULL = "no space left on the server&#39;s disk"
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_and_nothing_is_kept(page, tmp_path, monkeypatch):
+    video = Path(made.write(tmp_path / "a.mp4", made.ramps(5)))
+    state = dropped(page, ("walk.mp4", video.read_bytes()), ("a.png", png()))
+    kept = len(page.shelf)
+    looked, *_ = asyncio.run(page.look(state, *options()))
+    with monkeypatch.context() as patch:
+        patch.setattr("cmmfnet.files.atomic._new_part", full)
+        _, html = page.colour_video(
+            looked, [], None, 0.9, False, *options(), progress=lambda *_, **__: None
+        )
+        assert FULL in html
+        patch.setattr("zipfile.ZipFile.writestr", full)
+        _, html = asyncio.run(page.colour_all(looked, *options(), progress=lambda *_, **__: None))
+        assert FULL in html
+    assert len(page.shelf) == kept  # the result of look was dropped, no other was kept
+    with monkeypatch.context() as patch:
+        real = Path.open
+        patch.setattr(
+            Path, "open", lambda path, mode="r": (full if "a" in mode else real)(path, mode)
+        )
+        shown = asyncio.run(page.look(state, *options()))
+    assert FULL in shown[3] and len(page.shelf) == kept
+    assert len(list(page.shelf.folder.iterdir())) == kept
+
+
+def test_a_full_disk_while_a_file_arrives(visit, monkeypatch):
+    kind = {"Content-Type": "application/octet-stream"}
+    before = len(visit.page.shelf)
+    monkeypatch.setattr(Path, "open", full)
+    answer = visit(lambda client: client.post("/files", content=png(), headers=kind))
+    assert answer.status_code == 507 and len(visit.page.shelf) == before
+    assert "TMPDIR" in answer.json()["error"]["instead"]
 
 
 def test_a_folder_that_a_killed_server_left_is_removed_by_the_next(monkeypatch, tmp_path):

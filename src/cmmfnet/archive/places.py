@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from cmmfnet.archive.names import shown
 from cmmfnet.files.atomic import atomic_write, clear_parts
-from cmmfnet.files.errors import DISK_FULL, UserError
+from cmmfnet.files.errors import NO_MORE_FILES, UserError
 
 DEPTH = 256
 """Folders inside each other that are entered, at most."""
@@ -40,7 +40,7 @@ _FINAL = (
     NotADirectoryError,
     FileExistsError,
 )
-_FATAL = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+_FATAL = (*NO_MORE_FILES, errno.EACCES, errno.EPERM)
 
 T = TypeVar("T")
 

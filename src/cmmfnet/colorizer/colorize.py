@@ -23,7 +23,7 @@ from cmmfnet.colorizer.video_options import (
     looks_like_video,
 )
 from cmmfnet.files.atomic import clear_parts
-from cmmfnet.files.errors import DISK_FULL, UserError
+from cmmfnet.files.errors import NO_MORE_FILES, UserError
 from cmmfnet.files.pictures import (
     RAW_FILES,
     THERMAL_FILES,
@@ -153,7 +153,7 @@ def colorize(
     Raises:
         UserError: the request makes no sense; nothing was written.
         FileExistsError: ``source`` is one picture and its result exists.
-        OSError: the disk is full; what was written before is complete.
+        OSError: the disk is full or read-only; what was written before is complete.
     """
     from cmmfnet.thermal.stretch import parse_span
 
@@ -293,7 +293,7 @@ def colorize(
                 total=None if sequences else len(todo),
                 photos=photos if visible else None,
             )
-        except OSError as error:  # the disk is full
+        except OSError as error:  # the disk is full or read-only
             report.seconds = time.perf_counter() - started
             tell()
             raise error
@@ -451,7 +451,7 @@ def _run(
 
     ``reading``: options of ``read_thermal``. ``tags``: predict tags; ``keep_tags``: note them in
     the report. ``total``: number of jobs, if it is known. ``photos``: writes a frame's photo.
-    Raises ``OSError`` if the disk is full: all further results would fail, too.
+    Raises ``OSError`` if the disk is full or read-only: all further results would fail, too.
     """
     from tqdm import tqdm
 
@@ -480,7 +480,7 @@ def _run(
                 report.failed[job.label] = (
                     f"{job.label}: its result {job.result} cannot be written: {error}"
                 )
-                full = error if error.errno in DISK_FULL else full
+                full = error if error.errno in NO_MORE_FILES else full
         if full is not None:
             raise full
 

@@ -163,7 +163,7 @@ def live(
                     break
         except KeyboardInterrupt:
             pass  # the usual end
-        except UserError as error:
+        except (UserError, OSError) as error:  # OSError: a place that cannot be written any more
             report.problems.append(str(error))
         finally:
             report.seconds = time.perf_counter() - started

@@ -16,7 +16,7 @@ import numpy as np
 
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import encode_picture, natural_key, write_picture
-from cmmfnet.files.video import VideoWriter
+from cmmfnet.files.video import VideoWriter, pyav
 
 _CLOCK = Fraction(1, 90_000)
 _WATCHING = 16
@@ -176,13 +176,20 @@ class Recording:
                 print(f"cmmfnet: {self.problem}", file=sys.stderr, flush=True)
             return True
         self._last = max(self._last + 1, round((at - self._start) / _CLOCK))
-        self._writer.picture(rgb, self._last, None)
+        try:
+            self._writer.picture(rgb, self._last, None)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         return True
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._file.close()
+        """Finish the video. What cannot be written is a ``problem``."""
+        try:
+            with self._file:
+                if self._writer is not None:
+                    self._writer.close()
+        except (OSError, pyav().FFmpegError) as error:
+            self.problem = self.problem or f"{self.path} lacks its end: {error.strerror}"
         if self._writer is None:
             self.path.unlink()
 

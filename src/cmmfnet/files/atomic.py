@@ -49,8 +49,8 @@ def atomic_write(
             part.replace(path)  # still locked, so clear_parts leaves it alone
     except OSError as error:
         if error.errno not in DISK_FULL:
-            if Path(str(error.filename)).suffix == ".part":
-                error.filename, error.filename2 = str(path), None  # the file that users know
+            if Path(str(error.filename)).suffix == ".part":  # name the file that users know
+                raise type(error)(error.errno, error.strerror, str(path)) from error
             raise
         advice = "free some space, or write to another disk, and run the same command again"
         raise OSError(error.errno, f"No space left on device; {advice}", str(path)) from error

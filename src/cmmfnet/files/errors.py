@@ -6,6 +6,8 @@ import errno
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """The ``errno`` of an ``OSError`` for a full disk or quota."""
+NO_MORE_FILES = (*DISK_FULL, errno.EROFS)
+"""The ``errno`` of an ``OSError`` after which no further file can be written to the disk."""
 
 
 class UserError(ValueError):

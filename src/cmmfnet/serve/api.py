@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import cmmfnet
+from cmmfnet.files.errors import DISK_FULL
 from cmmfnet.serve.guard import Guard
-from cmmfnet.serve.limits import Refused, no_such_place
+from cmmfnet.serve.limits import Refused, no_room, no_such_place
 from cmmfnet.serve.metrics import CONTENT_TYPE
 from cmmfnet.serve.notes import warnings_by_thread
 from cmmfnet.serve.service import FORMATS, ClientGone, Prepared, Reading, Service, encode
@@ -172,6 +173,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}},
     },
     503: {"model": Error, "description": "the picture was not finished in time"},
+    507: {"model": Error, "description": "no space left on the server's disk, for a large form"},
 }
 
 
@@ -210,6 +212,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_options)
     app.add_exception_handler(ValidationError, _on_options)
+    app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_fault)
     app.add_middleware(Guard, limits=service.limits, metrics=service.metrics, token=token)
     return app
@@ -410,6 +413,12 @@ async def _on_options(
         expected = f"some of {', '.join(options.model_fields)}"
         return _answer(Refused(422, f"the option {name[:100]!r}", expected, "leave it out"))
     return _answer(Refused(422, f"{name}={value!r}", what[:500], "see /openapi.json"))
+
+
+async def _on_os_error(_: Request, error: OSError) -> JSONResponse:
+    if error.errno in DISK_FULL:
+        return _answer(no_room())
+    raise error
 
 
 async def _on_fault(_: Request, error: Exception) -> Response:

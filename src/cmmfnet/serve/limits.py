@@ -103,3 +103,14 @@ def too_slow(seconds: float, *, reading: bool) -> Refused:
         "send it again, or start the server with a larger --timeout",
         {"Connection": "close"} if reading else {"Retry-After": str(round(seconds))},
     )
+
+
+def no_room() -> Refused:
+    """The error for a server whose disk is full."""
+    return Refused(
+        507,
+        "no space left on the server's disk",
+        "space for temporary files",
+        "send it again later; who runs the server can free space, or start it with TMPDIR on "
+        "another disk",
+    )

@@ -25,12 +25,12 @@ from starlette.routing import Match, Mount
 
 from cmmfnet.colorizer.video import colorize_video
 from cmmfnet.colorizer.video_options import VideoOptions
-from cmmfnet.files.errors import UserError
+from cmmfnet.files.errors import DISK_FULL, UserError
 from cmmfnet.files.page import as_grey, data_url
 from cmmfnet.files.video import Picture, VideoReader
 from cmmfnet.serve.files import files_router, gone, sweep_regularly
 from cmmfnet.serve.guard import OURS
-from cmmfnet.serve.limits import Refused
+from cmmfnet.serve.limits import Refused, no_room
 from cmmfnet.serve.service import FORMATS, Coloured, Prepared, Reading, Service, encode, refused
 from cmmfnet.serve.shelf import Kept, Shelf
 from cmmfnet.serve.wording import LABELS, for_visitors
@@ -182,26 +182,32 @@ class Page:
         kept = self.shelf.new("colour.zip", "application/zip")
         failed: list[str] = []
         names: set[str] = set()
-        with zipfile.ZipFile(kept.path, "w", zipfile.ZIP_STORED) as archive:
-            for i, file in enumerate(files):
-                progress((i, len(files)), desc=f"picture {i + 1} of {len(files)}", unit="pictures")
-                try:
-                    async with self.service.turn():
-                        prepared, _ = await self._prepare(file, chosen)
-                        coloured = await self.service.colour(
-                            self.service.colorizer(chosen.model), prepared, chosen.text or None
-                        )
-                        content = await self._encoded(chosen, coloured)
-                except Refused as error:
-                    failed.append(f"{file['name']}: {for_visitors(error.found)}")
-                    continue
-                name = _result_name(file["name"], chosen.form)
-                stem, number = Path(name).stem, 2
-                while name in names:
-                    name, number = f"{stem}-{number}.{chosen.form}", number + 1
-                names.add(name)
-                archive.writestr(name, content)
-        self.shelf.add(kept)
+        try:
+            with zipfile.ZipFile(kept.path, "w", zipfile.ZIP_STORED) as archive:
+                for i, file in enumerate(files):
+                    progress(
+                        (i, len(files)), desc=f"picture {i + 1} of {len(files)}", unit="pictures"
+                    )
+                    try:
+                        async with self.service.turn():
+                            prepared, _ = await self._prepare(file, chosen)
+                            coloured = await self.service.colour(
+                                self.service.colorizer(chosen.model), prepared, chosen.text or None
+                            )
+                            content = await self._encoded(chosen, coloured)
+                    except Refused as error:
+                        failed.append(f"{file['name']}: {for_visitors(error.found)}")
+                        continue
+                    name = _result_name(file["name"], chosen.form)
+                    stem, number = Path(name).stem, 2
+                    while name in names:
+                        name, number = f"{stem}-{number}.{chosen.form}", number + 1
+                    names.add(name)
+                    archive.writestr(name, content)
+            self.shelf.add(kept)
+        except (Refused, OSError) as error:
+            self.shelf.drop(kept.token)
+            return state, _problem(_as_refused(error, "files of which the results fit into a ZIP"))
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in failed)
         text = f"{len(names)} of {len(files)} pictures are in colour."
         html = Markup('<p role="status">{}</p>{}<ul>{}</ul>').format(
@@ -264,8 +270,7 @@ class Page:
             if result is not None:
                 result.path.with_suffix(".mp4").unlink(missing_ok=True)
                 self.shelf.drop(result.token)
-            if not isinstance(error, Refused):
-                error = refused(error, "a video, or a sequence of a camera", "see docs/video.md")
+            error = _as_refused(error, "a video, or a sequence of a camera")
             if kept is not None:
                 error.found = error.found.replace(str(kept.path), kept.name)
             return state, _problem(error)
@@ -381,6 +386,14 @@ class Page:
     def _drop_result(self, state: dict) -> None:
         if state.get("result"):
             self.shelf.drop(state["result"])
+
+
+def _as_refused(error: Exception, expected: str) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return no_room()
+    return refused(error, expected, "see docs/video.md")
 
 
 # --- parts of the page

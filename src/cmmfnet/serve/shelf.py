@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cmmfnet.serve.limits import Refused
+from cmmfnet.files.errors import DISK_FULL
+from cmmfnet.serve.limits import Refused, no_room
 
 try:
     import fcntl
@@ -99,8 +100,14 @@ class Shelf:
         Raises:
             Refused: not enough room.
         """
-        with kept.path.open("ab") as file:
-            file.write(content)
+        try:
+            with kept.path.open("ab") as file:
+                file.write(content)
+        except OSError as error:
+            self.drop(kept.token)
+            if error.errno in DISK_FULL:
+                raise no_room() from error
+            raise
         with self._lock:
             kept.size, kept.used = kept.path.stat().st_size, time.monotonic()
             others = sorted(self._kept.values(), key=lambda each: each.used)

@@ -46,12 +46,8 @@ def seed_torch(recipe: Recipe, step: int, process: int) -> None:
     """Seed torch's generator, for modules that draw themselves (dropout, diffusion noise), by
     (seed, step, process). So a run has no random state that a checkpoint would need, and goes on
     with the same random numbers, even on other machines."""
-    torch.manual_seed(
-        int(
-            np.random.SeedSequence([recipe.seed, step, process]).generate_state(1, np.uint64)[0]
-            >> 1
-        )
-    )
+    words = np.random.SeedSequence([recipe.seed, step, process]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]) >> 1)
 
 
 def _take_over(recipe: Recipe, model: str) -> tuple[nn.Module, dict]:

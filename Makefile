@@ -30,7 +30,9 @@ fuzz: venv  ## 40 minutes of coverage-guided fuzzing; findings end a run and are
 
 audit: venv  ## known weaknesses of the versions of the lock file; needs PyPI's own service
 	$(PIP) pip-audit
-	$(BIN)/pip-audit --strict --no-deps --disable-pip -r requirements.lock
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r requirements.lock || { \
+	  echo 'audit: failed. After "not found on PyPI" or "ConnectionError" nothing was audited: this machine reaches no service of' \
+	    'known weaknesses (a mirror of PyPI has none); run it where pypi.org answers. Else they are listed above.' >&2; exit 1; }
 
 lock: venv  ## requirements.lock anew: the versions that every target installs
 	$(PIP) uv

@@ -44,7 +44,7 @@ def complete(out: Path, inputs: set[str]) -> None:
 def test_a_folder_becomes_pictures_and_a_manifest(source, tmp_path, archive, capsys):
     assert archive(source, tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert said.startswith("coloured 7 frames, left out 1 files of other kinds; ")
+    assert said.startswith("coloured 7 frames, left out 1 file of other kinds; ")
     names = {f"night/{i}.png" for i in range(4)} | {f"day/{i}.jpg" for i in range(3)}
     complete(tmp_path / "out", names)
     row = next(row for row in rows(tmp_path / "out") if row["input"] == "day/1.jpg")
@@ -53,6 +53,22 @@ def test_a_folder_becomes_pictures_and_a_manifest(source, tmp_path, archive, cap
     assert row["bytes"] == (tmp_path / "out" / "day" / "1.jpg.png").stat().st_size
     assert 0 <= row["span"][0] < 10 and 245 < row["span"][1] <= 255 and row["seconds"] > 0
     assert {tag["name"] for tag in row["tags"]} == {"car", "road", "tree"}
+
+
+def test_results_of_other_runs_are_left_out_and_no_failures(source, tmp_path, archive, capsys):
+    assert archive(source, source / "earlier") == 0  # with a manifest, which is of another kind
+    capsys.readouterr()
+    with tarfile.open(source / "shard.tar", "w") as tar:
+        tar.add(source / "earlier" / "night" / "0.png", "0.png")
+        tar.add(source / "night" / "0.png", "1.png")
+    for before in ("coloured 8 frames, ", "coloured 0 frames, 8 were done before, "):
+        assert archive(source, tmp_path / "out") == 0
+        said = capsys.readouterr().out
+        assert said.startswith(before) and ", left out 8 results of cmmfnet" in said
+        found = [row["input"] for row in rows(tmp_path / "out") if row["frames"] is None]
+        assert len(found) == 8 and not any("earlier" in name for name in found)
+    assert archive(source / "earlier", tmp_path / "none") == 2
+    assert "and 7 results of cmmfnet" in capsys.readouterr().err
 
 
 def test_the_pictures_are_those_of_colorize(source, tmp_path, archive, fake_model):
@@ -70,7 +86,7 @@ def test_a_second_run_does_only_what_is_missing(source, tmp_path, archive, capsy
     frame(source / "new.png", 50)
     capsys.readouterr()
     assert archive(source, tmp_path / "out") == 0
-    assert capsys.readouterr().out.startswith("coloured 1 frames, 7 were done before")
+    assert capsys.readouterr().out.startswith("coloured 1 frame, 7 were done before")
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert archive(source, tmp_path / "out") == 0
     assert capsys.readouterr().out.startswith("coloured 0 frames, 8 were done before")

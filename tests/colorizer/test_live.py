@@ -163,7 +163,7 @@ def test_a_lost_stream_is_connected_again_and_given_up_at_last(tmp_path, model, 
         thread.join()
         assert server.connections >= 2
     error = capsys.readouterr()
-    assert "Given up after 1 attempts" in error.err and "connected again" in error.out
+    assert "Given up after 1 attempt" in error.err and "connected again" in error.out
     assert "; connecting again" in error.err
     assert "secret" not in error.err and (tmp_path / "now.png").is_file()
 
@@ -452,7 +452,7 @@ def test_frames_left_out_are_told_once_and_a_lost_folder_ends(tmp_path, model, c
     error = capsys.readouterr().err
     assert error.count("0.raw") == 1 and "6144 bytes" in error
     assert "can be listed no more (No such file or directory); waiting for it" in error
-    assert "Given up after 1 attempts to list it again" in error
+    assert "Given up after 1 attempt to list it again" in error
 
 
 def test_a_folder_that_comes_back_goes_on(tmp_path, model, capsys):
@@ -474,7 +474,7 @@ def test_a_folder_that_comes_back_goes_on(tmp_path, model, capsys):
     assert live(model, folder, "-o", tmp_path / "out", "--frames", 2) == 0
     found = capsys.readouterr()
     assert "waiting for it" in found.err and f"{folder}: there again" in found.err
-    assert "connected again 1 times" in found.out
+    assert "connected again 1 time" in found.out
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 

@@ -71,6 +71,7 @@ class ArchiveReport:
     failed: int = 0
     before: int = 0  # coloured by earlier runs
     others: int = 0  # files that are neither picture, video nor tar
+    results: int = 0  # pictures that cmmfnet has made
     lost: int = 0  # found lost or changed by --verify
     seconds: float = 0.0
 
@@ -79,7 +80,7 @@ class ArchiveReport:
         return 1 if self.failed else 0
 
     def __str__(self) -> str:
-        parts = [f"coloured {self.coloured} frames"]
+        parts = [f"coloured {self.coloured} frame{'s' * (self.coloured != 1)}"]
         if self.before:
             parts.append(f"{self.before} were done before")
         if self.lost:
@@ -87,7 +88,9 @@ class ArchiveReport:
         if self.failed:
             parts.append(f"failed {self.failed}: see error in the manifest")
         if self.others:
-            parts.append(f"left out {self.others} files of other kinds")
+            parts.append(f"left out {self.others} file{'s' * (self.others != 1)} of other kinds")
+        if self.results:
+            parts.append(f"left out {self.results} result{'s' * (self.results != 1)} of cmmfnet")
         speed = f"; {self.coloured / self.seconds:.1f} frames a second" if self.coloured else ""
         return f"{', '.join(parts)}{speed}; in {self.where}"
 
@@ -187,6 +190,7 @@ def archive(
         raise UserError(
             f"no frames in {source}: looked for pictures, camera files, videos and tar shards; "
             f"found {report.others or 'no'} files of other kinds"
+            + (f" and {report.results} results of cmmfnet" if report.results else "")
         )
     print(report)
     return report
@@ -221,6 +225,7 @@ class Recorder:
             if record.error is not None:
                 self.report.failed += 1
                 self._say(record)
+        self.report.results += outcome.results
         if outcome.fatal is not None:
             again = "the same command again goes on"
             known = "the same command again" in outcome.fatal

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +91,8 @@ def _pass(
     """Colour what is not done -> whether every frame that was listed came back."""
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy, read_datasource
 
+    # max_retries and the like have no other place yet; hence ray<2.64 in pyproject.toml
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     context = DataContext.get_current()
     context.target_min_block_size = context.target_max_block_size = 1  # a block for each row
     context.enable_progress_bars = False
@@ -123,7 +126,7 @@ def _pass(
     listed = None
     for block in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for outcome, notes in _unpacked(block):
-            came += len(outcome.records)
+            came += len(outcome.records) + outcome.results
             recorder.add(outcome)
             for end in notes.ends:
                 recorder.end(end)
@@ -304,7 +307,7 @@ def _connected(ray: Any, options: ClusterOptions) -> Iterator[None]:
                 num_cpus=max(1, -(-options.cpus * (options.workers or 1) // 1)),
                 include_dashboard=False,
                 object_store_memory=STORE_BYTES,
-                logging_level="warning",
+                logging_level="error",  # warnings tell that it has a token, and of dead workers
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(

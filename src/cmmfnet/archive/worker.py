@@ -23,7 +23,6 @@ from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import encode_picture, is_result, option_notes
 from cmmfnet.thermal.decode import decode
 from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
-from cmmfnet.thermal.limits import ThermalFileError
 from cmmfnet.thermal.stretch import frame_span, parse_span
 
 
@@ -84,10 +83,20 @@ class Record:
 
 @dataclass
 class Outcome:
-    """The records of a batch. ``fatal``: why no further output can be written."""
+    """The records of a batch.
+
+    Attributes:
+        fatal: why no further output can be written.
+        results: pictures that cmmfnet has made, which are no inputs and have no record.
+    """
 
     records: list[Record]
     fatal: str | None = None
+    results: int = 0
+
+
+class OwnResult(Exception):
+    """A picture that cmmfnet has made, such as by another run with its output in the source."""
 
 
 class Worker:
@@ -114,9 +123,11 @@ class Worker:
         }
 
     def __call__(self, items: Sequence[Item]) -> Outcome:
-        """Colour a batch. Every item has a record afterwards, unless the output place fails."""
+        """Colour a batch. Every item has a record afterwards, unless the output place fails or it
+        is a result."""
         records = {id(item): Record(item.key, container=item.container) for item in items}
         waiting = list(items)
+        results = 0
         for attempt in range(1, self.task.retries + 2):
             for item in waiting:
                 records[id(item)].attempts = attempt
@@ -124,12 +135,15 @@ class Worker:
             if fatal is not None:
                 done = [record for record in records.values() if record.output is not None]
                 return Outcome(done, fatal)
-            waiting = [item for item, _ in failed if not item.error]
+            for item in [item for item, error in failed if isinstance(error, OwnResult)]:
+                del records[id(item)]
+                results += 1
+            waiting = [item for item, _ in failed if id(item) in records and not item.error]
             if not waiting:
                 break
             if any(isinstance(error, OSError) for _, error in failed):  # which may pass
                 time.sleep(0.1 * 2**attempt)
-        return Outcome(list(records.values()))
+        return Outcome(list(records.values()), results=results)
 
     def _once(self, items: list[Item], records: dict[int, Record]) -> tuple[list[Item], str | None]:
         """Colour ``items`` once -> those that failed, and why no further output can be written."""
@@ -145,7 +159,7 @@ class Worker:
         for item, read in reads:
             try:
                 good.append((item, read.result()))
-            except (UserError, OSError, MemoryError) as error:
+            except (UserError, OSError, MemoryError, OwnResult) as error:
                 fail(item, error)
         with self._network:
             coloured = halving(self._colour, [thermal for _, thermal in good])
@@ -182,14 +196,14 @@ class Worker:
         if thermal is None and self.source.local and item.span is None:
             path = Path(self.source.where(item.file))
             if path.is_file() and is_result(path):
-                raise ThermalFileError(f"{path} is a result of cmmfnet; give thermal pictures")
+                raise OwnResult
             thermal = read_thermal(path, **options)
         elif thermal is None:
             start, size = item.span or (0, None)
             content = self.source.read(item.file, self.task.reader.most_bytes, start, size)
             name = self.source.where(item.key)
             if is_result(content):
-                raise ThermalFileError(f"{name} is a result of cmmfnet; give thermal pictures")
+                raise OwnResult
             raw, max_pixels = options.pop("raw"), options.pop("max_pixels")
             thermal = _decoded(content, name, raw, max_pixels, **options)
         return thermal

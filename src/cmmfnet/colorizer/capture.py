@@ -157,7 +157,7 @@ class Capture:
                 failures += 1
                 if failures > self.retries:
                     raise StreamError(
-                        f"{error}. Given up after {failures - 1} attempts to connect again"
+                        f"{error}. Given up after {_attempts(failures - 1)} to connect again"
                     ) from error
                 self.lost = True
                 self.problems.append(f"{error}; connecting again")
@@ -212,7 +212,7 @@ class Capture:
                     reason = f"{folder} can be listed no more ({error.strerror})"
                     if failures > self.retries:
                         raise UserError(
-                            f"{reason}. Given up after {failures - 1} attempts to list it again"
+                            f"{reason}. Given up after {_attempts(failures - 1)} to list it again"
                         ) from error
                     self.lost, next_listing = True, 0.0
                     self.problems.append(f"{reason}; waiting for it")
@@ -262,6 +262,10 @@ class Capture:
             self._put(lambda thermal=thermal: thermal, position if self._count else 0)
             return name
         return None
+
+
+def _attempts(count: int) -> str:
+    return f"{count} attempt{'s' * (count != 1)}"
 
 
 def _pause(failures: int) -> float:

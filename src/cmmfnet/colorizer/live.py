@@ -70,7 +70,8 @@ class LiveReport:
         return 1 if self.problems else 0
 
     def __str__(self) -> str:
-        parts = [f"{self.source}: coloured {self.frames} frames in {self.seconds:.0f} s"]
+        frames = f"{self.frames} frame{'s' * (self.frames != 1)}"
+        parts = [f"{self.source}: coloured {frames} in {self.seconds:.0f} s"]
         if self.latencies:
             middle = statistics.median(self.latencies)
             most = float(np.percentile(self.latencies, 95))
@@ -79,7 +80,7 @@ class LiveReport:
         if self.failed:
             parts.append(f"{self.failed} could not be read")
         if self.reconnects:
-            parts.append(f"connected again {self.reconnects} times")
+            parts.append(f"connected again {self.reconnects} time{'s' * (self.reconnects != 1)}")
         return "; ".join(parts)
 
 
@@ -173,7 +174,8 @@ def live(
     if recording is not None:
         if recording.problem:
             report.problems.append(recording.problem)
-        print(f"cmmfnet: {recording.path} holds {recording.frames} frames", file=sys.stderr)
+        frames = f"{recording.frames} frame{'s' * (recording.frames != 1)}"
+        print(f"cmmfnet: {recording.path} holds {frames}", file=sys.stderr)
     for problem in report.problems:
         print(f"cmmfnet: failed: {problem}", file=sys.stderr)
     print(report)
@@ -268,7 +270,8 @@ class _Shower:
         parts.append(f"latency {statistics.median(recent) * 1e3:.0f} ms")
         parts.append(f"{self.report.frames} frames, {self.capture.dropped} dropped")
         if self.capture.reconnects:
-            parts.append(f"connected again {self.capture.reconnects} times")
+            again = self.capture.reconnects
+            parts.append(f"connected again {again} time{'s' * (again != 1)}")
         return ", ".join(parts)
 
     def _say(self, reason: str) -> None:

@@ -60,7 +60,7 @@ class VideoReport:
 
     def __str__(self) -> str:
         speed = f"; {self.seconds / self.frames:.2f} s a frame" if self.frames else ""
-        return f"coloured {self.frames} frames{speed}; in {self.where}"
+        return f"coloured {self.frames} frame{'s' * (self.frames != 1)}{speed}; in {self.where}"
 
 
 def is_video_name(name: str) -> bool:

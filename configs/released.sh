@@ -20,26 +20,9 @@ train base cmmfnet "" "$@"
 train whole cmmfnet-whole "$out/base/model.safetensors" "$@"
 train sharp cmmfnet-whole "$out/whole/model.safetensors" \
   --config.steps 450 --config.losses.adversarial 0.06 --config.options.adversarial_start 0.1 "$@"
-for seed in 1 2 3; do
-  train "mean-$seed" cmmfnet-mean "$out/sharp/model.safetensors" --config.seed "$seed" "$@"
-done
-python - "$out" <<'END'
-import sys
-
-from cmmfnet.weights.files import load_model, save_model
-
-start = load_model(f"{sys.argv[1]}/sharp/model.safetensors")
-others = [load_model(f"{sys.argv[1]}/mean-{seed}/model.safetensors") for seed in (1, 2, 3)]
-for name, value in start.network.state_dict().items():
-    if value.is_floating_point():  # .52 of the start, .16 of each training
-        value.mul_(0.52)
-        for other in others:
-            value.add_(other.network.state_dict()[name], alpha=0.16)
-save_model(f"{sys.argv[1]}/mean.safetensors", start.network, start.config, start.training)
-END
 made repainted || cmmfnet repaint "$data/repainted" --count 300 --seed 10000
-made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$out/mean.safetensors"
-train text cmmfnet-text "$out/mean.safetensors" "$@"
+made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$out/sharp/model.safetensors"
+train text cmmfnet-text "$out/sharp/model.safetensors" "$@"
 python - "$out" <<'END'
 import sys
 

@@ -89,7 +89,7 @@ class SteadySpan:
         own = frame_span(thermal)
         if own is None:
             return None
-        thumbnail = _thumbnail(thermal.values, own)
+        thumbnail = _thumbnail(thermal, own)
         before, self._thumbnail = self._thumbnail, thumbnail
         if self._span is not None and not _same_scene(before, thumbnail, self._span, own):
             self.cuts += 1
@@ -106,11 +106,14 @@ class SteadySpan:
         return self._span
 
 
-def _thumbnail(values: np.ndarray, span: tuple[float, float]) -> np.ndarray:
+def _thumbnail(thermal: Thermal, span: tuple[float, float]) -> np.ndarray:
     """Means of blocks, of the values clipped to the span."""
+    values = thermal.values
     height, width = (min(_THUMBNAIL, side) for side in values.shape)
     values = values[: values.shape[0] // height * height, : values.shape[1] // width * width]
-    clipped = np.clip(np.nan_to_num(values, nan=sum(span) / 2), *span)
+    if not thermal.whole:
+        values = np.nan_to_num(values, nan=sum(span) / 2)
+    clipped = np.clip(values, *span)
     blocks = clipped.reshape(height, values.shape[0] // height, width, values.shape[1] // width)
     return blocks.mean(axis=(1, 3), dtype=np.float64)
 

@@ -333,6 +333,21 @@ def test_the_colours_are_the_teachers(school, tmp_path):
         assert np.abs(pair.visible - expected).mean() < 4
 
 
+def test_the_frames_have_the_shapes_of_the_recipe(school, tmp_path):
+    arguments, _ = school
+    narrow = arguments["config"]
+    sources = [replace(source, zoom=(0.9, 1.1)) for source in narrow.sources]
+    wide = replace(narrow, shapes=((32, 48),), sources=sources)
+    found = [
+        distilled.write_distilled(tmp_path / str(workers), count=4, workers=workers, **arguments
+                                  | {"config": wide}).read_text()
+        for workers in (0, 1)
+    ]  # fmt: skip
+    assert found[0] == found[1]
+    pairs = Pairs(tmp_path / "0", "train")
+    assert [pairs[i].visible.shape for i in range(4)] == [(32, 48, 3)] * 4
+
+
 def test_some_frames_are_coloured_by_night_and_say_so(school, tmp_path):
     arguments, _ = school
     distilled.write_distilled(tmp_path / "out", count=4, night=1.0, **arguments)

@@ -396,3 +396,34 @@ def test_mean_colours_of_regions_count_alike_whatever_their_size():
         colour_loss(noise, true, torch.full_like(label, CLASSES.index("car")), [["car"]], 4, IGNORE)
         < 1e-5
     )
+
+
+def test_each_class_of_a_word_is_a_region_of_its_own():
+    """A little snow on a roof counts as much as all the snow on the ground."""
+    label = torch.full((1, 32, 32), CLASSES.index("grass"))
+    label[:, :4] = CLASSES.index("roof")
+    true = torch.zeros(1, 3, 32, 32)
+    made = true.clone()
+    made[:, :, :4] += 0.4
+    for names, loss in ((["snow"], 0.2), (["roof"], 0.4), (["grass"], 0.0), (["car"], 0.0)):
+        assert colour_loss(made, true, label, [names], 4, IGNORE) == pytest.approx(loss, abs=1e-5)
+
+
+def test_words_for_things_can_be_kept_to_their_regions():
+    """Where no map has them, they change nothing, while words for light still do."""
+    for alone in (False, True):
+        network = awake(regions_alone=alone)
+        for module in network.modulations:
+            torch.nn.init.normal_(module.linear.weight, std=0.1)
+        with torch.inference_mode():
+            nowhere = network.regions.maps
+            network.regions.maps = lambda logits, tokens: torch.zeros_like(logits[:, 1:])
+            plain, car, night = (
+                network(frames(), *said) if said else network(frames())
+                for said in (None, tokens(network, ["car"]), tokens(network, ["night"]))
+            )
+            network.regions.maps = nowhere
+            in_its_region = network(frames(), *tokens(network, ["car"]))
+        assert torch.allclose(car, plain, atol=1e-5) == alone
+        assert not torch.allclose(night, plain, atol=1e-3)
+        assert not torch.allclose(in_its_region, plain, atol=1e-3)

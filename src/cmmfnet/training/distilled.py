@@ -12,6 +12,7 @@ colours of a photo, they follow from the frame alone. The folder is in the proje
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def write_distilled(
     night: float = 0.08,
     seed: int = 0,
     batch_size: int = 4,
+    workers: int = 0,
     device: str = "auto",
     max_minutes: float | None = None,
 ) -> Path:
@@ -49,7 +51,7 @@ def write_distilled(
     Args:
         out: a folder for thermal/, visible/ and index.jsonl, split "train"
         config: the recipe whose sources are drawn from, with their shares at the end of its
-            training
+            training; the frames have its shapes, or its size
         data: the folder that its source folders are in
         count: frames, each drawn anew
         teacher: a known name, a .safetensors file or hf:OWNER/REPO@COMMIT; a network that knows the
@@ -57,6 +59,7 @@ def write_distilled(
         night: share of the daytime frames that the teacher colours by night, by the word "night"
         seed: random seed
         batch_size: frames that go through the teacher together
+        workers: processes that read pictures; 0 reads in this one
         device: auto, cpu, cuda, cuda:1 or mps
         max_minutes: stop after this time; the index then has the frames written so far
 
@@ -83,8 +86,9 @@ def write_distilled(
     tokens, mask = network.embed_tags(ids.to(place)), mask.to(place)
     steps = -(-count // batch_size)
     batches = Batches(
-        sources, batch_size=batch_size, size=config.size, steps=steps, seed=seed, device=place
-    )
+        sources, batch_size=batch_size, size=config.size, shapes=config.shapes, steps=steps,
+        seed=seed, device=place, workers=workers,
+    )  # fmt: skip
     index = writer.index
     done = len(index.read_text(encoding="utf-8").splitlines()) if index.exists() else 0
     if done % batch_size:
@@ -93,32 +97,35 @@ def write_distilled(
             "made with"
         )
     began = time.monotonic()
-    for step in range(done // batch_size, steps):
-        if max_minutes is not None and time.monotonic() - began > 60 * max_minutes:
-            break
-        batch = batches[step]
-        rng = np.random.default_rng([seed, step, 3])
-        dark = ["night" in tags or bool(rng.random() < night) for tags in batch.tags]
-        with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16):
-            # the same tokens for all, masked where it is day: no text
-            colours = network(
-                batch.thermal,
-                tokens.expand(len(dark), -1, -1),
-                mask.expand(len(dark), -1) & torch.tensor(dark, device=place)[:, None],
+    with closing(batches.from_step(done // batch_size)) as stream:  # ends its workers
+        for step, batch in stream:
+            if max_minutes is not None and time.monotonic() - began > 60 * max_minutes:
+                break
+            rng = np.random.default_rng([seed, step, 3])
+            dark = ["night" in tags or bool(rng.random() < night) for tags in batch.tags]
+            with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16):
+                # the same tokens for all, masked where it is day: no text
+                colours = network(
+                    batch.thermal,
+                    tokens.expand(len(dark), -1, -1),
+                    mask.expand(len(dark), -1) & torch.tensor(dark, device=place)[:, None],
+                )
+            frames, pictures = (
+                _as_bytes(batch.thermal[:, 0]),
+                _as_bytes(colours.permute(0, 2, 3, 1)),
             )
-        frames, pictures = _as_bytes(batch.thermal[:, 0]), _as_bytes(colours.permute(0, 2, 3, 1))
-        rows = []
-        for row in range(batch_size):
-            name = f"distilled_{step * batch_size + row:06d}"
-            writer.write(name, thermal=frames[row], visible=pictures[row])
-            tags = batch.tags[row]
-            if dark[row]:
-                tags = [t for t in tags if t not in ("day", "dusk", "night")]
-            rows.append(
-                {"name": name, "split": "train", "source": batch.names[row], "tags": tags,
-                 "lighting": "night" if dark[row] else "day"}
-            )  # fmt: skip
-        writer.append(rows)
+            rows = []
+            for row in range(batch_size):
+                name = f"distilled_{step * batch_size + row:06d}"
+                writer.write(name, thermal=frames[row], visible=pictures[row])
+                tags = batch.tags[row]
+                if dark[row]:
+                    tags = [t for t in tags if t not in ("day", "dusk", "night")]
+                rows.append(
+                    {"name": name, "split": "train", "source": batch.names[row], "tags": tags,
+                     "lighting": "night" if dark[row] else "day"}
+                )  # fmt: skip
+            writer.append(rows)
     print(f"{min(count, steps * batch_size)} pairs in {writer.root}")
     return index
 

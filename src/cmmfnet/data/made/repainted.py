@@ -90,7 +90,7 @@ def changes(
     area = np.bincount(scene.labels.ravel(), minlength=len(CLASSES)) / scene.labels.size
     ground = float(sum(area[number] for number in CLAIMS["snow"]))
     seen = {name: area[CLASSES.index(name)] for name in ("vegetation", "car")} | {"ground": ground}
-    likely = {"vegetation": 0.75, "car": 0.95, "ground": 0.3}
+    likely = {"vegetation": 0.75, "car": 0.95, "ground": 0.5}
     there = [name for name in likely if seen[name] >= LEAST]
     if not there:
         return None

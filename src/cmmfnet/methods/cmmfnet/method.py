@@ -167,11 +167,16 @@ class CMMFNetMethod(Matched):
 
     @classmethod
     def extended(cls, network: CMMFNet, config: dict, model: dict) -> tuple[CMMFNet, dict]:
-        """A trained network with the part ``regions``, if a recipe's ``model`` adds it. The output
-        without text stays the same."""
-        if not model.get("regions") or config.get("regions"):
+        """A trained network with the part ``regions``, if a recipe's ``model`` adds it, and with
+        ``regions_alone`` as there. The output without text stays the same."""
+        added = {
+            key: True
+            for key in ("regions", "regions_alone")
+            if model.get(key) and not config.get(key)
+        }
+        if not added:
             return network, config
-        config = config | {"regions": True}
+        config = config | added
         larger = build_network(config)
         missing = larger.load_state_dict(network.state_dict(), strict=False).missing_keys
         if other := [

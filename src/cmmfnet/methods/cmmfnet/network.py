@@ -55,6 +55,9 @@ class CMMFNet(nn.Module):
         classes: an auxiliary label head at H/8, for training.
         regions: every word holds in a region of the frame and has a colour (regions.py); needs
             ``words``.
+        regions_alone: with ``regions``, words for things act in their regions only; the
+            cross-modal interaction, which acts on the whole frame, gets the words for light and sky
+            alone.
     """
 
     multiple_of, fixed_size, least_size = 8, None, 256
@@ -85,6 +88,7 @@ class CMMFNet(nn.Module):
         classes: int = 0,
         tail: int = 64,
         regions: bool = False,
+        regions_alone: bool = False,
     ):
         super().__init__()
         if text not in ("clip-sentence", "clip-tags", "learned", "none"):
@@ -150,7 +154,7 @@ class CMMFNet(nn.Module):
         if modulation:
             self.modulations = nn.ModuleList(Modulation(2 * vit_width, c) for c in (c3, c2, c1))
         self.label_head = nn.Conv2d(c3, classes, 1) if classes else None
-        self.regions = None
+        self.regions, self.regions_alone = None, regions_alone
         if regions:
             if text != "clip-tags" or not self.words:
                 raise ValueError(
@@ -277,6 +281,8 @@ class CMMFNet(nn.Module):
                 text_mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
             word_tokens = self.word_tokens(text, text_mask, places)
             text = word_tokens.vectors
+            if self.regions_alone:
+                text_mask = text_mask & word_tokens.everywhere
         elif text is not None:
             text = self.text_projection(text)
         if self.queries is not None:

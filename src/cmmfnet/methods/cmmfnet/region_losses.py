@@ -77,19 +77,22 @@ def colour_loss(
     length: int,
     ignore: int,
 ) -> Tensor:
-    """Mean |difference| between the mean colours of the words' regions (`region_targets`) in two
-    pictures, ``made`` and ``true`` (B,3,H,W).
+    """Mean |difference| between the mean colours of regions in two pictures, ``made`` and ``true``
+    (B,3,H,W). A region is a class of the label map (B,H,W) that a word names (`region_targets`).
 
     A word gives the colour of a whole thing, whatever its size, while pixel losses give a small
-    region little weight. Regions below 1 % of the picture do not count.
+    region little weight. Each class of a word is a region of its own: the snow on a roof counts as
+    much as the snow on the ground before the house. Regions below 1 % of the picture do not count.
     """
-    target, _, _ = region_targets(label[:, ::2, ::2], names, length, ignore)
-    valid = (label[:, ::2, ::2] != ignore).unsqueeze(1)
-    region = (target[:, 1:] * valid).flatten(2)
-    area = region.sum(dim=2)
+    small = label[:, ::2, ::2]
+    target, _, _ = region_targets(small, names, length, ignore)
+    named = (1 - target[:, 0]) * (small != ignore)
+    classes = F.one_hot(small.clamp(max=len(CLASSES) - 1), len(CLASSES)).to(named.dtype)
+    region = (classes * named.unsqueeze(-1)).flatten(1, 2)
+    area = region.sum(dim=1)
     away = F.avg_pool2d(made.float() - true.float(), 2).flatten(2)
-    mean = torch.einsum("blp,bcp->blc", region, away) / area.unsqueeze(2).clamp_min(1)
-    counts = (area >= 0.01 * region.shape[2]).float()
+    mean = torch.einsum("bpk,bcp->bkc", region, away) / area.unsqueeze(2).clamp_min(1)
+    counts = (area >= 0.01 * region.shape[1]).float()
     return (mean.abs().mean(dim=2) * counts).sum() / counts.sum().clamp_min(1)
 
 

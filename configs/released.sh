@@ -32,7 +32,10 @@ from cmmfnet.weights.files import load_model, save_model
 
 trained = load_model(f"{sys.argv[1]}/text/model.safetensors")
 with torch.no_grad():
-    trained.network.attribute_vectors.mul_(1.5)  # colours weigh more (docs/text.md)
+    trained.network.attribute_vectors.mul_(1.5)  # colours weigh more (docs/text.md),
+    for value in trained.network.regions.values:  # and so does all that words add
+        value[-1].weight.mul_(1.2)
+        value[-1].bias.mul_(1.2)
 config = trained.config | trained.network.fold_text_projection()
 save_model(f"{sys.argv[1]}/cmmfnet.safetensors", trained.network, config, trained.training, storage="int8")
 END

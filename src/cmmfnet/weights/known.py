@@ -33,7 +33,7 @@ class Known:
 KNOWN: dict[str, Known] = {
     "cmmfnet": Known(
         file="cmmfnet.safetensors",
-        sha256="87de23f190ce25b3f6b0ee5aab09e9894aba280ec818f5c6920022c8e475e0f2",
+        sha256="765c5e0b709cd9b102f528bd94bca6407f059176623531474e07010033e15d6a",
         licence="research use (the terms of the training data); see docs/model-card.md",
         summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, "
         "pseudo-thermal co-training, words by region",

@@ -2,6 +2,7 @@
 
     python benchmarks/video.py VIDEO [--model cmmfnet-small] [--device cpu] [--threads 1]
         [--frames 30] [--rounds 5]
+    python benchmarks/video.py VIDEO --stages      # processor time of each stage by itself
 
 Every round runs each in turn on the same frames, so that what else the machine does meets all of
 them: the network alone, `colorize` and `colorize --smooth 0.95` (decoding, colouring, encoding).
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stages", action="store_true", help="each stage by itself, no network")
     arguments = parser.parse_args()
     import torch
 
@@ -66,6 +68,8 @@ def main() -> None:
         with open_source(str(part), reading, None) as source:
             shots = [item for item in source.items if isinstance(item, Shot)]
         arguments.frames = len(shots)
+        if arguments.stages:
+            return print_stages(colorizer, part, reading, arguments.rounds)
         frames = [colorizer.prepare(shot.thermal) for shot in shots]
         size = colorizer.default_batch
 
@@ -102,6 +106,44 @@ def main() -> None:
         alone = alone or found
         cells = (f"{a:.1f} ({a / b - 1:+.1%})" for a, b in zip(found, alone, strict=True))
         print(f"| {label} | {' | '.join(cells)} |")
+
+
+def print_stages(colorizer, part: Path, reading: dict, rounds: int) -> None:
+    """Processor time of decoding, stretch, finishing and encoding, milliseconds a frame."""
+    for smooth in (0, SMOOTH):
+        found = [stage_times(colorizer, part, reading, smooth) for _ in range(rounds)]
+        middle = {stage: statistics.median(each[stage] for each in found) for stage in found[0]}
+        stages = ", ".join(f"{stage} {value:.1f}" for stage, value in middle.items())
+        print(f"--smooth {smooth}: {stages}, all {sum(middle.values()):.1f} ms a frame")
+
+
+def stage_times(colorizer, part: Path, reading: dict, smooth: float) -> dict[str, float]:
+    from cmmfnet.colorizer.steady import SteadyFrames
+    from cmmfnet.colorizer.video_source import Shot, open_source
+    from cmmfnet.files.video import VideoWriter
+
+    steady, clock = SteadyFrames(colorizer, smooth), time.process_time
+    start = clock()
+    with open_source(str(part), reading, None) as source:
+        shots = [item for item in source.items if isinstance(item, Shot)]
+    decoded = clock()
+    ready = [steady.prepare(shot.thermal) for shot in shots]
+    stretched = clock()
+    colours = [colorizer.run([each.frame], [None])[0][0] for each in ready]
+    coloured = clock()
+    pictures = [steady.finish(*each) for each in zip(colours, ready, strict=True)]
+    finished = clock()
+    out, size = part.with_name("stages.mp4"), pictures[0].shape[:2]
+    with out.open("wb") as file:
+        writer = VideoWriter(file, out.name, size, time_base=source.time_base, rate=source.rate)
+        for picture, shot in zip(pictures, shots, strict=True):
+            writer.picture(picture, shot.pts, shot.duration)
+        writer.close()
+    spans = {
+        "decode": decoded - start, "stretch": stretched - decoded, "finish": finished - coloured,
+        "encode": clock() - finished,
+    }  # fmt: skip
+    return {stage: seconds / len(shots) * 1e3 for stage, seconds in spans.items()}
 
 
 if __name__ == "__main__":

@@ -621,12 +621,15 @@ def test_nothing_found_says_what_was_looked_for_and_what_is_there(tmp_path):
         list_sources(tmp_path)
     for name in ("a.mp4", "b.mp4", "c.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(UserError, match=r"found only 2 x \.mp4, 1 x \.csv"):
+    with pytest.raises(UserError, match=r"found only 2 x \.mp4, 1 x \.csv; a video is coloured by"):
         list_sources(tmp_path)
     with pytest.raises(UserError, match=r"no pictures in glob .*\*\.tif"):
         list_sources(f"{tmp_path}/*.tif")
     with pytest.raises(UserError, match="no file or folder"):
         list_sources(tmp_path / "gone")
+    (tmp_path / "d.png").touch()
+    with pytest.warns(UserWarning, match=r"2 videos are left out; a video is coloured by itself"):
+        assert list_sources(tmp_path) == [tmp_path / "d.png"]
 
 
 def plan(tmp_path: Path, source: str, *files: str, out: str = "out") -> list[str]:

@@ -7,6 +7,7 @@ import io
 import mimetypes
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from cmmfnet import __version__
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
+from cmmfnet.files.video import VIDEOS
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 CAMERA_FILES = (".fff", ".seq", ".csq", ".cptv", ".npy", ".npz")
@@ -60,6 +62,9 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
 
     Raises:
         UserError: there is no picture; the message says what was looked for and what was found.
+
+    Warns:
+        UserWarning: there are videos beside the pictures.
     """
     path = Path(source)
     if path.is_file():
@@ -79,6 +84,15 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
     found = [file for file in found if file.is_file() or (file.is_symlink() and not file.exists())]
     found = [file for file in found if not file.name.startswith(".")]
     pictures = [file for file in found if file.suffix.lower() in patterns]
+    videos = [file for file in found if file.suffix.lower() in VIDEOS]
+    alone = (
+        f"; a video is coloured by itself (cmmfnet colorize {videos[0]} -o colour.mp4), the frames "
+        "of all by cmmfnet archive"
+        if videos
+        else ""
+    )
+    if pictures and videos:
+        warnings.warn(f"{where}: {len(videos)} videos are left out{alone}", stacklevel=2)
     if not pictures:
         others = Counter(file.suffix.lower() or "no suffix" for file in found).most_common(4)
         instead = ", ".join(f"{count} x {suffix}" for suffix, count in others)
@@ -88,6 +102,7 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
         raise UserError(
             f"no pictures in {where}: looked for {wanted}; found "
             + (f"only {instead}" if instead else f"no files{hint}")
+            + alone
         )
     return sorted(pictures, key=natural_key)
 

@@ -375,3 +375,16 @@ def test_a_sentence_model_keeps_its_default_prompt_in_the_graph(tmp_path, monkey
     (colour,) = session.run(["colour"], {"thermal": ours.batch([frame])[:, None]})
     alone = ours.finish(colour[0][:, : frame.low.shape[0], : frame.low.shape[1]], frame)
     np.testing.assert_array_equal(alone, ours(frames[0]))
+
+
+def test_a_torch_that_is_too_old_is_named(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("The model contains functions")  # as onnxscript's PassError
+
+    save_model(tmp_path / "a.safetensors", build_network(SMALL), SMALL)
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    monkeypatch.setattr(torch, "__version__", "2.6.0+cu124")
+    assert main(["export", str(tmp_path / "a.safetensors"), "-o", str(tmp_path / "a.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert "by torch 2.6.0+cu124: The model contains functions. Update torch to 2.1" in error
+    assert not (tmp_path / "a.onnx").exists()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 20  # the first with Gelu
+TESTED = (2, 11)
+"""The oldest version of torch that is known to export the networks; 2.6 to 2.9 do not."""
 # float16 sums of squares are too coarse for a variance; these stay in float32
 FLOAT32_OPERATORS = (
     "AveragePool",
@@ -103,9 +105,11 @@ def convert(network: nn.Module, name: str = "network") -> onnx.ModelProto:
                 output_names=["colour", "tags"] if traits.predicts_tags else ["colour"],
                 dynamo=True, verbose=False,
             )  # fmt: skip
-    except torch.onnx.OnnxExporterError as error:
+    except RuntimeError as error:  # OnnxExporterError, and PassError of onnxscript
+        old = tuple(map(int, torch.__version__.split(".")[:2])) < TESTED
+        advice = f". Update torch to {TESTED[0]}.{TESTED[1]} or newer" if old else ""
         raise UserError(
-            f"{name} cannot be exported by torch {torch.__version__}: {_reason(error)}"
+            f"{name} cannot be exported by torch {torch.__version__}: {_reason(error)}{advice}"
         ) from error
     graph = program.model_proto
     for given, dims in zip(graph.graph.input, shapes.values(), strict=True):

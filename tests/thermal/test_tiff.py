@@ -14,6 +14,7 @@ import tifffile
 
 from cmmfnet.thermal.frame import ThermalFileError, read_thermal
 from cmmfnet.thermal.palettes import PALETTES
+from cmmfnet.thermal.sequence import open_sequence
 
 Y, X = np.mgrid[:48, :64]
 COUNTS = (8000 + 20 * X + 7 * Y + 300 * ((X - 30) ** 2 + (Y - 20) ** 2 < 90)).astype(np.uint16)
@@ -63,6 +64,21 @@ RGB = np.dstack([PREVIEW, PREVIEW // 2, PREVIEW])
 )  # fmt: skip
 def test_the_frame_is_the_largest_picture_at_full_resolution(file):
     np.testing.assert_array_equal(quietly(file), COUNTS)
+
+
+def test_frames_of_another_size_are_not_left_out_in_silence(tmp_path):
+    path = tmp_path / "mixed.tif"
+    for parts, count in (
+        ([COUNTS, COUNTS[1:], COUNTS[:, ::-1]], 2), ([COUNTS[1:], COUNTS], 1),
+        ([COUNTS, COUNTS.T], 1),
+    ):  # fmt: skip
+        path.write_bytes(pages(*((part.copy(), {}) for part in parts)))
+        with pytest.warns(UserWarning, match="1 of its pictures have another size .* left out"):
+            if count == 1:
+                read_thermal(path)
+            else:
+                with open_sequence(path) as frames:
+                    assert len(list(frames)) == count
 
 
 def test_further_frames_are_announced_and_previews_are_not():

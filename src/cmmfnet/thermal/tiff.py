@@ -44,10 +44,12 @@ def tiff_pages(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[n
         by a mask (in the file, or next to it as FILE.msk), or by an alpha channel.
     """
     damage: list[ThermalFileError] = []
+    others: list[Table] = []
     path = getattr(stream, "name", None)
-    for table, mask in _frames(_until_damage(Tables(stream, name), damage)):
+    for table, mask in _frames(_until_damage(Tables(stream, name), damage), others):
         yield _frame(stream, table, mask, name, max_pixels, path)
         path = None
+    _warn_of_others(others, name)
     if damage:  # of tables behind the last sound one
         raise damage[0]
 
@@ -55,23 +57,47 @@ def tiff_pages(stream: BinaryIO, name: str, max_pixels: int) -> Iterator[tuple[n
 def holds_second_page(stream: BinaryIO, name: str) -> bool:
     """Whether a second frame follows the first, and no preview or mask of it. Decodes nothing."""
     try:
+        others: list[Table] = []
         tables = _until_damage(Tables(stream, name), [])
-        return len(list(islice(_frames(tables), 2))) == 2
+        second = len(list(islice(_frames(tables, others), 2))) == 2
+        if not second:
+            _warn_of_others(others, name)
+        return second
     except ThermalFileError:
         return False
 
 
-def _frames(tables: Iterator[Table]) -> Iterator[tuple[Table, Table | None]]:
-    """The tables of frames, each with the table of its mask or None."""
+def _warn_of_others(others: list[Table], name: str) -> None:
+    if others:
+        sizes = ", ".join(dict.fromkeys("{1}x{0}".format(*table.size) for table in others))
+        warnings.warn(
+            f"{name}: {len(others)} of its pictures have another size ({sizes}) and are left out; "
+            "split the file to use them",
+            stacklevel=2,
+        )
+
+
+def _frames(tables: Iterator[Table], others: list[Table]) -> Iterator[tuple[Table, Table | None]]:
+    """The tables of frames, each with the table of its mask or None. Pictures of the frames' type
+    and of half their pixels or more that are no frames, as their size differs, go to ``others``."""
     first = list(islice(tables, _LOOKED_AT))
     start = _frame_among(first)
     current, mask = first[start], None
+    least = math.prod(current.size) / 2
+
+    def is_other(table: Table) -> bool:
+        alike = table.kind[2:] == current.kind[2:] and table.size != current.size
+        return alike and not table.is_reduced and math.prod(table.size) >= least
+
+    others += [table for table in first[:start] if not table.is_mask and is_other(table)]
     for table in chain(first[start + 1 :], tables):
         if table.is_mask:
             mask = table if mask is None and table.size == current.size else mask
         elif table.kind == current.kind and not table.is_reduced:
             yield current, mask
             current, mask = table, None
+        elif is_other(table):
+            others.append(table)
     yield current, mask
 
 

@@ -7,7 +7,6 @@ its own. On CUDA: the kernels themselves, in every dtype, layout and size.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import subprocess
@@ -319,7 +318,7 @@ def interpreted() -> dict[str, float]:
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="the kernels run on the GPU itself in the tests above"
 )
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(not modules.TRITON, reason="Triton is not installed")
 def test_twins_in_the_interpreter():
     code = "import json, test_fast; print(json.dumps(test_fast.interpreted()))"
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
@@ -331,6 +330,17 @@ def test_twins_in_the_interpreter():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.pop("taken") > 50
     assert {k: v for k, v in found.items() if not v < 1} == {}
+
+
+def test_triton_that_cannot_be_imported_is_not_used(tmp_path, monkeypatch):
+    """As version 3.2 where setuptools is missing."""
+    (tmp_path / "triton.py").write_text("import no_such_setuptools\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    assert modules._has_triton() is False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.warns(UserWarning, match="No module named 'no_such_setuptools'"):
+        assert modules._has_triton() is False
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,6 +131,9 @@ class _Pipeline:
         self.colorizer, self.source, self.report, self.options = colorizer, source, report, options
         self.batch = batch_size or colorizer.default_batch
         self.text, self.timeline, self.watch = text, timeline, watch
+        # Where the network has all cores, a stage beside it makes all of them wait for one: taking
+        # turns costs half as much (docs/video.md)
+        self.turn = threading.Lock() if _takes_all_cores(colorizer) else contextlib.nullcontext()
         self.steady = SteadyFrames(
             colorizer, options.smooth, parse_span(span) if span is not None else None
         )
@@ -199,7 +204,8 @@ class _Pipeline:
             for item in self.source.items:
                 if isinstance(item, Shot):
                     try:
-                        item = replace(item, ready=self.steady.prepare(item.thermal))
+                        with self.turn:
+                            item = replace(item, ready=self.steady.prepare(item.thermal))
                         started = True
                     except ThermalFileError as error:
                         if started:
@@ -245,17 +251,21 @@ class _Pipeline:
                 run_group()
 
     def _finished(self, colour: Any, ready: SteadyFrame) -> np.ndarray:
-        rgb = self.steady.finish(colour, ready)
+        with self.turn:
+            rgb = self.steady.finish(colour, ready)
         if self.options.side_by_side:
             return np.hstack([grey_picture(ready.frame.full), rgb])
         return rgb
 
     def _write(self, writer: VideoWriter, finished: Future, shot: Shot) -> None:
-        writer.picture(finished.result(), shot.pts, shot.duration)
+        picture = finished.result()
+        with self.turn:
+            writer.picture(picture, shot.pts, shot.duration)
 
     def _colours(self, shots: Sequence[Shot]) -> Sequence[Any]:
         texts = [self._text_of(shot) for shot in shots]
-        return self.colorizer.run([shot.ready.frame for shot in shots], texts)[0]
+        with self.turn:
+            return self.colorizer.run([shot.ready.frame for shot in shots], texts)[0]
 
     def _text_of(self, shot: Shot) -> str | None:
         if self.timeline is None:
@@ -278,6 +288,15 @@ class _Pipeline:
             copied=reader.copied if reader else (),
             comment=f"colours guessed from thermal video by the model {self.colorizer.name}",
         )
+
+
+def _takes_all_cores(colorizer: FrameColorizer) -> bool:
+    """Whether PyTorch runs the network on every core that this process may use."""
+    torch = sys.modules.get("torch")
+    if torch is None or colorizer.device.type != "cpu":
+        return False
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 1 < (cores or 1) <= torch.get_num_threads()
 
 
 def grey_picture(full: Any) -> np.ndarray:

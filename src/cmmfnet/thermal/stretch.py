@@ -50,7 +50,7 @@ def normalise(
     Returns:
         (H, W) float32 in [-1, 1], always finite. NaN takes the median of the finite values, so that
         a dead pixel is neither hot nor cold; +Inf is 1 and -Inf is -1. Without ``span`` a constant
-        frame is 0; a frame of NaN is 0, with a warning.
+        frame is 0, and so is a frame of NaN, each with a warning.
 
     Raises:
         ValueError: ``span`` or ``percentiles`` are not two finite increasing numbers.
@@ -93,7 +93,8 @@ def checked_span(
     """The span that a frame is stretched between; None: its percentiles.
 
     A span that is given must leave something of the frame inside. Without one, a frame with fill
-    values gets the percentiles of its other pixels, and a warning.
+    values gets the percentiles of its other pixels, and a warning; a frame of one value gets a
+    warning.
 
     Raises:
         ValueError: as :func:`normalise`.
@@ -107,7 +108,17 @@ def checked_span(
         raise ValueError(
             f"percentiles {percentiles} are not within 0 to 100; the usual ones are (1, 99)"
         )
-    if not find_fill or not thermal.fill:
+    if not find_fill:
+        return None
+    first = thermal.values.flat[0]
+    if math.isfinite(first) and (thermal.values == first).all():
+        warnings.warn(
+            f"{thermal.name}: every pixel is {first:g} (a closed shutter, a lens cap), so its "
+            "colours mean nothing",
+            stacklevel=3,
+        )
+        return None
+    if not thermal.fill:
         return None
     these = " and ".join(f"{value:g}" for value in thermal.fill)
     warnings.warn(

@@ -110,8 +110,8 @@ def checked_span(
         )
     if not find_fill:
         return None
-    first = thermal.values.flat[0]
-    if math.isfinite(first) and (thermal.values == first).all():
+    first, last = thermal.values.flat[0], thermal.values.flat[-1]
+    if math.isfinite(first) and first == last and (thermal.values == first).all():
         warnings.warn(
             f"{thermal.name}: every pixel is {first:g} (a closed shutter, a lens cap), so its "
             "colours mean nothing",

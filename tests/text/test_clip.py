@@ -343,7 +343,7 @@ class Projecting(Fake):
 
 def test_unknown_words_go_through_clip_where_the_network_can_take_them(tiny_clip, monkeypatch):
     monkeypatch.setenv("CMMFNET_TEXT_ENCODER", str(tiny_clip))
-    frame = np.zeros((32, 32), np.float32)
+    frame = np.arange(1024, dtype=np.float32).reshape(32, 32)
     colorizer = Colorizer(Projecting(), device="cpu", dtype=torch.float32)
     vector = reference_vector("deer", tiny_clip)
     with warnings.catch_warnings():

@@ -369,7 +369,6 @@ NOT_FILLED: dict[str, Callable[[], np.ndarray]] = {
     "a few dead pixels": lambda: np.where(Y * WIDTH + X < 9, 0, COUNTS).astype(np.uint16),
     "black and white": lambda: INSIDE.astype(np.uint8) * 255,
     "few levels": lambda: LEVELS // 64 * 64,
-    "one value": lambda: np.full_like(COUNTS, 7000),
     "a hot spot": lambda: np.where(INSIDE & (X % 40 == 0) & (Y == 50), 9000, 7000),
 }
 

@@ -88,8 +88,10 @@ def test_span_is_in_the_units_of_the_frame():
 @pytest.mark.parametrize("value", [0, 65535, -3.5, 1e30])
 def test_constant_frames_are_mid_grey(value):
     for shape in ((1, 1), (1, 10000), (10000, 1), (7, 9)):
+        thermal = read_thermal(np.full(shape, value))
+        assert thermal.fill == ()
         with pytest.warns(UserWarning, match="every pixel is .* colours mean nothing"):
-            assert (normalise(np.full(shape, value)) == 0).all()
+            assert (normalise(thermal) == 0).all()
 
 
 def test_frames_without_ordinary_values():

@@ -23,6 +23,7 @@ from cmmfnet.archive.places import Folder, Place, open_place, open_source
 from cmmfnet.archive.warned import each_warning_once
 from cmmfnet.archive.worker import Outcome, Record, Task, Worker
 from cmmfnet.colorizer.colorize import check_options
+from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError
 from cmmfnet.thermal.limits import MAX_PIXELS
 
@@ -80,7 +81,7 @@ class ArchiveReport:
         return 1 if self.failed else 0
 
     def __str__(self) -> str:
-        parts = [f"coloured {self.coloured} frame{'s' * (self.coloured != 1)}"]
+        parts = [f"coloured {counted(self.coloured, 'frame')}"]
         if self.before:
             parts.append(f"{self.before} were done before")
         if self.lost:
@@ -88,9 +89,9 @@ class ArchiveReport:
         if self.failed:
             parts.append(f"failed {self.failed}: see error in the manifest")
         if self.others:
-            parts.append(f"left out {self.others} file{'s' * (self.others != 1)} of other kinds")
+            parts.append(f"left out {counted(self.others, 'file')} of other kinds")
         if self.results:
-            parts.append(f"left out {self.results} result{'s' * (self.results != 1)} of cmmfnet")
+            parts.append(f"left out {counted(self.results, 'result')} of cmmfnet")
         speed = f"; {self.coloured / self.seconds:.1f} frames a second" if self.coloured else ""
         return f"{', '.join(parts)}{speed}; in {self.where}"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import RAW_FILES, THERMAL_FILES, natural_key
 from cmmfnet.files.stream import Stream, StreamError, is_stream, public_name
@@ -156,8 +157,9 @@ class Capture:
             except StreamError as error:
                 failures += 1
                 if failures > self.retries:
+                    attempts = counted(self.retries, "attempt")
                     raise StreamError(
-                        f"{error}. Given up after {_attempts(failures - 1)} to connect again"
+                        f"{error}. Given up after {attempts} to connect again"
                     ) from error
                 self.lost = True
                 self.problems.append(f"{error}; connecting again")
@@ -211,8 +213,9 @@ class Capture:
                     failures += 1
                     reason = f"{folder} can be listed no more ({error.strerror})"
                     if failures > self.retries:
+                        attempts = counted(self.retries, "attempt")
                         raise UserError(
-                            f"{reason}. Given up after {_attempts(failures - 1)} to list it again"
+                            f"{reason}. Given up after {attempts} to list it again"
                         ) from error
                     self.lost, next_listing = True, 0.0
                     self.problems.append(f"{reason}; waiting for it")
@@ -262,10 +265,6 @@ class Capture:
             self._put(lambda thermal=thermal: thermal, position if self._count else 0)
             return name
         return None
-
-
-def _attempts(count: int) -> str:
-    return f"{count} attempt{'s' * (count != 1)}"
 
 
 def _pause(failures: int) -> float:

@@ -32,6 +32,7 @@ from cmmfnet.colorizer.steady import SteadyFrames
 from cmmfnet.colorizer.video import grey_picture
 from cmmfnet.colorizer.video_options import is_video_name
 from cmmfnet.colorizer.warned import warned_once
+from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import PICTURES, check_folder_name
 from cmmfnet.files.stream import is_stream, public_name
@@ -70,7 +71,7 @@ class LiveReport:
         return 1 if self.problems else 0
 
     def __str__(self) -> str:
-        frames = f"{self.frames} frame{'s' * (self.frames != 1)}"
+        frames = counted(self.frames, "frame")
         parts = [f"{self.source}: coloured {frames} in {self.seconds:.0f} s"]
         if self.latencies:
             middle = statistics.median(self.latencies)
@@ -80,7 +81,7 @@ class LiveReport:
         if self.failed:
             parts.append(f"{self.failed} could not be read")
         if self.reconnects:
-            parts.append(f"connected again {self.reconnects} time{'s' * (self.reconnects != 1)}")
+            parts.append(f"connected again {counted(self.reconnects, 'time')}")
         return "; ".join(parts)
 
 
@@ -174,7 +175,7 @@ def live(
     if recording is not None:
         if recording.problem:
             report.problems.append(recording.problem)
-        frames = f"{recording.frames} frame{'s' * (recording.frames != 1)}"
+        frames = counted(recording.frames, "frame")
         print(f"cmmfnet: {recording.path} holds {frames}", file=sys.stderr)
     for problem in report.problems:
         print(f"cmmfnet: failed: {problem}", file=sys.stderr)
@@ -270,8 +271,7 @@ class _Shower:
         parts.append(f"latency {statistics.median(recent) * 1e3:.0f} ms")
         parts.append(f"{self.report.frames} frames, {self.capture.dropped} dropped")
         if self.capture.reconnects:
-            again = self.capture.reconnects
-            parts.append(f"connected again {again} time{'s' * (again != 1)}")
+            parts.append(f"connected again {counted(self.capture.reconnects, 'time')}")
         return ", ".join(parts)
 
     def _say(self, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.video import CONTAINERS, VIDEOS, choose_codec, container_of
 
@@ -60,7 +61,7 @@ class VideoReport:
 
     def __str__(self) -> str:
         speed = f"; {self.seconds / self.frames:.2f} s a frame" if self.frames else ""
-        return f"coloured {self.frames} frame{'s' * (self.frames != 1)}{speed}; in {self.where}"
+        return f"coloured {counted(self.frames, 'frame')}{speed}; in {self.where}"
 
 
 def is_video_name(name: str) -> bool:

@@ -349,10 +349,10 @@ async def _read(request: Request, options: Any) -> tuple[bytes, Any]:
         files = [value for value in form.values() if isinstance(value, UploadFile)]
         if len(files) != 1:
             raise _no_picture("a form without a file")
-        fields = {key: v for key, v in form.multi_items() if isinstance(v, str)}
-        _check_once([*names, *(key for key, v in form.multi_items() if isinstance(v, str))])
+        fields = [(key, v) for key, v in form.multi_items() if isinstance(v, str)]
+        _check_once([*names, *(key for key, _ in fields)])
         given = options.model_dump(exclude_unset=True)
-        options = type(options).model_validate(given | fields)
+        options = type(options).model_validate(given | dict(fields))
         content = await files[0].read()
     if not content:
         raise _no_picture("an empty file")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmmfnet.colorizer.jobs import Job, frame_path, sequence_jobs, sequences_in, write_photo
+from cmmfnet.colorizer.variants import Variants
 from cmmfnet.colorizer.video_options import (
     VideoOptions,
     VideoReport,
@@ -110,6 +111,8 @@ def colorize(
     raw: str | None = None,
     kelvin_per_count: float | None = None,
     visible: bool = False,
+    variants: int | None = None,
+    seed: int | None = None,
     video: VideoOptions = VideoOptions(),  # noqa: B008, it is frozen
 ) -> Report | VideoReport:
     """Turn thermal pictures into colour. The colours are a plausible guess, not a measurement.
@@ -148,6 +151,9 @@ def colorize(
         kelvin_per_count: counts become degrees Celsius by count * this - 273.15; 0.01 or 0.04 for
             cameras with linear output
         visible: also write the photo inside a FLIR file, as NAME-visible.png
+        variants: colour each picture N times, 2 to 16, as NAME-1.png ...; each has other plausible
+            colours for the things that the model sees
+        seed: other variants for another number (default: 0)
         video: options of videos
 
     Raises:
@@ -168,7 +174,9 @@ def colorize(
     }
     if is_video_name(out) and not Path(out).is_dir():
         for option, given in (
-            ("--gallery", gallery is not None), ("--show-tags", show_tags), ("--visible", visible)
+            ("--gallery", gallery is not None), ("--show-tags", show_tags),
+            ("--visible", visible), ("--variants", variants is not None),
+            ("--seed", seed is not None),
         ):  # fmt: skip
             if given:
                 raise UserError(f"{option} is for pictures, and {out} is a video; leave it out")
@@ -204,6 +212,14 @@ def colorize(
             f"{source} holds several frames, and {out} is one picture; give a folder, such as "
             f"{Path(out).stem}"
         )
+    several = _variants(variants, seed, text, text_file, visible)
+    if several is not None:
+        if sequences:
+            raise UserError(
+                f"--variants is for single pictures, and {min(sequences)} holds several frames"
+            )
+        outputs = several.outputs(inputs, outputs)
+        inputs = [file for file in inputs for _ in range(several.count)]
     found = picture_texts(source, inputs, text=text, text_file=text_file)
     for note in found.unused:
         warnings.warn(note, stacklevel=2)
@@ -235,6 +251,8 @@ def colorize(
     clear_parts(*(result.parent for result in outputs), *(result.parent for _, result in pairs))
 
     options = option_notes(span, palette, raw, kelvin_per_count, guidance)
+    if several is not None:
+        options["Variants"] = str(several)
     taken = {file.resolve() for file in [*inputs, *outputs]}
     photos = partial(write_photo, overwrite=overwrite, taken=taken)
 
@@ -267,6 +285,14 @@ def colorize(
             raise UserError(f"model {model!r} predicts no tags; leave out --show-tags")
         coloured = [*sequences, *(job.file for job in todo)]
         _check_corrections(colorizer, [texts[file] for file in coloured])
+        if several is not None:
+            several.check(colorizer)
+
+        def text_of(job: Job, thermal: Thermal) -> str | None:
+            if several is None:
+                return texts[job.file]
+            return several.text(colorizer, job, thermal, span)
+
         notes = {
             "Comment": "colours guessed from a thermal picture by a model",
             "Model": colorizer.name,
@@ -284,7 +310,7 @@ def colorize(
                 itertools.chain(todo, frames),
                 report,
                 notes,
-                texts,
+                text_of,
                 span,
                 reading,
                 batch_size,
@@ -327,7 +353,9 @@ def _differing(
     for result in skipped:
         file = inputs.get(result, inputs.get(result.parent))
         noted = read_notes(result)
-        wanted = options | {"Text": texts.get(file) or ""}
+        wanted = dict(options)
+        if "Variants" not in options:  # else the text depends on the picture
+            wanted["Text"] = texts.get(file) or ""
         if noted.get("Model") in KNOWN and model in KNOWN:
             wanted["Model"] = model
         if any(noted.get(key, value) != value for key, value in wanted.items()):
@@ -368,6 +396,23 @@ def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColor
     from cmmfnet.colorizer.torch import Colorizer
 
     return Colorizer.from_pretrained(model, device=device, guidance=guidance)
+
+
+def _variants(
+    count: int | None, seed: int | None, text: str | None, text_file: str | None, visible: bool
+) -> Variants | None:
+    """The variants asked for; None: none."""
+    if count is None:
+        if seed is not None:
+            raise UserError("--seed goes with --variants; leave it out, or give --variants 4")
+        return None
+    for option, given in (("--text", text), ("--text-file", text_file), ("--visible", visible)):
+        if given:
+            raise UserError(
+                f"--variants draws the texts itself and takes no {option}; leave one of the two "
+                "out (a single colour of your choice: --text 'a red car')"
+            )
+    return Variants(count, seed or 0)
 
 
 def open_for_text(text: str | None, model: str, device: str, guidance: float) -> FrameColorizer:
@@ -437,7 +482,7 @@ def _run(
     todo: Iterable[Job],
     report: Report,
     notes: dict[str, str],
-    texts: dict[Path, str | None],
+    text_of: Callable[[Job, Thermal], str | None],
     span: str | None,
     reading: dict,
     batch_size: int | None,
@@ -506,7 +551,7 @@ def _run(
                     except (ThermalFileError, OSError) as error:
                         lost = job.file.is_symlink() and not job.file.exists()
                         report.failed[job.file] = dangling(job.file) if lost else str(error)
-                given = [texts[job.file] for job, _ in good]
+                given = [text_of(job, thermal) for job, thermal in good]
                 frames = [thermal for _, thermal in good]
                 if tags:
                     colours, seen = colorizer(
@@ -518,7 +563,7 @@ def _run(
                     report.night += [
                         label
                         for label, each, said in zip(labels, seen, given, strict=True)
-                        if each.night and not said
+                        if each.night and (not said or "Variants" in notes)
                     ]
                 else:
                     colours = colorizer(frames, text=given, span=span, batch_size=size)
@@ -530,10 +575,10 @@ def _run(
                             write_picture,
                             job.result,
                             rgb,
-                            notes | _text_notes(texts[job.file], report.seen.get(job.label)),
+                            notes | _text_notes(said, report.seen.get(job.label)),
                         ),
                     )
-                    for (job, _), rgb in zip(good, colours, strict=True)
+                    for (job, _), said, rgb in zip(good, given, colours, strict=True)
                 ]
                 if photos is not None:
                     writes += [(job, pool.submit(photos, job, thermal)) for job, thermal in good]
@@ -574,12 +619,11 @@ def _items(
             file=sys.stderr,
         )
         pairs = [pairs[i * len(pairs) // GALLERY_LIMIT] for i in range(GALLERY_LIMIT)]
-    skipped = set(report.skipped)
     for file, result in pairs:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were shown when the picture was coloured
-                item = _item(file, result, report, texts[file], span, reading, result in skipped)
+                item = _item(file, result, report, texts[file], span, reading)
         except (UserError, OSError) as error:
             report.not_shown[file] = str(error)
             continue
@@ -593,7 +637,6 @@ def _item(
     text: str | None,
     span: str | None,
     reading: dict,
-    skipped: bool,
 ) -> Item:
     import numpy as np
     from PIL import Image
@@ -606,11 +649,11 @@ def _item(
     thermal = normalise(read_thermal(file, **reading), parse_span(span) if span else None)
     try:
         with Image.open(result) as picture:
-            noted = picture.info.get("Text")  # an earlier run may have had another text
+            noted = picture.info.get("Text")  # of an earlier run, or drawn for a variant
             rgb = np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"its result {result} cannot be read ({error}); delete it") from error
-    text = noted if skipped and noted is not None else text
+    text = text if noted is None else noted
     seen = report.seen.get(file)
     lines = [f"text: {text}"] if text else []
     if seen is not None and (not text or seen.given_tags is not None):

@@ -144,6 +144,19 @@ def test_mistakes_get_one_clear_line_and_no_traceback(tmp_path, arguments, statu
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is of Linux")
+@pytest.mark.parametrize("arguments", ["--help", "--version", "colorize --help", "models"])
+def test_output_that_nobody_takes_is_no_traceback(arguments):
+    command = f"{sys.executable} -m cmmfnet {arguments}"
+    for rest, status in ((" | true; exit ${PIPESTATUS[0]}", (0, 141)), (">/dev/full", (0, 1))):
+        done = subprocess.run(
+            ["bash", "-c", command + rest], env=ENVIRONMENT, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+        assert done.returncode in status, (rest, done)
+        assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     monkeypatch.setitem(
         COMMANDS, "broken", Command("test_cli:broken", "raise what no user can put right")
@@ -627,9 +640,25 @@ def test_nothing_found_says_what_was_looked_for_and_what_is_there(tmp_path):
         list_sources(f"{tmp_path}/*.tif")
     with pytest.raises(UserError, match="no file or folder"):
         list_sources(tmp_path / "gone")
+    with pytest.raises(UserError, match="is an address; cmmfnet archive takes object stores"):
+        list_sources("http://127.0.0.1/a.png")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a pipe or device; expected a file or folder"):
+        list_sources(tmp_path / "pipe")
     (tmp_path / "d.png").touch()
     with pytest.warns(UserWarning, match=r"2 videos are left out; a video is coloured by itself"):
         assert list_sources(tmp_path) == [tmp_path / "d.png"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_kinds_that_are_not_read_are_named_and_other_files_are_not(tmp_path):
+    for name in ("a.png", "notes.txt", "a.png.msk", "a.png.aux.xml", ".b.gif", "list.csv"):
+        (tmp_path / name).touch()
+    assert list_sources(tmp_path) == [tmp_path / "a.png"]
+    for name in ("c.gif", "d.GIF", "e.heic", "f.raw"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"left out 2 x \.gif, 1 x \.heic, 1 x \.raw; looked"):
+        assert list_sources(tmp_path) == [tmp_path / "a.png"]
 
 
 def plan(tmp_path: Path, source: str, *files: str, out: str = "out") -> list[str]:
@@ -672,6 +701,10 @@ def test_many_inputs_into_one_picture_and_a_file_as_folder_are_refused(tmp_path)
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match="taken is a file; results go into a folder"):
         plan(tmp_path, "in", "in/a.png", out="taken")
+    os.mkfifo(tmp_path / "pipe")
+    for out in (tmp_path / "pipe", "-"):  # as /dev/stdout; "-" would become a folder of that name
+        with pytest.raises(UserError, match="is no folder and no file's name"):
+            plan_outputs(tmp_path / "in", [tmp_path / "in" / "a.png"], out)
 
 
 def test_a_failed_write_leaves_the_old_picture_and_no_rubbish(tmp_path, disk_full_while_writing):
@@ -711,8 +744,9 @@ def test_a_function_becomes_a_command_with_one_line(monkeypatch, capsys):
         (["sum", "three"], "NUMBER is 'three'; expected a whole number; see cmmfnet sum --help"),
         (["sum", "3", "--offset", "x"], "--offset is 'x'; expected a number"),
         (["sum", "3", "--ofset", "1"], "there is no option --ofset; did you mean --offset?"),
-        (["sum", "3", "4"], "there is no place for 4; write names with spaces in quotes"),
+        (["sum", "3", "4"], "there is no place for 4; write names with spaces, and globs"),
         (["sum", "3", "--offset"], "expected one argument"),
+        (["sum", "--", "3", "--offset", "1"], "--offset comes after --, behind which only names"),
         (
             ["colorize", "x", "-o", "y", "--batch-size", "q"],
             "--batch-size is 'q'; expected a whole",

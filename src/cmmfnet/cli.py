@@ -108,7 +108,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 (some files failed, or the system refused); 2 (the request makes no
         sense as typed); 130 (Ctrl-C).
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _status(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt as error:
+        usual = "Finished files are complete; run the same command to continue"
+        print(f"cmmfnet: interrupted. {str(error) or usual}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_for_the_user(error):
+            raise
+        full = isinstance(error, OSError) and error.errno in DISK_FULL and not error.filename
+        advice = "; free some space and run the same command again" if full else ""
+        print(f"cmmfnet: error: {error}{advice}", file=sys.stderr)
+        return 1 if isinstance(error, OSError) else 2
+
+
+def _status(argv: list[str]) -> int:
+    """The exit status of a command whose errors :func:`main` prints."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if argv else 2
@@ -141,20 +163,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = plain_message(error, parser)
         print(f"cmmfnet {name}: error: {message}; see cmmfnet {name} --help", file=sys.stderr)
         raise SystemExit(2) from error
-    except BrokenPipeError:  # the reader (head, less) has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except KeyboardInterrupt as error:
-        usual = "Finished files are complete; run the same command to continue"
-        print(f"cmmfnet: interrupted. {str(error) or usual}", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if not _is_for_the_user(error):
-            raise
-        full = isinstance(error, OSError) and error.errno in DISK_FULL and not error.filename
-        advice = "; free some space and run the same command again" if full else ""
-        print(f"cmmfnet: error: {error}{advice}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) else 2
     finally:
         warnings.formatwarning = formatwarning
     return getattr(result, "exit_status", 0)
@@ -333,6 +341,8 @@ def plain_message(error: argparse.ArgumentError, parser) -> str:
 def _unknown(arguments: str, parser) -> str:
     """The message for arguments that a command does not have."""
     options = [o for o in parser._option_string_actions if o.startswith("--")]
+    if arguments.startswith("-") and (late := [o for o in options if o in arguments.split()]):
+        return f"{late[0]} comes after --, behind which only names are; write options before it"
     typed = [word.partition("=")[0] for word in arguments.split() if word.startswith("--")]
     hints = [
         f"did you mean {near[0]}?"
@@ -341,7 +351,9 @@ def _unknown(arguments: str, parser) -> str:
     ]
     if typed:
         return "; ".join([f"there is no option {', '.join(typed)}", *hints])
-    return f"there is no place for {arguments}; write names with spaces in quotes"
+    return (
+        f"there is no place for {arguments}; write names with spaces, and globs (*.png), in quotes"
+    )
 
 
 def _docstring(function: Callable) -> tuple[str, dict[str, str]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_network import colorize
+import torch
+from fake_network import Fake, colorize
 from PIL import Image, PngImagePlugin
 
 from cmmfnet.colorizer import colorize as module
@@ -277,3 +278,26 @@ def test_killed_runs_leave_nothing(tmp_path, model):
         Image.open(name).load()
     assert colorize(model, tmp_path / "in", "-o", out, "--gallery", out / "page.html") == 0
     assert names(out) == sorted([*(f"{i}.png" for i in range(30)), "page.html"])
+
+
+# --- too little memory
+
+
+def test_too_little_memory_takes_fewer_frames_and_fails_for_single_frames(
+    frames, model, capsys, monkeypatch
+):
+    """A batch is halved; a frame too large alone fails, and the others are coloured."""
+    Image.fromarray(np.arange(1800, dtype=np.uint16).reshape(20, 90)).save(frames / "wide.png")
+    forward = Fake.forward
+
+    def limited(self: Fake, thermal: torch.Tensor, *rest: object) -> torch.Tensor:
+        if len(thermal) > 2 or thermal.shape[-1] > 60:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")
+        return forward(self, thermal, *rest)
+
+    monkeypatch.setattr(Fake, "forward", limited)
+    out = frames.parent / "out"
+    assert colorize(model, frames, "-o", out, "--batch-size", 4) == 1
+    captured = capsys.readouterr()
+    assert "wide.png: too little memory for this one frame" in captured.err
+    assert "coloured 3, failed 1" in captured.out and names(out) == ["f1.png", "f2.png", "f3.png"]

@@ -226,8 +226,11 @@ def test_of_several_pictures_the_first_is_taken_with_a_warning(tmp_path):
     tifffile.imwrite(pages, np.stack([first, first // 3, first // 5]), photometric="minisblack")
     frames = [Image.fromarray(scene8() // (i + 1)) for i in range(2)]
     animated = file_of(frames[0], "PNG", save_all=True, append_images=frames[1:])
-    for source, expected in ((pages, first), (animated, scene8())):
-        with pytest.warns(UserWarning, match="several pictures; the first is used"):
+    for source, expected, message in (
+        (pages, first, "several pictures; the first is used"),
+        (animated, scene8(), "animated PNG; its first picture is used"),
+    ):
+        with pytest.warns(UserWarning, match=message):
             np.testing.assert_array_equal(read_thermal(source).values, expected)
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmmfnet.colorizer.jobs import Job, frame_path, sequence_jobs, sequences_in, write_photo
+from cmmfnet.colorizer.memory import OutOfMemory, halving
 from cmmfnet.colorizer.variants import Variants
 from cmmfnet.colorizer.video_options import (
     VideoOptions,
@@ -42,6 +43,8 @@ from cmmfnet.thermal.limits import MAX_PIXELS
 from cmmfnet.weights.known import KNOWN
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cmmfnet.colorizer.base import FrameColorizer, Seen
     from cmmfnet.files.gallery import Item
     from cmmfnet.thermal.frame import Thermal
@@ -477,6 +480,15 @@ def check_options(
         raise UserError(f"--max-pixels is {max_pixels}; expected 1 or more")
 
 
+@dataclass(frozen=True, eq=False)
+class _Coloured:
+    """A frame's picture, the text that it was coloured with, and what the model saw, if asked."""
+
+    picture: np.ndarray
+    text: str | None
+    seen: Seen | None
+
+
 def _run(
     colorizer: FrameColorizer,
     todo: Iterable[Job],
@@ -505,8 +517,6 @@ def _run(
     from cmmfnet.thermal.units import refuse_empty
 
     size = batch_size or colorizer.default_batch
-    torch = sys.modules.get("torch")  # an .onnx model does without
-    out_of_memory = torch.cuda.OutOfMemoryError if torch is not None else ()
     jobs = iter(todo)
     writes: list[tuple[Job, Future]] = []
 
@@ -528,6 +538,16 @@ def _run(
                 full = error if error.errno in NO_MORE_FILES else full
         if full is not None:
             raise full
+
+    def run(batch: Sequence[tuple[Job, Thermal]]) -> list[_Coloured]:
+        given = [text_of(job, thermal) for job, thermal in batch]
+        frames = [thermal for _, thermal in batch]
+        asked = {"text": given, "span": span, "batch_size": size}
+        if tags:
+            pictures, seen = colorizer(frames, return_tags=True, **asked)
+        else:
+            pictures, seen = colorizer(frames, **asked), [None] * len(batch)
+        return list(map(_Coloured, pictures, given, seen))
 
     with ThreadPoolExecutor(4) as pool, tqdm(total=total, unit="frame", disable=None) as bar:
 
@@ -551,22 +571,20 @@ def _run(
                     except (ThermalFileError, OSError) as error:
                         lost = job.file.is_symlink() and not job.file.exists()
                         report.failed[job.file] = dangling(job.file) if lost else str(error)
-                given = [text_of(job, thermal) for job, thermal in good]
-                frames = [thermal for _, thermal in good]
-                if tags:
-                    colours, seen = colorizer(
-                        frames, text=given, span=span, batch_size=size, return_tags=True
-                    )
-                    labels = [job.label for job, _ in good]
-                    if keep_tags:
-                        report.seen.update(zip(labels, seen, strict=True))
-                    report.night += [
-                        label
-                        for label, each, said in zip(labels, seen, given, strict=True)
-                        if each.night and (not said or "Variants" in notes)
-                    ]
-                else:
-                    colours = colorizer(frames, text=given, span=span, batch_size=size)
+                coloured: list[tuple[Job, Thermal, _Coloured]] = []
+                for (job, thermal), result in zip(good, halving(run, good), strict=True):
+                    if isinstance(result, OutOfMemory):
+                        report.failed[job.label] = str(result)
+                    elif isinstance(result, Exception):
+                        raise result
+                    else:
+                        coloured.append((job, thermal, result))
+                        if result.seen is None:
+                            continue
+                        if keep_tags:
+                            report.seen[job.label] = result.seen
+                        if result.seen.night and (not result.text or "Variants" in notes):
+                            report.night.append(job.label)
                 finish_writes()
                 writes = [
                     (
@@ -574,22 +592,18 @@ def _run(
                         pool.submit(
                             write_picture,
                             job.result,
-                            rgb,
-                            notes | _text_notes(said, report.seen.get(job.label)),
+                            each.picture,
+                            notes | _text_notes(each.text, report.seen.get(job.label)),
                         ),
                     )
-                    for (job, _), said, rgb in zip(good, given, colours, strict=True)
+                    for job, _, each in coloured
                 ]
                 if photos is not None:
-                    writes += [(job, pool.submit(photos, job, thermal)) for job, thermal in good]
+                    writes += [
+                        (job, pool.submit(photos, job, thermal)) for job, thermal, _ in coloured
+                    ]
                 bar.update(len(reads))
             finish_writes()
-        except out_of_memory as error:
-            raise UserError(
-                f"the GPU has too little memory for {size} frames at a time; use --batch-size "
-                f"{max(1, size // 2)}"
-                + (" with smaller pictures, or --device cpu" if size == 1 else "")
-            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)  # waits for the pictures that are being written
             raise

@@ -60,6 +60,6 @@ def free_memory() -> None:
 
 def _too_large(error: BaseException) -> OutOfMemory:
     return OutOfMemory(
-        f"too little memory for this one frame ({str(error)[:120]}); use --device cpu, or a GPU "
-        "with more memory"
+        f"too little memory for this one frame ({str(error)[:120]}); use a smaller model, or a GPU "
+        "(else --device cpu) or machine with more memory"
     )

@@ -64,7 +64,7 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
         UserError: there is no picture; the message says what was looked for and what was found.
 
     Warns:
-        UserWarning: there are videos beside the pictures.
+        UserWarning: there are videos, or pictures of other kinds, beside the pictures.
     """
     path = Path(source)
     if path.is_file():
@@ -72,6 +72,10 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
     wanted = " ".join(suffix.lstrip(".") for suffix in patterns)
     if path.is_dir():
         found, where = list(path.iterdir()), f"folder {path}"
+    elif path.exists():
+        raise UserError(
+            f"{path} is a pipe or device; expected a file or folder: write it to a file first"
+        )
     elif path.is_symlink():
         raise UserError(dangling(path))
     elif glob.has_magic(str(source)):
@@ -79,6 +83,11 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
         pattern = _with_literal_folders(path)
         found = [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
         found, where = _once(found), f"glob {source}"
+    elif "://" in str(source):
+        raise UserError(
+            f"{source} is an address; cmmfnet archive takes object stores (s3://...), cmmfnet live "
+            "takes cameras (rtsp://, http://); for others, fetch the file first"
+        )
     else:
         raise UserError(f"no file or folder {path} (looked in {path.absolute().parent})")
     found = [file for file in found if file.is_file() or (file.is_symlink() and not file.exists())]
@@ -93,9 +102,11 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
     )
     if pictures and videos:
         warnings.warn(f"{where}: {len(videos)} videos are left out{alone}", stacklevel=2)
+    others = [file for file in found if file not in pictures and _is_other_picture(file)]
+    if pictures and others:
+        warnings.warn(f"{where}: left out {_by_suffix(others)}; looked for {wanted}", stacklevel=2)
     if not pictures:
-        others = Counter(file.suffix.lower() or "no suffix" for file in found).most_common(4)
-        instead = ", ".join(f"{count} x {suffix}" for suffix, count in others)
+        instead = _by_suffix(found)
         hint = " (sub-folders are not entered)" if path.is_dir() else ""
         if "[" in str(source) and not path.is_dir():
             hint = " ([...] stands for one character; write [[] for a bracket)"
@@ -105,6 +116,20 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
             + alone
         )
     return sorted(pictures, key=natural_key)
+
+
+def _by_suffix(files: Sequence[Path]) -> str:
+    """How many files there are of the most frequent suffixes: "3 x .gif, 1 x .heic"."""
+    counts = Counter(sorted(file.suffix.lower() or "no suffix" for file in files))
+    return ", ".join(f"{count} x {suffix}" for suffix, count in counts.most_common(4))
+
+
+def _is_other_picture(file: Path) -> bool:
+    """Whether the suffix is one of pictures or of plain numbers, so that its absence among the
+    results would surprise."""
+    suffix = file.suffix.lower()
+    kind = mimetypes.MimeTypes().guess_type(f"x{suffix}")[0] or ""
+    return suffix in (*THERMAL_FILES, *RAW_FILES, ".jp2", ".dng") or kind.startswith("image/")
 
 
 def dangling(path: Path) -> str:
@@ -313,6 +338,8 @@ def check_folder_name(out: Path) -> None:
     Raises:
         UserError: ``out`` is no folder and has such a name.
     """
+    if str(out) == "-" or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} is no folder and no file's name; results are written to files")
     if not out.is_dir() and _is_file_name(out.name):
         raise UserError(
             f"{out} is named like a file of a kind that cannot be written; give a folder, such as "

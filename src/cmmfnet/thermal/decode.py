@@ -138,7 +138,11 @@ def decode(
     """
     first = next(frames(stream, name, size, max_pixels, layout))
     if several(stream, name, size, max_pixels, layout):
-        _warn_first_of_several(name)
+        warnings.warn(
+            f"{name}: holds several pictures; the first is used. cmmfnet.open_sequence and cmmfnet "
+            "colorize take them all",
+            stacklevel=5,
+        )
     return first
 
 
@@ -177,8 +181,8 @@ def frames(
     kind = "raw" if layout is not None else _identify(head)
     if kind != "TIFF" and kind not in _OPENERS and kind not in _CAMERA_FRAMES and layout is None:
         advice = "Export the frame as 16-bit TIFF or PNG"
-        if "video" in kind:
-            advice = "cmmfnet colorize makes a video of a video: -o colour.mp4"
+        if "video" in kind or kind == "a GIF":
+            advice = "cmmfnet colorize makes a video of it: -o colour.mp4"
         elif kind == "data of no known kind":
             advice = (
                 "Plain numbers without a header need their layout, such as --raw 640x512,uint16le"
@@ -244,7 +248,11 @@ def _decode_pillow(stream: BinaryIO, name: str, kind: str, head: bytes, max_pixe
         image = _OPENERS[kind](stream, "")
     check_size(name, *image.size, max_pixels)
     if kind in ("PNG", "WebP") and getattr(image, "n_frames", 1) > 1:
-        _warn_first_of_several(name)
+        warnings.warn(
+            f"{name}: animated {kind}; its first picture is used. Save the others as files of "
+            "their own, or as a TIFF of several pages",
+            stacklevel=5,
+        )
     try:
         exif = image.getexif()
         orientation, make, model = exif.get(274, 1), str(exif.get(271, "")), str(exif.get(272, ""))
@@ -387,11 +395,3 @@ def upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
         case 8:
             return pixels[:, ::-1].swapaxes(0, 1)
     return pixels
-
-
-def _warn_first_of_several(name: str) -> None:
-    warnings.warn(
-        f"{name}: holds several pictures; the first is used. cmmfnet.open_sequence and cmmfnet "
-        "colorize take them all",
-        stacklevel=6,
-    )

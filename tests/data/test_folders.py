@@ -199,11 +199,32 @@ def test_lettered_folders(tmp_path):
 
 def test_a_and_b_swapped_is_said(tmp_path):
     pair(tmp_path, "trainB/0.png", "trainA/0.png")
-    assert "A and B look swapped" in error(tmp_path) and "Rename" in error(tmp_path)
-    pair(
-        tmp_path / "named", "visible/0.png", "thermal/0.png"
-    )  # who says thermal means it: false colour exists
-    assert len(read_folder(tmp_path / "named")) == 1
+    assert "the folders look swapped" in error(tmp_path) and "Rename" in error(tmp_path)
+    pair(tmp_path / "named", "visible/0.png", "thermal/0.png")
+    assert "the folders look swapped" in error(tmp_path / "named")
+
+
+def test_thermal_frames_in_false_colour_are_said(tmp_path):
+    for folder in ("thermal", "visible"):
+        save(tmp_path / folder / "0.png", COLOUR)
+    with pytest.warns(UserWarning, match=r"thermal/0\.png, are in false colour \(or are photos\)"):
+        assert len(read_folder(tmp_path)) == 1
+
+
+def test_names_of_any_script_stay_apart(tmp_path):
+    """Also where the letter and its accent are stored apart, as on macOS."""
+    for name in ("一", "二", "o\u0308", "u\u0308 1"):
+        pair(tmp_path, f"thermal/{name}.png", f"visible/{name}.png")
+    assert sorted(p.name for p in read_folder(tmp_path)) == ["ö", "ü-1", "一", "二"]
+    assert main(["prepare", "folder", str(tmp_path), str(tmp_path.parent / "out")]) == 0
+    assert len(Pairs(tmp_path.parent / "out", split="train")) + 1 == 4
+
+
+def test_a_list_that_cannot_be_read_is_not_left_out_in_silence(tmp_path):
+    pair(tmp_path, "thermal/0.png", "visible/0.png")
+    (tmp_path / "list.csv").write_text("source,target\n", encoding="utf-16")
+    with pytest.warns(UserWarning, match=r"not used as a list of pairs: .*list\.csv is not UTF-8"):
+        assert len(read_folder(tmp_path)) == 1
 
 
 def test_unpaired_sets_are_no_pairs(tmp_path):

@@ -7,6 +7,7 @@ only after training.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -150,16 +151,12 @@ def _lettered_side(folders: Sequence[str]) -> tuple[str, list[str]]:
 
 def _read_parallel(raw: Path, pictures: list[Path], side_of: Callable) -> list[FoundPair]:
     sides: dict[str, dict[tuple, Path]] = {"thermal": {}, "visible": {}}
-    twice, lettered = [], False
+    twice = []
     for path in pictures:
         folders = path.relative_to(raw).parts[:-1]
         side, rest = side_of(folders)
         if not side:
             continue
-        lettered |= side_of is _lettered_side or not {f.lower() for f in folders} & {
-            *THERMAL,
-            *VISIBLE,
-        }
         split, others = _split_of(rest)
         other = sides[side].setdefault((split, others, path.stem), path)
         if other is not path:
@@ -177,18 +174,38 @@ def _read_parallel(raw: Path, pictures: list[Path], side_of: Callable) -> list[F
         "source,target; pictures of different scenes (unpaired) are no pairs",
     )
     found = [FoundPair(thermal[key], visible[key], key[1], key[2], key[0]) for key in thermal]
-    if lettered:
-        colours = [
-            np.median([_colourfulness(p) for p in _sample(side.values())])
-            for side in (thermal, visible)
-        ]
-        if colours[0] >= COLOURED and colours[1] < GREY:
-            raise PrepareError(
-                f"{raw}: A and B look swapped: A is coloured (channels differ by {colours[0]:.0f} "
-                f"grey levels), B is grey ({colours[1]:.0f}); expected thermal frames in A. Rename "
-                "the folders to thermal and visible"
-            )
+    _check_sides(raw, list(thermal.values()), list(visible.values()))
     return _without_common_folder(found)
+
+
+def _check_sides(raw: Path, thermal: list[Path], visible: list[Path]) -> None:
+    """Refuse thermal and colour folders that are swapped, and warn of thermal frames in colours;
+    some pictures of each side are looked at."""
+
+    def spread(side: list[Path]) -> float:
+        found = []
+        for path in _sample(side):
+            # damaged files are reported with the others; Pillow knows only some kinds of TIFF
+            with contextlib.suppress(PrepareError):
+                found.append(_colourfulness(path))
+        return float(np.median(found or [0.0]))
+
+    heat, colour = spread(thermal), spread(visible)
+    if heat < COLOURED:
+        return
+    if colour < GREY:
+        raise PrepareError(
+            f"{raw}: the folders look swapped: {thermal[0]} and its like are coloured (channels "
+            f"differ by {heat:.0f} grey levels), {visible[0]} and its like are grey "
+            f"({colour:.0f}); expected thermal frames in the folder thermal (or A). Rename the "
+            "folders to thermal and visible"
+        )
+    warnings.warn(
+        f"{raw}: the thermal frames, such as {thermal[0]}, are in false colour (or are photos); "
+        "their luminance will be used, which does not follow temperature in most palettes. Export "
+        "them as grey from the camera",
+        stacklevel=2,
+    )
 
 
 def _split_of(folders: Sequence[str]) -> tuple[str | None, tuple[str, ...]]:

@@ -63,7 +63,8 @@ def columns(path: Path) -> set[str]:
     """The columns of the first row; none if the file is no list."""
     try:
         return set(next(iter(_rows(path)), (0, {}))[1])
-    except PrepareError:  # some other file; given as RAW itself, it is an error
+    except PrepareError as error:  # some other file; given as RAW itself, it is an error
+        warnings.warn(f"not used as a list of pairs: {error}", stacklevel=2)
         return set()
 
 

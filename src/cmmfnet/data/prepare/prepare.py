@@ -221,12 +221,13 @@ def _check(pairs: Iterable[RawPair]) -> list[RawPair]:
     pairs = sorted(pairs, key=lambda pair: (pair.split, pair.name))
     if not pairs:
         raise PrepareError("there is not one pair to prepare")
+    names = [pair.name for pair in pairs]
     if unsafe := [
-        pair.name for pair in pairs if not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", pair.name)
+        name for name in names if not re.fullmatch(r"[\w-]+", name) or len(name.encode()) > 200
     ]:
         raise PrepareError(
-            f"{len(unsafe)} names are not made of letters, digits, - and _ (at most 200; the "
-            f"first is {unsafe[0]!r}); rename these files"
+            f"{len(unsafe)} names are not made of letters, digits, - and _ (at most 200 bytes in "
+            f"UTF-8; the first is {unsafe[0]!r}); rename these files"
         )
     if odd := [pair for pair in pairs if pair.split not in SPLITS]:
         raise PrepareError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -268,8 +269,9 @@ def walk(raw: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def safe(*parts: str) -> str:
-    """A name of letters, digits, - and _."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", "_".join(parts))
+    """A name of letters and digits of any script, - and _."""
+    # one spelling of letters with accents: macOS stores them as a letter and its accent
+    return re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", "_".join(parts)))
 
 
 def picture_size(path: Path) -> tuple[int, int]:

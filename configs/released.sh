@@ -11,9 +11,15 @@ data=$1 weights=$2 out=$3
 shift 3
 made() { [ -e "$data/$1/index.jsonl" ]; }
 train() {  # NAME CONFIG FROM [option ...]
-  local name=$1 config=$2 from=$3
+  local run=$out/$1 config=$2 from=$3 steps mark
   shift 3
-  cmmfnet train --config "$config" ${from:+--from "$from"} --data "$data" --pretrained "$weights" --out "$out/$name" "$@"
+  mark="$config $* ${from:+$(cksum < "$from")}"
+  [ "$(cat "$run/finished" 2> /dev/null)" = "$mark" ] && return
+  cmmfnet train --config "$config" ${from:+--from "$from"} --data "$data" --pretrained "$weights" --out "$run" "$@"
+  # a training that was stopped by a signal ends without an error, too
+  steps=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["steps"])' "$run/recipe.json")
+  [ -e "$run/step-$steps.pt" ] || { echo "$run was stopped before step $steps; the same command goes on" >&2; exit 1; }
+  echo "$mark" > "$run/finished"
 }
 made rendered || cmmfnet scenes "$data/rendered" --count 400 --seed 10000 --size 288,352
 train base cmmfnet "" "$@"

@@ -301,3 +301,22 @@ def test_too_little_memory_takes_fewer_frames_and_fails_for_single_frames(
     captured = capsys.readouterr()
     assert "wide.png: too little memory for this one frame" in captured.err
     assert "coloured 3, failed 1" in captured.out and names(out) == ["f1.png", "f2.png", "f3.png"]
+
+
+# --- warnings
+
+
+def test_of_many_equal_warnings_three_are_shown_and_the_others_counted(tmp_path, model):
+    for i in range(5):
+        path = tmp_path / "in" / f"f{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 30), i, np.uint8)).save(path)
+    frame(tmp_path / "in" / "g.png", save_all=True, append_images=[Image.new("L", (30, 20))])
+    with pytest.warns(UserWarning) as caught:
+        assert colorize(model, tmp_path / "in", "-o", tmp_path / "out") == 0
+    texts = [str(each.message) for each in caught]
+    assert [name for text in texts for name in re.findall(r"(f\d)\.png: every pixel is", text)] == [
+        "f0", "f1", "f2",
+    ]  # fmt: skip
+    assert sum("animated PNG" in text for text in texts) == 1 and len(texts) == 5
+    assert texts[-1].startswith("2 more warnings like: every pixel is 0 (a closed shutter")

@@ -29,7 +29,7 @@ from rtsp_camera import RtspCamera
 from cmmfnet import methods
 from cmmfnet.cli import main
 from cmmfnet.colorizer.capture import Capture
-from cmmfnet.colorizer.live_outputs import Page
+from cmmfnet.colorizer.live_outputs import Page, Recording
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.stream import Stream, StreamError, public_name
 from cmmfnet.weights.files import save_model
@@ -583,3 +583,13 @@ def test_ctrl_c_ends_well(tmp_path, model, capsys, number):
 def test_a_window(tmp_path, model):
     with camera() as server:
         assert live(model, server.address, "--frames", 5) == 0
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_frames_that_arrive_at_once_have_two_time_stamps(tmp_path, suffix):
+    recording = Recording(tmp_path / f"a.{suffix}", "a test")
+    for at in (5.0, 5.0, 5.00002, 5.1):
+        recording.show(np.zeros((32, 48, 3), np.uint8), at)
+    recording.close()
+    stamps = np.array(made.stamps_of(recording.path), float)
+    np.testing.assert_allclose(stamps, [0, 0.001, 0.002, 0.1], atol=1e-6)

@@ -20,9 +20,9 @@ from cmmfnet.archive.items import End, Item, Listed, Reader, Scan
 from cmmfnet.archive.manifest import Manifest, pyarrow
 from cmmfnet.archive.names import shown
 from cmmfnet.archive.places import Folder, Place, open_place, open_source
-from cmmfnet.archive.warned import each_warning_once
 from cmmfnet.archive.worker import Outcome, Record, Task, Worker
 from cmmfnet.colorizer.colorize import check_options
+from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError
 from cmmfnet.thermal.limits import MAX_PIXELS
@@ -176,7 +176,7 @@ def archive(
         scan = Scan(source, reader, part, manifest.done, own)
         recorder = Recorder(manifest, report)
         started = time.perf_counter()
-        with each_warning_once(), recorder:
+        with few_warnings(), recorder:
             if cluster.workers is None:
                 run_here(scan, task, batch_size, recorder)
             else:

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from cmmfnet import __version__
 from cmmfnet.archive.items import End, Item, Listed, Scan
-from cmmfnet.archive.warned import each_warning_once
 from cmmfnet.archive.worker import Outcome, Record, Task, Worker
+from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.errors import UserError
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class Actor:
     """A worker in a process of Ray."""
 
     def __init__(self, task: Task, model: tuple[str, bytes] | None, version: str):
-        each_warning_once().__enter__()  # for the life of the process
+        few_warnings().__enter__()  # for the life of the process
         self._fatal: str | None = None
         try:
             if version != __version__:

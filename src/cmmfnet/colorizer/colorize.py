@@ -24,6 +24,7 @@ from cmmfnet.colorizer.video_options import (
     is_video_name,
     looks_like_video,
 )
+from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.atomic import clear_parts
 from cmmfnet.files.errors import NO_MORE_FILES, UserError
 from cmmfnet.files.pictures import (
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from cmmfnet.thermal.frame import Thermal
 
 GALLERY_LIMIT = 200
+WARNINGS = 3
+"""Warnings of one kind that are shown; the others are counted."""
 
 
 @dataclass
@@ -209,7 +212,8 @@ def colorize(
         )
     inputs, results = _inputs(source, RAW_FILES if raw is not None else THERMAL_FILES)
     outputs = plan_outputs(source, inputs, out)
-    sequences = sequences_in(inputs, reading)
+    with few_warnings(WARNINGS):
+        sequences = sequences_in(inputs, reading)
     if sequences and outputs[0] == Path(out):
         raise UserError(
             f"{source} holds several frames, and {out} is one picture; give a folder, such as "
@@ -307,21 +311,24 @@ def colorize(
             or gallery is not None
             or any(map(has_corrections, filter(None, texts.values())))
         )
+        # where tags cost nothing, they are always predicted
+        tags = keep_tags or (predicts and colorizer.traits.heads)
         try:
-            _run(
-                colorizer,
-                itertools.chain(todo, frames),
-                report,
-                notes,
-                text_of,
-                span,
-                reading,
-                batch_size,
-                tags=keep_tags or (predicts and colorizer.traits.heads),  # then they cost nothing
-                keep_tags=keep_tags,
-                total=None if sequences else len(todo),
-                photos=photos if visible else None,
-            )
+            with few_warnings(WARNINGS):
+                _run(
+                    colorizer,
+                    itertools.chain(todo, frames),
+                    report,
+                    notes,
+                    text_of,
+                    span,
+                    reading,
+                    batch_size,
+                    tags=tags,
+                    keep_tags=keep_tags,
+                    total=None if sequences else len(todo),
+                    photos=photos if visible else None,
+                )
         except OSError as error:  # the disk is full or read-only
             report.seconds = time.perf_counter() - started
             tell()

@@ -31,7 +31,7 @@ from cmmfnet.colorizer.live_outputs import (
 from cmmfnet.colorizer.steady import SteadyFrames
 from cmmfnet.colorizer.video import grey_picture
 from cmmfnet.colorizer.video_options import is_video_name
-from cmmfnet.colorizer.warned import warned_once
+from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import PICTURES, check_folder_name
@@ -145,7 +145,7 @@ def live(
     }
     name = public_name(source)
     report = LiveReport(name)
-    with warned_once(), contextlib.ExitStack() as stack, _ended_by_signals():
+    with few_warnings(), contextlib.ExitStack() as stack, _ended_by_signals():
         capture = Capture(source, reading, timeout=timeout, retries=retries)
         stack.callback(capture.close)
         colorizer = open_for_text(text, model, device, guidance)

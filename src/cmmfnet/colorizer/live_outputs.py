@@ -18,7 +18,7 @@ from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import encode_picture, natural_key, write_picture
 from cmmfnet.files.video import VideoWriter, pyav
 
-_CLOCK = Fraction(1, 90_000)
+_CLOCK = Fraction(1, 1000)  # the finest of Matroska: two frames at once get two time stamps
 _WATCHING = 16
 """Browsers that may watch the page at once."""
 _LATE = 5.0

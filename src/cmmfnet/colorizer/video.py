@@ -23,7 +23,7 @@ from cmmfnet.colorizer.memory import halving
 from cmmfnet.colorizer.steady import SteadyFrame, SteadyFrames
 from cmmfnet.colorizer.video_options import VideoOptions, VideoReport
 from cmmfnet.colorizer.video_source import Shot, Source, open_source
-from cmmfnet.colorizer.warned import warned_once
+from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.atomic import atomic_write, clear_parts
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.page import as_grey
@@ -88,7 +88,7 @@ def colorize_video(
     clear_parts(result.parent)
     report = VideoReport(result)
     # a caller who watches may have threads, and warnings once a process would be lost to them
-    once = warned_once() if watch is None else contextlib.nullcontext()
+    once = few_warnings() if watch is None else contextlib.nullcontext()
     with once, contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_source(source, reading, options.fps, subtitles=subtitles))
         if result.exists() and not overwrite:

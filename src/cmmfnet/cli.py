@@ -85,6 +85,10 @@ COMMANDS: dict[str, Command] = {
         "cmmfnet.training.found_labels:write_found_labels",
         "write label maps that a model finds in the thermal frames of pairs",
     ),
+    "soften": Command(
+        "cmmfnet.training.softened:write_softened",
+        "write pairs whose large areas are half as bright as a second model makes them",
+    ),
     "distil": Command(
         "cmmfnet.training.distilled:write_distilled",
         "write pairs with a model's colours, to train a smaller one on",

@@ -49,6 +49,7 @@ class Batch:
         given_tags: names of recoloured things, which the thermal frame does not show
             (data/made/recolour.py).
         crops: the place of each colour picture in its file.
+        taught: whether the colours of each picture are a model's.
 
     With three frames, thermal is (B,3,1,H,W) and visible (B,3,3,H,W), in the order of time; all
     else belongs to the middle frame. With unpaired colour, all but visible belongs to the thermal
@@ -66,6 +67,7 @@ class Batch:
     colours: list[list[tuple[str, str]]] = field(default_factory=list)
     given_tags: list[list[str]] = field(default_factory=list)
     crops: list[Crop] = field(default_factory=list)
+    taught: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -247,8 +249,11 @@ class Batches:
         else:
             mixed = mixed.unsqueeze(2)
         lists = (
-            items[k] for k in ("captions", "names", "positions", "colours", "given_tags", "crops")
-        )
+            items[k]
+            for k in (
+                "captions", "names", "positions", "colours", "given_tags", "crops", "taught",
+            )
+        )  # fmt: skip
         return Batch(mixed, visible * 2 - 1, label, items["tags"], on["tagged"], *lists)
 
     def _simulate(self, step: int, photo: Tensor, label: Tensor, rows: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ class Items(Dataset):
     it is simulated), ``visible`` (B,F,H,W,3) uint8, ``label`` (B,F,H,W) uint8, ``photo``
     (K,F,H,W,3) uint8 (what simulated frames are made from; only where ``unpaired`` makes it another
     than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged`` (B,) bool; lists
-    ``tags``, ``colours``, ``given_tags``, ``captions``, ``names``, ``positions``, ``crops`` (of the
-    colour picture). H and W are one of ``shapes``, drawn anew for each step.
+    ``tags``, ``colours``, ``given_tags``, ``captions``, ``names``, ``positions``, ``taught``,
+    ``crops`` (of the colour picture). H and W are one of ``shapes``, drawn anew for each step.
     """
 
     def __init__(self, sources: Sequence[Source], *, batch_size: int,
@@ -108,7 +108,7 @@ class Items(Dataset):
             [],
             [],
         )
-        colours, given_tags = [], []
+        colours, given_tags, taught = [], [], []
         recolours = (
             not self.unpaired
             and self.frames == 1
@@ -166,6 +166,7 @@ class Items(Dataset):
             captions.append(None if spec.text == "empty" else caption or "")
             names.append(meta["name"])
             places.append(crops["crop"])
+            taught.append(spec.taught)
         arrays = {
             "thermal": thermal,
             "visible": visible,
@@ -183,6 +184,7 @@ class Items(Dataset):
             "captions": captions,
             "names": names,
             "crops": places,
+            "taught": taught,
             "positions": list(self.positions),
         }
 

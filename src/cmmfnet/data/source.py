@@ -59,6 +59,9 @@ class Source:
     """Caption and tags of a picture: own; shuffled (of any picture of the source, drawn anew each
     time); empty (none). The last two are controls: a gain over them is a gain from reading the
     text."""
+    taught: bool = False
+    """The colours are a model's (training/softened.py): the discriminator of a matched training
+    does not learn them as real."""
     recolour: float = bounded(0.0, 0, 1)
     """Part of the labelled pictures whose colours are changed, with words that name the change
     (data/made/recolour.py); more than 0 also names the colours of things."""

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cmmfnet.methods.method import Losses, Method, StepContext, frozen, in_full_precision
+from cmmfnet.methods.method import (
+    Losses,
+    Method,
+    StepContext,
+    frozen,
+    in_full_precision,
+    sent,
+)
 from cmmfnet.nn.blocks import PatchDiscriminator
 from cmmfnet.nn.fast.graphed import GraphedTraining
 from cmmfnet.nn.losses import PictureLosses, hinge_discriminator, hinge_generator
@@ -141,4 +148,9 @@ class Matched(Method):
             judge = self.networks["discriminator"]
             real = in_full_precision(judge, batch.thermal, truth)
             fake = in_full_precision(judge, batch.thermal, colour.detach())
-            yield "discriminator", {"discriminator": hinge_discriminator(real, fake)}
+            counted = None
+            if any(batch.taught):  # a model's colours are not real
+                counted = sent(
+                    torch.tensor([float(not made) for made in batch.taught]), fake.device
+                )
+            yield "discriminator", {"discriminator": hinge_discriminator(real, fake, counted)}

@@ -117,6 +117,14 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.float().mean()
 
 
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge GAN, discriminator: mean(max(0, 1 - D(real))) + mean(max(0, 1 + D(fake)))."""
-    return F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
+def hinge_discriminator(real: Tensor, fake: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Hinge GAN, discriminator: mean(max(0, 1 - D(real))) + mean(max(0, 1 + D(fake))).
+
+    ``counted`` (B,), 1 or 0: the pictures that the first mean is over; None: all.
+    """
+    each = F.relu(1 - real.float())
+    if counted is None:
+        of_real = each.mean()
+    else:
+        of_real = (each.flatten(1).mean(dim=1) * counted).sum() / counted.sum().clamp_min(1)
+    return of_real + F.relu(1 + fake.float()).mean()

@@ -21,8 +21,10 @@ echo $2 > $2/model.safetensors
 [ "$(basename $2)" = "$STOPPED" ] && touch $2/step-1.pt || touch $2/step-2.pt
 """
 LAST = """#!/bin/sh
-[ "$1" = - ] && { cat > /dev/null; touch "$2/cmmfnet.safetensors"; exit; }
-exec PYTHON -S "$@"
+[ "$1" = - ] || exec PYTHON -S "$@"
+cat > /dev/null
+touch $2/summed.safetensors
+[ ! -d $2/text ] || touch $2/cmmfnet.safetensors
 """
 
 

@@ -452,6 +452,12 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch_saved(
         assert newest is None and not (tmp_path / "model.safetensors").exists()
 
 
+def test_attention_is_not_cudnns_whose_gradients_can_be_nan(data, tmp_path):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    start(data, tmp_path, config=recipe(steps=1))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_the_discriminator_waits_for_its_turn(data, tmp_path):
     start(data, tmp_path, config=recipe(options={"adversarial_start": 0.5}))
     rows = log(tmp_path)

@@ -165,6 +165,8 @@ def _accelerator(config: Recipe, out: Path, device: str, wandb: str | None) -> A
     if on_cpu and config.precision == "fp16":
         raise RecipeError("precision is fp16, which needs CUDA; on the CPU use bf16 or no")
     torch.backends.cudnn.benchmark = True
+    # gradients of cuDNN's attention in 16 bits can be NaN (pytorch/pytorch, issue 196678)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     # while the first process validates, the others wait
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     return Accelerator(

@@ -40,14 +40,15 @@ def main() -> None:
     import torch
 
     from cmmfnet import Colorizer
-    from cmmfnet.colorizer import colorize as command
+    from cmmfnet.colorizer import options
+    from cmmfnet.colorizer.colorize import colorize
     from cmmfnet.colorizer.video_options import VideoOptions
     from cmmfnet.colorizer.video_source import Shot, open_source
     from cmmfnet.thermal.limits import MAX_PIXELS
 
     torch.set_num_threads(arguments.threads)
     colorizer = Colorizer.from_pretrained(arguments.model, device=arguments.device)
-    command.open_colorizer = lambda *_: colorizer  # loaded once
+    options.open_colorizer = lambda *_: colorizer  # loaded once
     wait = torch.cuda.synchronize if colorizer.device.type == "cuda" else lambda: None
     times: dict[str, list[tuple[float, float]]] = {}
 
@@ -81,7 +82,7 @@ def main() -> None:
         def pipeline(smooth: float) -> None:
             quiet = io.StringIO()
             with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-                command.colorize(
+                colorize(
                     str(part),
                     out=str(Path(folder) / "out.mp4"),
                     overwrite=True,

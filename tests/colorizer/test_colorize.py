@@ -16,8 +16,8 @@ import torch
 from fake_network import Fake, colorize
 from PIL import Image, PngImagePlugin
 
+from cmmfnet.colorizer import batches
 from cmmfnet.colorizer import colorize as module
-from cmmfnet.thermal import frame as thermal_frame
 
 pytestmark = pytest.mark.usefixtures("fake_method")
 
@@ -174,13 +174,13 @@ def test_a_page_without_a_damaged_earlier_result(frames, model, capsys):
 
 
 def test_a_page_without_an_input_that_is_gone(frames, model, capsys, monkeypatch):
-    out, real = frames.parent / "out", module._run
+    out, real = frames.parent / "out", batches.colour_all
 
     def run_and_delete(*arguments, **options):
         real(*arguments, **options)
         (frames / "f3.jpg").unlink()
 
-    monkeypatch.setattr(module, "_run", run_and_delete)
+    monkeypatch.setattr(batches, "colour_all", run_and_delete)
     assert colorize(model, frames, "-o", out, "--gallery", page_of(frames)) == 1
     captured = capsys.readouterr()
     assert "coloured 3;" in captured.out and "f3.jpg" in captured.err
@@ -222,7 +222,7 @@ def test_a_warning_is_shown_once_with_a_page(tmp_path, model):
 def test_a_disk_that_takes_no_more_stops_the_run_with_a_report(
     frames, model, capsys, monkeypatch, number, message
 ):
-    real, calls = module.write_picture, []
+    real, calls = batches.write_picture, []
 
     def full(path, *arguments):
         calls.append(path)
@@ -230,7 +230,7 @@ def test_a_disk_that_takes_no_more_stops_the_run_with_a_report(
             raise OSError(number, message, str(path))
         return real(path, *arguments)
 
-    monkeypatch.setattr(module, "write_picture", full)
+    monkeypatch.setattr(batches, "write_picture", full)
     assert colorize(model, frames, "-o", frames.parent / "out") == 1
     captured = capsys.readouterr()
     assert "coloured 1, failed 1" in captured.out and len(calls) == 2
@@ -238,13 +238,13 @@ def test_a_disk_that_takes_no_more_stops_the_run_with_a_report(
 
 
 def test_an_input_that_vanishes_fails_alone(frames, model, capsys, monkeypatch):
-    real = thermal_frame.read_thermal
+    real = batches.read_thermal
 
     def read(source, **options):
         (frames / "f2.jpg").unlink(missing_ok=True)
         return real(source, **options)
 
-    monkeypatch.setattr(thermal_frame, "read_thermal", read)
+    monkeypatch.setattr(batches, "read_thermal", read)
     out = frames.parent / "out"
     assert colorize(model, frames, "-o", out, "--batch-size", 1) == 1
     captured = capsys.readouterr()

@@ -21,7 +21,7 @@ from cmmfnet.archive.manifest import Manifest, pyarrow
 from cmmfnet.archive.names import shown
 from cmmfnet.archive.places import Folder, Place, open_place, open_source
 from cmmfnet.archive.worker import Outcome, Record, Task, Worker
-from cmmfnet.colorizer.colorize import check_options
+from cmmfnet.colorizer.options import check_options
 from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError

@@ -17,8 +17,8 @@ import numpy as np
 from cmmfnet.archive.items import Item, Reader
 from cmmfnet.archive.names import as_text
 from cmmfnet.archive.places import Place, is_fatal, open_place, open_source
-from cmmfnet.colorizer.colorize import open_colorizer
 from cmmfnet.colorizer.memory import halving
+from cmmfnet.colorizer.options import open_colorizer
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import encode_picture, is_result, option_notes
 from cmmfnet.thermal.decode import decode

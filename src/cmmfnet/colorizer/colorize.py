@@ -8,15 +8,20 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmmfnet.colorizer.jobs import Job, frame_path, sequence_jobs, sequences_in, write_photo
-from cmmfnet.colorizer.memory import OutOfMemory, halving
+from cmmfnet.colorizer.options import (
+    check_corrections,
+    check_options,
+    open_colorizer,
+    open_for_text,
+)
+from cmmfnet.colorizer.report import Report, tags_line
 from cmmfnet.colorizer.variants import Variants
 from cmmfnet.colorizer.video_options import (
     VideoOptions,
@@ -26,76 +31,26 @@ from cmmfnet.colorizer.video_options import (
 )
 from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.atomic import clear_parts
-from cmmfnet.files.errors import NO_MORE_FILES, UserError
+from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import (
     RAW_FILES,
     THERMAL_FILES,
-    dangling,
     is_result,
     list_sources,
     option_notes,
     plan_outputs,
     read_notes,
-    write_picture,
 )
-from cmmfnet.text.prompt import has_corrections, read_prompt
-from cmmfnet.text.prompt_files import check_prompt, picture_texts
+from cmmfnet.text.prompt import has_corrections
+from cmmfnet.text.prompt_files import picture_texts
 from cmmfnet.thermal.limits import MAX_PIXELS
 from cmmfnet.weights.known import KNOWN
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from cmmfnet.colorizer.base import FrameColorizer, Seen
-    from cmmfnet.files.gallery import Item
     from cmmfnet.thermal.frame import Thermal
 
-GALLERY_LIMIT = 200
 WARNINGS = 3
 """Warnings of one kind that are shown; the others are counted."""
-
-
-@dataclass
-class Report:
-    """The outcome for each picture."""
-
-    where: Path
-    coloured: list[Path] = field(default_factory=list)  # the files written
-    photos: list[Path] | None = None  # photos of cameras written, if asked for
-    skipped: list[Path] = field(default_factory=list)  # the files that were there before
-    differing: list[Path] = field(default_factory=list)  # of these, made with other settings
-    results: list[Path] = field(default_factory=list)  # inputs that are results of an earlier run
-    failed: dict[Path, str] = field(default_factory=dict)  # input -> reason
-    not_shown: dict[Path, str] = field(default_factory=dict)  # input -> why the page lacks it
-    seen: dict[Path, Seen] = field(default_factory=dict)  # input -> prediction, if asked for
-    night: list[Path] = field(default_factory=list)  # inputs without text that look like night
-    seconds: float = 0.0  # without loading the model
-
-    @property
-    def exit_status(self) -> int:
-        return 1 if self.failed or self.not_shown else 0
-
-    def __str__(self) -> str:
-        parts = [f"coloured {len(self.coloured)}"]
-        if self.skipped:
-            differing = len(self.differing)
-            other = (
-                f", {differing} of them with other options (model, text, span, palette ...)"
-                if differing
-                else ""
-            )
-            parts.append(
-                f"skipped {len(self.skipped)} that were done before{other} (--overwrite colours "
-                "them again)"
-            )
-        if self.photos is not None:
-            parts.append(f"wrote {len(self.photos)} photos from inside the files")
-        if self.results:
-            parts.append(f"left out {len(self.results)} that are results of cmmfnet themselves")
-        if self.failed:
-            parts.append(f"failed {len(self.failed)}")
-        speed = f"; {self.seconds / len(self.coloured):.2f} s a frame" if self.coloured else ""
-        return f"{', '.join(parts)}{speed}; in {self.where}"
 
 
 def colorize(
@@ -268,7 +223,7 @@ def colorize(
         report.differing = _differing(report.skipped, pairs, texts, model, options)
         if show_tags:
             for file, seen in report.seen.items():
-                print(f"{file}: {_say(seen)}")
+                print(f"{file}: {tags_line(seen)}")
         for file, reason in report.failed.items():
             print(
                 f"cmmfnet: failed: {reason if str(file) in reason else f'{file}: {reason}'}",
@@ -286,12 +241,14 @@ def colorize(
         print(report)
 
     if todo or sequences:
+        from cmmfnet.colorizer.batches import colour_all  # `cmmfnet colorize --help` does without
+
         colorizer = open_colorizer(model, device, guidance)
         predicts = colorizer.traits.predicts_tags
         if show_tags and not predicts:
             raise UserError(f"model {model!r} predicts no tags; leave out --show-tags")
         coloured = [*sequences, *(job.file for job in todo)]
-        _check_corrections(colorizer, [texts[file] for file in coloured])
+        check_corrections(colorizer, [texts[file] for file in coloured])
         if several is not None:
             several.check(colorizer)
 
@@ -315,7 +272,7 @@ def colorize(
         tags = keep_tags or (predicts and colorizer.traits.heads)
         try:
             with few_warnings(WARNINGS):
-                _run(
+                colour_all(
                     colorizer,
                     itertools.chain(todo, frames),
                     report,
@@ -338,10 +295,13 @@ def colorize(
     if gallery is not None:
         shown = [pair for pair in pairs if pair[1].is_file() and pair[0] not in report.failed]
         if shown:
+            from cmmfnet.colorizer.gallery_items import gallery_items
             from cmmfnet.files.gallery import write_gallery
 
             write_gallery(
-                gallery, _items(shown, report, texts, span, reading), title=f"{source} in colour"
+                gallery,
+                gallery_items(shown, report, texts, span, reading),
+                title=f"{source} in colour",
             )
         for file, reason in report.not_shown.items():
             print(f"cmmfnet: not in {gallery}: {file}: {reason}", file=sys.stderr)
@@ -390,24 +350,6 @@ def _inputs(source: str, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Pa
     return inputs, results
 
 
-def open_colorizer(model: str, device: str, guidance: float = 1.0) -> FrameColorizer:
-    """The colorizer of ``model``: ONNX Runtime, without torch, for NAME.onnx; PyTorch for any
-    other."""
-    if not 0 <= guidance <= 4:
-        raise UserError(
-            f"--guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained"
-        )
-    if Path(model).suffix.lower() == ".onnx":
-        if guidance != 1:
-            raise UserError("--guidance needs a model of PyTorch; leave it out for .onnx")
-        from cmmfnet.colorizer.onnx import OnnxColorizer
-
-        return OnnxColorizer.from_pretrained(model, device=device)
-    from cmmfnet.colorizer.torch import Colorizer
-
-    return Colorizer.from_pretrained(model, device=device, guidance=guidance)
-
-
 def _variants(
     count: int | None, seed: int | None, text: str | None, text_file: str | None, visible: bool
 ) -> Variants | None:
@@ -423,260 +365,3 @@ def _variants(
                 "out (a single colour of your choice: --text 'a red car')"
             )
     return Variants(count, seed or 0)
-
-
-def open_for_text(text: str | None, model: str, device: str, guidance: float) -> FrameColorizer:
-    """A model that takes the text of a video."""
-    colorizer = open_colorizer(model, device, guidance)
-    _check_corrections(colorizer, [text])
-    return colorizer
-
-
-def _say(seen: Seen) -> str:
-    """The predicted tags, and the names that the model got as text if a text corrects them."""
-    predicted = ", ".join(f"{name} {probability:.2f}" for name, probability in seen.predicted)
-    return (
-        predicted
-        if seen.given_tags is None
-        else f"{predicted}; given: {', '.join(seen.given_tags) or 'nothing'}"
-    )
-
-
-def _check_corrections(colorizer: FrameColorizer, texts: list[str | None]) -> None:
-    """Texts that start from predicted tags need a model that predicts some and takes their
-    names."""
-    traits = colorizer.traits
-    if traits.can_correct or not traits.takes_text:
-        return
-    for text in dict.fromkeys(filter(None, texts)):
-        if read_prompt(text).needs_prediction:
-            raise UserError(
-                f"model {colorizer.name!r} predicts no tags, so {text!r} has nothing to start "
-                "from; write what is to be seen"
-            )
-
-
-def check_options(
-    text: str | None,
-    span: str | None,
-    palette: str | None,
-    batch_size: int | None,
-    max_pixels: int,
-    raw: str | None,
-) -> None:
-    """Refuse options that would be wrong for every picture, before anything is done."""
-    from cmmfnet.thermal.cameras.raw import parse_raw
-    from cmmfnet.thermal.palettes import PALETTES
-    from cmmfnet.thermal.stretch import parse_span
-
-    try:
-        check_prompt(text or "")
-        if span is not None:
-            parse_span(span)
-        if raw is not None:
-            parse_raw(raw)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if palette is not None and palette not in ("auto", *PALETTES):
-        raise UserError(
-            f"unknown palette {palette!r}; choose auto or one of: {', '.join(PALETTES)}"
-        )
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}; expected 1 or more")
-    if max_pixels < 1:
-        raise UserError(f"--max-pixels is {max_pixels}; expected 1 or more")
-
-
-@dataclass(frozen=True, eq=False)
-class _Coloured:
-    """A frame's picture, the text that it was coloured with, and what the model saw, if asked."""
-
-    picture: np.ndarray
-    text: str | None
-    seen: Seen | None
-
-
-def _run(
-    colorizer: FrameColorizer,
-    todo: Iterable[Job],
-    report: Report,
-    notes: dict[str, str],
-    text_of: Callable[[Job, Thermal], str | None],
-    span: str | None,
-    reading: dict,
-    batch_size: int | None,
-    *,
-    tags: bool,
-    keep_tags: bool,
-    total: int | None,
-    photos: Callable[[Job, Thermal], Path | None] | None,
-) -> None:
-    """Colour ``todo`` in batches; meanwhile threads read the next batch and write the last one.
-
-    ``reading``: options of ``read_thermal``. ``tags``: predict tags; ``keep_tags``: note them in
-    the report. ``total``: number of jobs, if it is known. ``photos``: writes a frame's photo.
-    Raises ``OSError`` if the disk is full or read-only: all further results would fail, too.
-    """
-    from tqdm import tqdm
-
-    from cmmfnet.thermal.frame import ThermalFileError, read_thermal
-    from cmmfnet.thermal.stretch import parse_span
-    from cmmfnet.thermal.units import refuse_empty
-
-    size = batch_size or colorizer.default_batch
-    jobs = iter(todo)
-    writes: list[tuple[Job, Future]] = []
-
-    def finish_writes() -> None:
-        full = None
-        for job, write in writes:
-            try:
-                written = write.result()
-                if written == job.result:
-                    report.coloured.append(job.result)
-                elif written is not None:
-                    report.photos.append(written)
-            except ThermalFileError as error:  # of a photo
-                report.failed[job.label] = str(error)
-            except OSError as error:
-                report.failed[job.label] = (
-                    f"{job.label}: its result {job.result} cannot be written: {error}"
-                )
-                full = error if error.errno in NO_MORE_FILES else full
-        if full is not None:
-            raise full
-
-    def run(batch: Sequence[tuple[Job, Thermal]]) -> list[_Coloured]:
-        given = [text_of(job, thermal) for job, thermal in batch]
-        frames = [thermal for _, thermal in batch]
-        asked = {"text": given, "span": span, "batch_size": size}
-        if tags:
-            pictures, seen = colorizer(frames, return_tags=True, **asked)
-        else:
-            pictures, seen = colorizer(frames, **asked), [None] * len(batch)
-        return list(map(_Coloured, pictures, given, seen))
-
-    with ThreadPoolExecutor(4) as pool, tqdm(total=total, unit="frame", disable=None) as bar:
-
-        def read_one(job: Job) -> Thermal:
-            thermal = read_thermal(job.thermal or job.file, **reading)
-            if span is not None:
-                refuse_empty(thermal, parse_span(span))  # here, so that one frame fails alone
-            return thermal
-
-        def start_reads() -> list[tuple[Job, Future]]:
-            return [(job, pool.submit(read_one, job)) for job in itertools.islice(jobs, size)]
-
-        try:
-            ahead = start_reads()
-            while ahead:
-                reads, ahead = ahead, start_reads()
-                good: list[tuple[Job, Thermal]] = []
-                for job, read in reads:
-                    try:
-                        good.append((job, read.result()))
-                    except (ThermalFileError, OSError) as error:
-                        lost = job.file.is_symlink() and not job.file.exists()
-                        report.failed[job.file] = dangling(job.file) if lost else str(error)
-                coloured: list[tuple[Job, Thermal, _Coloured]] = []
-                for (job, thermal), result in zip(good, halving(run, good), strict=True):
-                    if isinstance(result, OutOfMemory):
-                        report.failed[job.label] = str(result)
-                    elif isinstance(result, Exception):
-                        raise result
-                    else:
-                        coloured.append((job, thermal, result))
-                        if result.seen is None:
-                            continue
-                        if keep_tags:
-                            report.seen[job.label] = result.seen
-                        if result.seen.night and (not result.text or "Variants" in notes):
-                            report.night.append(job.label)
-                finish_writes()
-                writes = [
-                    (
-                        job,
-                        pool.submit(
-                            write_picture,
-                            job.result,
-                            each.picture,
-                            notes | _text_notes(each.text, report.seen.get(job.label)),
-                        ),
-                    )
-                    for job, _, each in coloured
-                ]
-                if photos is not None:
-                    writes += [
-                        (job, pool.submit(photos, job, thermal)) for job, thermal, _ in coloured
-                    ]
-                bar.update(len(reads))
-            finish_writes()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # waits for the pictures that are being written
-            raise
-
-
-def _text_notes(text: str | None, seen: Seen | None) -> dict[str, str]:
-    """What a picture notes of its text, and the names that it stands for where the text corrects
-    predicted tags."""
-    given_tags = seen.given_tags if seen is not None else None
-    return {"Text": text or ""} | ({} if given_tags is None else {"Tags": ", ".join(given_tags)})
-
-
-def _items(
-    pairs: list[tuple[Path, Path]],
-    report: Report,
-    texts: dict[Path, str | None],
-    span: str | None,
-    reading: dict,
-) -> Iterator[Item]:
-    """The pictures of a page, read again from disk, because thousands do not fit into memory.
-
-    A picture that cannot be read (any more) is left out and noted in ``report.not_shown``.
-    """
-    if len(pairs) > GALLERY_LIMIT:
-        print(
-            f"cmmfnet: the page shows {GALLERY_LIMIT} of {len(pairs)} pictures, evenly spaced",
-            file=sys.stderr,
-        )
-        pairs = [pairs[i * len(pairs) // GALLERY_LIMIT] for i in range(GALLERY_LIMIT)]
-    for file, result in pairs:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they were shown when the picture was coloured
-                item = _item(file, result, report, texts[file], span, reading)
-        except (UserError, OSError) as error:
-            report.not_shown[file] = str(error)
-            continue
-        yield item
-
-
-def _item(
-    file: Path,
-    result: Path,
-    report: Report,
-    text: str | None,
-    span: str | None,
-    reading: dict,
-) -> Item:
-    import numpy as np
-    from PIL import Image
-
-    from cmmfnet.files.gallery import Item
-    from cmmfnet.files.page import as_grey
-    from cmmfnet.thermal.frame import read_thermal
-    from cmmfnet.thermal.stretch import normalise, parse_span
-
-    thermal = normalise(read_thermal(file, **reading), parse_span(span) if span else None)
-    try:
-        with Image.open(result) as picture:
-            noted = picture.info.get("Text")  # of an earlier run, or drawn for a variant
-            rgb = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"its result {result} cannot be read ({error}); delete it") from error
-    text = text if noted is None else noted
-    seen = report.seen.get(file)
-    lines = [f"text: {text}"] if text else []
-    if seen is not None and (not text or seen.given_tags is not None):
-        lines.append(f"seen: {_say(seen)}")
-    return Item(file.name, as_grey(thermal), rgb, "; ".join(lines))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cmmfnet.colorizer.colorize import Report, colorize
+from cmmfnet.colorizer.colorize import colorize
+from cmmfnet.colorizer.report import Report
 from cmmfnet.colorizer.video_options import VideoOptions
 from cmmfnet.files.pictures import write_picture
 

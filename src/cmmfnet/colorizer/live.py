@@ -19,7 +19,6 @@ import numpy as np
 
 from cmmfnet.colorizer.base import NIGHT_NOTE
 from cmmfnet.colorizer.capture import Arrived, Capture
-from cmmfnet.colorizer.colorize import check_options, open_for_text
 from cmmfnet.colorizer.live_outputs import (
     Output,
     Page,
@@ -28,6 +27,7 @@ from cmmfnet.colorizer.live_outputs import (
     Recording,
     Window,
 )
+from cmmfnet.colorizer.options import check_options, open_for_text
 from cmmfnet.colorizer.steady import SteadyFrames
 from cmmfnet.colorizer.video import grey_picture
 from cmmfnet.colorizer.video_options import is_video_name

@@ -8,6 +8,8 @@ import warnings
 from collections import Counter
 from typing import Any
 
+from cmmfnet.files.counted import counted
+
 
 class few_warnings:
     """While it lasts, warnings that differ in the file's name and in numbers alone are shown
@@ -46,4 +48,5 @@ class few_warnings:
             if count > self.most:
                 name, _, text = self._first[kind].partition(": ")
                 like = f"{text or name:.80}"
-                warnings.warn(f"{count - self.most} more warnings like: {like} ...", stacklevel=2)
+                more = counted(count - self.most, "more warning")
+                warnings.warn(f"{more} like: {like} ...", stacklevel=2)

@@ -152,7 +152,7 @@ def build(model: str, device: str, limits: Limits, token: str | None) -> FastAPI
     Raises:
         UserError: a model that cannot be loaded.
     """
-    from cmmfnet.colorizer.colorize import open_colorizer
+    from cmmfnet.colorizer.options import open_colorizer
     from cmmfnet.serve.api import make_app
     from cmmfnet.serve.metrics import Metrics
     from cmmfnet.serve.page import add_page

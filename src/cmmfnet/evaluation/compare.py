@@ -265,7 +265,7 @@ def differences(found: dict) -> str:
                 else "no test"
             )
             lines.append(
-                f"  {label:28}{METRICS[name].title:10}{cell['difference']:+9.{digits}f} "
+                f"  {label:28} {METRICS[name].title:10}{cell['difference']:+9.{digits}f} "
                 f"{interval:22}{p}"
             )
     return "\n".join(lines)

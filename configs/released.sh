@@ -30,7 +30,8 @@ train longer cmmfnet-whole "$out/sharp/model.safetensors" --config.steps 1500 --
   --config.losses.l1 2.5 --config.losses.ssim 0.8 --config.losses.adversarial 0.04 --config.options.adversarial_start 0.1 "$@"
 made softened || cmmfnet soften "$data/softened" --pairs "$data/pairs" --teacher "$out/sharp/model.safetensors"
 train softened cmmfnet-softened "$out/sharp/model.safetensors" "$@"
-python - "$out" <<'END'
+summed=$out/summed.safetensors
+[ "$summed" -nt "$out/longer/finished" ] && [ "$summed" -nt "$out/softened/finished" ] || python - "$out" <<'END'
 import sys
 
 from cmmfnet.weights.files import load_model, save_model
@@ -42,8 +43,8 @@ longer.network.load_state_dict(summed)
 save_model(f"{sys.argv[1]}/summed.safetensors", longer.network, longer.config, softened.training)
 END
 made repainted || cmmfnet repaint "$data/repainted" --count 300 --seed 10000
-made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$out/summed.safetensors"
-train text cmmfnet-text "$out/summed.safetensors" "$@"
+made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$summed"
+train text cmmfnet-text "$summed" "$@"
 python - "$out" <<'END'
 import sys
 

@@ -26,25 +26,22 @@ train base cmmfnet "" "$@"
 train whole cmmfnet-whole "$out/base/model.safetensors" "$@"
 train sharp cmmfnet-whole "$out/whole/model.safetensors" \
   --config.steps 450 --config.losses.adversarial 0.06 --config.options.adversarial_start 0.1 "$@"
-train longer cmmfnet-whole "$out/sharp/model.safetensors" --config.steps 1500 --config.batch_size 16 --config.learning_rate 3e-4 \
-  --config.losses.l1 2.5 --config.losses.ssim 0.8 --config.losses.adversarial 0.04 --config.options.adversarial_start 0.1 "$@"
 made softened || cmmfnet soften "$data/softened" --pairs "$data/pairs" --teacher "$out/sharp/model.safetensors"
 train softened cmmfnet-softened "$out/sharp/model.safetensors" "$@"
-summed=$out/summed.safetensors
-[ "$summed" -nt "$out/longer/finished" ] && [ "$summed" -nt "$out/softened/finished" ] || python - "$out" <<'END'
+mean=$out/mean.safetensors
+[ "$mean" -nt "$out/softened/finished" ] || python - "$out" "$mean" <<'END'
 import sys
 
 from cmmfnet.weights.files import load_model, save_model
 
-sharp, longer, softened = (load_model(f"{sys.argv[1]}/{name}/model.safetensors") for name in ("sharp", "longer", "softened"))
-before, after = sharp.network.state_dict(), softened.network.state_dict()
-summed = {name: x + 0.8 * (after[name] - before[name]) for name, x in longer.network.state_dict().items()}
-longer.network.load_state_dict(summed)
-save_model(f"{sys.argv[1]}/summed.safetensors", longer.network, longer.config, softened.training)
+sharp, softened = (load_model(f"{sys.argv[1]}/{name}/model.safetensors") for name in ("sharp", "softened"))
+before = sharp.network.state_dict()
+softened.network.load_state_dict({name: 0.4 * before[name] + 0.6 * x for name, x in softened.network.state_dict().items()})
+save_model(sys.argv[2], softened.network, softened.config, softened.training)
 END
 made repainted || cmmfnet repaint "$data/repainted" --count 300 --seed 10000
-made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$summed"
-train text cmmfnet-text "$summed" "$@"
+made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$mean"
+train text cmmfnet-text "$mean" "$@"
 python - "$out" <<'END'
 import sys
 

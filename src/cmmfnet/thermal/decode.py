@@ -1,5 +1,5 @@
 """Files into frames: the format is found from the first bytes. PNG, JPEG, BMP and WebP are decoded
-here, TIFF in tiff.py, formats of cameras in cameras/.
+in pillow.py, TIFF in tiff.py, formats of cameras in cameras/.
 
 Pictures come from strangers: the formats are a short list, the size is taken from the header before
 anything is decoded, and whatever a decoder does with a damaged file ends in one exception type,
@@ -9,7 +9,6 @@ anything is decoded, and whatever a decoder does with a damaged file ends in one
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import stat
 import warnings
@@ -18,17 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-import imagecodecs
-import numpy as np
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image
 
-from cmmfnet.thermal.cameras import cptv, dji, fff, numpy_file, raw
+from cmmfnet.thermal.cameras import cptv, fff, numpy_file, raw
 from cmmfnet.thermal.cameras.reading import Reading
-from cmmfnet.thermal.jpeg import check_jpeg
-from cmmfnet.thermal.limits import ThermalFileError, check_size
-from cmmfnet.thermal.missing import apart, no_data_mask, sidecar_no_data, with_missing
-from cmmfnet.thermal.pillow import channels, pillow_pixels
-from cmmfnet.thermal.tiff import holds_second_page, mask_beside, tiff_pages
+from cmmfnet.thermal.limits import ThermalFileError
+from cmmfnet.thermal.orientation import turned
+from cmmfnet.thermal.pillow import OPENERS, decode_pillow
+from cmmfnet.thermal.tiff import holds_second_page, tiff_pages
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -47,16 +43,6 @@ _SIGNATURES = (
     (cptv.GZIP, "CPTV"),
     (b"\x1aE\xdf\xa3", "a Matroska video"),
 )
-
-# The plug-ins' own openers, not Image.open(formats=...): that one compares the size with the
-# process-wide Image.MAX_IMAGE_PIXELS first, so that max_pixels could not be raised above it, and
-# warns where we refuse.
-_OPENERS = {
-    "PNG": PngImagePlugin.PngImageFile,
-    "JPEG": JpegImagePlugin.jpeg_factory,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-}
 
 # What holds frames of plain values, perhaps many: each gives them one after another.
 _CAMERA_FRAMES: dict[str, Callable[[BinaryIO, str, int], Iterator[Reading]]] = {
@@ -126,7 +112,7 @@ def is_known(name: str) -> bool:
     """
     with opened(name) as (stream, _):
         kind = _identify(stream.read(4096))
-    return kind == "TIFF" or kind in _OPENERS or kind in _CAMERA_FRAMES
+    return kind == "TIFF" or kind in OPENERS or kind in _CAMERA_FRAMES
 
 
 def decode(
@@ -179,7 +165,7 @@ def frames(
     head = stream.read(4096)
     stream.seek(0)
     kind = "raw" if layout is not None else _identify(head)
-    if kind != "TIFF" and kind not in _OPENERS and kind not in _CAMERA_FRAMES and layout is None:
+    if kind != "TIFF" and kind not in OPENERS and kind not in _CAMERA_FRAMES and layout is None:
         advice = "Export the frame as 16-bit TIFF or PNG"
         if "video" in kind or kind == "a GIF":
             advice = "cmmfnet colorize makes a video of it: -o colour.mp4"
@@ -192,7 +178,7 @@ def frames(
             f"{advice}"
         )
     # Pillow and libpng read such files whole; no honest picture takes 16 bytes a pixel
-    if kind in _OPENERS and size > max(16 * max_pixels, 1 << 26):
+    if kind in OPENERS and size > max(16 * max_pixels, 1 << 26):
         raise ThermalFileError(
             f"{name}: {kind} file of {size / 1e6:.0f} MB is too large for {max_pixels} pixels"
         )
@@ -202,7 +188,7 @@ def frames(
                 yield replace(reading, details={"format": "raw numbers"})
         elif kind == "TIFF":
             for pixels, orientation in tiff_pages(stream, name, max_pixels):
-                yield _turned(Reading(pixels, details={"format": kind}), orientation)
+                yield turned(Reading(pixels, details={"format": kind}), orientation)
         elif kind in _CAMERA_FRAMES:
             found = False
             for reading in _CAMERA_FRAMES[kind](stream, name, max_pixels):
@@ -214,7 +200,7 @@ def frames(
                     "it again"
                 )
         else:
-            yield _decode_pillow(stream, name, kind, head, max_pixels)
+            yield decode_pillow(stream, name, kind, head, max_pixels)
     except (
         ThermalFileError,
         UserWarning,
@@ -235,163 +221,3 @@ def frames(
             "expected a complete "
             "file. Copy or export it again"
         ) from error
-
-
-def _decode_pillow(stream: BinaryIO, name: str, kind: str, head: bytes, max_pixels: int) -> Reading:
-    try:
-        image = _OPENERS[kind](stream, "")  # reads the header only
-    except ValueError as error:
-        if kind != "PNG" or "text" not in str(error).lower():
-            raise
-        # a text chunk larger than Pillow unpacks: the pixels do not need it
-        stream = _without_text(stream)
-        image = _OPENERS[kind](stream, "")
-    check_size(name, *image.size, max_pixels)
-    if kind in ("PNG", "WebP") and getattr(image, "n_frames", 1) > 1:
-        warnings.warn(
-            f"{name}: animated {kind}; its first picture is used. Save the others as files of "
-            "their own, or as a TIFF of several pages",
-            stacklevel=5,
-        )
-    try:
-        exif = image.getexif()
-        orientation, make, model = exif.get(274, 1), str(exif.get(271, "")), str(exif.get(272, ""))
-    except Exception:  # damaged metadata around a sound picture: read it as it lies
-        orientation, make, model = 1, "", ""
-    advice = ""
-    if kind == "JPEG":
-        reading, advice = _radiometric(image, stream, name, max_pixels, make, model)
-        if reading is not None:
-            return _turned(_as_on_screen(reading, image), orientation)
-        place = stream.tell()
-        stream.seek(0)
-        check_jpeg(stream.read(), *image.size, name)
-        stream.seek(place)
-    if kind == "PNG" and head[24] == 16 and not image.mode.startswith("I"):
-        # Pillow cuts 16-bit PNG with alpha or colour to 8 bits without a word; libpng does not
-        stream.seek(0)
-        pixels = channels(imagecodecs.png_decode(stream.read()))
-    else:
-        pixels = pillow_pixels(image)
-    pixels = _with_notes_beside(pixels, getattr(stream, "name", None), name, max_pixels)
-    details = {"format": kind, "maker": make, "model": model}
-    details = {key: text for key, value in details.items() if (text := fff.plain_text(value))}
-    return _turned(Reading(pixels, details=details, advice=advice), orientation)
-
-
-def _radiometric(
-    image: Image.Image, stream: BinaryIO, name: str, max_pixels: int, make: str, model: str
-) -> tuple[Reading | None, str]:
-    """The sensor's frame in a JPEG file; None for an ordinary one, with what to add to warnings."""
-    from_flir = any(
-        marker == "APP1" and content.startswith(b"FLIR\0")
-        for marker, content in getattr(image, "applist", [])
-    )
-    if not from_flir and not make.upper().startswith("DJI"):
-        return None, ""
-    place = stream.tell()
-    stream.seek(0)
-    data = stream.read()
-    stream.seek(place)
-    reading = None
-    if from_flir:
-        inner = fff.from_jpeg(data, name)
-        if fff.holds_frame(inner):
-            reading = fff.read(inner, name, max_pixels)
-            exif = {"model": fff.plain_text(model)} if fff.plain_text(model) else {}
-            details = dict(reading.details) | {"format": "FLIR radiometric JPEG"}
-            if make.upper().startswith("DJI"):  # the Zenmuse XT and XT2 write FLIR's files
-                details |= exif | {"maker": "DJI"}
-            reading = replace(reading, details=exif | details)
-    else:
-        reading = dji.read(data, name, max_pixels, image.size, make, fff.plain_text(model))
-    return reading, (
-        " The file has a thermal camera's marks, but no thermal frame: this is the picture on the "
-        "camera's screen. The maker's tool may export its temperatures as 16-bit TIFF."
-    )
-
-
-def _as_on_screen(reading: Reading, image: Image.Image) -> Reading:
-    """A frame turned by a quarter where the file's picture was turned and the frame in it was not,
-    as picture viewers do that know nothing of the frame."""
-    height, width = reading.values.shape
-    if (width - height) * (image.width - image.height) >= 0:
-        return reading
-    try:
-        screen = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), np.float64)
-    except Exception:  # a damaged screen picture does not spoil the frame
-        return reading
-    rows, columns = (np.linspace(0, side - 1, 32).round().astype(int) for side in (height, width))
-    small = np.nan_to_num(reading.values[np.ix_(rows, columns)].astype(np.float64))
-    if small.std() == 0 or screen.std() == 0:
-        return reading
-    orientation = max(
-        (6, 8), key=lambda way: np.corrcoef(upright(small, way).ravel(), screen.ravel())[0, 1]
-    )
-    return _turned(reading, orientation)
-
-
-def _without_text(stream: BinaryIO) -> io.BytesIO:
-    """A PNG file without its text chunks."""
-    stream.seek(0)
-    data, place = stream.read(), 8
-    kept = [data[:8]]
-    while place + 12 <= len(data):
-        length = int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
-            kept.append(data[place : place + 12 + length])
-        place += 12 + length
-    return io.BytesIO(b"".join(kept))
-
-
-def _with_notes_beside(pixels: np.ndarray, path: object, name: str, max_pixels: int) -> np.ndarray:
-    """``pixels`` without those that GDAL's files beside the picture, for what the picture's own
-    format cannot hold, call missing."""
-    masks = [mask_beside(path, pixels.shape[:2], name, max_pixels)]
-    if (no_data := sidecar_no_data(path)) is not None:
-        masks.append(no_data_mask(np.ma.getdata(pixels), no_data, name))
-    if isinstance(pixels, np.ma.MaskedArray):
-        pixels, known = apart(pixels)
-        masks.append(known)
-    return with_missing(pixels, *masks)
-
-
-_QUARTERS = {3: 2, 6: 3, 8: 1}
-"""Orientation -> quarter turns against the clock, of those that mirror nothing."""
-
-
-def _turned(reading: Reading, orientation: object) -> Reading:
-    """A frame and its photo, upright; their orientation is noted."""
-    if orientation not in range(2, 9):
-        return reading
-    visible = reading.visible
-    if visible is not None and orientation in _QUARTERS:
-        visible = replace(visible, turns=(visible.turns + _QUARTERS[orientation]) % 4)
-    elif visible is not None:
-        visible = replace(visible, ratio=0.0)
-    return replace(
-        reading,
-        values=upright(reading.values, orientation),
-        visible=visible,
-        details=dict(reading.details) | {"orientation": int(orientation)},
-    )
-
-
-def upright(pixels: np.ndarray, orientation: object) -> np.ndarray:
-    """Apply an EXIF or TIFF orientation (1 to 8; anything else is none)."""
-    match orientation:
-        case 2:
-            return pixels[:, ::-1]
-        case 3:
-            return pixels[::-1, ::-1]
-        case 4:
-            return pixels[::-1]
-        case 5:
-            return pixels.swapaxes(0, 1)
-        case 6:
-            return pixels[::-1].swapaxes(0, 1)
-        case 7:
-            return pixels[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            return pixels[:, ::-1].swapaxes(0, 1)
-    return pixels

@@ -10,9 +10,10 @@ import imagecodecs
 import numpy as np
 from PIL import Image, ImageFile
 
-from cmmfnet.thermal.decode import decode, upright
+from cmmfnet.thermal.decode import decode
 from cmmfnet.thermal.limits import ThermalFileError, check_size
 from cmmfnet.thermal.missing import alpha_mask, with_missing
+from cmmfnet.thermal.orientation import upright
 from cmmfnet.thermal.palettes import planes_or_colours
 from cmmfnet.thermal.pillow import pillow_pixels
 

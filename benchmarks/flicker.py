@@ -22,7 +22,7 @@ from cmmfnet.colorizer.video_options import VideoOptions
 from cmmfnet.evaluation.clips import WITHOUT_TRUTH, evaluate_clip
 from cmmfnet.evaluation.learned import Lpips
 from cmmfnet.evaluation.metrics import METRICS
-from cmmfnet.files.video import Picture, VideoReader
+from cmmfnet.files.video_reader import Picture, VideoReader
 from cmmfnet.thermal.limits import MAX_PIXELS
 
 

@@ -121,7 +121,7 @@ def print_stages(colorizer, part: Path, reading: dict, rounds: int) -> None:
 def stage_times(colorizer, part: Path, reading: dict, smooth: float) -> dict[str, float]:
     from cmmfnet.colorizer.steady import SteadyFrames
     from cmmfnet.colorizer.video_source import Shot, open_source
-    from cmmfnet.files.video import VideoWriter
+    from cmmfnet.files.video_writer import VideoWriter
 
     steady, clock = SteadyFrames(colorizer, smooth), time.process_time
     start = clock()

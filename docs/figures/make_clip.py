@@ -13,7 +13,7 @@ from PIL import Image
 from cmmfnet.colorizer.colorize import colorize
 from cmmfnet.colorizer.video_options import VideoOptions
 from cmmfnet.data.scenes import render
-from cmmfnet.files.video import Picture, VideoReader
+from cmmfnet.files.video_reader import Picture, VideoReader
 
 KIND, SEED = "street", 1  # not among the training seeds, which start at 10,000
 SIZE, FRAMES, FPS = (168, 224), 28, 8

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import video_files as made
 
-from cmmfnet.files import video
-from cmmfnet.files.video import Picture, VideoError, VideoReader, VideoWriter
+from cmmfnet.files import video_pixels
+from cmmfnet.files.video import VideoError
+from cmmfnet.files.video_reader import Picture, VideoReader
+from cmmfnet.files.video_writer import VideoWriter
 
 
 def read(path: Path, max_pixels: int = 10**7) -> tuple[VideoReader, list[Picture]]:
@@ -37,7 +39,7 @@ def test_grey_frames_keep_every_bit(tmp_path, pix_fmt, top):
 def test_luma_is_brought_to_the_full_range_without_losing_a_level():
     for bits, low, high in ((8, 16, 235), (10, 64, 940), (12, 256, 3760), (16, 4096, 60160)):
         luma = np.arange(low, high + 1).astype(np.uint8 if bits == 8 else np.uint16)[None]
-        full = video._full_range(luma, bits)
+        full = video_pixels._full_range(luma, bits)
         assert full[0, 0] == 0 and full[0, -1] == 2**bits - 1
         assert len(np.unique(full)) == luma.size
 

@@ -26,7 +26,8 @@ from cmmfnet.archive.names import (
 from cmmfnet.archive.places import Place, open_source
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import RAW_FILES, THERMAL_FILES
-from cmmfnet.files.video import VIDEOS, Picture, VideoReader
+from cmmfnet.files.video import VIDEOS
+from cmmfnet.files.video_reader import Picture, VideoReader
 from cmmfnet.thermal.cameras.reading import Reading
 from cmmfnet.thermal.frame import Thermal, thermal_of
 from cmmfnet.thermal.limits import MAX_PIXELS

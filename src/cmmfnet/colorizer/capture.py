@@ -15,7 +15,7 @@ from cmmfnet.files.counted import counted
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import RAW_FILES, THERMAL_FILES, natural_key
 from cmmfnet.files.stream import Stream, StreamError, is_stream, public_name
-from cmmfnet.files.video import pixels_of, upright
+from cmmfnet.files.video_pixels import pixels_of, upright
 from cmmfnet.thermal.cameras.reading import Reading
 from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
 from cmmfnet.thermal.limits import ThermalFileError

@@ -16,7 +16,8 @@ import numpy as np
 
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import encode_picture, natural_key, write_picture
-from cmmfnet.files.video import VideoWriter, pyav
+from cmmfnet.files.video import pyav
+from cmmfnet.files.video_writer import VideoWriter
 
 _CLOCK = Fraction(1, 1000)  # the finest of Matroska: two frames at once get two time stamps
 _WATCHING = 16

@@ -27,11 +27,8 @@ from cmmfnet.colorizer.warned import few_warnings
 from cmmfnet.files.atomic import atomic_write, clear_parts
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.page import as_grey
-from cmmfnet.files.video import (
-    VideoError,
-    VideoWriter,
-    pyav,
-)
+from cmmfnet.files.video import VideoError, pyav
+from cmmfnet.files.video_writer import VideoWriter
 from cmmfnet.text.prompt_files import MAX_FILE_BYTES, check_prompt, read_text
 from cmmfnet.text.timeline import Timeline, is_timeline, read_timeline
 from cmmfnet.thermal.limits import ThermalFileError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import RAW_FILES, THERMAL_FILES, is_result, list_sources
-from cmmfnet.files.video import Picture, VideoReader
+from cmmfnet.files.video_reader import Picture, VideoReader
 from cmmfnet.thermal.cameras.reading import Reading
 from cmmfnet.thermal.decode import is_known
 from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of

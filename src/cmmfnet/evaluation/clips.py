@@ -15,7 +15,7 @@ from cmmfnet.evaluation.protocol import versions
 from cmmfnet.evaluation.scoring import Rows, Scorer, default_metrics, summary
 from cmmfnet.files.errors import UserError
 from cmmfnet.files.pictures import PICTURES, list_sources
-from cmmfnet.files.video import Picture, VideoReader
+from cmmfnet.files.video_reader import Picture, VideoReader
 from cmmfnet.thermal.decode import is_known
 from cmmfnet.thermal.frame import Thermal
 from cmmfnet.thermal.limits import MAX_PIXELS

@@ -27,7 +27,7 @@ from cmmfnet.colorizer.video import colorize_video
 from cmmfnet.colorizer.video_options import VideoOptions
 from cmmfnet.files.errors import DISK_FULL, UserError
 from cmmfnet.files.page import as_grey, data_url
-from cmmfnet.files.video import Picture, VideoReader
+from cmmfnet.files.video_reader import Picture, VideoReader
 from cmmfnet.serve.files import files_router, gone, sweep_regularly
 from cmmfnet.serve.guard import OURS
 from cmmfnet.serve.limits import Refused, no_room

@@ -18,8 +18,8 @@ from PIL import Image, ImageFilter
 
 from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation.evaluate import centre_crops
 from cmmfnet.evaluation.learned import as_tensor
+from cmmfnet.evaluation.network_scores import centre_crops
 from cmmfnet.nn.losses import l1, ssim_loss, total_variation
 from cmmfnet.nn.perceptual import Perceptual
 

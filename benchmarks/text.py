@@ -53,9 +53,9 @@ from text_spill import spill
 
 from cmmfnet import Colorizer
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation.evaluate import score_all
 from cmmfnet.evaluation.intervals import mean_interval
 from cmmfnet.evaluation.metrics import METRICS
+from cmmfnet.evaluation.network_scores import score_all
 from cmmfnet.text.colour_words import PAINT
 from cmmfnet.text.vocabulary import EXTRA_WORDS
 

@@ -18,7 +18,7 @@ from cmmfnet.data.made.lab import to_lab
 from cmmfnet.data.made.recolour import foliage, nightfall, paint, painted_surface, snow
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.scenes import render, repaint
-from cmmfnet.evaluation.evaluate import centre_crops
+from cmmfnet.evaluation.network_scores import centre_crops
 from cmmfnet.text.colour_words import FOLIAGE, PAINT
 from cmmfnet.text.labels import CLASSES
 from cmmfnet.thermal.stretch import normalise

@@ -19,7 +19,14 @@ from cmmfnet import methods
 from cmmfnet.cli import main
 from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation import evaluate, metrics, predictors, protocol, scoring
+from cmmfnet.evaluation import (
+    evaluate,
+    metrics,
+    network_scores,
+    predictors,
+    protocol,
+    scoring,
+)
 from cmmfnet.evaluation.baselines import trivial_baselines
 from cmmfnet.evaluation.predictors import open_predictor
 from cmmfnet.evaluation.protocol import centre_crop, cut, frames
@@ -144,7 +151,7 @@ def test_a_part_of_a_stretched_frame_is_stretched_by_its_percentiles_alone(tmp_p
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pairs = Pairs(tmp_path)
-        ((found, *_),) = evaluate.centre_crops(pairs, 64)
+        ((found, *_),) = network_scores.centre_crops(pairs, 64)
         ((other, *_),) = frames(pairs)
     middle = pairs[0].thermal[:, 32:96].astype(np.float64)
     low, high = np.percentile(middle, [1, 99])
@@ -302,30 +309,32 @@ def test_summary_is_means_and_a_share_of_colour():
         "lpips": 0.4,
         "colour_share": 1.0,
     }  # 60 / 60, not the mean of 1/4 and 5/2
-    assert evaluate.summary(rows) == pytest.approx(want)
+    assert scoring.summary(rows) == pytest.approx(want)
     without = [{k: v for k, v in row.items() if k != "lpips"} for row in rows]
-    assert "lpips" not in evaluate.summary(without)
+    assert "lpips" not in scoring.summary(without)
 
 
 def test_scores_of_the_truth_and_of_a_baseline(data, tmp_path):
     pairs = Pairs(data, "val")
-    truths = {meta["name"]: truth for _, truth, meta in evaluate.centre_crops(pairs)}
-    rows = evaluate.score(lambda thermal, meta: truths[meta["name"]], pairs, tmp_path)
+    truths = {meta["name"]: truth for _, truth, meta in network_scores.centre_crops(pairs)}
+    rows = network_scores.score(lambda thermal, meta: truths[meta["name"]], pairs, tmp_path)
     assert [(r["name"], r["psnr"], r["ssim"]) for r in rows] == [
         (n, math.inf, pytest.approx(1)) for n in truths
     ]
     assert all("lpips" not in r and r["colourfulness"] == r["truth"] for r in rows)
-    assert evaluate.summary(rows)["colour_share"] == 1
-    grey = evaluate.score(trivial_baselines(pairs)["grey replicate"], pairs, tmp_path)
-    assert evaluate.summary(grey)["colour_share"] == 0 and evaluate.summary(grey)["psnr"] < 20
+    assert scoring.summary(rows)["colour_share"] == 1
+    grey = network_scores.score(trivial_baselines(pairs)["grey replicate"], pairs, tmp_path)
+    assert scoring.summary(grey)["colour_share"] == 0 and scoring.summary(grey)["psnr"] < 20
 
 
 def test_score_network_is_the_mean_of_what_the_network_makes(data):
     pairs = Pairs(data, "val")
     network = Fake().eval()
-    found = evaluate.score_network(network, pairs)
+    found = network_scores.score_network(network, pairs)
     psnr = [
-        metrics.psnr(evaluate.to_picture(network(torch.from_numpy(thermal)[None, None])[0]), truth)
+        metrics.psnr(
+            predictors.to_picture(network(torch.from_numpy(thermal)[None, None])[0]), truth
+        )
         for thermal, truth, _ in frames(pairs)
     ]
     assert found.keys() == {"psnr", "ssim", "colour_share"} and found["psnr"] == pytest.approx(
@@ -462,7 +471,7 @@ def test_model_file_run_folder_and_network_agree(data, model):
     pairs = Pairs(data, "val")
     thermals, _, metas = map(list, zip(*frames(pairs), strict=True))
     network = Fake().eval()
-    want = [evaluate.to_picture(network(torch.from_numpy(t)[None, None])[0]) for t in thermals]
+    want = [predictors.to_picture(network(torch.from_numpy(t)[None, None])[0]) for t in thermals]
     for what in (model, model / "model.safetensors"):
         predictor = open_predictor(str(what), pairs, "short-256-crop-256", device="cpu")
         assert predictor.name == "my-run" and predictor.batch == 1

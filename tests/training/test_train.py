@@ -29,7 +29,7 @@ from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.data.scenes import write_pairs
 from cmmfnet.data.source import Source
-from cmmfnet.evaluation.evaluate import by_default, centre_crops
+from cmmfnet.evaluation.network_scores import by_default, centre_crops
 from cmmfnet.methods import build_network
 from cmmfnet.nn import losses
 from cmmfnet.nn.perceptual import PretrainedError

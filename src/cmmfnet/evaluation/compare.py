@@ -13,7 +13,7 @@ from PIL import Image
 
 from cmmfnet.data.pairs import Pairs, PairsError
 from cmmfnet.evaluation.comparison import by_disagreement, groups, paired, read_curve, varied
-from cmmfnet.evaluation.evaluate import FORMAT, Evaluation, describe, table, write_result
+from cmmfnet.evaluation.evaluate import FORMAT, Evaluation
 from cmmfnet.evaluation.metrics import METRICS
 from cmmfnet.evaluation.predictors import Predictor
 from cmmfnet.evaluation.protocol import (
@@ -22,6 +22,7 @@ from cmmfnet.evaluation.protocol import (
     frames_sha256,
 )
 from cmmfnet.evaluation.report import GridRow, write_report
+from cmmfnet.evaluation.result import describe, table, write_result
 from cmmfnet.evaluation.scoring import Rows, cells, colour_all
 from cmmfnet.evaluation.setting import Setting
 from cmmfnet.files.errors import UserError

@@ -8,33 +8,25 @@ truth, and the trivial baselines, which are scored the same way (docs/evaluation
 from __future__ import annotations
 
 import importlib.util
-import json as jsonlib
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from cmmfnet.data.pairs import Pairs, PairsError
-from cmmfnet.evaluation.baselines import Colour, trivial_baselines
+from cmmfnet.evaluation.baselines import trivial_baselines
 from cmmfnet.evaluation.clips import clip_table, evaluate_clip
 from cmmfnet.evaluation.learned import Lpips
-from cmmfnet.evaluation.metrics import METRICS, SSIM_PRESETS, without_value
-from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor, takes, to_picture
+from cmmfnet.evaluation.metrics import SSIM_PRESETS, without_value
+from cmmfnet.evaluation.predictors import Predictor, baseline, open_predictor
 from cmmfnet.evaluation.protocol import (
-    DEFAULT_GEOMETRY,
     LKAT,
     PICTURES,
-    SIZE,
-    centre_crop,
     check_geometry,
     frames_sha256,
     is_whole,
     make_protocol,
-    sentence,
 )
+from cmmfnet.evaluation.result import describe, table, write_result
 from cmmfnet.evaluation.scoring import (
     Rows,
     Scorer,
@@ -42,107 +34,11 @@ from cmmfnet.evaluation.scoring import (
     check_metrics,
     default_metrics,
     measure,
-    summary,
 )
 from cmmfnet.evaluation.setting import Setting
-from cmmfnet.files.atomic import atomic_write
 from cmmfnet.files.errors import UserError
-from cmmfnet.thermal.stretch import normalise
-
-if TYPE_CHECKING:
-    import torch
-
-__all__ = [
-    "Evaluation",
-    "by_default",
-    "centre_crops",
-    "evaluate",
-    "score",
-    "score_all",
-    "score_network",
-    "summary",
-    "to_picture",
-]
 
 FORMAT = "cmmfnet-evaluate-1"
-
-
-# --- for training
-
-
-def centre_crops(
-    pairs: Pairs, size: int = SIZE, limit: int | None = None
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict]]:
-    """For each pair: thermal (size,size) float32 in [-1,1], stretched after the crop; truth
-    (size,size,3) uint8; the index entry."""
-    for i in range(min(len(pairs), limit or len(pairs))):
-        pair = pairs[i]
-        thermal = normalise(centre_crop(pair.thermal, size), find_fill=False)
-        yield thermal, centre_crop(pair.visible, size), pair.meta
-
-
-def score_all(
-    methods: dict[str, Colour],
-    pairs: Pairs,
-    pretrained: str | Path | None = None,
-    geometry: str = DEFAULT_GEOMETRY,
-) -> dict[str, Rows]:
-    """Method -> one row per picture, cut by ``geometry``. Decodes every picture once.
-
-    A row has name, source, lighting, sequence, psnr, ssim, colourfulness, truth (the colourfulness
-    of the truth), and lpips if its files are found.
-    """
-    scorer = Scorer(default_metrics(pretrained), pretrained=pretrained)
-    predictors = [baseline(name, colour) for name, colour in methods.items()]
-    return measure(predictors, pairs, scorer, geometry)[0]
-
-
-def score(
-    colour: Colour,
-    pairs: Pairs,
-    pretrained: str | Path | None = None,
-    geometry: str = DEFAULT_GEOMETRY,
-) -> Rows:
-    """The rows of :func:`score_all` for one method."""
-    return score_all({"": colour}, pairs, pretrained, geometry)[""]
-
-
-def by_default(network: torch.nn.Module) -> Colour:
-    """A function that colours square frames with ``network`` and its default text, mostly none.
-
-    The network is in evaluation mode, in float32, on its device. A frame of a size that the network
-    does not take is resized to one that it takes, and its picture is resized back, as
-    ``cmmfnet colorize`` does.
-    """
-    import torch
-
-    from cmmfnet.colorizer.torch import Colorizer
-
-    device = next(network.parameters()).device
-    colorizer = Colorizer(network, device=device, dtype=torch.float32)
-    if not takes(colorizer.traits, SIZE) or colorizer.traits.default_text == "predicted":
-        return lambda thermal, _: colorizer(thermal, span=(-1, 1))
-    given = colorizer.text_input(None)
-    text = [part[None] for part in given.tokens] if given is not None else []
-
-    def colour(thermal: np.ndarray, _: dict) -> np.ndarray:
-        with torch.inference_mode():
-            return to_picture(network(torch.from_numpy(thermal)[None, None].to(device), *text)[0])
-
-    return colour
-
-
-def score_network(
-    network: torch.nn.Module,
-    pairs: Pairs,
-    pretrained: str | Path | None = None,
-    geometry: str = DEFAULT_GEOMETRY,
-) -> dict[str, float]:
-    """Means over ``pairs``, cut by ``geometry``, for a network with its default text."""
-    return summary(score(by_default(network), pairs, pretrained, geometry))
-
-
-# --- the command
 
 
 def evaluate(
@@ -384,87 +280,3 @@ def _names(text: str | None) -> tuple[str, ...] | None:
         if text is not None
         else None
     )
-
-
-# --- as text and as a file
-
-
-def describe(protocol: dict, data: str | Path) -> str:
-    """The protocol in three lines."""
-    usual = protocol["pictures"] == PICTURES[None]
-    pictures = "" if usual else f"; pictures: {protocol['pictures']}"
-    versions = ", ".join(f"{name} {version}" for name, version in protocol["versions"].items())
-    return (
-        f"{data}, split {protocol['split']}: "
-        f"{sentence(protocol['geometry']['name'], protocol['ssim']['preset'])}\n"
-        f"{protocol['frames']} frames, sha256 of their list {protocol['frames_sha256'][:16]}, of "
-        "the true pictures "
-        f"{protocol['truth_sha256'][:16]}{pictures}\n{versions}"
-    )
-
-
-def table(result: dict) -> str:
-    """Means by source; for all, the 95 % interval under each, and the mean over sequences."""
-    shown = [
-        name for name in METRICS if any(name in cell for cell in result["scores"]["all"].values())
-    ]
-    width = max([14, *(len(METRICS[name].title) + 2 for name in shown)])
-    lines = [
-        f"{'source':16}{'pairs':>6}  {'':28}"
-        + "".join(f"{METRICS[name].title:>{width}}" for name in shown)
-    ]
-
-    def line(source: str, count: str, method: str, values: Sequence[str]) -> None:
-        lines.append(
-            f"{source:16}{count:>6}  {method:28}" + "".join(f"{value:>{width}}" for value in values)
-        )
-
-    def number(name: str, cell: dict | None, key: str = "mean") -> str:
-        return f"{cell[key]:.{METRICS[name].decimals}f}" if cell and cell[key] is not None else "-"
-
-    def interval(name: str, cell: dict | None) -> str:
-        return (
-            f"[{number(name, cell, 'low')},{number(name, cell, 'high')}]"
-            if cell and cell["low"] is not None
-            else ""
-        )
-
-    for source, methods in result["scores"].items():
-        for method, cell in methods.items():
-            line(
-                source, str(cell["pairs"]), method, [number(name, cell.get(name)) for name in shown]
-            )
-            if source == "all":
-                line("", "", "", [interval(name, cell.get(name)) for name in shown])
-    sequences = next(iter(result["scores"]["all"].values()))["sequences"]
-    for method, cell in result["scores"]["all"].items():
-        if sequences == cell["pairs"]:
-            break  # every picture is its own sequence: the same numbers again
-        line(
-            "by sequence",
-            str(sequences),
-            method,
-            [number(name, cell.get(name), "over_sequences") for name in shown],
-        )
-    directions = ", ".join(
-        f"{METRICS[n].title} {METRICS[n].better}" for n in shown if METRICS[n].better
-    )
-    return "\n".join(
-        text.rstrip()
-        for text in [*lines, f"better is: {directions}; [95 % interval over sequences]"]
-    )
-
-
-def write_result(path: str | Path, result: dict) -> None:
-    """As JSON; numbers that JSON does not have (the PSNR of equal pictures) as the string "inf" or
-    "nan"."""
-
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(each) for each in value]
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    with atomic_write(Path(path), text=True) as file:
-        jsonlib.dump(plain(result), file, indent=1, allow_nan=False)

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from cmmfnet.data.pairs import Pairs
-from cmmfnet.evaluation.evaluate import by_default, centre_crops
+from cmmfnet.evaluation.network_scores import by_default, centre_crops
 from cmmfnet.files.atomic import atomic_write
 from cmmfnet.training.run import Run
 

@@ -17,7 +17,7 @@ from cmmfnet.data.batches import Batches
 from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.source import GIVEN, sources_for
-from cmmfnet.evaluation.evaluate import score_network
+from cmmfnet.evaluation.network_scores import score_network
 from cmmfnet.files.atomic import clear_parts
 from cmmfnet.training import checkpoint
 from cmmfnet.training.log import Log, write_sheet

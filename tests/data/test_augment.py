@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from cmmfnet.data.augment import Crop, sensor, sensor_draws, stretch
+from cmmfnet.data.augment import (
+    Crop,
+    gain_control,
+    gain_draws,
+    sensor,
+    sensor_draws,
+    stretch,
+)
 from cmmfnet.nn.blur import blur
 from cmmfnet.thermal.stretch import normalise
 
@@ -164,3 +171,45 @@ def test_sensor_inverts_the_asked_share_and_keeps_the_picture():
     rising = y[..., 24:].mean(dim=(1, 2, 3)) > y[..., :24].mean(dim=(1, 2, 3))
     assert 30 <= (~rising).sum() <= 70
     assert with_effects(ramp, 0, invert=0.0)[..., 24:].mean() > 0.2
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_gain_control_of_a_constant_frame_is_finite(value):
+    y = gain_control(torch.full((8, 1, 24, 40), value), gain_draws(8, generator(0)))
+    assert y.shape == (8, 1, 24, 40) and y.isfinite().all()
+
+
+def off(**more: float) -> dict[str, torch.Tensor]:
+    """Draws for one picture that change nothing, but for ``more``."""
+    neutral = {"tone": 0.0, "equalise": 0.0, "detail": 0.0, "width": 4.0} | more
+    return {name: torch.full((1, 1, 1, 1), value) for name, value in neutral.items()}
+
+
+def test_gain_control_equalises_keeps_order_and_raises_detail():
+    x = torch.rand(1, 1, 64, 64, generator=generator(1)) ** 4  # dark, with a few hot pixels
+    as_it_is = (stretch(x, 0.002, 0.998) + 1) / 2
+    assert torch.allclose(gain_control(x, off()), as_it_is, atol=1e-3)
+    even = gain_control(x, off(equalise=1.0))
+    shares = torch.histc(even, 4, 0, 1) / even.numel()  # a quarter of the pixels in each quarter
+    assert shares[1:].sub(0.25).abs().max() < 0.05 and as_it_is.lt(0.25).float().mean() > 0.6
+    places = x.flatten().argsort()
+    assert (even.flatten()[places].diff() >= 0).all()
+    step = torch.cat([torch.full((1, 1, 64, 32), 0.4), torch.full((1, 1, 64, 32), 0.6)], dim=3)
+    step[..., 0], step[..., -1] = 0, 1  # so that the stretch leaves room
+    sharp, plain = gain_control(step, off(detail=1.0)), gain_control(step, off())
+    rise = [float(y[0, 0, 32, 32] - y[0, 0, 32, 31]) for y in (plain, sharp)]
+    assert rise[1] > 1.1 * rise[0]
+    flat = [float(y[0, 0, 32, 50] - y[0, 0, 32, 14]) for y in (plain, sharp)]
+    assert flat[1] == pytest.approx(flat[0], abs=0.02)  # large areas keep their levels
+
+
+def test_half_of_the_frames_are_neither_equalised_nor_enhanced_and_rows_are_their_own():
+    draws = gain_draws(400, generator(0))
+    for name in ("equalise", "detail"):
+        assert 160 <= (draws[name] == 0).sum() <= 240
+    x = torch.rand(4, 1, 32, 32, generator=generator(1))
+    four = {name: values[:4] for name, values in draws.items()}
+    whole = gain_control(x, four)
+    for i in range(4):
+        own = {name: values[i : i + 1] for name, values in four.items()}
+        assert torch.allclose(gain_control(x[i : i + 1], own), whole[i], atol=1e-5)

@@ -333,6 +333,23 @@ def test_without_sensor_effects_a_frame_is_only_stretched(data):
     assert equal == sensed.logical_not().tolist()
 
 
+def test_gain_control_changes_the_frames_of_its_source_alone(data):
+    plain = Source(str(data / "pairs"), sensor=False).opened()
+    controlled = Source(str(data / "pairs"), sensor=False, gain_control=True).opened()
+    with_it = Batches([plain, controlled], batch_size=8, size=24, steps=1, seed=3)
+    without = Batches([plain, plain], batch_size=8, size=24, steps=1, seed=3)
+    flags = with_it._items[0]["gain_control"]
+    assert flags.any() and not flags.all()
+    equal = [torch.equal(a, b) for a, b in zip(with_it[0].thermal, without[0].thermal, strict=True)]
+    assert equal == flags.logical_not().tolist()
+    assert torch.equal(with_it[0].visible, without[0].visible)
+    parts = [
+        Batches([plain, controlled], batch_size=8, size=24, steps=1, seed=3, rank=r, world=2)[0]
+        for r in range(2)
+    ]
+    assert torch.equal(joined(parts).thermal, with_it[0].thermal)
+
+
 def test_aspect_reaches_the_crop(data, monkeypatch):
     seen = []
     draw = items_module.Crop.draw

@@ -162,3 +162,44 @@ def sensor(frame: Tensor, draws: Draws, strength: float = 1.0, invert: float = 0
     soft = blur(x, draws["sigma"].flatten() * strength)
     x = torch.where(draws["soft"] < 0.4, soft, x)
     return stretch(x + (draws["white"] + draws["rows"] + draws["columns"]) * strength)
+
+
+def gain_draws(count: int, generator: torch.Generator) -> Draws:
+    """Random numbers of :func:`gain_control` for ``count`` pictures, on the generator's device."""
+
+    def one(low: float, high: float) -> Tensor:
+        return uniform((count, 1, 1, 1), low, high, generator)
+
+    return {
+        "tone": one(-0.6, 0.6),
+        "equalise": one(-1, 1).clamp_min(0),  # 0: not at all, for half of the pictures
+        "detail": one(-2, 2).clamp_min(0),
+        "width": one(0.4, 2.0).exp(),
+    }
+
+
+def gain_control(frame: Tensor, draws: Draws) -> Tensor:
+    """What the electronics of thermal cameras do to a picture: thermal frames (B,F,H,W), H and W
+    multiples of 4, of any range -> the same, about 0..1.
+
+    A tone curve, histogram equalisation by up to its full strength, and detail enhancement (an
+    unsharp mask of 1.5 to 7 pixels), as cameras differ most in these (docs/training.md). Before
+    :func:`sensor`.
+    """
+    x = (stretch(frame, 0.002, 0.998) + 1) / 2
+    x = x.clamp_min(1e-4) ** torch.exp(draws["tone"])
+    x = torch.lerp(x, _equalised(x), draws["equalise"])
+    # a quarter of the size: the window of blur() is 13 pixels
+    wide = blur(F.avg_pool2d(x, 4), draws["width"].flatten() / 4)
+    wide = F.interpolate(wide, x.shape[-2:], mode="bilinear", align_corners=False)
+    return x + draws["detail"] * (x - wide)
+
+
+def _equalised(x: Tensor) -> Tensor:
+    """(B,F,H,W) in 0..1 -> the share of each frame's pixels that are darker, in 256 levels."""
+    level = (x * 255).round().long().flatten(2)
+    counts = x.new_zeros(*x.shape[:2], 256).scatter_add_(
+        2, level, x.new_ones(1).expand(level.shape)
+    )
+    darker = (counts.cumsum(2) - counts / 2) / level.shape[2]
+    return darker.gather(2, level).view_as(x)

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from cmmfnet.data.augment import Crop, Draws, sensor, sensor_draws, stretch
+from cmmfnet.data.augment import (
+    Crop,
+    Draws,
+    gain_control,
+    gain_draws,
+    sensor,
+    sensor_draws,
+    stretch,
+)
 from cmmfnet.data.items import Items
 from cmmfnet.data.simulate import simulate_thermal, simulation_draws
 from cmmfnet.data.source import Source, check_mix
@@ -234,6 +242,10 @@ class Batches:
             frame[rows] = self._simulate(
                 step, photo, torch.where(label == IGNORE, 0, label)[rows], rows
             )
+        if items["gain_control"].any():  # on the CPU, as below
+            draws = self._draws(gain_draws, step, 2)
+            made = [gain_control(frame[p], _of(draws, p)) for p in self._parts(len(frame))]
+            frame = torch.where(on["gain_control"][:, None, None, None], torch.cat(made), frame)
         plain = items["sensor"].logical_not()  # on the CPU, to be looked at without waiting
         if plain.all():
             mixed = stretch(frame)

@@ -38,9 +38,10 @@ class Items(Dataset):
     A dict of F = ``frames`` frames for each of B pictures: ``thermal`` (B,F,H,W) uint8 (zeros where
     it is simulated), ``visible`` (B,F,H,W,3) uint8, ``label`` (B,F,H,W) uint8, ``photo``
     (K,F,H,W,3) uint8 (what simulated frames are made from; only where ``unpaired`` makes it another
-    than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``tagged`` (B,) bool; lists
-    ``tags``, ``colours``, ``given_tags``, ``captions``, ``names``, ``positions``, ``taught``,
-    ``crops`` (of the colour picture). H and W are one of ``shapes``, drawn anew for each step.
+    than ``visible``), ``simulated`` (K,) int64 rows, ``sensor``, ``gain_control``,
+    ``tagged`` (B,) bool; lists ``tags``, ``colours``, ``given_tags``, ``captions``, ``names``,
+    ``positions``, ``taught``, ``crops`` (of the colour picture). H and W are one of ``shapes``,
+    drawn anew for each step.
     """
 
     def __init__(self, sources: Sequence[Source], *, batch_size: int,
@@ -108,7 +109,7 @@ class Items(Dataset):
             [],
             [],
         )
-        colours, given_tags, taught = [], [], []
+        colours, given_tags, taught, gains = [], [], [], []
         recolours = (
             not self.unpaired
             and self.frames == 1
@@ -139,6 +140,7 @@ class Items(Dataset):
                 visible[row] = crops["visible"]
             meta = spec.pairs.entries[index]
             sensor.append(spec.sensor)
+            gains.append(spec.gain_control)
             own = (
                 _tags(meta, label[row, self.frames // 2] if crops["label"] is not None else None),
                 meta.get("caption"),
@@ -177,6 +179,7 @@ class Items(Dataset):
             arrays["photo"] = np.stack(photos)
         tensors = {k: torch.from_numpy(v) for k, v in arrays.items()}
         tensors |= {"sensor": torch.tensor(sensor), "tagged": torch.tensor(tagged)}
+        tensors["gain_control"] = torch.tensor(gains)
         return tensors | {
             "tags": tags,
             "colours": colours,

@@ -49,6 +49,9 @@ class Source:
     sensor: bool = True
     """Random tone, noise, blur and polarity on the thermal frame (data/augment.py); false only
     stretches it between its 1st and 99th percentile."""
+    gain_control: bool = False
+    """Random gain control on the thermal frame before that (tone of wide range, histogram
+    equalisation, detail enhancement), for frames of cameras that are not trained on."""
     order: Literal["scenes", "epoch"] = "scenes"
     """scenes: drawn with replacement, every scene as often (Pairs.weights); epoch: every picture
     once a pass, in a new order each pass (for a single source)."""

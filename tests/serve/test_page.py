@@ -26,9 +26,10 @@ pytest.importorskip("gradio", reason="needs cmmfnet[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
 from cmmfnet.serve.api import make_app  # noqa: E402
+from cmmfnet.serve.blocks import add_page  # noqa: E402
 from cmmfnet.serve.limits import Refused  # noqa: E402
 from cmmfnet.serve.notes import warnings_by_thread  # noqa: E402
-from cmmfnet.serve.page import Page, add_page, with_chips  # noqa: E402
+from cmmfnet.serve.page import Page, with_chips  # noqa: E402
 from cmmfnet.serve.shelf import Shelf  # noqa: E402
 from cmmfnet.serve.wording import for_programs, for_visitors  # noqa: E402
 
@@ -368,7 +369,7 @@ def visit():
     served = service(body=100_000, video=300_000)
     app = make_app(served)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cmmfnet.serve.page.render_samples", lambda: {"street": ramp()})
+        patch.setattr("cmmfnet.serve.blocks.render_samples", lambda: {"street": ramp()})
         page = add_page(app)
 
     def talk(conversation):

@@ -1,4 +1,4 @@
-"""The page in a browser, made with Gradio: drop thermal files, see them in colour.
+"""What the page in a browser does: drop thermal files, see them in colour. blocks.py lays it out.
 
 Files do not go through Gradio, whose file routes the guard keeps closed: the drop zone sends them
 to /files (files.py), and pictures come as a part of the page.
@@ -10,46 +10,33 @@ import asyncio
 import functools
 import threading
 import zipfile
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import gradio.routes
 import numpy as np
-from fastapi import FastAPI
 from markupsafe import Markup
-from starlette.exceptions import HTTPException
-from starlette.routing import Match, Mount
 
 from cmmfnet.colorizer.video import colorize_video
 from cmmfnet.colorizer.video_options import VideoOptions
 from cmmfnet.files.errors import DISK_FULL, UserError
-from cmmfnet.files.page import as_grey, data_url
 from cmmfnet.files.video_reader import Picture, VideoReader
-from cmmfnet.serve.files import files_router, gone, sweep_regularly
-from cmmfnet.serve.guard import OURS
+from cmmfnet.serve import parts
+from cmmfnet.serve.files import gone
 from cmmfnet.serve.limits import Refused, no_room
 from cmmfnet.serve.service import FORMATS, Coloured, Prepared, Reading, Service, encode, refused
 from cmmfnet.serve.shelf import Kept, Shelf
-from cmmfnet.serve.wording import LABELS, for_visitors
-from cmmfnet.text.vocabulary import COLOURS
+from cmmfnet.serve.wording import for_visitors
 from cmmfnet.thermal.cameras.reading import Reading as Decoded
 from cmmfnet.thermal.decode import is_known
 from cmmfnet.thermal.frame import Thermal, read_thermal, thermal_of
-from cmmfnet.thermal.palettes import PALETTES
 from cmmfnet.thermal.sequence import holds_several
-from cmmfnet.thermal.stretch import frame_span, parse_span, to_8_bits
 
-_HERE = Path(__file__).parent
 SAMPLES = {"street": ("street", 1), "house": ("house", 2), "park": ("park", 4)}
 """Name -> kind and seed of a rendered scene."""
 _SAMPLE_SIZE = (256, 320)
-_SHOWN_SIDE = 1280
-_BARS = 64
-_SHELF, _SHELF_SECONDS = 8, 900.0
-"""Room for so many of the largest videos, and how long a file stays that nobody uses."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +56,13 @@ class Options:
         """How a file is read."""
         return Reading(
             (self.span or "").strip() or None,
-            None if self.palette == _GREY else self.palette,
+            None if self.palette == GREY else self.palette,
             (self.raw or "").strip() or None,
             self.kelvin or None,
         )
 
 
-_GREY = "none: grey"
+GREY = "none: grey"
 
 
 def with_chips(text: str | None, predicted: list[str], chosen: list[str]) -> str | None:
@@ -137,7 +124,13 @@ class Page:
         several = len(state.get("files", [])) > 1
         nothing = (gr.CheckboxGroup(choices=[], value=[], visible=False), "")
         if not (state.get("token") or state.get("sample")):
-            return state, *nothing, _welcome(), gr.Group(visible=several), gr.Group(visible=False)
+            return (
+                state,
+                *nothing,
+                parts.welcome(),
+                gr.Group(visible=several),
+                gr.Group(visible=False),
+            )
         chosen = Options(*options)
         frames = False
         try:
@@ -153,25 +146,25 @@ class Page:
                 state = state | {"predicted": likely}
                 choices = [(f"{name.removesuffix('-other')} {p:.0%}", name) for name, p in found]
                 chips = gr.CheckboxGroup(choices=choices, value=likely, visible=True)
-            histogram = _histogram(prepared.thermal, chosen.reading.span)
+            histogram = parts.histogram(prepared.thermal, chosen.reading.span)
             shown = (chips, histogram, html)
         except Refused as error:
-            shown = (*nothing, _problem(error))
+            shown = (*nothing, parts.problem(error))
         return state, *shown, gr.Group(visible=several), gr.Group(visible=frames)
 
     async def recolour(self, state: dict, chips: list[str], *options: Any) -> tuple:
         """Colour the chosen file anew: the text, the chips or the span have changed."""
         if not (state.get("token") or state.get("sample")):
-            return state, "", _welcome()
+            return state, "", parts.welcome()
         chosen = Options(*options)
         try:
             text = with_chips(chosen.text, state.get("predicted", []), chips)
             async with self.service.turn():
                 prepared, _ = await self._prepare(state, chosen)
                 state, html, _ = await self._colour(state, chosen, prepared, text)
-            return state, _histogram(prepared.thermal, chosen.reading.span), html
+            return state, parts.histogram(prepared.thermal, chosen.reading.span), html
         except Refused as error:
-            return state, gr.skip(), _problem(error)
+            return state, gr.skip(), parts.problem(error)
 
     async def colour_all(
         self, state: dict, *options: Any, progress: Callable[..., Any]
@@ -207,11 +200,13 @@ class Page:
             self.shelf.add(kept)
         except (Refused, OSError) as error:
             self.shelf.drop(kept.token)
-            return state, _problem(_as_refused(error, "files of which the results fit into a ZIP"))
+            return state, parts.problem(
+                _as_refused(error, "files of which the results fit into a ZIP")
+            )
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in failed)
         text = f"{len(names)} of {len(files)} pictures are in colour."
         html = Markup('<p role="status">{}</p>{}<ul>{}</ul>').format(
-            text, _link(kept, "Download all (ZIP)") if names else "", lines
+            text, parts.link(kept, "Download all (ZIP)") if names else "", lines
         )
         return state | {"result": kept.token}, html
 
@@ -264,7 +259,7 @@ class Page:
             html = Markup(
                 '<video controls loop muted playsinline preload="auto" src="files/{}"></video>'
                 '<p role="status">The video is in colour. {}</p>'
-            ).format(result.token, _link(result, "Download the video"))
+            ).format(result.token, parts.link(result, "Download the video"))
             return state | {"result": result.token}, html
         except (Refused, UserError, OSError) as error:
             if result is not None:
@@ -273,7 +268,7 @@ class Page:
             error = _as_refused(error, "a video, or a sequence of a camera")
             if kept is not None:
                 error.found = error.found.replace(str(kept.path), kept.name)
-            return state, _problem(error)
+            return state, parts.problem(error)
         finally:
             self._unwanted.discard(str(state.get("token")))
 
@@ -375,7 +370,7 @@ class Page:
         self._drop_result(state)
         name = state.get("name") or f"{state.get('sample')}.png"
         kept = self.shelf.put(_result_name(name, chosen.form), FORMATS[chosen.form], content)
-        html = await self.service.in_pool(_compare, name, prepared, coloured, text, kept)
+        html = await self.service.in_pool(parts.compare, name, prepared, coloured, text, kept)
         return state | {"result": kept.token}, html, coloured
 
     async def _encoded(self, chosen: Options, coloured: Coloured) -> bytes:
@@ -396,263 +391,5 @@ def _as_refused(error: Exception, expected: str) -> Refused:
     return refused(error, expected, "see docs/video.md")
 
 
-# --- parts of the page
-
-
 def _result_name(name: str, form: str) -> str:
     return f"{Path(name).stem or 'picture'}-colour.{form}"
-
-
-def _link(kept: Kept, label: str) -> Markup:
-    return Markup('<a class="download" href="files/{}" download="{}">{}</a>').format(
-        kept.token, kept.name, label
-    )
-
-
-def _welcome() -> str:
-    return Markup(
-        '<p class="welcome">The picture in colour appears here. Its colours are a plausible guess, '
-        "not a measurement.</p>"
-    )
-
-
-def _problem(error: Refused) -> str:
-    return Markup(
-        '<div class="problem" role="alert"><p><b>Found:</b> {}</p><p><b>Expected:</b> {}</p>'
-        "<p><b>Instead:</b> {}</p></div>"
-    ).format(*map(for_visitors, (error.found, error.expected, error.instead)))
-
-
-def _compare(
-    name: str, prepared: Prepared, coloured: Coloured, text: str | None, kept: Kept
-) -> str:
-    """The slider between the thermal frame and its colours, with a caption."""
-    full = prepared.frame.full
-    grey = as_grey(full if isinstance(full, np.ndarray) else full.cpu().numpy())
-    height, width = coloured.rgb.shape[:2]
-    notes = Markup("").join(
-        Markup("<li>{}</li>").format(for_visitors(note)) for note in coloured.notes
-    )
-    return Markup(
-        '<figure class="compare" style="--at:50%"><div class="frames" style="--ratio:{}">'
-        '<img src="{}" alt="in colour"><img class="before" src="{}" alt="thermal frame">'
-        '<span class="line" aria-hidden="true"></span>'
-        '<input type="range" min="0" max="100" value="50" aria-label="how much of the thermal '
-        'frame is shown"></div>'
-        '<figcaption role="status"><b>{}</b>, {} × {}. {} {}</figcaption></figure><ul>{}</ul>'
-    ).format(
-        round(width / height, 4),
-        data_url(coloured.rgb, _SHOWN_SIDE, 90),
-        data_url(grey, _SHOWN_SIDE, 90),
-        name,
-        width,
-        height,
-        f"Text: {text}." if text else "",
-        _link(kept, "Download"),
-        notes,
-    )
-
-
-def _histogram(thermal: Thermal, span: str | None) -> str:
-    """The values of a frame in its own unit, and the span that is shown."""
-    values = thermal.values[np.isfinite(thermal.values)]
-    if not values.size:
-        return ""
-    unit = {"C": " °C", "": ""}.get(thermal.unit, f" {thermal.unit}")
-    low, high = np.percentile(values, (0.05, 99.95)).tolist()
-    shown = parse_span(span) if span else frame_span(thermal) or (low, high)
-    low, high = min(low, shown[0]), max(high, shown[1])
-    if not low < high:
-        low, high = low - 1, high + 1
-    counts, _ = np.histogram(values, bins=_BARS, range=(low, high))
-    tall = (counts / max(1, counts.max())) ** 0.5  # so that few pixels are seen, too
-    at = [100 * (end - low) / (high - low) for end in shown]
-    bars = Markup("").join(
-        Markup('<rect x="{:.3f}" y="{:.2f}" width="{:.3f}" height="{:.2f}"/>').format(
-            100 * i / _BARS, 30 - 30 * bar, 100 / _BARS, 30 * bar
-        )
-        for i, bar in enumerate(tall)
-        if bar
-    )
-    ends = [f"{end:.5g}" for end in shown]
-    return Markup(
-        '<figure class="histogram"><svg viewBox="0 0 100 30" preserveAspectRatio="none" role="img" '
-        'aria-label="histogram of the values"><rect class="span" x="{:.2f}" y="0" width="{:.2f}" '
-        'height="30"/>{}</svg><figcaption><span>{:.5g}</span><span>shown: {} to {}{}</span>'
-        "<span>{:.5g}</span></figcaption></figure>"
-    ).format(at[0], at[1] - at[0], bars, low, *ends, unit, high)
-
-
-def _drop_zone(samples: dict[str, np.ndarray]) -> str:
-    buttons = Markup("").join(
-        Markup(
-            '<button type="button" class="sample" data-sample="{}"><img src="{}" alt="">{}</button>'
-        ).format(name, data_url(to_8_bits(frame), 160), name)
-        for name, frame in samples.items()
-    )
-    return Markup(
-        '<label class="zone"><input type="file" multiple aria-label="thermal files or a video">'
-        "<b>Drop thermal files or a video here</b><span>or press to choose. FLIR and DJI files, "
-        "16-bit TIFF and PNG, NumPy, MP4, MKV ...</span></label>"
-        '<p class="status" role="status" aria-live="polite"></p>'
-        '<div class="chosen" role="group" aria-label="your files"></div>'
-        '<p class="try">Or try a rendered scene:</p>'
-        '<div class="samples" role="group" aria-label="rendered scenes">{}</div>'
-    ).format(buttons)
-
-
-def add_page(app: FastAPI) -> Page:
-    """Put the page at / of an application."""
-    service: Service = app.state.service
-    shelf = Shelf(_SHELF * service.limits.video, _SHELF_SECONDS)
-    app.include_router(files_router(service, shelf))
-    sweep_regularly(app, shelf)
-    # Gradio makes a folder at its start; the usual one in /tmp may be another user's, and stays
-    gradio.routes.DEFAULT_TEMP_DIR = str(shelf.folder / "gradio")
-    page = Page(service, shelf, render_samples())
-    blocks = _blocks(page)
-    gr.mount_gradio_app(
-        app,
-        blocks,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        pwa=False,
-        theme=gr.themes.Default(
-            primary_hue="blue",
-            font=["system-ui", "sans-serif"],
-            font_mono=["ui-monospace", "monospace"],
-        ),
-        css_paths=[_HERE / "page.css"],
-    )
-    inner = app.router.routes.pop().app
-    app.router.routes.append(_Rest("/", inner))
-    on_error = app.exception_handlers[HTTPException]
-    for status in (404, 405):  # of other errors Gradio's script needs the text
-        inner.add_exception_handler(status, on_error)
-    page.streams_end = inner.stop_event
-    return page
-
-
-class _Rest(Mount):
-    """An application for all paths but ours, so that a wrong method there is called that."""
-
-    def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
-        if scope["type"] == "http" and scope["path"].startswith(OURS):
-            return Match.NONE, {}
-        return super().matches(scope)
-
-
-def _blocks(page: Page) -> gr.Blocks:
-    models, service = list(page.service.models), page.service
-    words = sorted({w for m in service.models.values() for w in m.traits.words})
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
-    with gr.Blocks(title="cmmfnet", analytics_enabled=False) as blocks:
-        gr.HTML("<h1>Thermal pictures in colour</h1>", elem_id="title")
-        state = gr.State({})
-        with gr.Row(elem_id="layout"):
-            with gr.Column(elem_id="bring"):
-                drop = gr.HTML(
-                    html_template=_drop_zone(page.samples), js_on_load=script, elem_id="drop"
-                )
-                with gr.Group(visible=False) as many:
-                    all_files = gr.Button("Colour all files")
-                with gr.Group(visible=False) as frames:
-                    fps = gr.Number(label=f"{LABELS['fps']}; 0: those of the file", value=0)
-                    smooth = gr.Slider(0, 1, 0.9, label=LABELS["smooth"])
-                    beside = gr.Checkbox(False, label="Thermal frame beside the colours")
-                    video = gr.Button("Colour all frames", variant="primary")
-                    stop = gr.Button("Stop")
-            with gr.Column(elem_id="shown"):
-                result = gr.HTML(_welcome(), js_on_load=_SLIDER, elem_id="result")
-            with gr.Column(elem_id="options"):
-                text = gr.Textbox(
-                    label=LABELS["text"],
-                    info="Without a text the model guesses. Press Enter to colour.",
-                    placeholder="a street at night with a red car",
-                    max_length=2000,
-                    elem_id="text",
-                )
-                chips = gr.CheckboxGroup(
-                    label="What the model saw", visible=False, elem_id="chips",
-                    info="Take away what is wrong, add what it missed.",
-                )  # fmt: skip
-                with gr.Row():
-                    colour = gr.Dropdown(
-                        ["", *dict.fromkeys(COLOURS.values())], value="", label="Colour",
-                        min_width=90,
-                    )  # fmt: skip
-                    thing = gr.Dropdown(words, label="Thing", value=None, min_width=120)
-                add = gr.Button("Add to the text", size="sm")
-                histogram = gr.HTML("", elem_id="histogram")
-                span = gr.Textbox(
-                    label=LABELS["span"],
-                    info="LOW,HIGH in the unit of the file; empty: found from the frame.",
-                    placeholder="20,35",
-                    max_length=100,
-                    elem_id="span",
-                )
-                with gr.Row():
-                    model = gr.Dropdown(models, value=models[0], label="Model", min_width=180)
-                    form = gr.Dropdown(
-                        list(FORMATS), value="png", label="Download as", min_width=90
-                    )
-                with gr.Accordion("How the file is read", open=False):
-                    palette = gr.Dropdown(
-                        [_GREY, "auto", *PALETTES], value=_GREY, label=LABELS["palette"]
-                    )
-                    raw = gr.Textbox(
-                        label=LABELS["raw"], placeholder="640x512,uint16le", max_length=100
-                    )
-                    kelvin = gr.Number(label=f"{LABELS['kelvin-per-count']}; 0: none", value=0)
-
-        options = [text, model, palette, span, raw, kelvin, form]
-        seen = [state, chips, histogram, result, many, frames]
-
-        # Gradio gives an argument whose default is a Progress the event's own one, by its place
-        async def colour_all(state, progress=gr.Progress(), *chosen):  # noqa: B008
-            return await page.colour_all(state, *chosen, progress=progress)
-
-        def colour_video(state, progress=gr.Progress(), *chosen):  # noqa: B008
-            return page.colour_video(state, *chosen, progress=progress)
-
-        unlimited = {"concurrency_limit": None, "api_visibility": "private"}
-        drop.select(page.pick, [state, *options], seen, trigger_mode="always_last", **unlimited)
-        gr.on(
-            [model.input, palette.input, raw.submit, kelvin.submit],
-            page.look, [state, *options], seen, trigger_mode="always_last", **unlimited,
-        )  # fmt: skip
-        gr.on(
-            [text.submit, chips.input, span.submit, form.input],
-            page.recolour, [state, chips, *options], [state, histogram, result],
-            trigger_mode="always_last", **unlimited,
-        )  # fmt: skip
-        add.click(_with_word, [text, colour, thing], text, **unlimited).then(
-            page.recolour, [state, chips, *options], [state, histogram, result], **unlimited
-        )
-        all_files.click(colour_all, [state, *options], [state, result], **unlimited)
-        video.click(
-            colour_video, [state, chips, fps, smooth, beside, *options], [state, result],
-            concurrency_limit=1, api_visibility="private",
-        )  # fmt: skip
-        stop.click(page.stop_video, state, None, queue=False, api_visibility="private")
-    blocks.queue(api_open=False, max_size=4 * service.limits.waiting)
-    return blocks
-
-
-def _with_word(text: str | None, colour: str | None, thing: str | None) -> str:
-    """A text with one more thing, and its colour."""
-    text, words = (text or "").strip(), f"{colour or ''} {thing or ''}".strip()
-    return f"{text} +{words}".strip() if thing else text
-
-
-_SLIDER = """
-element.addEventListener("input", (event) => {
-  if (event.target.type === "range")
-    event.target.closest(".compare").style.setProperty("--at", event.target.value + "%");
-});
-"""

@@ -154,8 +154,8 @@ def build(model: str, device: str, limits: Limits, token: str | None) -> FastAPI
     """
     from cmmfnet.colorizer.options import open_colorizer
     from cmmfnet.serve.api import make_app
+    from cmmfnet.serve.blocks import add_page
     from cmmfnet.serve.metrics import Metrics
-    from cmmfnet.serve.page import add_page
     from cmmfnet.serve.service import Service
 
     names = list(dict.fromkeys(name.strip() for name in model.split(",") if name.strip()))

@@ -40,7 +40,7 @@ KNOWN: dict[str, Known] = {
     ),
     "cmmfnet-small": Known(
         file="cmmfnet-small.safetensors",
-        sha256="a616e243af640ba0bfb9dc7e7e58fbf0a8f2b382309ffe0f110041181d4d1791",
+        sha256="26d2e8f427eb4de6723ae86becefa9436d3e6a6b339b196bb05806097c34b680",
         licence="research use (the terms of the training data); see docs/model-card-small.md",
         summary="for live colour on a CPU, at a cost in quality: a network distilled from cmmfnet",
     ),

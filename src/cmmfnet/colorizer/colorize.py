@@ -95,7 +95,7 @@ def colorize(
             NAME, a tab, TEXT), a file of times (0:00-0:12 a street), or the word beside: NAME.txt
             next to NAME.png, _folder.txt for a folder
         model: a name of `cmmfnet models`, a .safetensors file, hf:OWNER/REPO@COMMIT, or an .onnx
-            file of `cmmfnet export`
+            file of `cmmfnet export`; cmmfnet+cmmfnet-small mixes the colours of two
         device: auto, cpu, cuda, cuda:1 or mps
         span: LOW,HIGH in the pictures' own units (counts, degrees Celsius), for all; without it
             each frame is stretched between its 1st and 99th percentile

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +30,10 @@ from cmmfnet.text.tags import tag_ids
 from cmmfnet.thermal.frame import Thermal
 from cmmfnet.thermal.stretch_cuda import normalised, stretched_counts
 from cmmfnet.weights.files import load_model
+from cmmfnet.weights.known import parts
+
+SECOND = 0.25
+"""The part of the colours that a second model gives."""
 
 
 class DeviceError(UserError):
@@ -93,6 +99,7 @@ class Colorizer(FrameColorizer):
         dtype: torch.dtype | None = None,
         name: str = "network",
         guidance: float = 1.0,
+        second: nn.Module | None = None,
     ):
         """
         Args:
@@ -106,11 +113,16 @@ class Colorizer(FrameColorizer):
             guidance: how far a text moves the colours away from those without: colour without text
                 + guidance * difference; 0 to 4, other values than 1 run the network twice for a
                 frame with text.
+            second: a network whose colours, without text, are mixed in (`TorchRuntime.mixed`); best
+                one of another architecture. A frame with text then takes three passes.
 
         Raises:
-            DeviceError: ``device`` is not there. ValueError: another ``guidance``.
+            DeviceError: ``device`` is not there. ValueError: another ``guidance``, or a ``second``
+                that takes one size only.
         """
-        self._options = {"device": device, "dtype": dtype, "name": name, "guidance": guidance}
+        self._options = {
+            "device": device, "dtype": dtype, "name": name, "guidance": guidance, "second": second,
+        }  # fmt: skip
         super().__init__(TorchRuntime(network, **self._options))
 
     @classmethod
@@ -122,15 +134,20 @@ class Colorizer(FrameColorizer):
         guidance: float = 1.0,
     ) -> Colorizer:
         """A Colorizer with released or trained weights: a known name, a .safetensors file, or
-        hf:OWNER/REPO@COMMIT.
+        hf:OWNER/REPO@COMMIT; or two of them, joined by a +: "cmmfnet+cmmfnet-small" mixes the
+        second model's colours in.
 
         Raises:
             ModelError: not found, not safetensors, or damaged. DeviceError: ``device`` is not
                 there.
         """
         device = pick_device(device)  # before the time is spent on loading
-        model = load_model(name)
-        return cls(model.network, device=device, dtype=dtype, name=model.name, guidance=guidance)
+        model, *others = (load_model(part) for part in parts(name))
+        return cls(
+            model.network, device=device, dtype=dtype, guidance=guidance,
+            name="+".join([model.name, *(other.name for other in others)]),
+            second=others[0].network if others else None,
+        )  # fmt: skip
 
     @property
     def network(self) -> nn.Module:
@@ -156,6 +173,7 @@ class TorchRuntime(Runtime):
         dtype: torch.dtype | None,
         name: str,
         guidance: float,
+        second: nn.Module | None = None,
     ):
         if not 0 <= guidance <= 4:
             raise ValueError(
@@ -171,10 +189,21 @@ class TorchRuntime(Runtime):
         self.dtype = dtype or (torch.bfloat16 if half and not self._mixed else torch.float32)
         self.input_dtype = torch.float32 if takes_float32 else self.dtype
         self.not_finite = f" in {self.dtype}; use float32"
-        self.network = accelerate(
-            network.to(self.device, torch.bfloat16 if half and on_cuda else self.dtype).eval()
-        )
+        weights = torch.bfloat16 if half and on_cuda else self.dtype
+        self.network = accelerate(network.to(self.device, weights).eval())
         self.forward = GraphedInference(self.network) if on_cuda else self.network
+        self.second: Callable | None = None
+        if second is not None:
+            theirs = traits_of(second)
+            if theirs.fixed_size:
+                raise ValueError(
+                    f"the second network takes {theirs.fixed_size}x{theirs.fixed_size} pixels "
+                    "alone; expected one that takes the first network's sizes"
+                )
+            step = math.lcm(self.traits.multiple_of, theirs.multiple_of)
+            self.traits = replace(self.traits, multiple_of=step)
+            second = accelerate(second.to(self.device, weights).eval())
+            self.second = GraphedInference(second) if on_cuda else second
         self.frames_are_tensors = on_cuda
         self._stretched = GraphedInference(stretched_counts) if on_cuda else stretched_counts
         self._encoders: dict[type, Any] = {}
@@ -219,7 +248,7 @@ class TorchRuntime(Runtime):
                 rows[i] = row
             return colour.float()
 
-        parts: list[tuple[list[int], Tensor]] = []
+        done: list[tuple[list[int], Tensor]] = []
         with_text = [i for i, text in enumerate(texts) if text is not None]
         without = [i for i, text in enumerate(texts) if text is None]
         if with_text:
@@ -228,18 +257,33 @@ class TorchRuntime(Runtime):
                 for part in (0, 1)
             )
             guided = colours(with_text, tokens, mask)
-            if self.guidance != 1:
+            if self.guidance != 1 or self.second is not None:
                 plain = self.forward(thermal[with_text], None, None).float()
                 guided = (plain + self.guidance * (guided - plain)).clamp(-1, 1)
-            parts.append((with_text, guided))
+                guided = self.mixed(guided, plain, thermal, with_text)
+            done.append((with_text, guided))
         if without:
-            parts.append((without, colours(without, None, None)))
-        colour = parts[0][1]
-        if len(parts) > 1:
+            plain = colours(without, None, None)
+            done.append((without, self.mixed(plain, plain, thermal, without)))
+        colour = done[0][1]
+        if len(done) > 1:
             colour = torch.empty(len(texts), *colour.shape[1:], device=self.device)
-            for indices, some in parts:
+            for indices, some in done:
                 colour[indices] = some
         return colour, np.stack(rows) if heads else probabilities
+
+    def mixed(self, colour: Tensor, plain: Tensor, thermal: Tensor, rows: list[int]) -> Tensor:
+        """``colour`` (B,3,H,W), moved by a quarter of the way from the first network's colours without
+        text, ``plain``, to the second network's of the ``rows`` of ``thermal``; ``colour`` where
+        there is no second network.
+
+        Two networks err in different places, so that the mean of both is nearer to the truth
+        (docs/training.md#softened-pairs). A text moves the colours as much as without a second.
+        """
+        if self.second is None:
+            return colour
+        other = self.second(thermal[rows], None, None).float()
+        return (colour + SECOND * (other - plain)).clamp(-1, 1)
 
     def predict(self, batch: np.ndarray | Tensor) -> np.ndarray:
         return self.network.predict_tags(self.on_device(batch)).float().cpu().numpy()

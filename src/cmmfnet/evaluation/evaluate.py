@@ -59,9 +59,9 @@ def evaluate(
     instead: how steady its colours are and, with `--truth`, how right.
 
     Args:
-        what: a name of `cmmfnet models`, a .safetensors or .onnx file, hf:OWNER/REPO@COMMIT, a
-            run's folder, or a folder of predictions with NAME.png for every frame; with --thermal a
-            coloured video, or a folder of its frames
+        what: a name of `cmmfnet models`, a .safetensors or .onnx file, hf:OWNER/REPO@COMMIT, two
+            models joined by a +, a run's folder, or a folder of predictions with NAME.png for every
+            frame; with --thermal a coloured video, or a folder of its frames
         setting: pairs, geometry and metrics
         thermal: the video, sequence or folder of frames that was coloured
         truth: the video or folder of frames of a colour camera beside it

@@ -88,7 +88,7 @@ def open_predictor(
         UserError: ``what`` is none of these, or does not fit ``pairs``.
     """
     from cmmfnet.weights.files import describe, load_model
-    from cmmfnet.weights.known import KNOWN
+    from cmmfnet.weights.known import KNOWN, parts
 
     if text not in TEXTS:
         raise UserError(f"text is {text!r}; expected one of {', '.join(TEXTS)}")
@@ -105,7 +105,9 @@ def open_predictor(
                 f"scores the best epoch, give {what}/{RUN_MODEL} to score the last"
             )
     source = str(path) if kind == "run" else what
+    source, *seconds = parts(source)
     loaded, described = load_model(source), describe(source)
+    second = load_model(seconds[0]) if seconds else None
     name = Path(what).resolve().name if kind == "run" else loaded.name
     if name == Path(RUN_MODEL).stem and path.name == RUN_MODEL:  # every run calls its model that
         name = path.resolve().parent.name
@@ -114,9 +116,13 @@ def open_predictor(
         "sha256": described["sha256"],
         "parameters": described["parameters"], "training": loaded.training,
     }  # fmt: skip
+    if second is not None:
+        name, more = f"{name}+{second.name}", describe(seconds[0])
+        record["parameters"] += more["parameters"]
+        record["second"] = {"sha256": more["sha256"], "training": second.training}
     return network_predictor(
         name, loaded.network, pairs, geometry, text=text, device=device, record=record,
-        preset=preset,
+        preset=preset, second=second and second.network,
     )  # fmt: skip
 
 
@@ -143,13 +149,14 @@ def network_predictor(
     device: str = "auto",
     record: dict | None = None,
     preset: str | None = None,
+    second: nn.Module | None = None,
 ) -> Predictor:
-    """The predictor for a network, in float32."""
+    """The predictor for a network, and a second one as for ``Colorizer``, in float32."""
     import torch
 
     from cmmfnet.colorizer.torch import Colorizer
 
-    colorizer = Colorizer(network, device=device, dtype=torch.float32, name=name)
+    colorizer = Colorizer(network, device=device, dtype=torch.float32, name=name, second=second)
     record = record or {"kind": "model"}
     return _colorizer_predictor(name, colorizer, pairs, geometry, text, record, preset)
 

@@ -47,6 +47,20 @@ KNOWN: dict[str, Known] = {
 }
 
 
+def parts(name: str | Path) -> list[str | Path]:
+    """ "cmmfnet+cmmfnet-small" -> its two models; a list of one for any other name. A file that has
+    a + in its path is one model.
+
+    Raises ModelError for more than two, and for a part without a name.
+    """
+    if not isinstance(name, str) or "+" not in name or Path(name).exists():
+        return [name]
+    found = name.split("+")
+    if len(found) != 2 or not all(found):
+        raise ModelError(f"model is {name!r}; expected one, or two as in cmmfnet+cmmfnet-small")
+    return list(found)
+
+
 def find(name: str | Path) -> tuple[Path, Known | None]:
     if isinstance(name, str) and name in KNOWN:
         path = BUNDLED / KNOWN[name].file

@@ -46,7 +46,7 @@ def frame(height=20, width=30):
     return np.random.default_rng(0).integers(7000, 8000, (height, width), dtype=np.uint16)
 
 
-def test_a_quarter_of_the_colours_is_the_seconds():
+def test_a_fifth_of_the_colours_is_the_seconds():
     alone, both = Colorizer(Fake(), device="cpu"), Colorizer(Fake(), device="cpu", second=Flat())
     first = alone(frame()).astype(float)
     flat = (np.array([0.5, -0.5, 1.0]) + 1) * 127.5

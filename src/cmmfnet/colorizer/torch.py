@@ -32,7 +32,7 @@ from cmmfnet.thermal.stretch_cuda import normalised, stretched_counts
 from cmmfnet.weights.files import load_model
 from cmmfnet.weights.known import parts
 
-SECOND = 0.25
+SECOND = 0.2
 """The part of the colours that a second model gives."""
 
 
@@ -273,9 +273,9 @@ class TorchRuntime(Runtime):
         return colour, np.stack(rows) if heads else probabilities
 
     def mixed(self, colour: Tensor, plain: Tensor, thermal: Tensor, rows: list[int]) -> Tensor:
-        """``colour`` (B,3,H,W), moved by a quarter of the way from the first network's colours without
-        text, ``plain``, to the second network's of the ``rows`` of ``thermal``; ``colour`` where
-        there is no second network.
+        """``colour`` (B,3,H,W), moved by a fifth of the way from the first network's colours
+        without text, ``plain``, to the second network's of the ``rows`` of ``thermal``; ``colour``
+        where there is no second network.
 
         Two networks err in different places, so that the mean of both is nearer to the truth
         (docs/training.md#softened-pairs). A text moves the colours as much as without a second.

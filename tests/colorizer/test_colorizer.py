@@ -271,6 +271,13 @@ def test_each_picture_may_have_its_own_text():
         colorizer([frame(16, 16)], text=["car", "road"])
 
 
+def test_arguments_of_another_type_are_named():
+    with pytest.raises(TypeError, match="text is 5; expected a string or None"):
+        make()([frame(8, 8)] * 2, text=["a street", 5])
+    with pytest.raises(TypeError, match=r"dtype is 'float16'; expected a torch\.dtype"):
+        Colorizer(Fake(), device="cpu", dtype="float16")
+
+
 def test_unknown_words_are_warned_about_and_the_others_used():
     colorizer = make()
     with pytest.warns(UserWarning, match="zeppelin"):

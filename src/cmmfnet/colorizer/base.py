@@ -208,6 +208,9 @@ class FrameColorizer:
                 f"{len(texts)} texts for {len(sources)} pictures; give one text for all, or one "
                 "for each"
             )
+        for each in texts:
+            if not isinstance(each, str | None):
+                raise TypeError(f"text is {each!r}; expected a string or None, or a list of those")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
         size = batch_size or self.default_batch

@@ -179,6 +179,8 @@ class TorchRuntime(Runtime):
             raise ValueError(
                 f"guidance is {guidance}; expected 0 (text has no effect) to 4, 1 is as trained"
             )
+        if not isinstance(dtype, torch.dtype | None):
+            raise TypeError(f"dtype is {dtype!r}; expected a torch.dtype, such as torch.float32")
         self.guidance, self.name = guidance, name
         self.device, self.traits = pick_device(device), traits_of(network)
         half = dtype is None and _has_bfloat16(self.device)

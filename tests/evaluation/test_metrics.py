@@ -14,6 +14,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from cmmfnet.evaluation import edges, learned, metrics
 from cmmfnet.evaluation.metrics import METRICS, TEMPORAL
+from cmmfnet.files.errors import UserError
 from cmmfnet.nn.edges import gradient_maxima
 from cmmfnet.nn.perceptual import FILES, HEADS
 
@@ -271,3 +272,14 @@ def test_lpips_check_values(network, want):
     distance = learned.Lpips(WEIGHTS, network)
     assert [distance(a, b), distance(a, grey), distance(b, grey)] == pytest.approx(want, abs=1e-3)
     assert distance(a, a) == 0
+
+
+def test_a_folder_of_pretrained_files_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("CMMFNET_PRETRAINED", raising=False)
+    assert learned.pretrained_folder() is None and not learned.Lpips.at_hand(tmp_path)
+    with pytest.raises(UserError, match=r"no folder .*gone of pre-trained files \(--pretrained\)"):
+        learned.Lpips.at_hand(tmp_path / "gone")
+    monkeypatch.setenv("CMMFNET_PRETRAINED", str(tmp_path / "away"))
+    with pytest.raises(UserError, match=r"no folder .*away .*\(CMMFNET_PRETRAINED\)"):
+        learned.pretrained_folder()
+    assert learned.pretrained_folder(tmp_path) == tmp_path

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cmmfnet.files.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -19,6 +21,23 @@ def as_tensor(picture: np.ndarray, device: torch.device | str = "cpu") -> torch.
     return (
         torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None].to(device)
     )
+
+
+def pretrained_folder(folder: str | Path | None = None) -> Path | None:
+    """The folder of pre-trained files: ``folder``, or else that of the environment variable
+    CMMFNET_PRETRAINED; None without either.
+
+    Raises:
+        UserError: it is not there, which may be a slip of the pen.
+    """
+    given = folder or os.environ.get("CMMFNET_PRETRAINED")
+    if given and not Path(given).is_dir():
+        source = "--pretrained" if folder else "CMMFNET_PRETRAINED"
+        raise UserError(
+            f"no folder {given} of pre-trained files ({source}); leave it out to do without, or "
+            "see docs/training.md"
+        )
+    return Path(given) if given else None
 
 
 class Lpips:
@@ -45,8 +64,8 @@ class Lpips:
         downloads."""
         from cmmfnet.nn.perceptual import HEADS
 
-        folder = folder or os.environ.get("CMMFNET_PRETRAINED")
-        return folder is not None and (Path(folder) / HEADS["alex"][0]).is_file()
+        found = pretrained_folder(folder)
+        return found is not None and (found / HEADS["alex"][0]).is_file()
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> float:
         import torch

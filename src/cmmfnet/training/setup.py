@@ -17,6 +17,7 @@ from cmmfnet.data.batches import Batches
 from cmmfnet.data.fields import RecipeError
 from cmmfnet.data.pairs import Pairs
 from cmmfnet.data.source import GIVEN, sources_for
+from cmmfnet.evaluation.learned import pretrained_folder
 from cmmfnet.evaluation.network_scores import score_network
 from cmmfnet.files.atomic import clear_parts
 from cmmfnet.training import checkpoint
@@ -74,7 +75,7 @@ def prepare(
 
     Nothing is written before all is found to be in order, but for the scenes of ``scenes:N``.
     """
-    config, pretrained = _matched(config, recipe), pretrained or _pretrained()
+    config, pretrained = _matched(config, recipe), pretrained_folder(pretrained)
     newest = _newest(out, resume)
     accelerator = _accelerator(config, out, device, wandb)
     processes, main = accelerator.num_processes, accelerator.is_main_process
@@ -118,11 +119,6 @@ def prepare(
         accelerator.init_trackers(wandb or "cmmfnet", {"method": config.model["method"]})
     accelerator.wait_for_everyone()
     return Prepared(run, batches, validation, start, pretrained)
-
-
-def _pretrained() -> Path | None:
-    folder = os.environ.get("CMMFNET_PRETRAINED")
-    return Path(folder) if folder else None
 
 
 def _newest(out: Path, resume: str) -> Path | None:

@@ -287,6 +287,11 @@ def test_unknown_words_are_warned_about_and_the_others_used():
         assert green(colorizer(frame(16, 16), text="zeppelin")) == 0
 
 
+def test_a_colour_without_a_thing_is_warned_about():
+    with pytest.warns(UserWarning, match=r"'red' stands with no thing .* such as 'red car'"):
+        make(words=("car",))(frame(8, 8), text="car (red)")
+
+
 def test_a_text_is_embedded_once(monkeypatch):
     colorizer = make()
     calls = []

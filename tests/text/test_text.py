@@ -18,6 +18,7 @@ from cmmfnet.colorizer.torch import Colorizer
 from cmmfnet.files.errors import UserError
 from cmmfnet.methods import build_network
 from cmmfnet.text.parser import parse_tags, warn_unknown
+from cmmfnet.text.prompt import read_prompt
 from cmmfnet.text.sentences import DEFAULT_PROMPT
 from cmmfnet.text.tags import load_tag_vectors, tag_ids
 from cmmfnet.text.vocabulary import COCO_STUFF, COLOURS, EXTRA_WORDS, WORDS
@@ -211,6 +212,22 @@ def test_negation(prompt, tags, negated):
 def test_colours(prompt, colours):
     parsed = parse_tags(prompt)
     assert parsed.colours == colours and parsed.unknown == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "loose"),
+    [
+        ("cars (red)", ["red"]),
+        ("car: dark red", ["dark red"]),
+        ("a car painted red, a white house", ["red"]),
+        ("green", ["green"]),
+        ("a red car, a man in black, the sky is blue", []),
+        ("no red cars, white lines on a road", []),
+        ("+red", ["red"]),
+    ],
+)
+def test_colours_without_a_thing(prompt, loose):
+    assert read_prompt(prompt).loose == loose
 
 
 def test_unknown_words_in_order_without_filler():

@@ -428,6 +428,13 @@ class FrameColorizer:
         encoded = self.runtime.vectors(tuple(prompt.unknown))
         unknown = [w for w in (*prompt.unknown, *prompt.unknown_removed) if w not in encoded]
         warn_unknown(unknown, self.traits.words, stacklevel=1 + _level_outside())
+        if prompt.loose:
+            shown = ", ".join(map(repr, prompt.loose))
+            warnings.warn(
+                f"{shown} stands with no thing in the text, so it has no effect; write it before "
+                f"one, such as '{prompt.loose[0]} car'",
+                stacklevel=_level_outside(),
+            )
         if prompt.colours and not self.traits.takes_colours:
             coloured = ", ".join(f"{colour} {name}" for colour, name in prompt.colours)
             warnings.warn(

@@ -38,6 +38,7 @@ class Parsed:
         colours: (colour, tag) where a colour stands with a noun. The colour is a basic one (a value
             of `COLOURS`) or several with hyphens ("blue-grey"), after an optional shade ("dark
             green").
+        loose: colours that stand with no noun ("cars (red)"), so that they have no effect.
         bare: whether trees are without leaves ("a bare tree", "trees without leaves").
     """
 
@@ -45,6 +46,7 @@ class Parsed:
     unknown: list[str] = field(default_factory=list)
     negated: list[str] = field(default_factory=list)
     colours: list[tuple[str, str]] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
     bare: bool = False
 
 
@@ -377,6 +379,8 @@ class _Scan:
         black"), or to none."""
         if self.link and self.last_tag is not None:
             self.put(self.out.colours, [(colour, self.last_tag) for colour in self.waiting])
+        else:
+            self.put(self.out.loose, self.waiting)
         self.waiting.clear()
         self.link = False
 

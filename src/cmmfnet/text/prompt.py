@@ -33,6 +33,7 @@ class Prompt:
         unknown: words without a name that should be in the picture.
         unknown_removed: words without a name that should not.
         colours: (colour, name) as in `Parsed`, without names that a later sign removes.
+        loose: colours that stand with no name, so that they have no effect.
         bare: whether trees are without leaves.
     """
 
@@ -41,6 +42,7 @@ class Prompt:
     unknown: list[str] = field(default_factory=list)
     unknown_removed: list[str] = field(default_factory=list)
     colours: list[tuple[str, str]] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
     bare: bool = False
 
     @property
@@ -106,12 +108,13 @@ def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
     pieces = _SIGN.split(text)  # plain, sign, words, sign, words, ...
     plain = parse_tags(pieces[0], words)
     steps, colours, unknown, unknown_removed = [], list(plain.colours), list(plain.unknown), []
-    bare = plain.bare
+    bare, loose = plain.bare, list(plain.loose)
     for sign, piece in zip(pieces[1::2], pieces[2::2], strict=True):
         each = parse_tags(piece, words)
         if sign == "+":  # "+no cars" removes
             added, removed = each.tags, each.negated
             unknown += each.unknown
+            loose += each.loose
             bare |= each.bare
         else:  # "-no cars" can only be meant to remove, too
             added, removed = [], [*each.tags, *each.negated]
@@ -127,6 +130,7 @@ def read_prompt(text: str, words: Sequence[str] = WORDS) -> Prompt:
         list(dict.fromkeys(unknown)),
         list(dict.fromkeys(unknown_removed)),
         colours,
+        list(dict.fromkeys(loose)),
         bare,
     )
 

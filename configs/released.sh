@@ -40,7 +40,7 @@ softened.network.load_state_dict({name: 0.4 * before[name] + 0.6 * x for name, x
 save_model(sys.argv[2], softened.network, softened.config, softened.training)
 END
 made repainted || cmmfnet repaint "$data/repainted" --count 300 --seed 10000
-made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$mean"
+made found || cmmfnet found-labels "$data/found" --pairs "$data/pairs" --model "$out/sharp/model.safetensors"
 train text cmmfnet-text "$mean" "$@"
 python - "$out" <<'END'
 import sys

@@ -374,11 +374,20 @@ def test_a_change_outside_of_the_words_regions_is_spill():
     plain = torch.zeros(1, 3, 32, 32)
     for columns, names, spill in (
         (slice(0, 8), ["car"], 0), (slice(8, 16), ["car"], 0.4), (slice(16, 32), ["car"], 0),
-        (slice(8, 16), ["car", "road"], 0), (slice(0, 8), [], 0.2),
+        (slice(8, 16), ["car", "road"], 0), (slice(0, 8), [], 3 * 0.2),
     ):  # fmt: skip
         made = plain.clone()
         made[..., columns] = 0.4
         assert spill_loss(made, plain, label, [names], 4, IGNORE) == pytest.approx(spill, abs=1e-6)
+
+
+@pytest.mark.parametrize(("columns", "weight"), [(16, 1), (8, 1.732), (2, 3)])
+def test_what_spills_around_a_small_thing_weighs_more(columns, weight):
+    label = torch.full((1, 32, 32), CLASSES.index("road"))
+    label[:, :, :columns] = CLASSES.index("car")
+    plain = torch.zeros(1, 3, 32, 32)
+    spilt = spill_loss(plain + 0.4, plain, label, [["car"]], 4, IGNORE)
+    assert spilt == pytest.approx(0.4 * weight, rel=1e-3)
 
 
 def test_mean_colours_of_regions_count_alike_whatever_their_size():

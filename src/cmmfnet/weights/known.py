@@ -33,7 +33,7 @@ class Known:
 KNOWN: dict[str, Known] = {
     "cmmfnet": Known(
         file="cmmfnet.safetensors",
-        sha256="765c5e0b709cd9b102f528bd94bca6407f059176623531474e07010033e15d6a",
+        sha256="3249f7de744757297196850f40c3581e3d3de266d359a554da3683451f6f9b43",
         licence="research use (the terms of the training data); see docs/model-card.md",
         summary="CMMF-Net, the released recipe: VGG-16 hybrid ViT, large-kernel U-Net, "
         "pseudo-thermal co-training, words by region",

@@ -152,14 +152,23 @@ def foliage(photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def snow(photo: np.ndarray, mask: np.ndarray, target: Sequence[float] = SNOW) -> np.ndarray:
-    """Snow on a region: bright, a little blue in the shade, with the ground's fine relief."""
+    """Snow on a region: bright, a little blue in the shade. The fine relief of the ground stays;
+    of how light its large parts are, which is paint and shade, a fifth does."""
+    from scipy.ndimage import gaussian_filter
+
     weight = soft(mask)
     inside = weight > 0.02
     lab = to_lab(photo[inside][None])[0]
-    median = np.median(lab, axis=0)
-    relief = np.clip(lab[:, 0] - median[0], -30, 30)
-    lightness = target[0] + 0.30 * relief
-    shade = np.clip(-relief / 30, 0, 1)
+    level = np.zeros(mask.shape, np.float32)
+    level[inside] = lab[:, 0]
+    sigma = min(mask.shape) / 20
+    shares = gaussian_filter(inside.astype(np.float32), sigma)
+    near = (gaussian_filter(level, sigma) / np.maximum(shares, 1e-3))[inside]
+    broad = np.clip(near - np.median(lab[:, 0]), -30, 30)
+    fine = np.clip(lab[:, 0] - near, -35, 25)
+    lightness = target[0] - 1 + 0.2 * broad + 0.75 * fine
+    lightness = np.where(lightness > 94, 94 + 6 * np.tanh((lightness - 94) / 6), lightness)
+    shade = np.clip(-(0.4 * broad + fine) / 30, 0, 1)
     new = np.stack([lightness, target[1] + 0 * shade, target[2] - 6 * shade], axis=1)
     out, mix = photo.copy(), weight[inside][:, None]
     out[inside] = (photo[inside] * (1 - mix) + to_rgb(new) * mix).round().astype(np.uint8)

@@ -108,9 +108,13 @@ def spill_loss(
     (B,3,H,W), over the pixels that no word names (`region_targets`).
 
     ``plain`` has the words for light and sky, which hold everywhere. Pixels without a label do not
-    count.
+    count. Pictures of which words name little weigh more, by the root of the ratio of the pixels
+    without to those with a word, up to 3: what spills around a small thing is seen beside it.
     """
     target, _, _ = region_targets(label[:, ::2, ::2], names, length, ignore)
-    outside = target[:, :1] * (label[:, ::2, ::2] != ignore).unsqueeze(1)
+    known = (label[:, ::2, ::2] != ignore).unsqueeze(1)
+    outside = target[:, :1] * known
+    named = ((1 - target[:, :1]) * known).sum(dim=(1, 2, 3)).clamp_min(0.005 * known[0].numel())
+    weight = (outside.sum(dim=(1, 2, 3)) / named).sqrt().clamp(1, 3)[:, None, None, None]
     away = F.avg_pool2d(made.float() - plain.float(), 2).abs().mean(dim=1, keepdim=True)
-    return (away * outside).sum() / outside.sum().clamp_min(1)
+    return (away * outside * weight).sum() / outside.sum().clamp_min(1)

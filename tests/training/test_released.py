@@ -23,8 +23,7 @@ echo $2 > $2/model.safetensors
 LAST = """#!/bin/sh
 [ "$1" = - ] || exec PYTHON -S "$@"
 cat > /dev/null
-touch $2/summed.safetensors
-[ ! -d $2/text ] || touch $2/cmmfnet.safetensors
+if [ -n "$3" ]; then touch $3; else touch $2/cmmfnet.safetensors; fi
 """
 
 

@@ -7,8 +7,10 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from contextlib import closing
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +240,19 @@ def test_a_worker_that_dies_is_an_error_with_the_picture_s_name(data, monkeypatc
         PairsError, match=r"step \d+: DataLoader worker .*It was at [^;]*pairs, p3\."
     ):
         list(batches(data, workers=2, steps=40).from_step())
+
+
+def test_a_worker_that_dies_while_it_hands_a_batch_over(data, monkeypatch):
+    """The connection breaks before the system tells of the worker's end."""
+
+    def broken(ident):
+        (worker,) = multiprocessing.active_children()
+        threading.Timer(0.2, os.kill, (worker.pid, signal.SIGKILL)).start()
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(resource_sharer._ResourceSharer, "get_connection", staticmethod(broken))
+    with pytest.raises(PairsError, match=r"step 0: DataLoader worker .* killed by signal"):
+        list(batches(data, workers=1).from_step())
 
 
 def test_a_read_that_hangs_is_an_error_after_a_while(data, monkeypatch):

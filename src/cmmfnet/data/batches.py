@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -189,7 +190,13 @@ class Batches:
 
     def _next(self, decoded: Iterator, step: int) -> dict[str, Any] | PairsError:
         try:
-            return next(decoded)
+            try:
+                return next(decoded)
+            except (OSError, EOFError):
+                # a worker that dies while it hands its batch over: torch's RuntimeError, raised
+                # when the system tells of its end, comes a moment later
+                time.sleep(1)
+                raise
         except RuntimeError as error:  # so torch reports dead workers and timeouts
             if not any(
                 text in str(error)

@@ -102,7 +102,9 @@ def list_sources(source: str | Path, patterns: Sequence[str] = PICTURES) -> list
     )
     if pictures and videos:
         warnings.warn(f"{where}: {len(videos)} videos are left out{alone}", stacklevel=2)
-    others = [file for file in found if file not in pictures and _is_other_picture(file)]
+    suffixes = {file.suffix.lower() for file in found} - set(patterns)
+    odd = {suffix for suffix in suffixes if _is_of_other_pictures(suffix)}
+    others = [file for file in found if file.suffix.lower() in odd]
     if pictures and others:
         warnings.warn(f"{where}: left out {_by_suffix(others)}; looked for {wanted}", stacklevel=2)
     if not pictures:
@@ -124,10 +126,9 @@ def _by_suffix(files: Sequence[Path]) -> str:
     return ", ".join(f"{count} x {suffix}" for suffix, count in counts.most_common(4))
 
 
-def _is_other_picture(file: Path) -> bool:
-    """Whether the suffix is one of pictures or of plain numbers, so that its absence among the
+def _is_of_other_pictures(suffix: str) -> bool:
+    """Whether files with this suffix are pictures or plain numbers, so that their absence among the
     results would surprise."""
-    suffix = file.suffix.lower()
     kind = mimetypes.MimeTypes().guess_type(f"x{suffix}")[0] or ""
     return suffix in (*THERMAL_FILES, *RAW_FILES, ".jp2", ".dng") or kind.startswith("image/")
 
